@@ -1,0 +1,17 @@
+"""`pytest --nbval book` runs every chapter on the smallest profile, and leaves no runs or results behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("nbval", False) or config.getoption("nbval_lax", False):
+        os.environ.setdefault("SARMATCH_PROFILE", "smoke")
+        if "SARMATCH_OUT" not in os.environ:
+            os.environ["SARMATCH_OUT"] = tempfile.mkdtemp(prefix="sarmatch-nbval-")
+            config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("SARMATCH_OUT"), ignore_errors=True))

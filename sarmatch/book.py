@@ -1,0 +1,273 @@
+"""The book's machinery: what a chapter asks for, and how all chapters are executed, built into a site and published.
+
+A chapter's parameters cell holds literals only (`profile`, `data_root`, `runs_dir`, `results_dir`); papermill injects
+values after it, and the next cell calls `chapter_settings`. Three environment variables reach notebooks that nobody
+injects into: `SARMATCH_PROFILE` overrides the profile (continuous integration forces `smoke`), `SARMATCH_DATA` names
+the data, and `SARMATCH_OUT` the folder below which runs and results go.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sarmatch.config import Config
+from sarmatch.config import profile as named_profile
+from sarmatch.files import atomic_path
+from sarmatch.notebooks import clean_notebook
+
+PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")
+"""Names that the parameters cell of every chapter assigns."""
+PUBLISHED_PROFILE = "s1s2"
+"""Profile whose outputs are stored in the chapters."""
+
+
+class BookError(RuntimeError):
+    """A chapter failed or the site could not be built; the message names the notebook and the cell."""
+
+
+@dataclass(frozen=True)
+class ChapterSettings:
+    """What a chapter runs with; shown in the page as the line that says where its numbers come from.
+
+    Attributes:
+        config: the profile's configuration.
+        runs_dir: store of trained runs, given to `train_or_load`.
+        results_dir: where `save_table` writes; pages read published tables from `book/results/<profile>/`.
+    """
+
+    config: Config
+    runs_dir: Path
+    results_dir: Path
+
+    def save_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
+        self.results_dir.mkdir(parents=True, exist_ok=True)
+        path = self.results_dir / f"{name}.csv"
+        with atomic_path(path) as partial:
+            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+        return path
+
+    def __repr__(self) -> str:
+        data = "generated scenes" if self.config.data.source == "synthetic" else f"{self.config.data.source} data"
+        return f"profile {self.config.profile} | {data} | seed {self.config.seed} | sarmatch {version('sarmatch')}"
+
+    def _repr_html_(self) -> str:
+        return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def chapter_settings(
+    profile: str, data_root: str | None = None, runs_dir: str | None = None, results_dir: str | None = None
+) -> ChapterSettings:
+    """Settings of a chapter from the values of its parameters cell and the environment.
+
+    Raises:
+        ValueError: unknown profile, or no data folder for a profile on real data.
+    """
+    profile = os.environ.get("SARMATCH_PROFILE", profile)
+    config = named_profile(profile, data_root or os.environ.get("SARMATCH_DATA"))
+    out = Path(os.environ.get("SARMATCH_OUT") or _checkout_above(Path.cwd()) or Path.cwd())
+    return ChapterSettings(
+        config,
+        runs_dir=Path(runs_dir) if runs_dir else out / "runs",
+        results_dir=Path(results_dir) if results_dir else out / "build" / profile / "results",
+    )
+
+
+def _checkout_above(start: Path) -> Path | None:
+    """The nearest folder at or above `start` that holds the project, or None."""
+    folders = (start, *start.parents)
+    return next((f for f in folders if (f / "pyproject.toml").is_file() and (f / "book").is_dir()), None)
+
+
+def find_checkout() -> Path:
+    """Root of the source checkout that this process runs in or that the package was installed from in editable mode.
+
+    Raises:
+        FileNotFoundError: there is none; the chapters are not part of the installed package.
+    """
+    root = _checkout_above(Path.cwd()) or _checkout_above(Path(__file__).parent)
+    if root is None:
+        raise FileNotFoundError(
+            f"no checkout of sarmatch at or above {Path.cwd()}: expected a folder with pyproject.toml and book/; "
+            "clone the repository and run the command inside it"
+        )
+    return root
+
+
+def toc_files(book: Path) -> list[str]:
+    """Pages of `_toc.yml` in reading order, relative to `book`, without suffix."""
+    import yaml
+
+    found: list[str] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend(str(node[key]) for key in ("root", "file") if key in node)
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for item in node:
+                walk(item)
+
+    walk(yaml.safe_load((book / "_toc.yml").read_text()))
+    return found
+
+
+def chapter_names(book: Path) -> list[str]:
+    """Pages of the table of contents that are notebooks."""
+    return [name for name in toc_files(book) if (book / f"{name}.ipynb").is_file()]
+
+
+def build_book(
+    profile: str = "demo",
+    data_root: str | Path | None = None,
+    out: str | Path = "build",
+    chapters: Sequence[str] | None = None,
+    site: bool = True,
+    book: str | Path | None = None,
+    runs_dir: str | Path = "runs",
+) -> Path:
+    """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
+
+    Args:
+        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
+        data_root: folder of the data, for the profiles on real data.
+        out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
+        chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
+        site: also run jupyter-book.
+        book: folder of the sources; default the `book` folder of the checkout.
+        runs_dir: store of trained runs; what it holds is loaded, so that a second call resumes.
+
+    Returns:
+        the folder of the staged copy.
+
+    Raises:
+        BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
+        ValueError: unknown profile or chapter, or no data folder for a profile on real data.
+    """
+    book = Path(book) if book else find_checkout() / "book"
+    data = str(Path(data_root).resolve()) if data_root else None
+    named_profile(profile, data)  # rejected now rather than in a kernel
+    forced = os.environ.get("SARMATCH_PROFILE", profile)
+    if forced != profile:
+        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
+    names = chapter_names(book)
+    unknown = set(chapters or ()) - set(names)
+    if unknown:
+        raise ValueError(f"no chapter {sorted(unknown)} in {book / '_toc.yml'}; there are {names}")
+
+    staged = Path(out).resolve() / profile / "book"
+    _stage(book, staged, names)
+    parameters = {
+        "profile": profile,
+        "data_root": data,
+        "runs_dir": str(Path(runs_dir).resolve()),
+        "results_dir": str(staged / "results" / profile),
+    }
+    for name in chapters or names:
+        _execute(book / f"{name}.ipynb", staged / f"{name}.ipynb", parameters)
+    if site:
+        build_site(staged)
+    return staged
+
+
+def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
+    """Copy the sources; a notebook that an earlier build executed stays until it is executed again."""
+    shutil.copytree(
+        book,
+        staged,
+        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".ipynb_checkpoints", "__pycache__", "conftest.py"),
+        dirs_exist_ok=True,
+    )
+    for name in names:
+        target = staged / f"{name}.ipynb"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(book / f"{name}.ipynb", target)
+
+
+def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+    import papermill
+
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=target.parent,
+            progress_bar={"desc": source.stem, "disable": None},  # None: only where a person watches
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = [line for line in error.source.splitlines() if line.strip()]
+        raise BookError(
+            f"{source.name}, cell In [{error.exec_count}], which begins {lines[0] if lines else ''!r}: "
+            f"{error.ename}: {error.evalue}\nWhat ran is in {target}; mend the cause and run the command again: "
+            "stored runs are loaded, not trained anew"
+        ) from None
+    print(f"{source.name}: executed in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def build_site(book: Path, options: Sequence[str] = ()) -> Path:
+    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`.
+
+    Raises:
+        BookError: jupyter-book is not installed, or it failed; its last lines are in the message.
+    """
+    command = shutil.which("jupyter-book", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
+    if command is None:
+        raise BookError("jupyter-book is not installed; pip install -e '.[book]'")
+    log = book.parent / "jupyter-book.log"
+    with log.open("w") as stream:
+        done = subprocess.run([command, "build", str(book), *options], stdout=stream, stderr=subprocess.STDOUT)
+    index = book / "_build" / "html" / "index.html"
+    if done.returncode or not index.is_file():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BookError(f"jupyter-book ended with {done.returncode}, log in {log}:\n{tail}")
+    print(f"site: {index}", flush=True)
+    return index
+
+
+def publish(
+    staged: Path,
+    profile: str,
+    data_root: str | Path | None = None,
+    chapters: Sequence[str] | None = None,
+    book: str | Path | None = None,
+) -> None:
+    """Write executed chapters and their result tables back to the tracked book, without paths of this machine.
+
+    Args:
+        staged: what `build_book` returned.
+        profile: the profile that made it.
+        data_root: folder of the data; outputs that print it show `DATA` instead.
+        chapters: names to publish; default all.
+        book: folder of the tracked sources; default the `book` folder of the checkout.
+    """
+    import nbformat
+
+    book = Path(book) if book else find_checkout() / "book"
+    private = {str(Path.home()): "~", sys.prefix: "PYTHON", str(book.resolve().parent): ".", str(staged): "."}
+    if data_root:
+        private |= {str(data_root): "DATA", str(Path(data_root).resolve()): "DATA"}
+    for name in chapters or chapter_names(book):
+        notebook = nbformat.read(staged / f"{name}.ipynb", as_version=4)
+        with atomic_path(book / f"{name}.ipynb") as partial:
+            nbformat.write(clean_notebook(notebook, private), partial)
+    tables = staged / "results" / profile
+    if tables.is_dir():
+        shutil.copytree(tables, book / "results" / profile, dirs_exist_ok=True)

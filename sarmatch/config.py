@@ -1,0 +1,324 @@
+"""Configuration as frozen dataclasses, and the four named profiles.
+
+A profile changes numbers only: the same notebook and the same code run at every scale. Contradictory values are
+rejected when a config is made, naming the field, its value and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Norm = Literal["group", "batch"]
+Protocol = Literal["aligned", "shift", "affine"]
+PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pairs, how they are split, and what training does to them (section 4.1 and 4.2 of the paper)."""
+
+    source: Literal["synthetic", "manifest", "sen12ms"] = "manifest"
+    """Where pairs come from; `manifest` and `sen12ms` need `root`."""
+    root: str | None = None
+    """Folder of the data; never part of the hash of a run (the data fingerprint is)."""
+    datasets: tuple[str, ...] = ()
+    """Keep only these values of the manifest's `dataset` column; empty keeps all."""
+    sar_bands: tuple[int, ...] = (0,)
+    """Zero-based SAR bands to use: VV, or VV and VH."""
+    optical_bands: tuple[int, ...] = (0, 1, 2)
+    """Zero-based optical bands to use, in red, green, blue order."""
+    patch_size: int = 256
+    """Side of a stored patch, px."""
+    n_synthetic: int = 64
+    """Number of generated pairs where `source` is `synthetic`."""
+    split: Literal["scene", "patch"] = "scene"
+    """`scene` keeps a scene in one part; `patch` is the paper's stratified split over patches."""
+    split_fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
+    """Shares of training, validation and test."""
+    split_seed: int = 0
+    crop_size: int = 128
+    """Side of a training crop, px; a multiple of 16."""
+    joint_rotation_deg: float = 30.0
+    """Both images turn together by up to this angle (section 4.2)."""
+    flip_probability: float = 0.5
+    """Horizontal flip of both images (section 4.2)."""
+    noise_std: float = 0.01
+    """Standard deviation of Gaussian noise added to both images, in units of [0, 1] (section 4.2)."""
+    relative_shift_px: float = 24.0
+    """The optical crop is displaced against the SAR crop by up to this, each axis (never a free lunch from alignment)."""
+    pure_shift_probability: float = 0.5
+    """Share of samples whose relative transform is a shift alone, as between georeferenced images."""
+    relative_rotation_deg: float = 4.0
+    relative_log_scale: float = 0.04
+    """Relative scale is drawn between exp(-v) and exp(v)."""
+    speckle_probability: float = 0.5
+    """Chance that a training SAR crop receives artificial speckle."""
+    speckle_looks: tuple[float, float] = (1.0, 16.0)
+    """Range of the equivalent number of looks of that speckle (log-uniform)."""
+    later_sar_probability: float = 0.3
+    """Chance to train on the later SAR acquisition of the same place, where the dataset has one."""
+    band_mixing: float = 0.5
+    """Chance that optical bands are mixed, dropped or greyed, so that false and true colour both work."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.split_fractions) == 3 and abs(sum(self.split_fractions) - 1) < 1e-6,
+            f"split_fractions must be three numbers that sum to 1, got {self.split_fractions}",
+        )
+        _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
+        _require(
+            16 <= self.crop_size <= self.patch_size,
+            f"crop_size must lie between 16 and patch_size={self.patch_size}, got {self.crop_size}",
+        )
+        for name in ("flip_probability", "pure_shift_probability", "speckle_probability", "later_sar_probability",
+                     "band_mixing"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        low, high = self.speckle_looks
+        _require(1 <= low <= high, f"speckle_looks must satisfy 1 <= low <= high, got {self.speckle_looks}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Widths and switches of the two encoders (sections 3.1.1 and 3.1.2) and of the matcher."""
+
+    backbone: Literal["paper", "timm"] = "paper"
+    """`paper` builds the encoders of section 3.1; `timm` takes legacy_xception and tf_efficientnet_b0."""
+    pretrained: bool = False
+    """ImageNet weights for `backbone='timm'`; needs a network connection the first time."""
+    sar_channels: int = 1
+    optical_channels: int = 3
+    sar_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    """Stem and four Xception blocks."""
+    sar_dilations: tuple[int, int, int, int] = (1, 1, 2, 4)
+    """Dilation of each block: context at stride 4 without losing cells."""
+    optical_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    """7x7 stem and three layers at strides 4, 8 and 16."""
+    bifpn_width: int = 256
+    bifpn_repeats: int = 2
+    feature_width: int = 512
+    """Channels of F (eqs. 1 and 2)."""
+    head_width: int = 512
+    descriptor_dim: int = 128
+    """Projection head of section 3.3.1: `head_width` then `descriptor_dim`."""
+    fine_width: int = 32
+    fine_dim: int = 16
+    """Channels of the full-resolution branch and of its descriptors."""
+    norm: Norm = "group"
+    early_dropout: float = 0.10
+    """Section 3.2.4, first place: early in the encoders."""
+    consensus_cells: tuple[int, ...] = (3, 7, 15, 25)
+    """Odd sides of the neighbourhoods that vote, in cells of 4 px; empty is the paper-literal per-cell matcher."""
+
+    def __post_init__(self) -> None:
+        _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
+        _require(0 <= self.early_dropout < 1, f"early_dropout must lie in [0, 1), got {self.early_dropout}")
+        _require(
+            all(k > 1 and k % 2 == 1 for k in self.consensus_cells),
+            f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}",
+        )
+        _require(self.sar_channels in (1, 2), f"sar_channels must be 1 or 2, got {self.sar_channels}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Supervised fine-tuning (table 2, right column)."""
+
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    """Pairs of one optimiser step, over all processes and accumulation steps together."""
+    accumulation_steps: int = 4
+    """Each optimiser step is the mean of this many smaller batches."""
+    epochs: int = 30
+    max_steps: int | None = None
+    """Stop after this many optimiser steps; None trains all epochs."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    warmup_steps: int = 0
+    cosine: bool = False
+    """Decay the learning rate to 5 % along a half cosine; the paper states no schedule."""
+    clip_norm: float = 1.0
+    patience: int = 5
+    """Early stopping: validations without improvement of the matching accuracy."""
+    validate_every: int | None = None
+    """Steps between validations; None validates once an epoch."""
+    validation_pairs: int = 64
+    window_px: tuple[float, float] = (40.0, 40.0)
+    """Half-width of the candidate window, first and at the end of training."""
+    checkpoint_every: int = 100
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 0
+    """Loader processes."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size % self.accumulation_steps == 0,
+            f"batch_size={self.batch_size} must be a multiple of accumulation_steps={self.accumulation_steps}",
+        )
+        for name in ("learning_rate", "batch_size", "accumulation_steps", "epochs", "checkpoint_every", "patience"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Protocols and thresholds (section 4.3)."""
+
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    crop_size: int = 208
+    """Side of an evaluation crop for `aligned` and `shift`, px."""
+    affine_crop_size: int = 128
+    """Side for `affine`: small enough that no rotated crop leaves a 256 px patch."""
+    max_shift_px: float = 24.0
+    max_rotation_deg: float = 30.0
+    scale_range: tuple[float, float] = (0.9, 1.1)
+    search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)
+    """Search radii in px around the predicted position; None searches the whole image."""
+    headline_radius: float = 32.0
+    thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    seed: int = 2026
+    max_pairs: int | None = None
+    """Evaluate at most this many pairs of a part, evenly spaced over its scenes; None takes all."""
+
+    def __post_init__(self) -> None:
+        _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
+        unknown = set(self.protocols) - set(PROTOCOLS)
+        _require(not unknown, f"protocols must be among {PROTOCOLS}, got {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that determines a run, apart from the data itself."""
+
+    profile: str
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def replace(self, **sections: Any) -> Config:
+        """Copy with changes; a section takes a dict, `config.replace(seed=1, training={"epochs": 2})`."""
+        changes = {
+            name: dataclasses.replace(getattr(self, name), **value) if isinstance(value, dict) else value
+            for name, value in sections.items()
+        }
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def hash(self, data_fingerprint: str = "") -> str:
+        """Eight hex digits naming this config with these data; the path of the data does not enter."""
+        content = self.to_dict()
+        del content["data"]["root"]
+        del content["evaluation"]  # judged separately: changing a test does not change the trained model
+        text = json.dumps(content, sort_keys=True) + data_fingerprint
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+D = TypeVar("D")
+
+
+def from_dict(cls: type[D], content: dict[str, Any]) -> D:
+    """Rebuild a config dataclass from `to_dict()` or parsed JSON (lists become tuples, unknown keys are errors)."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(content) - set(hints)
+    _require(not unknown, f"{cls.__name__} has no field {sorted(unknown)}; known: {sorted(hints)}")
+    return cls(**{name: _restore(hints[name], value) for name, value in content.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+        return tuple(value)
+    return value
+
+
+def _smoke() -> Config:
+    return Config(
+        profile="smoke",
+        data=DataConfig(source="synthetic", patch_size=96, n_synthetic=24, crop_size=64, relative_shift_px=8.0),
+        model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
+        training=TrainingConfig(
+            learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,
+            validation_pairs=2, window_px=(16.0, 16.0), checkpoint_every=2,
+        ),
+        evaluation=EvaluationConfig(
+            crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
+            max_pairs=2,
+        ),
+    )  # fmt: skip
+
+
+def _demo() -> Config:
+    return Config(
+        profile="demo",
+        data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
+        model=ModelConfig(**_NARROW, consensus_cells=(5, 9)),
+        training=TrainingConfig(
+            learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=20, max_steps=200, warmup_steps=20,
+            cosine=True, validate_every=50, validation_pairs=8, window_px=(24.0, 24.0), checkpoint_every=25,
+        ),
+        evaluation=EvaluationConfig(
+            crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
+        ),
+    )  # fmt: skip
+
+
+def _s1s2() -> Config:
+    return Config(
+        profile="s1s2",
+        data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
+        model=ModelConfig(
+            sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
+            feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
+        ),
+        training=TrainingConfig(
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=3600, warmup_steps=100,
+            cosine=True, patience=1000, validate_every=300, validation_pairs=24,
+        ),
+    )  # fmt: skip
+
+
+def _sen12ms() -> Config:
+    return Config(
+        profile="sen12ms",
+        data=DataConfig(source="sen12ms", optical_bands=(3, 2, 1)),
+        training=TrainingConfig(workers=4, precision="bf16"),
+    )
+
+
+_NARROW: dict[str, Any] = dict(
+    sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=1,
+    feature_width=48, head_width=48, descriptor_dim=32, fine_width=8, fine_dim=8,
+)  # fmt: skip
+
+PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2": _s1s2, "sen12ms": _sen12ms}
+
+
+def profile(name: str, data_root: str | None = None) -> Config:
+    """The named profile, with the folder of its data.
+
+    Raises:
+        ValueError: unknown name, or `data_root` missing for a profile on real data.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile must be one of {sorted(PROFILES)}, got {name!r}")
+    config = PROFILES[name]()
+    if config.data.source == "synthetic":
+        return config
+    if data_root is None:
+        raise ValueError(f"profile {name!r} runs on real data: give the folder (--data PATH or data_root=...)")
+    return config.replace(data={"root": str(data_root)})

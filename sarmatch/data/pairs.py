@@ -1,0 +1,124 @@
+"""The one contract of all data: a co-registered SAR-optical pair, and a sequence of such pairs with an index table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+INDEX_COLUMNS = ("id", "dataset", "scene", "season", "land_cover")
+"""Columns every index table has; unknown values are empty strings."""
+
+
+class PairError(ValueError):
+    """A file or array that cannot serve as a SAR-optical pair; the message names it, what was expected and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One co-registered pair: pixel (x, y) of both images shows the same place.
+
+    Attributes:
+        sar: (1 or 2, H, W) float32 in [0, 1]; VV, or VV and VH.
+        optical: (3 or 13, H, W) float32 in [0, 1].
+        valid: (H, W) bool; False where either image has no data.
+        id: unique name within its sequence.
+        dataset, scene, season, land_cover: as in `INDEX_COLUMNS`; empty where unknown.
+        transform: pixel-to-map affine of the upper left corner of the upper left pixel (rasterio's), or None.
+        crs: coordinate reference system as rasterio prints it, or None.
+    """
+
+    sar: Tensor
+    optical: Tensor
+    valid: Tensor
+    id: str
+    dataset: str = ""
+    scene: str = ""
+    season: str = ""
+    land_cover: str = ""
+    transform: Any = None
+    crs: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_image(self.sar, (1, 2), f"SAR image of {self.id!r}")
+        _check_image(self.optical, (3, 13), f"optical image of {self.id!r}")
+        sizes = {tuple(self.sar.shape[-2:]), tuple(self.optical.shape[-2:]), tuple(self.valid.shape)}
+        if len(sizes) != 1:
+            raise PairError(
+                f"pair {self.id!r}: SAR {tuple(self.sar.shape)}, optical {tuple(self.optical.shape)} and valid "
+                f"{tuple(self.valid.shape)} differ in height or width; resample them to one grid first"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in px."""
+        return self.sar.shape[-2], self.sar.shape[-1]
+
+
+def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
+    if image.dtype != torch.float32 or image.ndim != 3 or image.shape[0] not in channels:
+        raise PairError(
+            f"{what}: expected float32 of shape ({' or '.join(map(str, channels))}, H, W), "
+            f"got {image.dtype} {tuple(image.shape)}"
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise PairError(f"{what}: contains NaN or infinity; mark such pixels as invalid and fill them")
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 1:
+        raise PairError(f"{what}: values must lie in [0, 1], got [{low:.3g}, {high:.3g}]; scale them first")
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """A sequence of pairs that are read when asked for.
+
+    Attributes:
+        index: one row a pair, at least `INDEX_COLUMNS`; further columns are the reader's own.
+        read: called with a row of `index`, returns the pair.
+        read_later: called with a row, returns a later SAR image of the same place (1 or 2, H, W), or None.
+        problems: files that were left out when the index was built, each with its reason.
+    """
+
+    index: pd.DataFrame
+    read: Callable[[pd.Series], Pair]
+    read_later: Callable[[pd.Series], Tensor | None] = field(default=lambda row: None)
+    problems: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        missing = set(INDEX_COLUMNS) - set(self.index.columns)
+        if missing:
+            raise PairError(f"index table lacks the columns {sorted(missing)}; it has {list(self.index.columns)}")
+        if not self.index["id"].is_unique:
+            twice = self.index["id"][self.index["id"].duplicated()].iloc[0]
+            raise PairError(f"id {twice!r} stands more than once in the index; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Pair:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"pair {i} of {len(self)}")
+        return self.read(self.index.iloc[i])
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
+    def later_sar(self, i: int) -> Tensor | None:
+        """A later SAR acquisition of the same place, (C, H, W) in [0, 1], or None where the dataset has none."""
+        return self.read_later(self.index.iloc[i])
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> Pairs:
+        """The pairs at these positions; a boolean mask works too."""
+        index = self.index.iloc[np.asarray(rows)].reset_index(drop=True)
+        return Pairs(index, self.read, self.read_later, self.problems)
+
+    def fingerprint(self) -> str:
+        """Eight hex digits of the index's ids and strata: two runs with the same fingerprint saw the same list."""
+        text = self.index[list(INDEX_COLUMNS)].astype(str).to_csv(index=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]

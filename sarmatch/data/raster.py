@@ -1,0 +1,262 @@
+"""Reading rasters: from a file of any usual encoding to float32 in [0, 1] with a mask of valid pixels.
+
+How values are scaled (section 4.1 of the paper only says "normalizing pixel values to [0, 1]"):
+
+* 8-bit images of either sensor: divided by 255.
+* SAR in dB: clipped and scaled linearly, VV from [-25, 0] dB and VH from [-32.5, -5] dB. Lower ends and that of VV
+  are those of Meraner et al. (2020, DSen2-CR), commonly used with SEN12MS; they end VH at 0 dB as well, but fewer
+  than 1 % of cross-polarised pixels exceed -10 dB, so a range up to 0 would waste a quarter of the contrast.
+* Optical reflectance times 10,000 (Sentinel-2's integers): clipped at 10,000, then the tone curve x (1 + k) / (x + k)
+  with k = 0.3. Land lies mostly below a reflectance of 0.3, so a linear scale leaves it dark and flat, while the
+  usual stretch of ESA's true-colour images ends at 0.36 and saturates snow, clouds and deserts. The curve has a slope
+  of 2.4 at 0.1 (the stretch: 2.8) and saturates nothing; it is the same for every patch.
+* Floating point that already lies in [0, 1]: taken as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+from torch import Tensor
+
+from sarmatch.data.pairs import Pair, PairError
+
+SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))
+"""Backscatter in dB that maps to 0 and 1, for VV (band 0) and VH (band 1)."""
+REFLECTANCE_SCALE = 10_000
+"""Sentinel-2 integers are reflectance times this."""
+REFLECTANCE_KNEE = 0.3
+"""k of the tone curve x (1 + k) / (x + k)."""
+RED_GREEN_BLUE = (3, 2, 1)
+"""Zero-based bands B4, B3, B2 of a Sentinel-2 stack of 12 (L2A) or 13 bands (L1C)."""
+
+Source: TypeAlias = str | Path | DatasetReader
+
+
+class Raster(NamedTuple):
+    """An image on its grid.
+
+    Attributes:
+        image: (C, H, W) float32 in [0, 1], 0 where not valid.
+        valid: (H, W) bool, False where any band is NaN, infinite or nodata.
+        transform: affine from pixel corners to map coordinates, or None where the file has none.
+        crs: coordinate reference system as rasterio prints it, or None.
+    """
+
+    image: Tensor
+    valid: Tensor
+    transform: Any
+    crs: str | None
+
+
+def read_sar(source: Source, bands: Sequence[int] = (0,)) -> Raster:
+    """Read SAR bands (zero-based; VV, or VV and VH) from a path or an open rasterio dataset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PairError: the file is broken, lacks a band, has an unknown encoding, or holds no image (nodata or constant).
+    """
+    values, known, transform, crs = _read(source, bands, "SAR image")
+    image, valid = scale_sar(values, bands, known, what=f"SAR image {_name(source)}")
+    return Raster(image, valid, transform, crs)
+
+
+def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
+    """Read optical bands (zero-based) from a path or an open rasterio dataset.
+
+    Args:
+        source: file of 8-bit colours, or of Sentinel-2 reflectance times 10,000.
+        bands: None takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
+
+    Raises:
+        FileNotFoundError, PairError: as `read_sar`.
+    """
+    values, known, transform, crs = _read(source, bands, "optical image")
+    image, valid = scale_optical(values, known, what=f"optical image {_name(source)}")
+    return Raster(image, valid, transform, crs)
+
+
+def read_pair(
+    sar: Source,
+    optical: Source,
+    id: str,
+    sar_bands: Sequence[int] = (0,),
+    optical_bands: Sequence[int] | None = None,
+    **labels: str,
+) -> Pair:
+    """Read two partners and check that they lie on one grid; `labels` are dataset, scene, season and land_cover.
+
+    Raises:
+        FileNotFoundError, PairError: as `read_sar`; sizes, CRS or geotransforms of the partners differ; no pixel is
+            valid in both.
+    """
+    first, second = read_sar(sar, sar_bands), read_optical(optical, optical_bands)
+    check_same_grid(first, second, _name(sar), _name(optical))
+    valid = first.valid & second.valid
+    if not bool(valid.any()):
+        raise PairError(f"{_name(sar)} and {_name(optical)} have no valid pixel in common; choose overlapping images")
+    located = first if first.transform is not None else second
+    return Pair(first.image, second.image, valid, id, transform=located.transform, crs=located.crs, **labels)
+
+
+def check_same_grid(first: Raster, second: Raster, first_name: str, second_name: str) -> None:
+    """Raise PairError unless two rasters have one size, CRS and geotransform (within half a pixel, where both have)."""
+    names, remedy = f"{first_name} and {second_name}", "resample them to one grid first (gdalwarp -tr -te -t_srs)"
+    if first.valid.shape != second.valid.shape:
+        sizes = f"{tuple(first.valid.shape)} and {tuple(second.valid.shape)}"
+        raise PairError(f"{names}: expected one height and width, got {sizes}; {remedy}")
+    if first.crs and second.crs and first.crs != second.crs:
+        raise PairError(f"{names}: expected one CRS, got {first.crs} and {second.crs}; {remedy}")
+    if first.transform is None or second.transform is None:
+        return
+    height, width = first.valid.shape
+    to_second = ~second.transform @ first.transform
+    corners = ((0, 0), (width, 0), (0, height), (width, height))
+    offset = max(np.hypot(*np.subtract(to_second @ corner, corner)) for corner in corners)
+    if offset > 0.5:
+        raise PairError(f"{names}: their grids differ by up to {offset:.1f} px, at most 0.5 px is expected; {remedy}")
+
+
+def scale_sar(
+    values: np.ndarray, bands: Sequence[int] = (0,), valid: np.ndarray | None = None, what: str = "SAR image"
+) -> tuple[Tensor, Tensor]:
+    """Scale SAR values (C, H, W) in 8 bits, dB or [0, 1] to [0, 1]; image (C, H, W) float32 and valid (H, W) bool.
+
+    Args:
+        values: uint8, or floating point, which counts as dB where most of its valid pixels are negative.
+        bands: which range of `SAR_RANGES_DB` each channel takes.
+        valid: (H, W) bool, the pixels known to be valid; None is all. NaN and infinity become invalid besides.
+        what: name of the image in errors.
+
+    Raises:
+        PairError: other dtype or value range, no valid pixel, or constant.
+    """
+    valid, known = _known(values, valid, what)
+    if values.dtype == np.uint8:
+        return _finish(values, valid, 1 / 255)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise PairError(f"{what}: expected uint8 or floating point (dB), got {values.dtype}; calibrate it to dB first")
+    if np.count_nonzero(known < 0) * 2 > known.size:
+        low, high = np.array([SAR_RANGES_DB[min(band, 1)] for band in bands], values.dtype).T[..., None, None]
+        return _finish(np.clip((values - low) / (high - low), 0, 1), valid)
+    if known.min() < 0 or known.max() > 1:
+        raise PairError(
+            f"{what}: expected dB (mostly negative) or values in [0, 1], got [{known.min():.3g}, {known.max():.3g}]; "
+            "convert linear backscatter with 10 log10"
+        )
+    return _finish(values, valid)
+
+
+def scale_optical(
+    values: np.ndarray, valid: np.ndarray | None = None, what: str = "optical image"
+) -> tuple[Tensor, Tensor]:
+    """Scale optical values (C, H, W) in 8 bits, reflectance x 10,000 or [0, 1] to [0, 1]; image float32 and valid bool.
+
+    Integers above 8 bits, and floating point whose maximum exceeds 100, are reflectance times 10,000; there, 0 in all
+    bands is Sentinel-2's nodata.
+
+    Raises:
+        PairError: other dtype or value range, no valid pixel, or constant.
+    """
+    if values.dtype in (np.uint16, np.int16):
+        filled = (values != 0).any(axis=0)
+        valid = filled if valid is None else valid & filled
+    valid, known = _known(values, valid, what)
+    if values.dtype == np.uint8:
+        return _finish(values, valid, 1 / 255)
+    integer = values.dtype in (np.uint16, np.int16)
+    if not integer and not np.issubdtype(values.dtype, np.floating):
+        raise PairError(
+            f"{what}: expected uint8, uint16, int16 or floating point, got {values.dtype}; convert it first"
+        )
+    if integer or known.max() > 100:
+        reflectance = np.clip(values, 0, REFLECTANCE_SCALE).astype(np.float32) / REFLECTANCE_SCALE
+        return _finish(reflectance * (1 + REFLECTANCE_KNEE) / (reflectance + REFLECTANCE_KNEE), valid)
+    if known.min() < 0 or known.max() > 1:
+        raise PairError(
+            f"{what}: expected floating point in [0, 1] or reflectance x {REFLECTANCE_SCALE}, got "
+            f"[{known.min():.3g}, {known.max():.3g}]; multiply reflectance by {REFLECTANCE_SCALE} or clip it"
+        )
+    return _finish(values, valid)
+
+
+def _known(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mask without NaN and infinity, and the values under it; no value, or a constant, is an error."""
+    if valid is None:
+        valid = np.ones(values.shape[-2:], bool)
+    if np.issubdtype(values.dtype, np.floating):
+        valid = valid & np.isfinite(values).all(axis=0)
+    if not valid.any():
+        raise PairError(f"{what}: no valid pixel, all are nodata or NaN; leave the file out")
+    known = values if valid.all() else values[:, valid]
+    by_band = known.reshape(len(known), -1)
+    if (by_band.min(axis=1) == by_band.max(axis=1)).all():
+        raise PairError(f"{what}: constant ({known.flat[0]}), there is nothing to match; leave the file out")
+    return valid, known
+
+
+def _finish(values: np.ndarray, valid: np.ndarray, factor: float | None = None) -> tuple[Tensor, Tensor]:
+    image = torch.from_numpy(np.ascontiguousarray(values)).to(torch.float32)
+    if factor is not None:
+        image = image * factor
+    mask = torch.from_numpy(valid)
+    return (image if valid.all() else torch.where(mask, image, 0.0)), mask
+
+
+@contextmanager
+def _open(source: Source, what: str) -> Iterator[DatasetReader]:
+    """The open dataset; errors of GDAL, also while reading, become FileNotFoundError or PairError."""
+    if isinstance(source, DatasetReader):
+        yield source
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # PNG has no georeference, and need not
+            dataset = rasterio.open(source)
+        with dataset:
+            yield dataset
+    except RasterioError as error:
+        if not Path(source).exists():
+            raise FileNotFoundError(f"{what} {source}: no such file; check the path") from error
+        raise PairError(f"{what} {source}: truncated or not a raster ({error}); fetch it again") from error
+
+
+def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.ndarray, np.ndarray, Any, str | None]:
+    with _open(source, what) as dataset:
+        if bands is None:
+            bands = RED_GREEN_BLUE if dataset.count in (12, 13) else (0, 1, 2)
+        if not bands or not all(0 <= band < dataset.count for band in bands):
+            raise PairError(
+                f"{what} {_name(source)}: expected the bands {tuple(bands)} (counted from 0), the file has "
+                f"{dataset.count}; choose others (sar_bands, optical_bands)"
+            )
+        values = dataset.read([band + 1 for band in bands])
+        valid = _mask(dataset, values, [dataset.nodatavals[band] for band in bands])
+        transform = None if dataset.transform.is_identity else dataset.transform
+        return values, valid, transform, str(dataset.crs) if dataset.crs else None
+
+
+def _mask(dataset: DatasetReader, values: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
+    """(H, W) bool from nodata values, alpha band or mask file; only the latter two have to be read besides."""
+    flags = dataset.mask_flag_enums[0]
+    if MaskFlags.alpha in flags or (MaskFlags.per_dataset in flags and MaskFlags.all_valid not in flags):
+        return dataset.dataset_mask() > 0
+    valid = np.ones(values.shape[-2:], bool)
+    for band, value in zip(values, nodata, strict=True):
+        if value is not None and not np.isnan(value):
+            valid &= band != value
+    return valid
+
+
+def _name(source: Source) -> str:
+    return source.name if isinstance(source, DatasetReader) else str(source)

@@ -1,0 +1,139 @@
+"""Training, validation and test parts: by scene (the default) or by patch (the paper's stratified split)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sarmatch.config import DataConfig
+from sarmatch.data.pairs import PairError, Pairs
+
+N_PARTS = 3
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint parts of one sequence of pairs, each in the order of the whole."""
+
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+
+def split_pairs(pairs: Pairs, config: DataConfig) -> Split:
+    """Split as the config says: `config.split`, `config.split_fractions`, `config.split_seed`."""
+    by = split_by_scene if config.split == "scene" else split_by_patch
+    return by(pairs, config.split_fractions, config.split_seed)
+
+
+def split_by_scene(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:
+    """Scene-disjoint split, each dataset divided among the parts by its own scenes.
+
+    Scenes go, largest first, to the part that lacks most pairs, so that the numbers of pairs approach `fractions` and
+    validation and test hold many smaller scenes rather than one large one. A dataset of three scenes or more occurs in
+    every part; of two scenes, in training and test; of one, in training. `seed` decides among scenes of equal size and
+    between parts of equal need.
+
+    Raises:
+        ValueError: `fractions` are not three shares that sum to 1.
+        PairError: a pair has no scene, or the scenes are too few for a part.
+    """
+    _check_fractions(fractions)
+    index = pairs.index
+    if (index["scene"] == "").any():
+        unknown = index["id"][index["scene"] == ""].iloc[0]
+        raise PairError(
+            f"pair {unknown!r} has no scene, so a scene-disjoint split is impossible; name the scenes (column 'scene' "
+            "of a manifest) or split by patch (split='patch')"
+        )
+    rng = np.random.default_rng(seed)
+    part = np.zeros(len(index), int)
+    for _, rows in sorted(index.groupby("dataset").indices.items()):
+        _, scene, sizes = np.unique(index["scene"].to_numpy(str)[rows], return_inverse=True, return_counts=True)
+        part[rows] = _share_out(sizes, fractions, rng)[scene]
+    return _split(pairs, part, fractions)
+
+
+def _share_out(sizes: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+    """The part of each scene of one dataset, by the greedy rule of `split_by_scene`."""
+    wanted = [p for p in (0, 2, 1) if fractions[p] > 0][: len(sizes)]  # few scenes: training first, then test
+    need = np.full(N_PARTS, -np.inf)
+    need[wanted] = np.asarray(fractions)[wanted] * sizes.sum()
+    tie_break = rng.permutation(N_PARTS)
+    part, empty = np.zeros(len(sizes), int), set(wanted)
+    order = np.lexsort([rng.permutation(len(sizes)), -sizes])
+    for done, scene in enumerate(order):
+        last_chance = len(sizes) - done == len(empty)
+        candidates = sorted(empty if last_chance else wanted)
+        part[scene] = max(candidates, key=lambda p: (need[p], tie_break[p]))
+        need[part[scene]] -= sizes[scene]
+        empty.discard(int(part[scene]))
+    return part
+
+
+def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:
+    """The paper's split over patches, stratified by season and land cover (section 4.1), with exact totals.
+
+    Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Within
+    these totals the strata are apportioned by largest remainder. Patches of one scene overlap or touch, so parts are
+    not independent: see `leakage`.
+
+    Raises:
+        ValueError: `fractions` are not three shares that sum to 1.
+        PairError: a part would be empty.
+    """
+    _check_fractions(fractions)
+    rng = np.random.default_rng(seed)
+    stratum = pairs.index.groupby(["season", "land_cover"], sort=True).ngroup().to_numpy()
+    sizes = np.bincount(stratum)
+    n_train, n_validation = (round(share * len(pairs)) for share in fractions[:2])
+    train = _apportion(sizes, n_train)
+    validation = _apportion(sizes - train, min(n_validation, len(pairs) - n_train))
+    shuffled = rng.permutation(len(pairs))
+    by_stratum = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    start = np.cumsum(sizes) - sizes
+    rank = np.arange(len(pairs)) - np.repeat(start, sizes)  # position within the shuffled stratum
+    part = np.empty(len(pairs), int)
+    part[by_stratum] = (rank >= np.repeat(train, sizes)).astype(int) + (rank >= np.repeat(train + validation, sizes))
+    return _split(pairs, part, fractions)
+
+
+def _apportion(sizes: np.ndarray, total: int) -> np.ndarray:
+    """Integers that sum to `total`, at most one off `sizes * total / sizes.sum()` (method of largest remainders)."""
+    whole = max(int(sizes.sum()), 1)
+    share, remainder = np.divmod(sizes * total, whole)
+    missing = total - int(share.sum())
+    share[np.argsort(-remainder, kind="stable")[:missing]] += 1
+    return share
+
+
+def leakage(split: Split) -> float:
+    """Share of test pairs whose scene also occurs in training, in [0, 1]; an unknown scene counts as one scene."""
+    return float(split.test.index["scene"].isin(set(split.train.index["scene"])).mean())
+
+
+def table(split: Split, by: str = "dataset") -> pd.DataFrame:
+    """Numbers of pairs and scenes of each part, one row a value of the column `by`."""
+    parts = {name: getattr(split, name).index for name in ("train", "validation", "test")}
+    whole = pd.concat([index.assign(part=name) for name, index in parts.items()])
+    counts = whole.groupby([by, "part"], sort=True)["scene"].agg(pairs="size", scenes="nunique").unstack(fill_value=0)
+    return counts.swaplevel(axis=1).reindex(columns=[(p, n) for p in parts for n in ("pairs", "scenes")], fill_value=0)
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != N_PARTS or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be three shares in [0, 1] that sum to 1, got {tuple(fractions)}")
+
+
+def _split(pairs: Pairs, part: np.ndarray, fractions: Sequence[float]) -> Split:
+    parts = [pairs.subset(np.flatnonzero(part == p)) for p in range(N_PARTS)]
+    for name, share, rows in zip(("training", "validation", "test"), fractions, parts, strict=True):
+        if share > 0 and not len(rows):
+            raise PairError(
+                f"{len(pairs)} pairs of {pairs.index['scene'].nunique()} scenes leave nothing for {name} at fractions "
+                f"{tuple(fractions)}; add pairs or scenes, or give that part the fraction 0"
+            )
+    return Split(*parts)

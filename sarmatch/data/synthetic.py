@@ -1,0 +1,285 @@
+"""Procedural SAR-optical pairs: one hidden scene (fields, forest, water, roads, buildings, relief), seen twice.
+
+The two views share geometry but not radiometry. Colour and backscatter of a class are drawn independently for every
+scene, two crops look alike to SAR only and two to the optical sensor only, and each sensor has variations the other
+does not see. SAR: forward projection by height (layover, foreshortening, radar shadow), double bounce at walls facing
+the sensor, gamma speckle of a given number of looks. Optical: relief shading, cast shadows, an illumination gradient,
+snow, haze and clouds. Every nuisance is a number of `Nuisance`, and `render` returns maps of what it did, so that an
+uncertainty map can be compared with its cause. All follows from the seed.
+
+The truth is the ground position: pixel (x, y) of both images shows the same ground point, unless SAR layover moved it
+(`Rendering.displacement`), as in terrain-corrected Sentinel-1 images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.data.raster import SAR_RANGES_DB
+from sarmatch.data.synthetic_scene import (
+    FOREST,
+    HEDGE,
+    ROOF,
+    WATER,
+    Ground,
+    Style,
+    draw_ground,
+    draw_style,
+    largest,
+    smooth_noise,
+)
+
+MARGIN = 12
+"""Border rendered around the image, px, so that layover and shadows can come from outside."""
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """What makes a pair hard; zero switches an effect off."""
+
+    looks: float = 4.0
+    """Equivalent number of looks of the speckle (single look 1, none: infinity)."""
+    layover_px: float = 2.0
+    """Displacement of the highest roofs towards the sensor, px, at most 8."""
+    relief: float = 0.5
+    """Strength of the terrain, 0 to 1: SAR brightness of slopes, optical shading, some displacement."""
+    haze: float = 0.1
+    """Mean opacity of haze, 0 to 1."""
+    cloud: float = 0.0
+    """Share of the optical image under clouds, 0 to 1."""
+    illumination: float = 0.1
+    """Half amplitude of a linear brightness gradient across the optical image, 0 to 1."""
+    snow: float = 0.0
+    """Share of the land under snow in the optical image, 0 to 1; SAR looks through dry snow."""
+
+    def __post_init__(self) -> None:
+        if not self.looks > 0:
+            raise ValueError(f"looks must be positive, got {self.looks}")
+        if not 0 <= self.layover_px <= 8:
+            raise ValueError(f"layover_px must lie in [0, 8], got {self.layover_px}")
+        for name in ("relief", "haze", "cloud", "illumination", "snow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+class Rendering(NamedTuple):
+    """A pair and the causes of its difficulty, each map (H, W).
+
+    Attributes:
+        pair: as everywhere.
+        land_cover: index into `synthetic_scene.CLASSES`, uint8.
+        displacement: where SAR shows the ground point, relative to the truth: px along x, towards the sensor.
+        haze: opacity of haze and cloud in [0, 1].
+        snow: cover in [0, 1].
+    """
+
+    pair: Pair
+    land_cover: np.ndarray
+    displacement: np.ndarray
+    haze: np.ndarray
+    snow: np.ndarray
+
+
+def synthetic_pairs(
+    n: int, size: int, seed: int, sar_bands: Sequence[int] = (0,), nuisance: Nuisance | None = None
+) -> Pairs:
+    """n generated pairs of `size` px in n/4 scenes, rendered when read.
+
+    Args:
+        n: number of pairs.
+        size: side in px, at least 32.
+        seed: determines everything.
+        sar_bands: (0,) for VV or (0, 1) for VV and VH.
+        nuisance: the same for all pairs; None draws it for each pair (columns of the index).
+
+    Raises:
+        ValueError: n < 1 or size < 32.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    _check_size(size)
+    rng = np.random.default_rng([seed, 0])
+    rows = []
+    for i in range(n):
+        scene = i // 4
+        style = draw_style(_scene_seed(seed, scene))
+        labels = {"dataset": "synthetic", "scene": f"synthetic/{scene}", "season": style.season}
+        drawn = nuisance or _draw_nuisance(rng, style.season)
+        numbers = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": _scene_seed(seed, scene)}
+        labels |= {"id": f"synthetic_{seed}_{i}", "land_cover": style.land_cover}
+        rows.append(labels | numbers | dataclasses.asdict(drawn))
+    read = partial(_render_row, size=size, sar_bands=tuple(sar_bands))
+    return Pairs(pd.DataFrame(rows), read, partial(_render_later, size=size, sar_bands=tuple(sar_bands)))
+
+
+def render_pair(seed: int, size: int, nuisance: Nuisance = Nuisance()) -> Pair:
+    """One VV-RGB pair of a scene of its own; see `render`."""
+    return render(seed, size, nuisance).pair
+
+
+def render(
+    seed: int,
+    size: int,
+    nuisance: Nuisance = Nuisance(),
+    *,
+    scene_seed: int | None = None,
+    sar_bands: Sequence[int] = (0,),
+    acquisition: int = 0,
+    id: str = "",
+) -> Rendering:
+    """Render one pair with the maps of its nuisances.
+
+    Args:
+        seed: of geometry and noise.
+        size: side in px, at least 32.
+        nuisance: what makes the pair hard.
+        scene_seed: of season, land cover, colours and backscatter; default `seed`.
+        sar_bands: (0,) for VV or (0, 1) for VV and VH.
+        acquisition: number of the SAR acquisition; each has speckle and moisture of its own.
+        id: default names the seed.
+
+    Raises:
+        ValueError: size < 32.
+    """
+    _check_size(size)
+    scene_seed = seed if scene_seed is None else scene_seed
+    style = draw_style(scene_seed)
+    ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
+    displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
+    sar = _sar(np.random.default_rng([seed, 2, acquisition]), ground, style, nuisance, displacement, sar_bands)
+    optical, haze, snow = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
+    inner = slice(MARGIN, MARGIN + size)
+    pair = Pair(
+        torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
+        torch.from_numpy(np.ascontiguousarray(optical[inner, inner].transpose(2, 0, 1))),
+        torch.ones(size, size, dtype=torch.bool),
+        id=id or f"synthetic_{seed}",
+        dataset="synthetic",
+        scene=f"synthetic/{scene_seed}",
+        season=style.season,
+        land_cover=style.land_cover,
+    )
+    maps = (ground.kind.astype(np.uint8), displacement, haze, snow)
+    return Rendering(pair, *(layer[inner, inner].copy() for layer in maps))
+
+
+def _check_size(size: int) -> None:
+    if size < 32:
+        raise ValueError(f"size must be at least 32 px, got {size}")
+
+
+def _scene_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
+    return Nuisance(
+        looks=float(np.exp(rng.uniform(0, np.log(16)))),
+        layover_px=float(rng.uniform(0, 4)),
+        relief=float(rng.uniform(0, 1)),
+        haze=float(rng.beta(1, 6)),
+        cloud=float(rng.uniform(0, 0.15) * (rng.random() < 0.15)),
+        illumination=float(rng.uniform(0, 0.25)),
+        snow=float(rng.uniform(0.1, 0.7) * (season == "winter" and rng.random() < 0.5)),
+    )
+
+
+def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...], acquisition: int = 0) -> Pair:
+    nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
+    seeds = {"seed": int(row["seed"]), "scene_seed": int(row["scene_seed"])}
+    made = render(
+        **seeds, size=size, nuisance=nuisance, sar_bands=sar_bands, acquisition=acquisition, id=row["id"]
+    ).pair
+    return dataclasses.replace(made, scene=row["scene"])
+
+
+def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Tensor:
+    return _render_row(row, size=size, sar_bands=sar_bands, acquisition=1).sar
+
+
+def _sar(
+    rng: np.random.Generator,
+    ground: Ground,
+    style: Style,
+    nuisance: Nuisance,
+    displacement: np.ndarray,
+    bands: Sequence[int],
+) -> np.ndarray:
+    """(bands, S, S) float32 in [0, 1]: class backscatter, projected by height, speckled, in clipped dB."""
+    size = len(ground.kind)
+    field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
+    moisture = 0.9 * smooth_noise(rng, size, 32)
+    slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
+    db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # seen by SAR only, but for the crowns
+    rise = ground.height - np.roll(ground.height, style.look, axis=1)
+    wall = np.where(ground.kind == ROOF, rise.clip(0), 0)  # double bounce: roofs' edges that face the sensor
+    channels = []
+    for band in bands:
+        sigma: np.ndarray = 10 ** ((style.backscatter[band][ground.kind] + db) / 10) + wall * (2.5, 0.5)[band]
+        sigma = cv2.GaussianBlur(_project(sigma, displacement), (0, 0), 0.6)
+        if np.isfinite(nuisance.looks):
+            sigma = sigma * (rng.standard_gamma(nuisance.looks, sigma.shape, dtype=np.float32) / nuisance.looks)
+        low, high = SAR_RANGES_DB[band]
+        channels.append(((10 * np.log10(sigma + 1e-4) - low) / (high - low)).clip(0, 1))
+    return np.stack(channels).astype(np.float32)
+
+
+def _project(sigma: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Move each ground point's energy along x by its displacement; what falls together adds up, gaps stay dark."""
+    height, width = sigma.shape
+    x = np.clip(np.arange(width) + displacement, 0, width - 1.001)
+    left = np.floor(x).astype(int)
+    share = x - left
+    cell = np.arange(height)[:, None] * width + left
+    energy = np.bincount(cell.ravel(), (sigma * (1 - share)).ravel(), sigma.size)
+    energy[1:] += np.bincount(cell.ravel(), (sigma * share).ravel(), sigma.size)[:-1]
+    return energy.reshape(sigma.shape).astype(np.float32)
+
+
+def _optical(
+    rng: np.random.Generator, ground: Ground, style: Style, nuisance: Nuisance
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colour image (S, S, 3) float32 in [0, 1], opacity of haze and cloud (S, S), snow cover (S, S)."""
+    size = len(ground.kind)
+    of_field = rng.normal(0, 0.025, (ground.field.max() + 1, 3)).astype(np.float32)  # seen by the eye only
+    roof = np.where(ground.kind == ROOF, np.sin(97 * ground.height), np.float32(0))  # a tone for each building
+    tone = 0.12 * roof - 0.035 * ground.crowns + 0.02 * smooth_noise(rng, size, 24) + 0.012 * smooth_noise(rng, size, 2)
+    image: np.ndarray = style.colours.take(ground.kind, axis=0) + tone[..., None]
+    image += (
+        of_field.take(ground.field, axis=0) * np.where(ground.kind < HEDGE, np.float32(1), np.float32(0.3))[..., None]
+    )
+
+    snow_line = smooth_noise(rng, size, 20) + 0.7 * ground.relief
+    cover = np.where(ground.kind == FOREST, 0.4, ground.kind != WATER).astype(np.float32)
+    snow = largest(snow_line, nuisance.snow) * cover
+    image += snow[..., None] * (0.88 - image)
+
+    gradient = np.gradient(ground.relief)
+    shade: np.ndarray = 1 - 2.5 * nuisance.relief * (style.sun[0] * gradient[1] + style.sun[1] * gradient[0])
+    reach = np.round(-2.0 * style.sun).astype(int)  # shadows of roofs fall away from the sun
+    shade *= 1 - 0.45 * (np.roll(ground.height, reach[::-1], (0, 1)) > ground.height + 0.15)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    across = rng.uniform(0, 2 * np.pi)
+    shade *= 1 + nuisance.illumination * (math.cos(across) * ramp[None] + math.sin(across) * ramp[:, None])
+    image *= shade.astype(np.float32)[..., None].clip(0.2, 1.8)
+
+    cloud = largest(smooth_noise(rng, size, 40) + 0.3 * smooth_noise(rng, size, 10), nuisance.cloud)
+    soft_cloud = cv2.GaussianBlur(cloud.astype(np.float32), (0, 0), 2)
+    haze = nuisance.haze * (1 + 0.5 * smooth_noise(rng, size, 48))
+    opacity = np.maximum(soft_cloud, haze.clip(0, 0.95))
+    image += opacity[..., None] * (0.8 - image)
+    grain = 0.01 * rng.standard_normal(image.shape, dtype=np.float32)
+    image = cv2.GaussianBlur(image, (0, 0), 0.6) + grain
+    return image.clip(0, 1), opacity, snow

@@ -1,0 +1,152 @@
+"""The run store: train once, load ever after.
+
+`<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
+`model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from sarmatch.config import Config
+from sarmatch.data import open_pairs
+from sarmatch.data.splits import Split, split_pairs
+from sarmatch.evaluation import validation_scores
+from sarmatch.files import atomic_path
+from sarmatch.inference import Matcher
+from sarmatch.models import SarOpticalNet
+from sarmatch.training import finetune, load_weights
+
+PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        path: its folder.
+        loaded: True where it was found in the store, False where this call trained it (or finished training it).
+        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured.
+        provenance: commit, versions, hardware, seconds, data fingerprint, command.
+    """
+
+    path: Path
+    config: Config
+    net: SarOpticalNet
+    loaded: bool
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @property
+    def matcher(self) -> Matcher:
+        return Matcher(self.net)
+
+    def __str__(self) -> str:
+        what = "loaded" if self.loaded else "trained"
+        seconds = self.provenance["training_seconds"]
+        return f"{what} {self.path.name}: {int(self.history['step'].max())} steps in {seconds / 60:.1f} min"
+
+
+def run_path(config: Config, fingerprint: str, runs_dir: str | Path, name: str = "matcher") -> Path:
+    return Path(runs_dir) / config.profile / f"{name}-{config.hash(fingerprint)}"
+
+
+def train_or_load(
+    config: Config,
+    runs_dir: str | Path = "runs",
+    name: str = "matcher",
+    split: Split | None = None,
+    fresh: bool = False,
+    show_progress: bool = True,
+) -> Run:
+    """The finished run of this config on these data: loaded, resumed or trained.
+
+    Args:
+        runs_dir: the store.
+        name: what the run is called in its folder's name.
+        split: the parts to train and validate on; None opens the data that the config names.
+        fresh: train again from the start even where a run exists.
+    """
+    split = split_pairs(open_pairs(config.data, config.seed), config.data) if split is None else split
+    fingerprint = split.train.fingerprint()
+    folder = run_path(config, fingerprint, runs_dir, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        for file in ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors"):
+            (folder / file).unlink(missing_ok=True)
+    before = _read_json(folder / "provenance.json")
+    loaded = before.get("finished", False)
+    if not loaded:
+        _write_json(folder / "config.json", config.to_dict())
+        about = provenance(config, fingerprint)
+        about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
+        _write_json(folder / "provenance.json", about | {"finished": False})
+        scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
+
+        def validate(net: SarOpticalNet) -> dict[str, float]:
+            return validation_scores(Matcher(net, next(net.parameters()).device), split.validation, scoring)
+
+        finetune(config, split, folder, validate, show_progress)
+        history = read_history(folder)
+        about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
+        _write_json(folder / "provenance.json", about | {"finished": True})
+    net, _ = load_weights(folder / "model.safetensors")
+    return Run(folder, config, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """Log of a run, one row a logged step."""
+    return pd.read_json(folder / "metrics.jsonl", lines=True)
+
+
+def provenance(config: Config, fingerprint: str) -> dict[str, Any]:
+    """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command."""
+    return {
+        "profile": config.profile,
+        "seed": config.seed,
+        "config_hash": config.hash(fingerprint),
+        "data_fingerprint": fingerprint,
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def commit() -> str:
+    """Short hash of the checkout's commit, with `+` where tracked files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=9", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,80 @@
+"""Pixel convention, affine maps, grids and resampling.
+
+Convention, used everywhere: coordinates are (x, y), the centre of the top-left pixel is (0, 0), images are
+(B, C, H, W). A descriptor cell i of stride s has its centre at pixel s*i + (s-1)/2. An affine map is a 3x3 matrix
+acting on column vectors (x, y, 1); `A_0to1` takes points of image 0 to image 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cell_centres(height: int, width: int, stride: int, device: torch.device | str | None = None) -> Tensor:
+    """Pixel coordinates (x, y) of the centres of a (height, width) grid of cells, (height, width, 2) float32."""
+    y = torch.arange(height, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
+    x = torch.arange(width, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y], dim=-1)
+
+
+def translation(x: float, y: float) -> Tensor:
+    """Affine map that adds (x, y), (3, 3) float64."""
+    return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def rotation_scale(
+    angle_deg: float, scale: float = 1.0, centre: tuple[float, float] = (0.0, 0.0), flip: bool = False
+) -> Tensor:
+    """Affine map that turns by `angle_deg` (x towards y), scales and optionally mirrors x, about `centre`; (3, 3)."""
+    cos, sin = math.cos(math.radians(angle_deg)) * scale, math.sin(math.radians(angle_deg)) * scale
+    mirror = -1.0 if flip else 1.0
+    linear = torch.tensor([[cos * mirror, -sin, 0.0], [sin * mirror, cos, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return translation(*centre) @ linear @ translation(-centre[0], -centre[1])
+
+
+def transform_points(affine: Tensor, xy: Tensor) -> Tensor:
+    """Apply (..., 3, 3) affine maps to points (..., N, 2) or one (3, 3) map to points of any leading shape."""
+    linear, offset = affine[..., :2, :2].to(xy), affine[..., :2, 2].to(xy)
+    if affine.ndim == 2:
+        return xy @ linear.T + offset
+    return xy @ linear.transpose(-1, -2) + offset[..., None, :]
+
+
+def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Resample an image so that output pixel p shows input position `out_to_in`(p).
+
+    Args:
+        image: (C, H, W) or (B, C, H, W) float.
+        out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
+        size: (height, width) of the result.
+        mode: `bilinear`, `bicubic` or `nearest`.
+
+    Returns:
+        the resampled image, zero where the position lies outside the input; use `coverage` for the mask.
+    """
+    batch = image if image.ndim == 4 else image[None]
+    height, width = batch.shape[-2:]
+    points = cell_centres(*size, stride=1, device=image.device).reshape(1, -1, 2)
+    matrices = out_to_in if out_to_in.ndim == 3 else out_to_in[None]
+    xy = transform_points(matrices.to(image.device, torch.float64), points.double())
+    span = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=image.device).clamp(min=1)
+    grid = (2 * xy / span - 1).reshape(len(matrices), *size, 2).to(batch.dtype)
+    out = F.grid_sample(batch, grid.expand(len(batch), -1, -1, -1), mode=mode, align_corners=True)
+    return out if image.ndim == 4 else out[0]
+
+
+def coverage(valid: Tensor, out_to_in: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where `warp` reads valid input only: (H, W) bool mask in, (size) bool mask out."""
+    return warp(valid[None].float(), out_to_in, size)[0] > 0.999
+
+
+def inside(xy: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whether points (..., 2) lie on an image of (height, width): between the outer pixel centres; (...) bool."""
+    height, width = size
+    x, y = xy[..., 0], xy[..., 1]
+    return (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)

@@ -1,0 +1,217 @@
+"""Point matches between a SAR and an optical image: the result of our matcher and of every baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio.warp
+from rasterio import Affine
+
+from .files import atomic_path
+from .registration import AffineFit, AffineModel, fit_affine
+
+COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
+"""Columns of every table of matches."""
+MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")
+"""Further columns where the images are georeferenced, in the units of each image's reference system."""
+_GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """N matches; row i of every array belongs to match i.
+
+    Attributes:
+        xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
+        confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
+        aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
+        sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
+            (rasterio's), or None.
+        sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
+
+    Raises:
+        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1].
+    """
+
+    xy_sar: np.ndarray
+    xy_optical: np.ndarray
+    confidence: np.ndarray
+    aleatoric: np.ndarray = None  # type: ignore[assignment]  # filled with NaN below
+    epistemic: np.ndarray = None  # type: ignore[assignment]
+    sar_transform: Affine | None = None
+    sar_crs: str | None = None
+    optical_transform: Affine | None = None
+    optical_crs: str | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.confidence)
+        for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic"):
+            shape = (n, 2) if name.startswith("xy") else (n,)
+            object.__setattr__(self, name, _array(getattr(self, name), shape, name))
+        for name in ("xy_sar", "xy_optical"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
+        if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
+            raise ValueError("confidence must lie in [0, 1] and not be NaN")
+        for name in ("aleatoric", "epistemic"):
+            if (getattr(self, name) < 0).any():
+                raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
+
+    @classmethod
+    def empty(cls, **georeference: Any) -> Matches:
+        """No matches at all."""
+        return cls(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), **georeference)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def select(self, rows: np.ndarray) -> Matches:
+        """The matches where a boolean mask (N,) is true, or those at the given row numbers, in their order."""
+        rows = np.asarray(rows)
+        if rows.size == 0 and rows.dtype != bool:
+            rows = rows.astype(np.intp)
+        arrays = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in arrays})
+
+    def above(self, confidence: float) -> Matches:
+        """The matches whose confidence exceeds this threshold (M* of eq. 9)."""
+        return self.select(self.confidence > confidence)
+
+    def thin(self, spacing_px: float) -> Matches:
+        """The most confident match of every square cell of `spacing_px` of the SAR image; the order is kept.
+
+        Dense matches of one neighbourhood are not independent; the number left after thinning is easier to compare.
+        """
+        if not spacing_px > 0:
+            raise ValueError(f"spacing_px must be positive, got {spacing_px}")
+        order = np.argsort(-self.confidence, kind="stable")
+        cells = np.floor((self.xy_sar[order] + 0.5) / spacing_px)  # the image begins half a pixel before (0, 0)
+        _, first = np.unique(cells, axis=0, return_index=True)
+        return self.select(np.sort(order[first]))
+
+    def affine(self, model: AffineModel = "affine", threshold_px: float = 3.0, min_inliers: int = 8) -> AffineFit:
+        """Robust map from SAR to optical pixel coordinates; see `sarmatch.registration.fit_affine`.
+
+        Raises:
+            RegistrationError: fewer than `min_inliers` matches, or fewer that agree within `threshold_px`.
+        """
+        return fit_affine(self.xy_sar, self.xy_optical, model, threshold_px, min_inliers)
+
+    def map_coordinates(self) -> dict[str, np.ndarray]:
+        """Map positions of the pixel positions, (N,) float64 each, named as `MAP_COLUMNS`; only those known."""
+        known = {}
+        for image in ("sar", "optical"):
+            transform, xy = getattr(self, f"{image}_transform"), getattr(self, f"xy_{image}").astype(np.float64)
+            if transform is not None:
+                column, row = (xy + 0.5).T  # rasterio's transform counts from the pixel's corner
+                known[f"map_x_{image}"] = transform.a * column + transform.b * row + transform.c
+                known[f"map_y_{image}"] = transform.d * column + transform.e * row + transform.f
+        return known
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a match: `COLUMNS`, and `MAP_COLUMNS` where the image is georeferenced."""
+        pixels = np.hstack([self.xy_sar, self.xy_optical]).T
+        values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
+        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)) | self.map_coordinates())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a table (.csv, .parquet) or points for a GIS (.geojson); an existing file is replaced in one step.
+
+        Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only.
+
+        Raises:
+            ValueError: another suffix.
+            FileNotFoundError: the folder does not exist.
+        """
+        writers = {".csv": _write_csv, ".parquet": _write_parquet, ".geojson": _write_geojson}
+        suffix = Path(path).suffix.lower()
+        if suffix not in writers:
+            raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
+        with atomic_path(path) as temporary:
+            writers[suffix](self, temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Matches:
+        """Read matches from a .csv or .parquet file written by `save`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: another suffix, or columns missing.
+        """
+        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+        suffix = Path(path).suffix.lower()
+        if suffix not in readers:
+            raise ValueError(f"{path}: matches are read from {' or '.join(readers)}; got suffix {suffix!r}")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no file of matches at {path}")
+        frame = readers[suffix](path)
+        missing = set(COLUMNS) - set(frame.columns)
+        if missing:
+            raise ValueError(f"{path}: not a table of matches, columns {sorted(missing)} are missing")
+        return cls(
+            frame[["x_sar", "y_sar"]].to_numpy(),
+            frame[["x_optical", "y_optical"]].to_numpy(),
+            *(frame[name].to_numpy() for name in COLUMNS[4:]),
+            **_georeference(frame.attrs),
+        )
+
+
+def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if value is None:
+        return np.full(shape, np.nan, dtype=np.float32)
+    array = np.asarray(value, dtype=np.float32)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
+    return array
+
+
+def _write_csv(matches: Matches, path: Path) -> None:
+    matches.to_frame().to_csv(path, index=False)
+
+
+def _write_parquet(matches: Matches, path: Path) -> None:
+    frame = matches.to_frame()
+    for name in _GEOREFERENCE:
+        value = getattr(matches, name)
+        if value is not None:
+            frame.attrs[name] = value if isinstance(value, str) else list(value)[:6]
+    frame.to_parquet(path, index=False)
+
+
+def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
+    known = {name: attributes[name] for name in _GEOREFERENCE if name in attributes}
+    return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}
+
+
+def _write_geojson(matches: Matches, path: Path) -> None:
+    """One point a match in WGS84 (RFC 7946), at its place in the SAR image, or else in the optical one."""
+    x, y, note = _places(matches)
+    rows = matches.to_frame().astype(float).to_dict("records")
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [float(px), float(py)]},
+            "properties": {name: value if np.isfinite(value) else None for name, value in row.items()},
+        }
+        for px, py, row in zip(x, y, rows, strict=True)
+    ]
+    content = {"type": "FeatureCollection", "note": note, "features": features}
+    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def _places(matches: Matches) -> tuple[np.ndarray, np.ndarray, str]:
+    for image in ("sar", "optical"):
+        crs = getattr(matches, f"{image}_crs")
+        if crs is not None and getattr(matches, f"{image}_transform") is not None:
+            known = matches.map_coordinates()
+            places = rasterio.warp.transform(crs, "EPSG:4326", known[f"map_x_{image}"], known[f"map_y_{image}"])
+            return np.asarray(places[0]), np.asarray(places[1]), f"WGS84 positions in the {image} image"
+    note = "not georeferenced: coordinates are (x, y) pixels of the SAR image, y pointing down"
+    return matches.xy_sar[:, 0], matches.xy_sar[:, 1], note

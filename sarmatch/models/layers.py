@@ -1,0 +1,113 @@
+"""Shared building blocks of both encoders, put together from `timm.layers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, ConvNormAct, GroupNormAct, SeparableConvNormAct
+from torch import Tensor, nn
+
+from sarmatch.config import Norm
+
+STRIDE = 4
+"""Stride of the dense features and descriptors: 64 x 64 cells on a 256 px image."""
+GROUP_SIZE = 8
+"""Channels a group of the group norm; every width is a multiple of it."""
+
+
+class Encoding(NamedTuple):
+    """What an encoder says of an image (B, C, H, W).
+
+    Attributes:
+        features: F of eqs. 1 and 2, (B, feature_width, H/4, W/4).
+        fine: L2-normalised full-resolution descriptors, (B, fine_dim, H, W).
+        uncertainty: U of eqs. 1 and 2, (B, 1, H/4, W/4) in [0, 1], or None where the encoder has no such module.
+    """
+
+    features: Tensor
+    fine: Tensor
+    uncertainty: Tensor | None = None
+
+
+def norm_layer(norm: Norm) -> Callable[..., nn.Module]:
+    """The normalisation followed by an activation that `timm` blocks expect."""
+    if norm == "batch":
+        return BatchNormAct2d
+    return partial(GroupNormAct, group_size=GROUP_SIZE)
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Zero mean and unit deviation for each band of each image.
+
+    Sensors, products and 8-bit stretches differ by gain and offset; a matcher must not care. The floor on the
+    deviation keeps a constant image at zero instead of amplifying its rounding noise.
+    """
+    deviation, mean = torch.std_mean(image, dim=(-2, -1), keepdim=True, correction=0)
+    return (image - mean) / deviation.clamp(min=1e-2)
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+class XceptionBlock(nn.Module):
+    """Three separable convolutions with a projected residual connection (section 3.1.1, figure 2).
+
+    Args:
+        stride: 1 or 2; as in Xception the reduction is a 3x3 maximum at the end of the block.
+        dilation: of the depthwise convolutions.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, norm: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        separable = partial(SeparableConvNormAct, kernel_size=3, dilation=dilation, norm_layer=norm)
+        self.body = nn.Sequential(
+            separable(inputs, outputs),
+            separable(outputs, outputs),
+            separable(outputs, outputs, apply_act=False),
+            nn.MaxPool2d(3, stride, 1) if stride > 1 else nn.Identity(),
+        )
+        self.skip = ConvNormAct(inputs, outputs, 1, stride=stride, norm_layer=norm, apply_act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.skip(x))
+
+
+class FineBranch(nn.Module):
+    """Thin descriptors at full resolution, for the last pixel of a match.
+
+    Local contrast comes from the image itself and the stem, meaning (water, field, forest) from the features F.
+    """
+
+    def __init__(
+        self, image: int, stem: int, features: int, width: int, outputs: int, norm: Callable[..., nn.Module]
+    ) -> None:
+        super().__init__()
+        self.from_image = ConvNormAct(image, width, 3, norm_layer=norm)
+        self.from_stem = ConvNormAct(stem, width, 1, norm_layer=norm)
+        self.from_features = ConvNormAct(features, width, 1, norm_layer=norm)
+        self.merge_half = ConvNormAct(width, width, 3, norm_layer=norm)
+        self.merge_full = ConvNormAct(width, width, 3, norm_layer=norm)
+        self.out = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, image: Tensor, stem: Tensor, features: Tensor) -> Tensor:
+        half = self.merge_half(self.from_stem(stem) + upsample(self.from_features(features), 2))
+        full = self.merge_full(self.from_image(image) + upsample(half, 2))
+        return F.normalize(self.out(full), dim=1)
+
+
+def check_input(image: Tensor, channels: int, what: str) -> None:
+    """Reject what the encoders cannot take.
+
+    Raises:
+        ValueError: wrong rank, channels, or sides that are not multiples of 16.
+    """
+    if image.ndim != 4 or image.shape[1] != channels:
+        raise ValueError(f"{what}: expected (B, {channels}, H, W), got {tuple(image.shape)}")
+    height, width = image.shape[-2:]
+    if height % 16 or width % 16:
+        raise ValueError(f"{what}: height and width must be multiples of 16, got {height} x {width}; pad it first")

@@ -1,0 +1,48 @@
+"""Encoders on stock timm backbones behind the same contract, for whoever wants ImageNet features."""
+
+from __future__ import annotations
+
+import timm
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+from sarmatch.config import ModelConfig
+from sarmatch.models.bifpn import BiFPN
+from sarmatch.models.layers import Encoding, FineBranch, check_input, norm_layer, standardise
+
+SAR_BACKBONE = "legacy_xception"
+OPTICAL_BACKBONE = "tf_efficientnet_b0"
+
+
+class TimmEncoder(nn.Module):
+    """A timm backbone's maps at strides 4, 8 and 16 through a BiFPN to F at stride 4.
+
+    Args:
+        name: a timm model that offers `features_only`.
+        channels: bands of the image; timm adapts pretrained stems to any number.
+    """
+
+    def __init__(self, name: str, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        norm = norm_layer(config.norm)
+        self.channels = channels
+        self.backbone = timm.create_model(
+            name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
+        )
+        stem, *widths = self.backbone.feature_info.channels()
+        self.early_dropout = nn.Dropout2d(config.early_dropout)
+        self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
+        self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
+        self.fine = FineBranch(channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm)
+
+    def forward(self, x: Tensor) -> Encoding:
+        """(B, C, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
+        check_input(x, self.channels, "image")
+        image = standardise(x)
+        stem, *levels = self.backbone(image)
+        # A stock backbone has no seam behind its stem, so the early dropout acts on the finest level it hands out.
+        levels[0] = self.early_dropout(levels[0])
+        features = self.out(self.bifpn(levels)[0])
+        height, width = image.shape[-2] // 2, image.shape[-1] // 2
+        stem = nn.functional.interpolate(stem, size=(height, width), mode="bilinear", align_corners=False)
+        return Encoding(features, self.fine(image, stem, features))

@@ -1,0 +1,151 @@
+"""Robust estimation of an affine map, a similarity or a shift from point matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from scipy.spatial import cKDTree
+
+AffineModel = Literal["affine", "similarity", "shift"]
+MINIMAL_SAMPLE: dict[AffineModel, int] = {"affine": 3, "similarity": 2, "shift": 1}
+"""Number of point pairs that determine each model."""
+
+_REFITS = 10
+
+
+class RegistrationError(ValueError):
+    """The matches do not determine a map: too few of them, or too few that agree."""
+
+
+@dataclass(frozen=True, eq=False)
+class AffineFit:
+    """A robustly estimated map from SAR to optical pixel coordinates.
+
+    Attributes:
+        matrix: (3, 3) float64, acts on column vectors (x, y, 1).
+        inliers: (N,) bool, which of the matches lie within the threshold of the map.
+        rmse_px: root mean square distance of the inliers to the map, px.
+    """
+
+    matrix: np.ndarray
+    inliers: np.ndarray
+    rmse_px: float
+
+    @property
+    def n_inliers(self) -> int:
+        return int(self.inliers.sum())
+
+
+def fit_affine(
+    xy_from: np.ndarray,
+    xy_to: np.ndarray,
+    model: AffineModel = "affine",
+    threshold_px: float = 3.0,
+    min_inliers: int = 8,
+) -> AffineFit:
+    """Estimate the map that most matches agree with, then refit it by least squares to those matches.
+
+    The consensus is found by MAGSAC++ (affine), RANSAC (similarity; OpenCV has no MAGSAC++ for it) or by the densest
+    place among the displacements (shift). All three are deterministic.
+
+    Args:
+        xy_from, xy_to: (N, 2) matched points, px.
+        model: `affine` (6 parameters), `similarity` (4) or `shift` (2).
+        threshold_px: a match agrees with a map when it lies within this distance of it.
+        min_inliers: fewer agreeing matches than this are taken for chance.
+
+    Raises:
+        ValueError: unknown model, or a threshold that is not positive.
+        RegistrationError: too few matches, or too few that agree.
+    """
+    if model not in MINIMAL_SAMPLE:
+        raise ValueError(f"model must be one of {sorted(MINIMAL_SAMPLE)}, got {model!r}")
+    if not threshold_px > 0:
+        raise ValueError(f"threshold_px must be positive, got {threshold_px}")
+    source, target = np.asarray(xy_from, dtype=np.float64), np.asarray(xy_to, dtype=np.float64)
+    needed = max(min_inliers, MINIMAL_SAMPLE[model])
+    if len(source) < needed:
+        raise RegistrationError(
+            f"{len(source)} matches, but a robust {model} needs at least {needed}; lower min_inliers or the "
+            "confidence threshold, or match a larger overlap"
+        )
+    matrix = _shift_consensus(source, target, threshold_px) if model == "shift" else None
+    if model != "shift":
+        matrix = _sample_consensus(source, target, model, threshold_px)
+    if matrix is None:
+        raise RegistrationError(f"no {model} agrees with the {len(source)} matches within {threshold_px} px")
+    return _refit(matrix, source, target, model, threshold_px, needed)
+
+
+def _sample_consensus(
+    source: np.ndarray, target: np.ndarray, model: AffineModel, threshold: float
+) -> np.ndarray | None:
+    # OpenCV computes in float32: centring keeps the coordinates of large scenes small.
+    centre_from, centre_to = np.median(source, axis=0), np.median(target, axis=0)
+    points = (source - centre_from).astype(np.float32), (target - centre_to).astype(np.float32)
+    settings: dict[str, Any] = dict(ransacReprojThreshold=threshold, maxIters=5000, confidence=0.999)
+    if model == "affine":
+        linear, _ = cv2.estimateAffine2D(points[0], points[1], method=cv2.USAC_MAGSAC, **settings)
+    else:
+        linear, _ = cv2.estimateAffinePartial2D(points[0], points[1], method=cv2.RANSAC, **settings)
+    if linear is None or not np.isfinite(linear).all():
+        return None
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear[:, :2]
+    matrix[:2, 2] = linear[:, 2] + centre_to - linear[:, :2] @ centre_from
+    return matrix
+
+
+def _shift_consensus(source: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
+    shift = target - source
+    tree = cKDTree(shift)
+    neighbours = tree.query_ball_point(shift, r=threshold, return_length=True)
+    matrix = np.eye(3)
+    matrix[:2, 2] = shift[np.argmax(neighbours)]
+    return matrix
+
+
+def _refit(
+    matrix: np.ndarray, source: np.ndarray, target: np.ndarray, model: AffineModel, threshold: float, needed: int
+) -> AffineFit:
+    """Alternate inlier selection and least squares until the inliers no longer change."""
+    inliers = _distances(matrix, source, target) <= threshold
+    for _ in range(_REFITS):
+        if inliers.sum() < needed:
+            break
+        matrix = least_squares(source[inliers], target[inliers], model)
+        previous, inliers = inliers, _distances(matrix, source, target) <= threshold
+        if np.array_equal(previous, inliers):
+            break
+    if inliers.sum() < needed:
+        raise RegistrationError(
+            f"only {inliers.sum()} of {len(source)} matches agree with one {model} within {threshold} px; "
+            f"expected at least {needed}"
+        )
+    rmse = float(np.sqrt(np.mean(_distances(matrix, source[inliers], target[inliers]) ** 2)))
+    return AffineFit(matrix, inliers, rmse)
+
+
+def _distances(matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(source @ matrix[:2, :2].T + matrix[:2, 2] - target, axis=1)
+
+
+def least_squares(source: np.ndarray, target: np.ndarray, model: AffineModel) -> np.ndarray:
+    """Least-squares map of (N, 2) points onto (N, 2) points, (3, 3); outliers are not handled."""
+    centre_from, centre_to = source.mean(axis=0), target.mean(axis=0)
+    p, q = source - centre_from, target - centre_to
+    linear = np.eye(2)
+    if model == "affine":
+        linear = np.linalg.lstsq(p, q, rcond=None)[0].T
+    elif model == "similarity":
+        norm = max(float((p**2).sum()), np.finfo(float).tiny)
+        a = float((p * q).sum()) / norm
+        b = float((p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum()) / norm
+        linear = np.array([[a, -b], [b, a]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = centre_to - linear @ centre_from
+    return matrix

@@ -1,0 +1,333 @@
+"""Supervised fine-tuning: the loss of a batch and the loop around it, in the open.
+
+A run folder holds `config.json`, `metrics.jsonl`, `last.pt` (all that resuming needs) and `model.safetensors` (the best
+weights so far). Killed at any moment, a run loses at most the steps since its last checkpoint and goes on to the same
+result on the same CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from sarmatch.config import Config, ModelConfig, TrainingConfig, from_dict
+from sarmatch.data.splits import Split
+from sarmatch.data.transforms import Sample, TrainingCrops
+from sarmatch.files import atomic_path
+from sarmatch.geometry import cell_centres, inside, transform_points
+from sarmatch.losses import matching_loss, row_loss
+from sarmatch.matching import FINE_RADIUS, fine_logits
+from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.volumes import Volume, coarse_volume, combine, consensus, disc, fine_volume
+
+FINE_JITTER = 2
+"""The fine window is centred up to this many px off the truth in training, as a coarse match would be."""
+LOG_EVERY = 10
+CACHE_AT_MOST = 5000
+"""Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
+
+Validate = Callable[[SarOpticalNet], dict[str, float]]
+
+
+class Objective(nn.Module):
+    """The network and its losses on a batch, as one module so that data-parallel training sees all parameters."""
+
+    def __init__(self, net: SarOpticalNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Sample, window_px: float) -> dict[str, Tensor]:
+        """Scalar losses by name; `loss` is their sum.
+
+        Args:
+            window_px: half-width of the candidate window of the coarse loss.
+        """
+        sar, optical = self.net(batch["sar"], batch["optical"])
+        forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+        radius = math.ceil(window_px / STRIDE)
+        sar_valid, optical_valid = (cell_valid(batch[k]) for k in ("sar_valid", "optical_valid"))
+        volume = coarse_volume(sar.coarse, optical.coarse, radius, (0, 0), sar_valid, optical_valid)
+        within = disc(radius, window_px / STRIDE, volume.values.device)
+        plain = Volume(volume.values * self.net.plain_log_scale.exp(), volume.valid)
+        targets = (forward / STRIDE, backward / STRIDE)
+        losses = {"plain": matching_loss(plain, *targets, sar_mask, optical_mask, within)}
+        if self.net.config.consensus_cells:
+            volumes = [volume, *consensus(volume, self.net.config.consensus_cells)]
+            logits = combine(volumes, self.net.coarse_log_scales.exp())
+            # A cell whose counterpart lies off the image still has a true displacement: its neighbours vote for it.
+            losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
+        losses |= self._fine_losses(sar.fine, optical.fine, forward, sar_mask)
+        means = {name: value.mean() for name, value in losses.items()}
+        return {"loss": torch.stack(list(means.values())).sum(), **means}
+
+    def _fine_losses(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the fine volumes around the central displacement of each pair, each (B,)."""
+        middle = displacement.shape[1] // 2
+        central = displacement[:, middle, middle]
+        # Pseudo-random but a function of the sample: the same on any number of processes.
+        jitter = (central * 1000).long() % (2 * FINE_JITTER + 1) - FINE_JITTER
+        offset = central.round().long() + jitter
+        volume = fine_volume(sar, optical, offset, FINE_RADIUS, STRIDE)
+        residual = displacement - offset[:, None, None]
+        plain = Volume(volume.values * self.net.plain_fine_log_scale.exp(), volume.valid)
+        losses = {"fine_plain": row_loss(plain, residual, mask)}
+        if self.net.config.consensus_cells:
+            losses["fine"] = row_loss(fine_logits(self.net, volume), residual, mask)
+        return losses
+
+
+def cell_valid(pixels: Tensor) -> Tensor:
+    """(B, H, W) bool pixels to (B, H/4, W/4) bool cells: a cell is valid where all its pixels are."""
+    return nn.functional.avg_pool2d(pixels[:, None].float(), STRIDE)[:, 0] > 0.999
+
+
+def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each cell truly lies in the other image.
+
+    Args:
+        A_sar_to_optical: (B, 3, 3) in px.
+        batch: images and masks of equal size.
+
+    Returns:
+        forward displacement of SAR cells and backward displacement of optical cells as `matching_loss` wants them,
+        (B, h, w, 2) in px; masks (B, h, w) of cells with a counterpart inside the other image and with valid data.
+    """
+    height, width = batch["sar"].shape[-2:]
+    grid = cell_centres(height // STRIDE, width // STRIDE, STRIDE, device=A_sar_to_optical.device)
+    points = grid.reshape(1, -1, 2).expand(len(A_sar_to_optical), -1, -1)
+    there = transform_points(A_sar_to_optical, points).reshape(-1, *grid.shape)
+    back = transform_points(torch.linalg.inv(A_sar_to_optical.float()), points).reshape(-1, *grid.shape)
+    sar_mask = inside(there, (height, width)) & cell_valid(batch["sar_valid"])
+    optical_mask = inside(back, (height, width)) & cell_valid(batch["optical_valid"])
+    return there - grid, grid - back, sar_mask, optical_mask
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position) for one process, from a given step on.
+
+    The order depends on the seed and the epoch alone, and a global batch is dealt to the processes in turn, so that
+    resuming at a step and training on more processes see the same samples.
+    """
+
+    def __init__(self, n: int, training: TrainingConfig, seed: int, start_step: int, rank: int, world: int) -> None:
+        micro = training.batch_size // training.accumulation_steps
+        if micro % world:
+            raise ValueError(
+                f"batch_size / accumulation_steps = {micro} cannot be dealt to {world} processes evenly; "
+                f"choose a batch_size that is a multiple of {world * training.accumulation_steps}"
+            )
+        self.n, self.micro, self.seed = n, micro, seed
+        self.start = start_step * training.accumulation_steps
+        self.stop = total_steps(n, training) * training.accumulation_steps
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = lru_cache(maxsize=2)(self._order)
+        for i in range(self.start, self.stop):
+            keys = [divmod(k, self.n) for k in range(i * self.micro, (i + 1) * self.micro)]
+            yield [(epoch, order(epoch)[k]) for epoch, k in keys[self.rank :: self.world]]
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.n).tolist()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def total_steps(n: int, training: TrainingConfig) -> int:
+    """Optimiser steps of a whole training on n pairs."""
+    steps = training.epochs * max(1, n // training.batch_size)
+    return steps if training.max_steps is None else min(steps, training.max_steps)
+
+
+def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
+    """Linear warm-up, then constant or a half cosine down to 5 %."""
+    rate = training.learning_rate * min(1.0, (step + 1) / max(1, training.warmup_steps))
+    if training.cosine:
+        rate *= 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return rate
+
+
+def finetune(config: Config, split: Split, folder: Path, validate: Validate, show_progress: bool = True) -> None:
+    """Train on `split.train`, or go on where the run in `folder` stopped.
+
+    Args:
+        validate: called with the network on the main process, returns scores; `mma_3px` chooses the best weights and
+            stops early.
+
+    Raises:
+        ValueError: fewer training pairs than one batch needs to be told apart (none at all).
+    """
+    training = config.training
+    if not len(split.train):
+        raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
+    accelerator = Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation_steps)
+    set_seed(config.seed)
+    objective = Objective(SarOpticalNet(config.model))
+    optimizer = torch.optim.Adam(
+        objective.parameters(), lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+    )
+    state: dict[str, Any] = {"step": 0, "best": -1.0, "waited": 0, "seconds": 0.0}
+    if (folder / "last.pt").exists():
+        state = _restore(folder / "last.pt", objective, optimizer)
+    if state["step"] == 0:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    crops = TrainingCrops(split.train, config.data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
+    sampler = StepSampler(
+        len(crops), training, config.seed, state["step"], accelerator.process_index, accelerator.num_processes
+    )
+    loader = DataLoader(crops, batch_sampler=sampler, num_workers=training.workers, pin_memory=accelerator.device.type == "cuda")
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    _train(accelerator, objective, optimizer, loader, config, folder, state, validate, show_progress)
+
+
+def _train(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[Sample],
+    config: Config,
+    folder: Path,
+    state: dict[str, Any],
+    validate: Validate,
+    show_progress: bool,
+) -> None:
+    training = config.training
+    n = loader.batch_sampler.n  # type: ignore[union-attr]  # the StepSampler made above
+    steps = total_steps(n, training)
+    every = training.validate_every or max(1, n // training.batch_size)
+    bar = tqdm(total=steps, initial=state["step"], desc="train", disable=None if show_progress else True)
+    totals: dict[str, float] = {}
+    began = time.perf_counter() - state["seconds"]
+    for batch in loader:
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        progress = state["step"] / steps
+        window = training.window_px[0] + progress * (training.window_px[1] - training.window_px[0])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(state["step"], steps, training)
+        with accelerator.accumulate(objective):
+            losses = objective(batch, window)
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(objective.parameters(), training.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in losses.items():
+            mean = accelerator.reduce(value.detach(), reduction="mean")
+            totals[name] = totals.get(name, 0.0) + float(mean) / training.accumulation_steps
+        if not accelerator.sync_gradients:
+            continue
+        state["step"] += 1
+        state["seconds"] = time.perf_counter() - began
+        row = {"step": state["step"], "lr": optimizer.param_groups[0]["lr"], "seconds": state["seconds"], **totals}
+        totals = {}
+        bar.update()
+        if state["step"] % every == 0 or state["step"] == steps:
+            row |= _validate(accelerator, objective, folder, state, validate)
+            bar.set_postfix(mma_3px=row.get("mma_3px"))
+        if accelerator.is_main_process and (state["step"] % LOG_EVERY == 0 or "mma_3px" in row or steps < 100):
+            with open(folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        finished = state["step"] == steps or state["waited"] >= training.patience
+        if state["step"] % training.checkpoint_every == 0 or finished:
+            _checkpoint(accelerator, objective, optimizer, folder, state)
+        if finished:
+            break
+    bar.close()
+
+
+def _validate(
+    accelerator: Accelerator, objective: nn.Module, folder: Path, state: dict[str, Any], validate: Validate
+) -> dict[str, float]:
+    """Scores of the current weights; saves them where they are the best so far. All processes learn the outcome."""
+    scores: dict[str, float] = {}
+    if accelerator.is_main_process:
+        net = accelerator.unwrap_model(objective).net
+        net.eval()
+        random_state = torch.get_rng_state()  # validation must not shift the dropout of the steps that follow
+        scores = validate(net)
+        torch.set_rng_state(random_state)
+        net.train()
+        if scores["mma_3px"] > state["best"]:
+            save_weights(net, folder / "model.safetensors")
+    packed = torch.tensor(scores.get("mma_3px", 0.0), device=accelerator.device)
+    score = float(accelerator.reduce(packed, reduction="sum"))
+    improved = score > state["best"]
+    state["best"], state["waited"] = (score, 0) if improved else (state["best"], state["waited"] + 1)
+    return scores
+
+
+def _checkpoint(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    state: dict[str, Any],
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    content = {
+        "objective": accelerator.unwrap_model(objective).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "state": dict(state),
+        "metrics_bytes": (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0,
+    }
+    with atomic_path(folder / "last.pt") as path:
+        torch.save(content, path)
+
+
+def _restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put everything back to the moment of the checkpoint, the log included."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    objective.load_state_dict(content["objective"])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["random"])
+    metrics = path.with_name("metrics.jsonl")
+    if metrics.exists():
+        with open(metrics, "r+b") as file:
+            file.truncate(content["metrics_bytes"])
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:
+    """Weights as safetensors, with the model's config and `about` in the header so that the file explains itself."""
+    tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous() for name, t in net.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata={"model": json.dumps(dataclasses.asdict(net.config)), **about})
+
+
+def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
+    """The network in a safetensors file and the file's header.
+
+    Raises:
+        ValueError: the file was not written by `save_weights`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    if "model" not in about:
+        raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
+    net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
+    net.load_state_dict(tensors)
+    return net, about

@@ -1,0 +1,286 @@
+"""Similarity volumes over displacements, local consensus, and their arg-max.
+
+A volume V is (B, K, K, H, W): V[b, i, j, y, x] compares SAR cell (x, y) with optical cell (x + j - r, y + i - r), r =
+(K - 1) / 2. Coarse volumes step by cells of 4 px, fine volumes by single pixels; everything below serves both. Entries
+that have no optical cell are zero and marked in `valid` (B, K, K, H, W) bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MASKED = -1e4
+"""Logit of an entry that cannot be: exp of it is zero in float32, bfloat16 and float16."""
+
+
+class Volume(NamedTuple):
+    """Similarities (B, K, K, H, W) and where they are defined (same shape, or with B = 1), bool."""
+
+    values: Tensor
+    valid: Tensor
+
+    @property
+    def radius(self) -> int:
+        return (self.values.shape[1] - 1) // 2
+
+
+def coarse_volume(
+    sar: Tensor,
+    optical: Tensor,
+    radius: int,
+    offset: tuple[int, int] = (0, 0),
+    sar_valid: Tensor | None = None,
+    optical_valid: Tensor | None = None,
+) -> Volume:
+    """Cosine of every SAR cell with the optical cells around its predicted place.
+
+    Args:
+        sar, optical: L2-normalised descriptors (B, C, H, W) and (B, C, H', W').
+        sar_valid, optical_valid: (B, H, W) and (B, H', W') bool, cells that carry data; None takes all.
+        radius: half-width of the window in cells.
+        offset: predicted displacement (dx, dy) in cells, the centre of the window.
+    """
+    batch, _, height, width = sar.shape
+    height_o, width_o = optical.shape[-2:]
+    similarity = sar.flatten(2).transpose(1, 2) @ optical.flatten(2)  # (B, HW, H'W')
+    index, valid = _window_index((height, width), (height_o, width_o), radius, offset, sar.device)
+    values = similarity.gather(2, index.reshape(1, height * width, -1).expand(batch, -1, -1))
+    size = 2 * radius + 1
+    values = values.transpose(1, 2).reshape(batch, size, size, height, width)
+    valid = valid[None]
+    if optical_valid is not None:
+        valid = valid & optical_valid.flatten(1)[:, index]
+    if sar_valid is not None:
+        valid = valid & sar_valid.flatten(1)[:, :, None]
+    valid = valid.transpose(1, 2).reshape(-1, size, size, height, width)
+    return Volume(values * valid, valid)
+
+
+def _window_index(
+    size_sar: tuple[int, int], size_optical: tuple[int, int], radius: int, offset: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Flat optical index of (SAR cell, displacement), (HW, K*K) long, and whether it lies on the grid."""
+    steps = torch.arange(-radius, radius + 1, device=device)
+    y = torch.arange(size_sar[0], device=device)[:, None] + steps + offset[1]  # (H, K)
+    x = torch.arange(size_sar[1], device=device)[:, None] + steps + offset[0]  # (W, K)
+    on_y = (y >= 0) & (y < size_optical[0])
+    on_x = (x >= 0) & (x < size_optical[1])
+    y, x = y.clamp(0, size_optical[0] - 1), x.clamp(0, size_optical[1] - 1)
+    index = y[:, None, :, None] * size_optical[1] + x[None, :, None, :]  # (H, W, K, K)
+    valid = on_y[:, None, :, None] & on_x[None, :, None, :]
+    n_cells = size_sar[0] * size_sar[1]
+    return index.reshape(n_cells, -1), valid.reshape(n_cells, -1)
+
+
+def fine_volume(sar: Tensor, optical: Tensor, offset: Tensor, radius: int, cell: int) -> Volume:
+    """Mean similarity of each SAR cell's pixels with the optical pixels a whole-pixel displacement away.
+
+    Args:
+        sar, optical: L2-normalised full-resolution descriptors (B, C, H, W) of equal size.
+        offset: (B, 2) long, the displacement (dx, dy) in px around which to look, one a pair.
+        radius: half-width of the window in px.
+        cell: side of a cell in px; the volume has (H / cell, W / cell) cells.
+    """
+    shifted, on_image = _shift(optical, offset, radius)
+    size = 2 * radius + 1
+    corners = [(x, y) for y in range(size) for x in range(size)]
+    return _cell_means(sar[..., ::PIXEL_STEP, ::PIXEL_STEP], shifted, on_image, corners, cell)
+
+
+PIXEL_STEP = 2
+"""Every second SAR pixel is compared, with optical pixels at every displacement: a quarter of the work, same precision."""
+
+
+def _cell_means(
+    every: Tensor, optical: Tensor, on_image: Tensor, corners: Sequence[tuple[int, int]], cell: int
+) -> Volume:
+    """Mean of products over each cell, with the optical windows that begin at `corners`, a square number of them."""
+    size = round(len(corners) ** 0.5)
+    side = cell // PIXEL_STEP
+    products = _WindowProducts.apply(every, optical, corners)
+    masks = torch.stack([on_image[_window(every, corner)] for corner in corners], 1)
+    valid = F.avg_pool2d(masks, side) > 0.999
+    values = F.avg_pool2d(products, side) * valid
+    return Volume(values.unflatten(1, (size, size)), valid.unflatten(1, (size, size)))
+
+
+def _window(every: Tensor, corner: tuple[int, int]) -> tuple[Any, ...]:
+    """Index of every `PIXEL_STEP`-th pixel of the window at `corner`, as large as the SAR image."""
+    (x, y), (height, width) = corner, every.shape[-2:]
+    return (
+        ...,
+        slice(y, y + height * PIXEL_STEP, PIXEL_STEP),
+        slice(x, x + width * PIXEL_STEP, PIXEL_STEP),
+    )
+
+
+class _WindowProducts(torch.autograd.Function):
+    """Inner product over channels of an image with many windows of another, (B, len(corners), H, W).
+
+    The gradient is written by hand because autograd would fill a zero image for each of the windows: half of a
+    training step on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, every: Tensor, optical: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
+        ctx.save_for_backward(every, optical)
+        ctx.corners = corners
+        return torch.stack([(every * optical[_window(every, corner)]).sum(1) for corner in corners], 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        every, optical = ctx.saved_tensors
+        to_every, to_optical = torch.zeros_like(every), torch.zeros_like(optical)
+        for i, corner in enumerate(ctx.corners):
+            window, weight = _window(every, corner), gradient[:, i, None]
+            to_every.addcmul_(weight, optical[window])
+            to_optical[window].addcmul_(weight, every)
+        return to_every, to_optical, None
+
+
+def _shift(image: Tensor, offset: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Crop (B, C, H, W) at a whole-pixel offset a pair, `margin` px wider on each side; zeros and a mask outside."""
+    height, width = image.shape[-2:]
+    pad = margin + int(offset.abs().max())
+    padded = F.pad(image, (pad, pad, pad, pad))
+    mask = F.pad(image.new_ones(1, height, width), (pad, pad, pad, pad))
+    crops, masks = [], []
+    for b, (x, y) in enumerate((pad - margin + offset).tolist()):
+        window = (..., slice(y, y + height + 2 * margin), slice(x, x + width + 2 * margin))
+        crops.append(padded[b][window])
+        masks.append(mask[window])
+    return torch.stack(crops), torch.cat(masks)
+
+
+class FineMaps:
+    """Fine similarities of one pair at any whole-pixel displacement, each computed once and kept.
+
+    Matches of one pair share most displacements, so a map (H / cell, W / cell) a displacement is cheaper than a window
+    a match.
+
+    Args:
+        sar, optical: (1, C, H, W) as in `fine_volume`.
+        reach: largest displacement that will be asked for, px.
+    """
+
+    def __init__(self, sar: Tensor, optical: Tensor, reach: int, cell: int) -> None:
+        self._every = sar[..., ::PIXEL_STEP, ::PIXEL_STEP]
+        self._optical = F.pad(optical, (reach, reach, reach, reach))
+        self._on_image = F.pad(optical.new_ones(1, *optical.shape[-2:]), (reach, reach, reach, reach))
+        self._reach, self._cell = reach, cell
+        self._maps: dict[tuple[int, int], Volume] = {}
+
+    def volume(self, offset: tuple[int, int], radius: int) -> Volume:
+        """The volume that `fine_volume` gives for this offset."""
+        steps = range(-radius, radius + 1)
+        maps = [self._map(offset[0] + dx, offset[1] + dy) for dy in steps for dx in steps]
+        size = (2 * radius + 1, 2 * radius + 1)
+        values = torch.cat([m.values for m in maps], 1).flatten(1, 2).unflatten(1, size)
+        valid = torch.cat([m.valid for m in maps], 1).flatten(1, 2).unflatten(1, size)
+        return Volume(values, valid)
+
+    def _map(self, dx: int, dy: int) -> Volume:
+        if (dx, dy) not in self._maps:
+            corner = (dx + self._reach, dy + self._reach)
+            self._maps[dx, dy] = _cell_means(self._every, self._optical, self._on_image, [corner], self._cell)
+        return self._maps[dx, dy]
+
+
+def consensus(volume: Volume, sides: Sequence[int], votes: Tensor | None = None) -> list[Volume]:
+    """Local consensus: replace each similarity by the mean over the neighbourhood at the same displacement.
+
+    sum over p' in N(p) of w(p', delta) V(p', delta) / sum of w(p', delta). A neighbour votes only where its entry is
+    valid, so a cell at the border hears those that can see. The sums come from one integral image, so a
+    neighbourhood costs the same whatever its side.
+
+    Args:
+        sides: odd sides of the neighbourhoods in cells.
+        votes: weights w, broadcastable to the volume, >= 0; None lets all vote alike.
+
+    Returns:
+        one volume a side, valid wherever at least one neighbour voted.
+    """
+    weights = volume.valid.to(volume.values) if votes is None else volume.valid * votes
+    sums = _integral(volume.values * weights)
+    totals = _integral(weights)
+    result = []
+    for side in sides:
+        total = _box(totals, side)
+        valid = total > 1e-3
+        result.append(Volume(_box(sums, side) / total.clamp(min=1e-3) * valid, valid))
+    return result
+
+
+def _integral(x: Tensor) -> Tensor:
+    """Integral image over the last two axes with a leading row and column of zeros."""
+    return F.pad(x.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+
+
+def _box(integral: Tensor, side: int) -> Tensor:
+    """Sums over side x side windows, cut off at the border, from an integral image."""
+    half = side // 2
+    height, width = integral.shape[-2] - 1, integral.shape[-1] - 1
+    y, x = torch.arange(height, device=integral.device), torch.arange(width, device=integral.device)
+    top, bottom = (y - half).clamp(min=0), (y + half + 1).clamp(max=height)
+    left, right = (x - half).clamp(min=0), (x + half + 1).clamp(max=width)
+    rows = integral.index_select(-2, bottom) - integral.index_select(-2, top)
+    return rows.index_select(-1, right) - rows.index_select(-1, left)
+
+
+def combine(volumes: Sequence[Volume], scales: Tensor) -> Volume:
+    """Logits as the sum of volumes times their scales: a product of experts, one a neighbourhood.
+
+    Valid where the widest neighbourhood is; a narrower one that saw nothing there adds nothing.
+    """
+    logits = sum(scale * volume.values for scale, volume in zip(scales, volumes, strict=True))
+    assert isinstance(logits, Tensor)
+    return Volume(logits, volumes[-1].valid)
+
+
+def swap(volume: Volume) -> Volume:
+    """The same volume seen from the optical cells: entry (delta, q) is the input's (delta, q - delta).
+
+    Only for images of equal size. Entries whose SAR cell lies off the grid become invalid.
+    """
+    size, height, width = volume.values.shape[2:]
+    radius, device = volume.radius, volume.values.device
+    steps = torch.arange(-radius, radius + 1, device=device)
+    y = torch.arange(height, device=device) - steps[:, None]  # (K, H)
+    x = torch.arange(width, device=device) - steps[:, None]  # (K, W)
+    on_grid = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[None, :, None, :]
+    flat = y.clamp(0, height - 1)[:, None, :, None] * width + x.clamp(0, width - 1)[None, :, None, :]
+    index = flat.reshape(1, size, size, -1)
+
+    def moved(t: Tensor) -> Tensor:
+        return t.flatten(3).gather(3, index.expand(len(t), -1, -1, -1)).unflatten(3, (height, width))
+
+    return Volume(moved(volume.values) * on_grid, moved(volume.valid) & on_grid)
+
+
+def log_softmax(volume: Volume, within: Tensor | None = None) -> Tensor:
+    """Log-probability of each displacement of a cell, (B, K*K, H, W); invalid entries get no mass.
+
+    Args:
+        within: (K, K) bool, the displacements that are candidates at all.
+    """
+    valid = volume.valid if within is None else volume.valid & within[:, :, None, None]
+    return volume.values.masked_fill(~valid, MASKED).flatten(1, 2).log_softmax(1)
+
+
+def disc(radius: int, reach: float, device: torch.device | str | None = None) -> Tensor:
+    """(K, K) bool: displacements whose length is at most `reach` (in the volume's steps)."""
+    steps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    return steps[:, None] ** 2 + steps[None, :] ** 2 <= reach**2
+
+
+def best(log_probability: Tensor) -> tuple[Tensor, Tensor]:
+    """Arg-max displacement of each cell: (B, H, W, 2) long (dx, dy) in steps, and its log-probability (B, H, W)."""
+    value, index = log_probability.max(1)
+    size = round(log_probability.shape[1] ** 0.5)
+    radius = (size - 1) // 2
+    return torch.stack([index % size - radius, index // size - radius], dim=-1), value

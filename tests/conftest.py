@@ -1,0 +1,19 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real pairs with a `manifest.csv`: SARMATCH_DATA, or `shared/data` beside the project."""
+    root = Path(os.environ.get("SARMATCH_DATA", PROJECT.parent / "shared" / "data"))
+    if not (root / "manifest.csv").is_file():
+        pytest.skip(f"no real pairs: {root} holds no manifest.csv; name their folder in SARMATCH_DATA")
+    return root.resolve()

@@ -1,0 +1,270 @@
+"""The chapters as stored, and the machinery that executes and publishes them (on tiny notebooks made here)."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from sarmatch.book import (
+    PARAMETERS,
+    BookError,
+    build_book,
+    build_site,
+    chapter_names,
+    chapter_settings,
+    publish,
+    toc_files,
+)
+from sarmatch.notebooks import clean_notebook, notebook_problems
+
+BOOK = Path(__file__).parents[1] / "book"
+CHAPTERS = chapter_names(BOOK)
+LITERALS = 'profile = "demo"\ndata_root = None\nruns_dir = None\nresults_dir = None'
+
+
+@pytest.fixture(autouse=True)
+def no_forced_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SARMATCH_PROFILE", "SARMATCH_DATA", "SARMATCH_OUT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write_chapter(path: Path, *sources: str) -> None:
+    parameters = new_code_cell(LITERALS, metadata={"tags": ["parameters"]})
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell(f"# {path.stem}"), parameters, *map(new_code_cell, sources)]), path
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A book of one page and two chapters."""
+    book = tmp_path / "source"
+    (book / "_static").mkdir(parents=True)
+    (book / "_static" / "custom.css").write_text("p {}")
+    (book / "_config.yml").write_text("title: Tiny\nexecute: {execute_notebooks: 'off'}\nonly_build_toc_files: true\n")
+    (book / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: first\n- file: second\n")
+    (book / "index.md").write_text("# Tiny\n")
+    write_chapter(book / "first.ipynb", "print(profile, data_root)")
+    write_chapter(
+        book / "second.ipynb",
+        "from pathlib import Path\nimport sys\nPath(results_dir).mkdir(parents=True, exist_ok=True)",
+        "Path(results_dir, 'table.csv').write_text('a')\nprint('at', Path.cwd())\nprint('warn', file=sys.stderr)",
+    )
+    return book
+
+
+# The chapters of this repository
+
+
+def test_every_page_of_the_contents_exists() -> None:
+    missing = [f for f in toc_files(BOOK) if not any((BOOK / f"{f}{s}").is_file() for s in (".md", ".ipynb"))]
+    assert not missing
+
+
+def test_every_page_is_in_the_contents() -> None:
+    pages = {p.stem for p in BOOK.iterdir() if p.suffix in (".md", ".ipynb")}
+    assert pages == set(toc_files(BOOK))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_is_stored_clean(name: str) -> None:
+    assert notebook_problems(BOOK / f"{name}.ipynb") == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_parameters_are_literals(name: str) -> None:
+    cells = nbformat.read(BOOK / f"{name}.ipynb", as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    assigned = {}
+    for statement in ast.parse(source).body:
+        assert isinstance(statement, ast.Assign), "papermill does not recompute what is derived in this cell"
+        assigned[ast.unparse(statement.targets[0])] = ast.literal_eval(statement.value)
+    assert set(PARAMETERS) <= set(assigned)
+    assert assigned["profile"] == "demo"
+    assert assigned["data_root"] is assigned["runs_dir"] is assigned["results_dir"] is None
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_is_thin(name: str) -> None:
+    cells = nbformat.read(BOOK / f"{name}.ipynb", as_version=4).cells
+    longest = max(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
+    assert longest <= 20, "move it into the package, with a test"
+
+
+# Settings
+
+
+def test_settings_take_the_profile_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SARMATCH_PROFILE", "smoke")
+    monkeypatch.setenv("SARMATCH_OUT", str(tmp_path))
+    settings = chapter_settings("s1s2")
+    assert settings.config.profile == "smoke"
+    assert settings.runs_dir == tmp_path / "runs"
+    assert settings.results_dir == tmp_path / "build" / "smoke" / "results"
+
+
+def test_settings_keep_what_was_injected(tmp_path: Path) -> None:
+    settings = chapter_settings("s1s2", "data", str(tmp_path / "r"), str(tmp_path / "t"))
+    assert (settings.config.data.root, settings.runs_dir, settings.results_dir) == (
+        "data",
+        tmp_path / "r",
+        tmp_path / "t",
+    )
+
+
+def test_settings_find_the_checkout_from_a_folder_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BOOK)
+    settings = chapter_settings("demo")
+    assert settings.runs_dir == BOOK.parent / "runs"
+    assert settings.results_dir == BOOK.parent / "build" / "demo" / "results", "never below book/"
+
+
+def test_settings_need_data_for_real_profiles() -> None:
+    with pytest.raises(ValueError, match=r"s1s2.*real data"):
+        chapter_settings("s1s2")
+
+
+def test_settings_show_where_numbers_come_from() -> None:
+    settings = chapter_settings("demo")
+    assert "profile demo" in repr(settings) and "generated scenes" in repr(settings)
+    assert 'class="provenance"' in settings._repr_html_()
+
+
+def test_save_table(tmp_path: Path) -> None:
+    settings = chapter_settings("demo", results_dir=str(tmp_path / "new"))
+    path = settings.save_table(pd.DataFrame({"a": [1, 2], "b": [0.123456789, float("nan")]}), "numbers")
+    assert path.read_text() == "a,b\n1,0.123457\n2,\n"
+    assert [p.name for p in path.parent.iterdir()] == ["numbers.csv"]
+
+
+# Build
+
+
+def test_build_executes_a_copy_and_leaves_the_sources(tiny: Path, tmp_path: Path) -> None:
+    before = {p.name: p.read_bytes() for p in tiny.rglob("*") if p.is_file()}
+    staged = build_book("demo", out=tmp_path / "out", site=False, book=tiny, runs_dir=tmp_path / "runs")
+    assert {p.name: p.read_bytes() for p in tiny.rglob("*") if p.is_file()} == before
+    assert staged == tmp_path / "out" / "demo" / "book"
+    first = nbformat.read(staged / "first.ipynb", as_version=4)
+    assert first.cells[-1].outputs[0].text == "demo None\n"
+    assert (staged / "results" / "demo" / "table.csv").is_file()
+    assert (staged / "_static" / "custom.css").is_file()
+
+
+def test_build_passes_the_data_as_an_absolute_path(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    staged = build_book("s1s2", "pairs", out="out", chapters=["first"], site=False, book=tiny)
+    text = nbformat.read(staged / "first.ipynb", as_version=4).cells[-1].outputs[0].text
+    assert text == f"s1s2 {tmp_path / 'pairs'}\n"
+
+
+def test_failing_cell_is_named_and_what_ran_is_kept(tiny: Path, tmp_path: Path) -> None:
+    write_chapter(tiny / "second.ipynb", "print('so far')", "# comment\n1 / 0", "print('never')")
+    with pytest.raises(BookError, match=r"second\.ipynb, cell In \[\d+\].*# comment.*\n?.*ZeroDivisionError") as error:
+        build_book("demo", out=tmp_path / "out", site=False, book=tiny)
+    staged = tmp_path / "out" / "demo" / "book"
+    assert str(staged / "second.ipynb") in str(error.value)
+    assert "so far" in (staged / "second.ipynb").read_text()
+    assert nbformat.read(staged / "first.ipynb", as_version=4).cells[-1].outputs
+
+
+def test_chapters_not_asked_for_keep_the_last_build(tiny: Path, tmp_path: Path) -> None:
+    build_book("demo", out=tmp_path, chapters=["first"], site=False, book=tiny)
+    executed = (tmp_path / "demo" / "book" / "first.ipynb").read_bytes()
+    (tiny / "index.md").write_text("# Changed\n")
+    staged = build_book("demo", out=tmp_path, chapters=["second"], site=False, book=tiny)
+    assert (staged / "first.ipynb").read_bytes() == executed
+    assert (staged / "index.md").read_text() == "# Changed\n"
+
+
+def test_build_rejects_bad_requests(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="'third'"):
+        build_book("demo", out=tmp_path / "out", chapters=["third"], book=tiny)
+    with pytest.raises(ValueError, match="s1s2"):
+        build_book("s1s2", out=tmp_path / "out", book=tiny)
+    monkeypatch.setenv("SARMATCH_PROFILE", "smoke")
+    with pytest.raises(ValueError, match="SARMATCH_PROFILE=smoke"):
+        build_book("demo", out=tmp_path / "out", book=tiny)
+    assert not (tmp_path / "out").exists()
+
+
+def test_site_is_built_and_its_failure_reported(tiny: Path) -> None:
+    assert "Tiny" in build_site(tiny).read_text()
+    (tiny / "_toc.yml").write_text("format: jb-book\nroot: nowhere\n")
+    with pytest.raises(BookError, match=r"jupyter-book ended with [1-9]"):
+        build_site(tiny)
+
+
+# Publish
+
+
+def test_publish_writes_clean_chapters_and_tables(tiny: Path, tmp_path: Path) -> None:
+    staged = build_book("demo", out=tmp_path / "out", site=False, book=tiny)
+    publish(staged, "demo", book=tiny)
+    assert (tiny / "results" / "demo" / "table.csv").is_file()
+    for name in ("first", "second"):
+        assert notebook_problems(tiny / f"{name}.ipynb") == []
+    second = nbformat.read(tiny / "second.ipynb", as_version=4)
+    assert [cell.cell_type for cell in second.cells] == ["markdown", "code", "code", "code"]
+    assert second.cells[1].source == LITERALS
+    assert [output.text for output in second.cells[3].outputs] == ["at .\n"]
+    assert not list(tiny.glob("*part*"))
+
+
+def test_publish_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    versions = []
+    for _ in range(2):
+        publish(build_book("demo", out=tmp_path / "out", site=False, book=tiny), "demo", book=tiny)
+        versions.append((tiny / "second.ipynb").read_bytes())
+    assert versions[0] == versions[1]
+
+
+def test_clean_notebook_leaves_its_argument_alone() -> None:
+    cell = new_code_cell("1", metadata={"papermill": {}}, outputs=[new_output("stream", name="stderr", text="x")])
+    notebook = new_notebook(cells=[cell])
+    assert clean_notebook(notebook).cells[0].outputs == []
+    assert "papermill" in notebook.cells[0].metadata and notebook.cells[0].outputs
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        (new_output("error", ename="KeyError", evalue="", traceback=[]), "stored error KeyError"),
+        (new_output("stream", name="stdout", text="see\n/home/someone/data/x.tif"), "absolute path"),
+        (new_output("display_data", {"text/html": "<b>'/var/data/a'</b>"}), "absolute path"),
+        (new_output("stream", name="stdout", text=r"C:\Users\someone"), "absolute path"),
+    ],
+)
+def test_problems_are_found(tmp_path: Path, output: nbformat.NotebookNode, problem: str) -> None:
+    write_chapter(tmp_path / "n.ipynb", "1")
+    notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)
+    assert notebook_problems(tmp_path / "n.ipynb") == []
+    notebook.cells[-1].outputs = [output]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert [problem in found for found in notebook_problems(tmp_path / "n.ipynb")] == [True]
+
+
+def test_harmless_slashes_are_no_problem(tmp_path: Path) -> None:
+    write_chapter(tmp_path / "n.ipynb", "'<a/></b/c/d> https://a.b/c/d/e at 1/2/3/5 px, runs/demo/x/y'")
+    assert notebook_problems(tmp_path / "n.ipynb") == []
+
+
+def test_run_metadata_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    write_chapter(path, "1")
+    content = json.loads(path.read_text())
+    content["metadata"]["papermill"] = {}
+    content["cells"][1]["metadata"] = {"execution": {}, "tags": ["injected-parameters"]}
+    path.write_text(json.dumps(content))
+    assert notebook_problems(path) == [
+        "papermill metadata of the notebook",
+        "0 cells tagged 'parameters', expected one",
+        "cell 1: execution metadata",
+        "cell 1: injected parameters",
+    ]
