@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +20,19 @@ STRIDE = 4
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
-_STRIP_ENTRIES = 30_000_000  # score volume held at a time
+_MAX_ENTRIES = 20_000_000  # of a score volume held at a time; larger images are worked off in strips
 
 
 @dataclass(frozen=True)
 class TemplateMatcher:
     """Templates around a grid of SAR keypoints, searched in the optical image.
 
-    The features are those of CFOG (Ye et al. 2019), the score of a displacement is the mean product of features over
-    the template. Scores of all keypoints are computed together, one displacement at a time, as a box filter over the
-    product of the two images.
+    The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score of a displacement
+    is the mean product of features over the template. The scores of all keypoints are computed together, one
+    displacement at a time, as a box filter over the product of the two images.
 
     Attributes:
-        template_px: side of the square template; rounded to an odd number of cells of 4 px.
+        template_px: side of the square template, px; taken as an odd number of 4 px cells.
         mutual: keep a match only where no other template fits its place in the optical image better.
         min_template: a displacement counts where at least this share of the template lies on the optical image.
     """
@@ -47,7 +47,7 @@ class TemplateMatcher:
         Args:
             sar, optical: (C, H, W) and (C', H', W') float in [0, 1].
             search_radius: px; None takes 32 px around the shift at which the images as a whole correlate best, and so
-                assumes that they differ by a shift.
+                assumes that they differ by little more than a shift.
 
         Returns:
             matches with sub-pixel positions; confidence is how far the best score stands above the best one elsewhere,
@@ -56,14 +56,51 @@ class TemplateMatcher:
         a, b = oriented_gradients(sar, SAR_SIGMA_PX), oriented_gradients(optical, OPTICAL_SIGMA_PX)
         offset = (0, 0) if search_radius is not None else _whole_image_shift(a, b)
         reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
-        window, on_image = _window(b, tuple(a.shape[1:]), offset, math.ceil(reach))
-        search = _Search(self, a, window, on_image, reach)
-        displacement, confidence, keep = search.run()
-        cells = cell_centres(*keep.shape, STRIDE).numpy()
-        xy_optical = cells + displacement + np.array(offset)
+        peaks, is_best = self._search(a, *_framed(b, a.shape[1:], offset, math.floor(reach)), reach)
+        cells = cell_centres(*peaks.score.shape, STRIDE).numpy()
+        xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
         height, width = optical.shape[1:]
-        keep &= ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)
-        return Matches(cells[keep], xy_optical[keep], confidence[keep])
+        inside = ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)
+        keep = inside & (peaks.score > 0).numpy()
+        if self.mutual:
+            keep &= is_best.numpy()
+        return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
+
+    def _search(self, a: Tensor, window: Tensor, on_image: Tensor, reach: float) -> tuple[_Peaks, Tensor]:
+        """Best displacement of every cell, and whether no other cell has a better score for the same place.
+
+        Args:
+            a: (C, H, W) features; `window` (C, H + 2 r, W + 2 r) and its mask `on_image`, as `_framed` gives them.
+        """
+        radius, side = math.floor(reach), 2 * (self.template_px // (2 * STRIDE)) + 1
+        height, width = a.shape[1] // STRIDE, a.shape[2] // STRIDE
+        margin = radius // STRIDE + 1
+        best_at_place = torch.full((height + 2 * margin, width + 2 * margin), -math.inf)
+        rows, peaks = max(1, _MAX_ENTRIES // ((2 * radius + 1) ** 2 * width)), []
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = max(top - side // 2, 0), min(bottom + side // 2, height)  # cells under these templates
+            strip = slice(first * STRIDE, last * STRIDE + 2 * radius)
+            scores = _scores(
+                a[:, first * STRIDE : last * STRIDE], window[:, strip], on_image[strip], reach, side, self.min_template
+            )[..., top - first : bottom - first, :]
+            peaks.append(_peaks(scores))
+            _raise_to_scores(best_at_place[top : bottom + 2 * margin], scores)
+        joined = _Peaks(*(torch.cat(parts) for parts in zip(*peaks, strict=True)))
+        place = torch.floor((joined.displacement + STRIDE / 2) / STRIDE).long() + margin
+        x = place[..., 0] + torch.arange(width)
+        y = place[..., 1] + torch.arange(height)[:, None]
+        return joined, joined.score >= best_at_place[y, x]
+
+
+class _Peaks(NamedTuple):
+    """The maximum of each cell's scores: its score (h, w), the confidence in it (h, w), its whole-pixel displacement
+    and the sub-pixel refinement of that, both (h, w, 2) as (x, y) px."""
+
+    score: Tensor
+    confidence: Tensor
+    displacement: Tensor
+    refinement: Tensor
 
 
 def _whole_image_shift(a: Tensor, b: Tensor) -> tuple[int, int]:
@@ -72,3 +109,85 @@ def _whole_image_shift(a: Tensor, b: Tensor) -> tuple[int, int]:
     scores = shift_scores(a, b, max_shift)
     row, column = np.unravel_index(np.argmax(scores), scores.shape)
     return int(column) - max_shift, int(row) - max_shift
+
+
+def _framed(b: Tensor, size: tuple[int, ...], offset: tuple[int, int], margin: int) -> tuple[Tensor, Tensor]:
+    """The part of `b` that lies under an image of `size` moved by `offset`, `margin` px wider all round, and its mask.
+
+    Returns:
+        (C, size + 2 margin) features, zero outside `b`, and a float mask of the same size that is 1 on `b`.
+    """
+    left, top = offset[0] - margin, offset[1] - margin
+    right, bottom = left + size[1] + 2 * margin, top + size[0] + 2 * margin
+    pad = (-left, right - b.shape[2], -top, bottom - b.shape[1])  # negative values crop
+    return F.pad(b, pad), F.pad(b.new_ones(b.shape[1:]), pad)
+
+
+def _scores(a: Tensor, window: Tensor, on_image: Tensor, reach: float, side: int, min_template: float) -> Tensor:
+    """Mean product over templates of `side` cells, (K, K, h, w) for displacements (dy, dx) of at most `reach` px.
+
+    Entries further away, or with too little of the template on the optical image, are -inf.
+    """
+    radius = math.floor(reach)
+    height, width = a.shape[1] // STRIDE * STRIDE, a.shape[2] // STRIDE * STRIDE
+    size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
+    products, weights = a.new_zeros(size), a.new_zeros(size)
+    every = a[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
+    centre = STRIDE // 2
+    for dy, dx in np.ndindex(size[:2]):
+        if math.hypot(dy - radius, dx - radius) <= reach:
+            part = window[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
+            products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0]
+            weights[dy, dx] = on_image[dy + centre : dy + height : STRIDE, dx + centre : dx + width : STRIDE]
+    whole = _box_sum(a.new_ones(1, *size[2:]), side)
+    weights = _box_sum(weights.flatten(0, 1), side)
+    scores = _box_sum(products.flatten(0, 1), side) / weights.clamp(min=1)
+    return scores.masked_fill(weights < min_template * whole, -math.inf).unflatten(0, size[:2])
+
+
+def _box_sum(x: Tensor, side: int) -> Tensor:
+    """Sums of (N, h, w) over side x side cells, cut off at the border."""
+    half = side // 2
+    x = F.avg_pool2d(x[:, None], (side, 1), stride=1, padding=(half, 0)) * side
+    return F.avg_pool2d(x, (1, side), stride=1, padding=(0, half))[:, 0] * side
+
+
+def _peaks(scores: Tensor) -> _Peaks:
+    """Maximum of a volume (K, K, h, w) over its displacements."""
+    size, radius = scores.shape[0], scores.shape[0] // 2
+    flat = scores.flatten(0, 1)
+    score, index = flat.max(dim=0)
+    padded = F.pad(scores.flatten(2).permute(2, 0, 1), (1, 1, 1, 1), value=-math.inf)  # (hw, K + 2, K + 2)
+    cell = torch.arange(len(padded))
+    y, x = index.flatten() // size + 1, index.flatten() % size + 1
+    shift = [
+        parabola_peak(padded[cell, y - dy, x - dx], score.flatten(), padded[cell, y + dy, x + dx])
+        for dx, dy in ((1, 0), (0, 1))
+    ]
+    refinement = torch.from_numpy(np.stack(shift, axis=-1)).float().unflatten(0, score.shape)
+    displacement = torch.stack([index % size - radius, index // size - radius], dim=-1)
+    second = _best_elsewhere(scores, index // size, index % size)
+    confidence = (1 - second.clamp(min=0) / score.clamp(min=1e-6)).clamp(0, 1)
+    return _Peaks(score, confidence * (score > 0), displacement, refinement)
+
+
+def _best_elsewhere(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Highest score of each cell outside the neighbourhood of its peak at row y, column x; (h, w)."""
+    steps = torch.arange(len(scores))
+    far_y = (steps[:, None, None] - y).abs() > _PEAK_HALF_WIDTH  # (K, h, w)
+    far_x = (steps[:, None, None] - x).abs() > _PEAK_HALF_WIDTH
+    in_far_rows = scores.amax(dim=1).masked_fill(~far_y, -math.inf).amax(dim=0)
+    in_far_columns = scores.amax(dim=0).masked_fill(~far_x, -math.inf).amax(dim=0)
+    return torch.maximum(in_far_rows, in_far_columns)
+
+
+def _raise_to_scores(best: Tensor, scores: Tensor) -> None:
+    """Raise `best` (h + 2 m, w + 2 m), one value a cell of the optical image, to any score that claims that cell."""
+    size, height, width = scores.shape[1:]
+    radius = size // 2
+    margin = (best.shape[0] - height) // 2
+    for row, column in np.ndindex(size, size):
+        y = (row - radius + STRIDE // 2) // STRIDE + margin
+        x = (column - radius + STRIDE // 2) // STRIDE + margin
+        place = best[y : y + height, x : x + width]
+        torch.maximum(place, scores[row, column], out=place)
