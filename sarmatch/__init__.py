@@ -1,0 +1,38 @@
+"""Uncertainty-aware matching of SAR and optical satellite images.
+
+    import sarmatch
+    matcher = sarmatch.load_matcher("runs/s1s2/matcher-0123abcd")
+    matches = matcher.match("sar.tif", "optical.tif", search_radius=32)
+
+Heavy modules are imported when a name is first used, so that `sarmatch --help` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sarmatch.config import Config, profile
+    from sarmatch.evaluation import evaluate
+    from sarmatch.experiments import train_or_load
+    from sarmatch.inference import Matcher, load_matcher
+    from sarmatch.matches import Matches
+
+__version__ = "0.1.0"
+_HOMES = {
+    "Config": "config",
+    "Matcher": "inference",
+    "Matches": "matches",
+    "evaluate": "evaluation",
+    "load_matcher": "inference",
+    "profile": "config",
+    "train_or_load": "experiments",
+}
+__all__ = ["Config", "Matcher", "Matches", "evaluate", "load_matcher", "profile", "train_or_load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sarmatch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sarmatch.{_HOMES[name]}"), name)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,6 +26,10 @@ from sarmatch.config import Config
 from sarmatch.config import profile as named_profile
 from sarmatch.files import atomic_path
 from sarmatch.notebooks import clean_notebook
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
 
 PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")
 """Names that the parameters cell of every chapter assigns."""
@@ -44,12 +48,29 @@ class ChapterSettings:
     Attributes:
         config: the profile's configuration.
         runs_dir: store of trained runs, given to `train_or_load`.
-        results_dir: where `save_table` writes; pages read published tables from `book/results/<profile>/`.
+        results_dir: where tables are saved; pages read published tables from `book/results/<profile>/`.
     """
 
     config: Config
     runs_dir: Path
     results_dir: Path
+
+    def subplots(self, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+        """`matplotlib.pyplot.subplots` with a constrained layout; the figure says which profile made it."""
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
+        figure.supxlabel(f"profile {self.config.profile}", x=0.995, ha="right", size="x-small", color="gray")
+        return figure, axes
+
+    def table(self, table: pd.DataFrame, name: str, caption: str) -> HTML:
+        """Save a table under `name` and show it with a caption that says which profile made it."""
+        from IPython.display import HTML
+
+        self.save_table(table, name)
+        content = table.to_html(index=False, float_format="{:.3g}".format, na_rep="", border=0)
+        words = html.escape(f"{caption} (profile {self.config.profile})")
+        return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""

@@ -1,7 +1,8 @@
-"""The `sarmatch` command: thin functions over the package. Heavy modules are imported by the command that needs them."""
+"""The `sarmatch` command: thin functions over the package; each imports the heavy modules it needs."""
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,56 +13,16 @@ import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from sarmatch.config import PROFILES, Config, from_dict
+from sarmatch.config import profile as named_profile
+
 ProfileName = Literal["smoke", "demo", "s1s2", "sen12ms"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 app = SubcommandApp()
-data = SubcommandApp()
-app.command(data, name="data", help="Look at the data of a folder.")
-
-
-@data.command(name="check")
-def data_check(path: Positional[Path]) -> int:
-    """Report which pairs a folder holds and which files are broken; exits with 1 if any is.
-
-    Args:
-        path: a folder with a manifest.csv, or a SEN12MS or SEN1-2 tree.
-    """
-    raise NotImplementedError
-
-
-@app.command
-def train(
-    profile: ProfileName = "demo",
-    data: Path | None = None,
-    runs: Path = Path("runs"),
-    fresh: bool = False,
-    max_steps: int | None = None,
-    seed: int | None = None,
-) -> int:
-    """Train a matcher, or load the run if it is stored already; an interrupted one goes on where it stopped.
-
-    Args:
-        profile: what to train, on which kind of data.
-        data: folder of the data, for the profiles on real data.
-        runs: store of runs.
-        fresh: train anew even if the run is stored.
-        max_steps: stop after this many optimiser steps instead of the profile's number.
-        seed: seed of weights, order and augmentation instead of the profile's.
-    """
-    from sarmatch.config import profile as named_profile
-    from sarmatch.experiments import train_or_load
-
-    config = named_profile(profile, str(data) if data else None)
-    if seed is not None:
-        config = config.replace(seed=seed)
-    if max_steps is not None:
-        config = config.replace(training={"max_steps": max_steps})
-    run = train_or_load(config, runs_dir=str(runs), fresh=fresh)
-    print(f"{'loaded' if run.loaded else 'trained'} {run.path}")
-    return 0
+data_app = SubcommandApp()
 
 
 @app.command
@@ -69,26 +30,140 @@ def match(
     sar: Positional[Path],
     optical: Positional[Path],
     model: str = "s1s2",
-    search_radius: float | None = None,
+    search_radius: float | None = 32.0,
+    max_rotation_deg: float = 0.0,
+    scale_range: tuple[float, float] = (1.0, 1.0),
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
-    """Find points that correspond in a SAR and an optical image.
+    """Find points that correspond in a SAR and an optical image on one grid.
 
     Args:
         sar: SAR image, any raster that rasterio reads.
         optical: optical image of the same place.
         model: shipped weights by name, a run folder, or a .safetensors file.
         search_radius: how far the images may be displaced against each other, px; None searches everywhere.
+        max_rotation_deg: how far they may be turned against each other.
+        scale_range: smallest and largest scale of one against the other.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
-    import sarmatch
+    from sarmatch.inference import load_matcher
 
-    matches = sarmatch.load_matcher(model, device=device).match(sar, optical, search_radius=search_radius)
+    matcher = load_matcher(model, device=device)
+    matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
     return 0
+
+
+@data_app.command(name="check")
+def data_check(path: Positional[Path], max_read: int = 2000) -> int:
+    """Report which pairs a folder holds and what is broken; exits with 1 if anything is.
+
+    Args:
+        path: a folder with a manifest.csv, or a tree of SEN12MS, SEN12MS-CR or SEN1-2.
+        max_read: pairs to read in full, evenly spaced.
+    """
+    from sarmatch.data.check import check_data
+
+    report = check_data(path, max_read)
+    print(report)
+    return 0 if report.ok else 1
+
+
+app.command(data_app, name="data", help="Look at the data in a folder.")
+
+
+@app.command
+def train(
+    profile: ProfileName = "demo",
+    data: Path | None = None,
+    runs: Path = Path("runs"),
+    name: str = "matcher",
+    fresh: bool = False,
+    max_steps: int | None = None,
+    seed: int | None = None,
+) -> int:
+    """Train a matcher; a stored run is loaded, an interrupted one goes on where it stopped.
+
+    Args:
+        profile: what to train, on which kind of data.
+        data: folder of the data, for the profiles on real data.
+        runs: store of runs.
+        name: what the run is called in the store.
+        fresh: train anew even if the run is stored.
+        max_steps: stop after this many optimiser steps instead of the profile's number.
+        seed: seed of weights, order and augmentation instead of the profile's.
+    """
+    from sarmatch.experiments import train_or_load
+
+    config = named_profile(profile, str(data) if data else None)
+    if seed is not None:
+        config = config.replace(seed=seed)
+    if max_steps is not None:
+        config = config.replace(training={"max_steps": max_steps})
+    run = train_or_load(config, runs, name, fresh=fresh)
+    print(f"{run}\n{run.path}")
+    return 0
+
+
+@app.command
+def evaluate(
+    model: Positional[str],
+    profile: ProfileName | None = None,
+    data: Path | None = None,
+    protocol: ProtocolName = "shift",
+    search_radius: float | None = 32.0,
+    part: Part = "test",
+    max_pairs: int | None = None,
+    device: str = "auto",
+    output: Output = Path("records.parquet"),
+) -> int:
+    """Measure a matcher on one part of the data: one record a pair, and their means on the screen.
+
+    Args:
+        model: shipped weights by name, or a run folder.
+        profile: whose data, split and crops to use; default those of the run, or of the profile the weights are named
+            after.
+        data: folder of the data, for the profiles on real data.
+        protocol: the known transform between the two images.
+        search_radius: px around the predicted position; None searches the whole image.
+        part: of the split.
+        max_pairs: at most this many, evenly spaced over the scenes.
+        device: auto, cpu, cuda or mps.
+        output: .parquet or .csv.
+    """
+    from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.evaluation import evaluate as evaluate_pairs
+    from sarmatch.files import atomic_path
+    from sarmatch.inference import load_matcher
+
+    if output.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{output}: records are saved as .parquet or .csv; got suffix {output.suffix!r}")
+    matcher = load_matcher(model, device=device)
+    config = _config_of(model, profile, data)
+    if max_pairs is not None:
+        config = config.replace(evaluation={"max_pairs": max_pairs})
+    pairs = getattr(split_pairs(open_pairs(config.data, config.seed), config.data), part)
+    records = evaluate_pairs(matcher, pairs, protocol, search_radius, config.evaluation)
+    with atomic_path(output) as partial:
+        records.to_csv(partial, index=False) if output.suffix == ".csv" else records.to_parquet(partial, index=False)
+    print(records.drop(columns=["search_radius", "crop_size"]).mean(numeric_only=True).to_string())
+    print(f"{len(records)} pairs, {part}, {protocol}, search radius {search_radius} -> {output}")
+    return 0
+
+
+def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
+    """The config to evaluate with, from a profile's name or a run's folder."""
+    root = str(data) if data else None
+    stored = Path(model) / "config.json"
+    if profile is None and stored.is_file():
+        config = from_dict(Config, json.loads(stored.read_text()))
+        return config.replace(data={"root": root}) if root else config
+    if profile is None and model not in PROFILES:
+        raise ValueError(f"{model!r} is neither a run folder nor named after a profile; give --profile")
+    return named_profile(profile or model, root)
 
 
 @app.command
@@ -104,7 +179,7 @@ def book(
     """Execute the chapters into a staged copy of the book and build the site there.
 
     Args:
-        profile: what the chapters run on; demo, or s1s2 with --publish.
+        profile: what the chapters run on; default demo, with --publish s1s2.
         data: folder of the data, for the profiles on real data.
         out: the copy is made in OUT/PROFILE/book.
         runs: store of trained runs; what it holds is loaded.
@@ -114,14 +189,14 @@ def book(
     """
     from sarmatch import book as machinery
 
-    profile = profile or (machinery.PUBLISHED_PROFILE if publish else "demo")
+    chosen = profile or (machinery.PUBLISHED_PROFILE if publish else "demo")
     try:
-        staged = machinery.build_book(profile, data, out, chapters or None, not no_site, runs_dir=runs)
+        staged = machinery.build_book(chosen, data, out, chapters or None, not no_site, runs_dir=runs)
     except machinery.BookError as error:
         print(f"sarmatch: error: {error}", file=sys.stderr)
         return 1
     if publish:
-        machinery.publish(staged, profile, data, chapters or None)
+        machinery.publish(staged, chosen, data, chapters or None)
     return 0
 
 

@@ -56,7 +56,7 @@ class DataConfig:
     noise_std: float = 0.01
     """Standard deviation of Gaussian noise added to both images, in units of [0, 1] (section 4.2)."""
     relative_shift_px: float = 24.0
-    """The optical crop is displaced against the SAR crop by up to this, each axis (never a free lunch from alignment)."""
+    """The optical crop is displaced against the SAR crop by up to this on each axis."""
     pure_shift_probability: float = 0.5
     """Share of samples whose relative transform is a shift alone, as between georeferenced images."""
     relative_rotation_deg: float = 4.0
@@ -81,8 +81,13 @@ class DataConfig:
             16 <= self.crop_size <= self.patch_size,
             f"crop_size must lie between 16 and patch_size={self.patch_size}, got {self.crop_size}",
         )
-        for name in ("flip_probability", "pure_shift_probability", "speckle_probability", "later_sar_probability",
-                     "band_mixing"):
+        for name in (
+            "flip_probability",
+            "pure_shift_probability",
+            "speckle_probability",
+            "later_sar_probability",
+            "band_mixing",
+        ):
             _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
         low, high = self.speckle_looks
         _require(1 <= low <= high, f"speckle_looks must satisfy 1 <= low <= high, got {self.speckle_looks}")
@@ -153,8 +158,8 @@ class TrainingConfig:
     validate_every: int | None = None
     """Steps between validations; None validates once an epoch."""
     validation_pairs: int = 64
-    window_px: tuple[float, float] = (40.0, 40.0)
-    """Half-width of the candidate window, first and at the end of training."""
+    window_px: float = 40.0
+    """Radius of the candidates of the coarse loss around the same position."""
     checkpoint_every: int = 100
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 0
@@ -253,7 +258,7 @@ def _smoke() -> Config:
         model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
         training=TrainingConfig(
             learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,
-            validation_pairs=2, window_px=(16.0, 16.0), checkpoint_every=2,
+            validation_pairs=2, window_px=16.0, checkpoint_every=2,
         ),
         evaluation=EvaluationConfig(
             crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
@@ -269,7 +274,7 @@ def _demo() -> Config:
         model=ModelConfig(**_NARROW, consensus_cells=(5, 9)),
         training=TrainingConfig(
             learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=20, max_steps=200, warmup_steps=20,
-            cosine=True, validate_every=50, validation_pairs=8, window_px=(24.0, 24.0), checkpoint_every=25,
+            cosine=True, validate_every=50, validation_pairs=8, window_px=24.0, checkpoint_every=25,
         ),
         evaluation=EvaluationConfig(
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
@@ -286,8 +291,8 @@ def _s1s2() -> Config:
             feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
         ),
         training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=3000, warmup_steps=100,
-            cosine=True, patience=1000, validate_every=300, validation_pairs=24,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=2800, warmup_steps=100,
+            cosine=True, patience=1000, validate_every=250, validation_pairs=24, window_px=36.0,
         ),
     )  # fmt: skip
 

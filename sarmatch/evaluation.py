@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple, Protocol as Interface
+from typing import NamedTuple
+from typing import Protocol as Interface
 
 import numpy as np
 import pandas as pd
@@ -19,13 +20,18 @@ from sarmatch.metrics import match_errors, mma, pair_record
 
 
 class EvaluationCrops(NamedTuple):
-    """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px."""
+    """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px.
+
+    `max_rotation_deg` and `scale_range` are what a method may know beforehand: how far the protocol turns and scales.
+    """
 
     sar: Tensor
     optical: Tensor
     sar_valid: Tensor
     optical_valid: Tensor
     A_sar_to_optical: Tensor
+    max_rotation_deg: float = 0.0
+    scale_range: tuple[float, float] = (1.0, 1.0)
 
 
 def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -> EvaluationCrops:
@@ -38,7 +44,8 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     Raises:
         ValueError: the pair is too small for the protocol.
     """
-    crop = config.affine_crop_size if protocol == "affine" else config.crop_size
+    affine = protocol == "affine"
+    crop = config.affine_crop_size if affine else config.crop_size
     height, width = pair.size
     if min(height, width) < crop:
         raise ValueError(
@@ -55,12 +62,12 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
         sar_valid=coverage(pair.valid, sar_to_pair, size),
         optical_valid=coverage(pair.valid, optical_to_pair, size),
         A_sar_to_optical=torch.linalg.inv(relative),
+        max_rotation_deg=config.max_rotation_deg if affine else 0.0,
+        scale_range=config.scale_range if affine else (1.0, 1.0),
     )
 
 
-def _relative_map(
-    pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int
-) -> Tensor:
+def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int) -> Tensor:
     """Affine from the optical crop to the SAR crop; a function of the seed, the protocol and the pair's id alone."""
     if protocol == "aligned":
         return torch.eye(3, dtype=torch.float64)
@@ -76,8 +83,8 @@ def _relative_map(
         if bool(inside(transform_points(sar_to_pair @ relative, corners), pair.size).all()):
             return relative
     raise ValueError(
-        f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at {crop} px; "
-        "lower max_shift_px or the crop size"
+        f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at "
+        f"{crop} px; lower max_shift_px or the crop size"
     )
 
 
@@ -101,7 +108,9 @@ def evaluate(
     A pair that cannot be cut as the protocol asks is an error, never silently dropped.
     """
     rows = []
-    for pair in tqdm(_spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True):
+    for pair in tqdm(
+        _spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
+    ):
         crops = evaluation_crops(pair, protocol, config)
         size = (crops.sar.shape[-2], crops.sar.shape[-1])
         matches = matcher.match_crops(crops, search_radius)

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,33 +114,33 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 def provenance(config: Config, fingerprint: str) -> dict[str, Any]:
     """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "profile": config.profile,
         "seed": config.seed,
         "config_hash": config.hash(fingerprint),
         "data_fingerprint": fingerprint,
         "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+        "hardware": device,
     }
 
 
 def commit() -> str:
-    """Short hash of the checkout's commit, with `+` where tracked files differ from it; `unknown` outside a checkout."""
-    here = Path(__file__).parent
+    """Short hash of the checkout's commit, with `+` where tracked files differ; `unknown` outside a checkout."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=9", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "--short=9", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

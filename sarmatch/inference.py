@@ -1,19 +1,61 @@
-"""Matching two images with a trained network."""
+"""Matching two images with a trained network: `load_matcher(...).match(sar, optical)`."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from rasterio.io import DatasetReader
 from torch import Tensor
 
+from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
 from sarmatch.evaluation import EvaluationCrops
+from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, match_descriptors
 from sarmatch.models import SarOpticalNet
-from sarmatch.training import cell_valid
+from sarmatch.prior import global_prior
+from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.training import cell_valid, load_weights
 
 MULTIPLE = 16
 """Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level)."""
+TILE = 256
+"""Largest side that is matched in one volume, px; memory grows with its fourth power."""
+LOCAL_RADIUS = 16.0
+"""Search radius around a prior that the coarse global stage found, px."""
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool = True) -> Matcher:
+    """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
+
+    Args:
+        source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
+        device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
+        use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
+
+    Raises:
+        FileNotFoundError: nothing of that name; the message lists what is shipped.
+    """
+    candidates = [WEIGHTS / f"{source}.safetensors", Path(source) / "model.safetensors", Path(source)]
+    path = next((c for c in candidates if c.is_file()), None)
+    if path is None:
+        shipped = sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"no weights {str(source)!r}: expected a name among {shipped}, a run folder with model.safetensors, or "
+            "a .safetensors file; train some with `sarmatch train`"
+        )
+    net, _ = load_weights(path)
+    chosen = PartialState().default_device if device == "auto" else device
+    return Matcher(net, chosen, use_consensus)
 
 
 class Matcher:
@@ -29,46 +71,188 @@ class Matcher:
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
 
-    @torch.no_grad()
-    def match_tensors(
+    def match(
         self,
-        sar: Tensor,
-        optical: Tensor,
-        search_radius: float,
-        offset: tuple[int, int] = (0, 0),
-        sar_valid: Tensor | None = None,
-        optical_valid: Tensor | None = None,
-    ) -> RawMatches:
-        """Match two images of equal size, small enough for one volume (up to about 320 px a side).
+        sar: Any,
+        optical: Any,
+        search_radius: float | None = 32.0,
+        max_rotation_deg: float = 0.0,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+    ) -> Matches:
+        """Tie points between two images on one grid, up to a shift within the search radius.
 
         Args:
-            sar, optical: (C, H, W) float32 in [0, 1].
-            search_radius: px around the predicted position.
-            offset: predicted displacement (dx, dy) in cells of 4 px.
-            sar_valid, optical_valid: (H, W) bool; None means all pixels carry data.
+            sar: (H, W) or (1 or 2, H, W) array or tensor in 8 bits, dB or [0, 1]; or a path or open rasterio dataset.
+            optical: (H, W, 3) or (3 or 13, H, W) in 8 bits, reflectance x 10,000 or [0, 1]; or as above.
+            search_radius: greatest distance of a match from the same pixel position, px; None searches the whole
+                image.
+            max_rotation_deg, scale_range: how far the images may be turned and scaled against each other.
+
+        Raises:
+            ValueError: arrays of unusable shape, dtype or range.
+            FileNotFoundError, PairError: files that cannot be read, or that lie on different grids.
         """
-        (sar_in, sar_mask), (optical_in, optical_mask) = (
-            self._prepare(image, valid) for image, valid in ((sar, sar_valid), (optical, optical_valid))
-        )
-        descriptors = self.net(sar_in, optical_in)
-        return match_descriptors(
-            self.net, *descriptors, search_radius, offset, sar_mask, optical_mask, use_consensus=self.use_consensus
-        )
+        _check_search(search_radius, max_rotation_deg, scale_range)
+        net = self.net.config
+        first = _load_sar(sar, net.sar_channels)
+        second = _load_optical(optical, net.optical_channels)
+        if first.transform is not None and second.transform is not None:
+            check_same_grid(first, second, "SAR image", "optical image")
+        raw = self._match(first, second, search_radius, max_rotation_deg, scale_range)
+        georeference = {
+            "sar_transform": first.transform,
+            "sar_crs": first.crs,
+            "optical_transform": second.transform,
+            "optical_crs": second.crs,
+        }
+        return dataclasses.replace(_to_matches(raw), **georeference)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
-        """Match the crops of an evaluation protocol."""
-        if search_radius is None:
-            raise ValueError("not yet")
-        raw = self.match_tensors(
-            crops.sar, crops.optical, search_radius, (0, 0), crops.sar_valid, crops.optical_valid
+        """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
+        first, second = (
+            Raster(crops.sar, crops.sar_valid, None, None),
+            Raster(crops.optical, crops.optical_valid, None, None),
         )
-        return Matches(raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy(), raw.confidence.cpu().numpy())
+        raw = self._match(first, second, search_radius, crops.max_rotation_deg, crops.scale_range)
+        return _to_matches(raw)
 
-    def _prepare(self, image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A batch of one, padded to a multiple of 16, and its mask of cells (None where every cell is valid)."""
-        height, width = image.shape[-2:]
-        pad = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-        mask = torch.ones(height, width, dtype=torch.bool) if valid is None else valid
-        mask = F.pad(mask, pad)[None].to(self.device)
-        padded = F.pad(image[None], pad, mode="replicate").to(self.device)
-        return padded, None if bool(mask.all()) else cell_valid(mask)
+    @torch.no_grad()
+    def _match(
+        self,
+        sar: Raster,
+        optical: Raster,
+        search_radius: float | None,
+        max_rotation_deg: float,
+        scale_range: tuple[float, float],
+    ) -> RawMatches:
+        height, width = (max(a, b) for a, b in zip(sar.valid.shape, optical.valid.shape, strict=True))
+        size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
+        sar_in, sar_valid = (t.to(self.device) for t in _pad(sar, size))
+        optical_in, optical_valid = (t.to(self.device) for t in _pad(optical, size))
+        if search_radius is not None and max_rotation_deg == 0 and scale_range == (1.0, 1.0):
+            return self._match_tiles(sar_in, optical_in, sar_valid, optical_valid, search_radius)
+        prior = global_prior(
+            self.net, sar_in, optical_in, search_radius, max_rotation_deg, scale_range, sar_valid, optical_valid
+        ).A_sar_to_optical
+        if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
+            # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
+            first = self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
+            prior = _refit(first, prior)
+        return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
+
+    def _match_warped(
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, prior: Tensor
+    ) -> RawMatches:
+        """Match around a predicted map by resampling the optical image onto the SAR grid with it."""
+        size = (sar.shape[-2], sar.shape[-1])
+        moved = warp(optical, prior, size)
+        seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
+        raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS)
+        xy_optical = transform_points(prior, raw.xy_optical)
+        keep = inside(xy_optical, size)
+        return RawMatches(raw.xy_sar[keep], xy_optical[keep], raw.confidence[keep])
+
+    def _match_tiles(
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+    ) -> RawMatches:
+        """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
+        height, width = sar.shape[-2:]
+        parts = []
+        for window, core in _tiles(height, width, margin=min(search_radius, TILE // 4)):
+            inputs = (sar[..., *window], optical[..., *window])
+            masks = (cell_valid(sar_valid[..., *window]), cell_valid(optical_valid[..., *window]))
+            if not (bool(masks[0].any()) and bool(masks[1].any())):
+                continue
+            sar_described, optical_described = self.net(*inputs)
+            raw = match_descriptors(
+                self.net, sar_described, optical_described, search_radius, (0, 0), *masks, self.use_consensus
+            )
+            origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
+            xy_sar = raw.xy_sar + origin
+            low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
+            keep = ((xy_sar >= low) & (xy_sar < high)).all(-1)
+            parts.append(RawMatches(xy_sar[keep], raw.xy_optical[keep] + origin, raw.confidence[keep]))
+        if not parts:
+            empty = sar.new_zeros(0, 2)
+            return RawMatches(empty, empty, sar.new_zeros(0))
+        return RawMatches(*(torch.cat([getattr(p, k) for p in parts]) for k in ("xy_sar", "xy_optical", "confidence")))
+
+
+Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]
+
+
+def _tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
+    """Windows (rows, columns) of at most `TILE` px that overlap by twice the margin; their cores (x0, y0, x1, y1)."""
+    rows, columns = (_intervals(n, margin) for n in (height, width))
+    for y, y_low, y_high in rows:
+        for x, x_low, x_high in columns:
+            yield (slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))), (x_low, y_low, x_high, y_high)
+
+
+def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
+    """Starts of tiles along one axis, multiples of 16, and the ends of their cores: halfway into each overlap."""
+    if length <= TILE:
+        return [(0, -1.0, float(length))]
+    n = int(np.ceil((length - 2 * margin) / (TILE - 2 * margin)))
+    starts = [round((length - TILE) * i / (n - 1) / MULTIPLE) * MULTIPLE for i in range(n)]
+    edges = [-1.0, *((a + TILE + b) / 2 for a, b in pairwise(starts)), float(length)]
+    return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
+
+
+def _to_matches(raw: RawMatches) -> Matches:
+    return Matches(raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy(), raw.confidence.cpu().numpy())
+
+
+def _refit(matches: RawMatches, prior: Tensor) -> Tensor:
+    """A robust affine of the matches, or the prior where they do not determine one."""
+    try:
+        fit = fit_affine(matches.xy_sar.cpu().numpy(), matches.xy_optical.cpu().numpy())
+    except RegistrationError:
+        return prior
+    return torch.from_numpy(fit.matrix)
+
+
+def _pad(raster: Raster, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A batch of one of the wanted size, its border repeated, and the mask of valid pixels (1, H, W)."""
+    height, width = raster.valid.shape
+    margin = (0, size[1] - width, 0, size[0] - height)
+    return F.pad(raster.image[None], margin, mode="replicate"), F.pad(raster.valid, margin)[None]
+
+
+def _check_search(search_radius: float | None, max_rotation_deg: float, scale_range: tuple[float, float]) -> None:
+    if search_radius is not None and not search_radius > 0:
+        raise ValueError(f"search_radius must be positive, in px, or None for the whole image; got {search_radius}")
+    if not 0 <= max_rotation_deg <= 180:
+        raise ValueError(f"max_rotation_deg must lie in [0, 180], got {max_rotation_deg}")
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"scale_range must satisfy 0 < low <= high, got {scale_range}")
+
+
+def _load_sar(source: Any, channels: int) -> Raster:
+    if isinstance(source, str | Path | DatasetReader):
+        return read_sar(source, tuple(range(channels)))
+    values = _numpy(source)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[0] != channels:
+        raise ValueError(f"sar: expected (H, W) or ({channels}, H, W), got {np.shape(source)}")
+    return Raster(*scale_sar(values, tuple(range(channels))), None, None)
+
+
+def _load_optical(source: Any, channels: int) -> Raster:
+    if isinstance(source, str | Path | DatasetReader):
+        return read_optical(source, None if channels == 3 else tuple(range(channels)))
+    values = _numpy(source)
+    if values.ndim == 3 and values.shape[0] != channels and values.shape[-1] == channels:
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3 or values.shape[0] != channels:
+        raise ValueError(f"optical: expected (H, W, {channels}) or ({channels}, H, W), got {np.shape(source)}")
+    return Raster(*scale_optical(values), None, None)
+
+
+def _numpy(source: Any) -> np.ndarray:
+    values = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    if not np.issubdtype(values.dtype, np.number):
+        raise ValueError(
+            f"expected an array of numbers, a path or an open rasterio dataset, got {type(source).__name__}"
+        )
+    return values

@@ -62,7 +62,7 @@ def match_descriptors(
     moved = displacement.float() * STRIDE
     if refine:
         moved = moved + refine_displacement(net, sar, optical, cells, displacement)
-    centres = cell_centres(*sar.coarse.shape[-2:], STRIDE, device=moved.device)
+    centres = cell_centres(sar.coarse.shape[-2], sar.coarse.shape[-1], STRIDE, moved.device)
     xy_sar = centres[cells[:, 1], cells[:, 0]]
     xy_optical = xy_sar + moved
     height, width = optical.fine.shape[-2:]

@@ -38,6 +38,8 @@ from sarmatch.volumes import Volume, coarse_volume, combine, consensus, disc, fi
 
 FINE_JITTER = 2
 """The fine window is centred up to this many px off the truth in training, as a coarse match would be."""
+SCALES_SPEED = 10.0
+"""Learning rate of the scales of similarity over that of the weights."""
 LOG_EVERY = 10
 CACHE_AT_MOST = 5000
 """Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
@@ -164,6 +166,16 @@ def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
     return rate
 
 
+def parameter_groups(objective: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
+    """Weights at the learning rate; scales, which act through their exponential, faster and without decay."""
+    scales = [p for name, p in objective.named_parameters() if name.endswith(("log_scale", "log_scales"))]
+    weights = [p for name, p in objective.named_parameters() if not name.endswith(("log_scale", "log_scales"))]
+    return [
+        {"params": weights, "speed": 1.0, "weight_decay": training.weight_decay},
+        {"params": scales, "speed": SCALES_SPEED, "weight_decay": 0.0},
+    ]
+
+
 def finetune(config: Config, split: Split, folder: Path, validate: Validate, show_progress: bool = True) -> None:
     """Train on `split.train`, or go on where the run in `folder` stopped.
 
@@ -177,12 +189,12 @@ def finetune(config: Config, split: Split, folder: Path, validate: Validate, sho
     training = config.training
     if not len(split.train):
         raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
-    accelerator = Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation_steps)
+    accelerator = Accelerator(
+        mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation_steps
+    )
     set_seed(config.seed)
     objective = Objective(SarOpticalNet(config.model))
-    optimizer = torch.optim.Adam(
-        objective.parameters(), lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
-    )
+    optimizer = torch.optim.Adam(parameter_groups(objective, training), lr=training.learning_rate, betas=training.betas)
     state: dict[str, Any] = {"step": 0, "best": -1.0, "waited": 0, "seconds": 0.0}
     if (folder / "last.pt").exists():
         state = _restore(folder / "last.pt", objective, optimizer)
@@ -192,7 +204,9 @@ def finetune(config: Config, split: Split, folder: Path, validate: Validate, sho
     sampler = StepSampler(
         len(crops), training, config.seed, state["step"], accelerator.process_index, accelerator.num_processes
     )
-    loader = DataLoader(crops, batch_sampler=sampler, num_workers=training.workers, pin_memory=accelerator.device.type == "cuda")
+    loader = DataLoader(
+        crops, batch_sampler=sampler, num_workers=training.workers, pin_memory=accelerator.device.type == "cuda"
+    )
     objective, optimizer = accelerator.prepare(objective, optimizer)
     _train(accelerator, objective, optimizer, loader, config, folder, state, validate, show_progress)
 
@@ -217,12 +231,10 @@ def _train(
     began = time.perf_counter() - state["seconds"]
     for batch in loader:
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        progress = state["step"] / steps
-        window = training.window_px[0] + progress * (training.window_px[1] - training.window_px[0])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state["step"], steps, training)
+            group["lr"] = group["speed"] * learning_rate(state["step"], steps, training)
         with accelerator.accumulate(objective):
-            losses = objective(batch, window)
+            losses = objective(batch, training.window_px)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(objective.parameters(), training.clip_norm)

@@ -57,7 +57,7 @@ class TemplateMatcher:
         offset = (0, 0) if search_radius is not None else _whole_image_shift(a, b)
         reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
         peaks, is_best = self._search(a, *_framed(b, a.shape[1:], offset, math.floor(reach)), reach)
-        cells = cell_centres(*peaks.score.shape, STRIDE).numpy()
+        cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
         xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
         height, width = optical.shape[1:]
         inside = ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)

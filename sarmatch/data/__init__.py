@@ -7,25 +7,48 @@ pair, and the pairs themselves, read when asked for.
 from __future__ import annotations
 
 from sarmatch.config import DataConfig
+from sarmatch.data.check import Report, check_data, open_folder, recognise
 from sarmatch.data.folder import manifest
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
-from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar
+from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scale_optical, scale_sar
+from sarmatch.data.sen12 import sen12
+from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
 from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs
-from sarmatch.data.synthetic import Nuisance, render, render_pair, synthetic_pairs
+from sarmatch.data.statistics import band_statistics, distribution
+from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
 __all__ = [
-    "INDEX_COLUMNS", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Split", "leakage", "manifest", "open_pairs",
-    "read_optical", "read_pair", "read_sar", "render", "render_pair", "split_by_patch", "split_by_scene",
-    "split_pairs", "synthetic_pairs",
+    "INDEX_COLUMNS", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Rendering", "Report", "Split",
+    "band_statistics", "check_data", "distribution", "leakage", "manifest", "open_folder", "open_pairs",
+    "read_optical", "read_pair", "read_sar", "recognise", "render", "render_pair", "scale_optical", "scale_sar",
+    "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene", "split_pairs", "synthetic_pairs",
 ]  # fmt: skip
 
 
 def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
-    """The pairs that `config.source` names; `seed` counts for generated ones."""
+    """The pairs that a config names.
+
+    Args:
+        config: `source` is `synthetic`, `manifest` (a folder with a CSV), or `sen12ms` (a tree of SEN12MS, SEN12MS-CR
+            or SEN1-2).
+        seed: of generated pairs.
+
+    Raises:
+        ValueError: no `root` for real data.
+        FileNotFoundError: no such folder, or not what `source` says in it.
+        PairError: no usable pair in it.
+    """
     if config.source == "synthetic":
         return synthetic_pairs(config.n_synthetic, config.patch_size, seed, sar_bands=config.sar_bands)
     if config.root is None:
         raise ValueError(f"source={config.source!r} reads real data: give its folder (root, or --data PATH)")
-    return manifest(
+    layout = recognise(config.root)
+    if (layout == "manifest") != (config.source == "manifest"):
+        other = "manifest" if layout == "manifest" else "sen12ms"
+        raise FileNotFoundError(
+            f"{config.root}: source={config.source!r} expected, but the folder is laid out as {layout}; set "
+            f"source={other!r} (profile {'s1s2' if other == 'manifest' else 'sen12ms'!r}) or give another folder"
+        )
+    return open_folder(
         config.root, datasets=config.datasets, sar_bands=config.sar_bands, optical_bands=config.optical_bands
     )

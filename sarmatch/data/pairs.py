@@ -17,7 +17,7 @@ INDEX_COLUMNS = ("id", "dataset", "scene", "season", "land_cover")
 
 
 class PairError(ValueError):
-    """A file or array that cannot serve as a SAR-optical pair; the message names it, what was expected and the remedy."""
+    """A file or array that cannot serve as a pair; the message names it, what was expected and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)

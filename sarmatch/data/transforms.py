@@ -89,8 +89,8 @@ def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Genera
         # Half of the samples stay on the pixel grid, as the images at inference do.
         turn = 0.0 if rng.random() < 0.5 or attempt > 14 else config.joint_rotation_deg * rng.uniform(-1, 1)
         joint = rotation_scale(turn, 1.0, (middle, middle), flip)
-        x, y = rng.integers(0, width - crop + 1), rng.integers(0, height - crop + 1)
-        sar_to_pair = translation(float(x), float(y)) @ joint
+        x, y = float(rng.integers(0, width - crop + 1)), float(rng.integers(0, height - crop + 1))
+        sar_to_pair = translation(x, y) @ joint
         shift = rng.uniform(-config.relative_shift_px, config.relative_shift_px, 2)
         amount = 0.0 if rng.random() < config.pure_shift_probability else 1.0
         angle = amount * config.relative_rotation_deg * rng.uniform(-1, 1)
@@ -100,10 +100,10 @@ def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Genera
         both = torch.cat([transform_points(m, corners) for m in (sar_to_pair, optical_to_pair)])
         if bool(inside(both, size).all()):
             return sar_to_pair, optical_to_pair
-    x, y = (width - crop) // 2, (height - crop) // 2
+    x, y = float((width - crop) // 2), float((height - crop) // 2)
     room = min(x, y, config.relative_shift_px)
     shift = rng.uniform(-room, room, 2)
-    plain = translation(float(x), float(y)) @ rotation_scale(0.0, 1.0, (middle, middle), flip)
+    plain = translation(x, y) @ rotation_scale(0.0, 1.0, (middle, middle), flip)
     return plain, plain @ translation(*shift)
 
 

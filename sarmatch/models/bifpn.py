@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, SeparableConvNormAct
 from torch import Tensor, nn
+
+from sarmatch.models.layers import NormLayer
 
 TOP_DOWN_AND_BOTTOM_UP: tuple[tuple[int, tuple[int, ...]], ...] = (
     # (level of the new node, earlier nodes it fuses); nodes 0, 1, 2 are the inputs at strides 4, 8 and 16
@@ -22,7 +24,7 @@ OUTPUT_NODES = (4, 5, 6)
 class Fusion(nn.Module):
     """Fast normalised fusion: a weighted mean with learned weights >= 0, then a separable convolution."""
 
-    def __init__(self, width: int, n_inputs: int, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, width: int, n_inputs: int, norm: NormLayer) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.ones(n_inputs))
         self.conv = SeparableConvNormAct(width, width, 3, norm_layer=norm, act_layer=nn.SiLU)
@@ -36,7 +38,7 @@ class Fusion(nn.Module):
 class BiFPNLayer(nn.Module):
     """One pass down and up over three levels of equal width, each half the size of the one before."""
 
-    def __init__(self, width: int, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, width: int, norm: NormLayer) -> None:
         super().__init__()
         self.fusions = nn.ModuleList(Fusion(width, len(inputs), norm) for _, inputs in TOP_DOWN_AND_BOTTOM_UP)
 
@@ -56,7 +58,7 @@ class BiFPN(nn.Module):
         width: channels of all outputs.
     """
 
-    def __init__(self, inputs: Sequence[int], width: int, repeats: int, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, inputs: Sequence[int], width: int, repeats: int, norm: NormLayer) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(ConvNormAct(c, width, 1, norm_layer=norm, apply_act=False) for c in inputs)
         self.layers = nn.ModuleList(BiFPNLayer(width, norm) for _ in range(repeats))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from sarmatch.config import Norm
 
+NormLayer: TypeAlias = Any
+"""A normalisation class followed by an activation, or a partial of one; timm's annotations know only the former."""
 STRIDE = 4
 """Stride of the dense features and descriptors: 64 x 64 cells on a 256 px image."""
 GROUP_SIZE = 8
@@ -33,7 +34,7 @@ class Encoding(NamedTuple):
     uncertainty: Tensor | None = None
 
 
-def norm_layer(norm: Norm) -> Callable[..., nn.Module]:
+def norm_layer(norm: Norm) -> NormLayer:
     """The normalisation followed by an activation that `timm` blocks expect."""
     if norm == "batch":
         return BatchNormAct2d
@@ -62,7 +63,7 @@ class XceptionBlock(nn.Module):
         dilation: of the depthwise convolutions.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, norm: NormLayer) -> None:
         super().__init__()
         separable = partial(SeparableConvNormAct, kernel_size=3, dilation=dilation, norm_layer=norm)
         self.body = nn.Sequential(
@@ -83,9 +84,7 @@ class FineBranch(nn.Module):
     Local contrast comes from the image itself and the stem, meaning (water, field, forest) from the features F.
     """
 
-    def __init__(
-        self, image: int, stem: int, features: int, width: int, outputs: int, norm: Callable[..., nn.Module]
-    ) -> None:
+    def __init__(self, image: int, stem: int, features: int, width: int, outputs: int, norm: NormLayer) -> None:
         super().__init__()
         self.from_image = ConvNormAct(image, width, 3, norm_layer=norm)
         self.from_stem = ConvNormAct(stem, width, 1, norm_layer=norm)

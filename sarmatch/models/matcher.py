@@ -38,8 +38,8 @@ class SarOpticalNet(nn.Module):
 
     Attributes:
         plain_log_scale, plain_fine_log_scale: log of the scale of the per-cell similarity, starting at 1/0.07.
-        coarse_log_scales, fine_log_scales: log of the weight of each voting neighbourhood (the cell alone first); they
-            start with the same sum.
+        coarse_log_scales, fine_log_scales: log of the scale of each voting neighbourhood, the cell alone first. They
+            start in proportion to its side, since the noise of a mean falls with the root of the number of votes.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -52,8 +52,8 @@ class SarOpticalNet(nn.Module):
             self.sar_encoder = TimmEncoder(SAR_BACKBONE, config.sar_channels, config)
             self.optical_encoder = TimmEncoder(OPTICAL_BACKBONE, config.optical_channels, config)
         self.head = ProjectionHead(config.feature_width, config.head_width, config.descriptor_dim)
-        n_volumes = 1 + len(config.consensus_cells)
-        scales = torch.full((n_volumes,), math.log(INITIAL_SCALE / n_volumes))
+        sides = (1, *config.consensus_cells)
+        scales = torch.tensor([math.log(INITIAL_SCALE * side / len(sides)) for side in sides])
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         self.plain_fine_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         self.coarse_log_scales = nn.Parameter(scales.clone())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from timm.layers import ConvNormAct
 from timm.layers import SqueezeExcite as _SqueezeExcite
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
 from sarmatch.models.bifpn import BiFPN
-from sarmatch.models.layers import Encoding, FineBranch, check_input, norm_layer, standardise
+from sarmatch.models.layers import Encoding, FineBranch, NormLayer, check_input, norm_layer, standardise
 
 EXPANSION = 4
 BLOCKS_PER_LAYER = 2
 
 
-def mbconv_layer(inputs: int, outputs: int, norm: Callable[..., nn.Module]) -> nn.Sequential:
+def mbconv_layer(inputs: int, outputs: int, norm: NormLayer) -> nn.Sequential:
     """A feature extraction layer of EfficientNet: inverted residuals with squeeze-and-excitation, stride 2 first."""
+    squeeze_excite: Any = partial(_SqueezeExcite, rd_ratio=0.25 / EXPANSION)
     block = partial(
         InvertedResidual,
         exp_ratio=EXPANSION,
         norm_layer=norm,
         act_layer=nn.SiLU,
-        se_layer=partial(_SqueezeExcite, rd_ratio=0.25 / EXPANSION),
+        se_layer=squeeze_excite,
     )
     rest = [block(outputs, outputs) for _ in range(BLOCKS_PER_LAYER - 1)]
     return nn.Sequential(block(inputs, outputs, stride=2), *rest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         norm = norm_layer(config.norm)
         self.channels = channels
-        self.backbone = timm.create_model(
+        self.backbone: Any = timm.create_model(
             name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
         )
         stem, *widths = self.backbone.feature_info.channels()

@@ -1,0 +1,38 @@
+"""Sphinx extension: `{command-help} data check` shows what `sarmatch data check --help` prints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+from sarmatch.cli import main
+
+WIDTH = "88"
+
+
+class CommandHelp(Directive):
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        command = self.arguments[0].split() if self.arguments else []
+        text, columns = io.StringIO(), os.environ.get("COLUMNS")
+        os.environ["COLUMNS"] = WIDTH
+        try:
+            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+                main([*command, "--help"])
+        finally:
+            os.environ.pop("COLUMNS")
+            if columns is not None:
+                os.environ["COLUMNS"] = columns
+        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_directive("command-help", CommandHelp)
+    return {"parallel_read_safe": True}

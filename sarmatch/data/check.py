@@ -1,0 +1,123 @@
+"""What a data folder holds: its layout, its pairs, and what is broken in it (`sarmatch data check PATH`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from sarmatch.data.folder import manifest
+from sarmatch.data.pairs import PairError, Pairs
+from sarmatch.data.raster import RED_GREEN_BLUE
+from sarmatch.data.roi_tree import scene_folders
+from sarmatch.data.sen12 import sen12
+from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
+
+EXPECTED = (
+    "looked for manifest.csv (columns id, sar, optical), for SEN12MS or SEN12MS-CR "
+    "(ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif, ROIs1158_spring_s1/s1_1/...) and for SEN1-2 (the same as .png)"
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Findings of `check_data`.
+
+    Attributes:
+        root: the folder.
+        layout: `manifest`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
+        counts: one row a dataset, season and land cover; columns `pairs` and `scenes`.
+        problems: files and rows that are missing or broken, each with its reason.
+        read: number of pairs that were read in full.
+    """
+
+    root: Path
+    layout: str
+    counts: pd.DataFrame
+    problems: tuple[str, ...]
+    read: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken; the exit status of the command."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"{self.root}: {self.layout}, {int(self.counts['pairs'].sum())} pairs, {self.read} read in full", ""]
+        lines += [self.counts.to_string(), ""]
+        lines += [f"{len(self.problems)} problems" if self.problems else "no problems", *self.problems[:50]]
+        if len(self.problems) > 50:
+            lines.append(f"... and {len(self.problems) - 50} more")
+        return "\n".join(lines)
+
+
+def recognise(root: str | Path) -> str:
+    """The layout of a folder: `manifest`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of these in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"data folder {root}: no such folder; check the path")
+    if (root / "manifest.csv").is_file():
+        return "manifest"
+    for folder in scene_folders(root):
+        if folder.parent.name.endswith(("_s1", "_s2", "_s2_cloudy")):
+            return "sen12ms-cr"
+        suffixes = {path.suffix for path in folder.iterdir()}
+        if suffixes & {".tif", ".png"}:
+            return "sen12ms" if ".tif" in suffixes else "sen1-2"
+    found = sorted(path.name for path in root.iterdir())[:5]
+    raise FileNotFoundError(f"{root}: no known layout; {EXPECTED}; found {found or 'an empty folder'}")
+
+
+def open_folder(
+    root: str | Path,
+    *,
+    datasets: Sequence[str] = (),
+    sar_bands: Sequence[int] = (0,),
+    optical_bands: Sequence[int] | None = None,
+    rescan: bool = False,
+) -> Pairs:
+    """The pairs of a folder of any known layout; `optical_bands` None is red, green, blue; see the readers.
+
+    Raises:
+        FileNotFoundError, PairError, ValueError: as `recognise` and the readers.
+    """
+    layout = recognise(root)
+    if layout == "manifest":
+        rgb = (0, 1, 2) if optical_bands is None else optical_bands
+        return manifest(root, datasets=datasets, sar_bands=sar_bands, optical_bands=rgb)
+    if layout == "sen1-2":
+        return sen12(root, rescan=rescan)
+    reader = sen12ms if layout == "sen12ms" else sen12ms_cr
+    rgb = RED_GREEN_BLUE if optical_bands is None else optical_bands
+    return reader(root, sar_bands=sar_bands, optical_bands=rgb, rescan=rescan)
+
+
+def check_data(root: str | Path, max_read: int = 2000, rescan: bool = True) -> Report:
+    """Recognise a folder, count its pairs and read a part of them.
+
+    Args:
+        root: the folder.
+        max_read: pairs to read in full, evenly spaced over the index.
+        rescan: examine all files of the SEN12MS family again, rather than trust a stored index.
+
+    Raises:
+        FileNotFoundError, PairError: as `open_folder`: there is nothing to check.
+    """
+    pairs = open_folder(root, rescan=rescan)
+    rows = np.unique(np.linspace(0, len(pairs) - 1, min(max_read, len(pairs))).round().astype(int))
+    broken = []
+    for i in tqdm(rows, "read", unit="pair", disable=None):
+        try:
+            pairs[int(i)]
+        except (PairError, OSError) as error:
+            broken.append(f"{pairs.index['id'].iloc[i]}: {error}")
+    counts = pairs.index.groupby(["dataset", "season", "land_cover"])["scene"].agg(pairs="size", scenes="nunique")
+    return Report(Path(root), recognise(root), counts, (*pairs.problems, *broken), len(rows))

@@ -1,0 +1,104 @@
+"""How far the co-registration of a pair is off, estimated without any network (design point 11).
+
+Public pairs are taken for perfectly aligned, and terrain, layover and different orbits make that untrue by a pixel or
+two. This bounds what any matcher can reach within 1 px, so it is measured and shown beside every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, parabola_peak, shift_scores
+
+MAX_SHIFT_PX = 8
+RELIABLE_QUALITY = 6.0
+"""Quality that pairs with the optical image of another place reach in about 1 % of cases; see `ResidualShift`."""
+_PEAK_HALF_WIDTH = 3
+
+
+@dataclass(frozen=True)
+class ResidualShift:
+    """One shift for a whole pair: what stands at p in the SAR image stands at p + (dx, dy) in the optical one.
+
+    Attributes:
+        dx, dy: px, sub-pixel.
+        quality: height of the correlation peak above the mean of the other shifts, in their standard deviations; 0
+            where the best shift is the largest one allowed, so that the true one may lie beyond.
+    """
+
+    dx: float
+    dy: float
+    quality: float
+
+    @property
+    def length(self) -> float:
+        """Length of the shift, px."""
+        return float(np.hypot(self.dx, self.dy))
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the peak stands out more than pairs of unrelated images would let it."""
+        return self.quality >= RELIABLE_QUALITY
+
+
+def residual_shift(pair: Pair, max_shift: int = MAX_SHIFT_PX) -> ResidualShift:
+    """Shift at which the oriented-gradient channels of both images correlate best, to sub-pixel precision.
+
+    Args:
+        pair: pixels outside `pair.valid` do not count.
+        max_shift: largest shift along each axis, px.
+    """
+    sar = oriented_gradients(pair.sar, SAR_SIGMA_PX, pair.valid)
+    optical = oriented_gradients(pair.optical, OPTICAL_SIGMA_PX, pair.valid)
+    return peak_shift(shift_scores(sar, optical, max_shift, pair.valid, pair.valid))
+
+
+def peak_shift(scores: np.ndarray) -> ResidualShift:
+    """The highest place of a (2 R + 1, 2 R + 1) surface of scores, rows dy and columns dx, refined by parabolas."""
+    radius = len(scores) // 2
+    row, column = (int(i) for i in np.unravel_index(np.argmax(scores), scores.shape))
+    if not np.isfinite(scores[row, column]) or not 0 < row < 2 * radius or not 0 < column < 2 * radius:
+        return ResidualShift(float(column - radius), float(row - radius), 0.0)
+    dx = column - radius + float(parabola_peak(*scores[row, column - 1 : column + 2]))
+    dy = row - radius + float(parabola_peak(*scores[row - 1 : row + 2, column]))
+    rows, columns = np.indices(scores.shape)
+    elsewhere = np.maximum(abs(rows - row), abs(columns - column)) > _PEAK_HALF_WIDTH
+    others = scores[elsewhere & np.isfinite(scores)]
+    spread = float(others.std())
+    return ResidualShift(dx, dy, float((scores[row, column] - others.mean()) / spread) if spread > 0 else 0.0)
+
+
+def residual_shift_table(pairs: Pairs, max_shift: int = MAX_SHIFT_PX) -> pd.DataFrame:
+    """`residual_shift` of every pair: `id`, `dataset`, `scene`, `dx`, `dy`, `length`, `quality`, `reliable`."""
+    rows = []
+    for i in tqdm(range(len(pairs)), desc="residual shift", disable=None):
+        pair = pairs[i]
+        shift = residual_shift(pair, max_shift)
+        names = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
+        values = {"dx": shift.dx, "dy": shift.dy, "length": shift.length}
+        rows.append(names | values | {"quality": shift.quality, "reliable": shift.reliable})
+    columns = ["id", "dataset", "scene", "dx", "dy", "length", "quality", "reliable"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summarise_shifts(table: pd.DataFrame, within_px: Sequence[float] = (1.0, 2.3), by: str = "dataset") -> pd.DataFrame:
+    """Per group of a `residual_shift_table`: pairs, share that is reliable, and over those the median length (px), the
+    mean shift and the share within each of `within_px`."""
+    rows = {}
+    for name, group in table.groupby(by):
+        reliable = group[group["reliable"]]
+        rows[name] = {
+            "n_pairs": len(group),
+            "reliable": group["reliable"].mean(),
+            "median_px": reliable["length"].median(),
+            "mean_dx": reliable["dx"].mean(),
+            "mean_dy": reliable["dy"].mean(),
+            **{f"within_{limit:g}px": (reliable["length"] <= limit).mean() for limit in within_px},
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)

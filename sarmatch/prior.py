@@ -1,0 +1,130 @@
+"""The coarse global stage: where, how turned and how large the optical image is, before any single match.
+
+Every cell of the image votes: the descriptors of both images are correlated over all shifts at once, for each of a few
+rotations and scales of the optical image. It is consensus at its widest, so it exploits that the image moves as one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sarmatch.geometry import rotation_scale, translation, warp
+from sarmatch.models import STRIDE, SarOpticalNet
+
+ROTATION_STEP_DEG = 7.5
+SCALE_STEP = 1.1
+MIN_OVERLAP = 0.25
+"""Shifts that leave less of the SAR image on the optical one are not considered."""
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A predicted map from SAR to optical pixels, (3, 3) float64, and how far it stands out.
+
+    Attributes:
+        score: correlation at the best shift over its expectation by chance, in standard deviations if cells were
+            independent; compare within one image only.
+    """
+
+    A_sar_to_optical: Tensor
+    score: float
+
+
+def hypotheses(max_rotation_deg: float, scale_range: tuple[float, float]) -> list[tuple[float, float]]:
+    """Rotations (degrees) and scales to try, evenly spaced and including the middle."""
+    n = math.ceil(max_rotation_deg / ROTATION_STEP_DEG)
+    angles = [0.0] if n == 0 else [max_rotation_deg * i / n for i in range(-n, n + 1)]
+    low, high = (math.log(s) for s in scale_range)
+    n = math.ceil((high - low) / 2 / math.log(SCALE_STEP) - 1e-9)
+    middle = (low + high) / 2
+    scales = [middle] if n == 0 else [middle + (high - low) / 2 * i / n for i in range(-n, n + 1)]
+    return [(angle, math.exp(scale)) for angle, scale in product(angles, scales)]
+
+
+@torch.no_grad()
+def global_prior(
+    net: SarOpticalNet,
+    sar: Tensor,
+    optical: Tensor,
+    max_shift_px: float | None = None,
+    max_rotation_deg: float = 0.0,
+    scale_range: tuple[float, float] = (1.0, 1.0),
+    sar_valid: Tensor | None = None,
+    optical_valid: Tensor | None = None,
+) -> Prior:
+    """The rotation, scale and shift under which most of the two images agrees.
+
+    Args:
+        sar, optical: (1, C, H, W) of equal size, multiples of 16.
+        max_shift_px: greatest shift of the image centre on each axis; None allows any that leaves `MIN_OVERLAP`.
+        max_rotation_deg, scale_range: what the relative rotation and scale may be.
+        sar_valid, optical_valid: (1, H, W) bool; None takes all pixels.
+    """
+    height, width = sar.shape[-2:]
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    candidates = hypotheses(max_rotation_deg, scale_range)
+    maps = torch.stack([rotation_scale(angle, scale, centre) for angle, scale in candidates])
+    described = _centred(net.describe_sar(sar).coarse, _cells(sar_valid, sar))
+    best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
+    for chunk in maps.split(BATCH):
+        turned = warp(optical.expand(len(chunk), -1, -1, -1), chunk, (height, width))
+        mask = torch.ones_like(optical[:, :1]) if optical_valid is None else optical_valid[:, None].float()
+        seen = warp(mask.expand(len(chunk), -1, -1, -1), chunk, (height, width)) > 0.999
+        turned_descriptors = _centred(net.describe_optical(turned).coarse, _cells(seen[:, 0], turned))
+        scores, shifts = correlate(described, turned_descriptors, max_shift_px)
+        i = int(scores.argmax())
+        if float(scores[i]) > best.score:
+            dx, dy = (float(v) * STRIDE for v in shifts[i])
+            best = Prior(chunk[i] @ translation(dx, dy), float(scores[i]))
+    return best
+
+
+def _cells(valid: Tensor | None, image: Tensor) -> Tensor:
+    """(B, H, W) bool pixels to (B, 1, H/4, W/4) float cells."""
+    if valid is None:
+        return image.new_ones(len(image), 1, image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+    return (F.avg_pool2d(valid[:, None].float(), STRIDE) > 0.999).float()
+
+
+def _centred(descriptors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Descriptors less their mean over the image, zero where invalid: what all cells share says nothing of place."""
+    total = mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    mean = (descriptors * mask).sum(dim=(-2, -1), keepdim=True) / total
+    return (descriptors - mean) * mask, mask
+
+
+def correlate(
+    sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor], max_shift_px: float | None
+) -> tuple[Tensor, Tensor]:
+    """Best shift of each optical map against one SAR map.
+
+    Args:
+        sar: centred descriptors (1, C, h, w) and mask (1, 1, h, w).
+        optical: the same for B images.
+
+    Returns:
+        score (B,): sum of products over the square root of the overlap; shift (B, 2) long (dx, dy) in cells.
+    """
+    height, width = sar[0].shape[-2:]
+    size = (2 * height, 2 * width)
+
+    def cross(a: Tensor, b: Tensor) -> Tensor:
+        spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(1)
+        return torch.fft.irfft2(spectrum, s=size)
+
+    overlap = cross(sar[1], optical[1]).round()
+    enough = overlap >= MIN_OVERLAP * sar[1].sum()
+    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=sar[0].device).round().long() for n in size)
+    if max_shift_px is not None:
+        reach = math.ceil(max_shift_px / STRIDE)
+        enough &= (dy.abs() <= reach)[:, None] & (dx.abs() <= reach)[None, :]
+    score = (cross(sar[0], optical[0]) / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
+    value, index = score.flatten(1).max(1)
+    return value, torch.stack([dx[index % size[1]], dy[index // size[1]]], -1)
