@@ -1,4 +1,4 @@
-"""`pytest --nbval book` runs every chapter on the smallest profile, and leaves no runs or results behind."""
+"""`pytest --nbval book` runs chapters on the smallest profile and leaves no runs."""
 
 from __future__ import annotations
 
@@ -14,4 +14,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("SARMATCH_PROFILE", "smoke")
         if "SARMATCH_OUT" not in os.environ:
             os.environ["SARMATCH_OUT"] = tempfile.mkdtemp(prefix="sarmatch-nbval-")
-            config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("SARMATCH_OUT"), ignore_errors=True))
+            config.add_cleanup(
+                lambda: shutil.rmtree(
+                    os.environ.pop("SARMATCH_OUT"), ignore_errors=True
+                )
+            )

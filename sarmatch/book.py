@@ -209,7 +209,7 @@ def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
     shutil.copytree(
         book,
         staged,
-        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".ipynb_checkpoints", "__pycache__", "conftest.py"),
+        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml"),
         dirs_exist_ok=True,
     )
     for name in names:
@@ -232,6 +232,7 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             language="python",
             cwd=target.parent,
             progress_bar={"desc": source.stem, "disable": None},  # None: only where a person watches
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its transport
         )
     except papermill.PapermillExecutionError as error:
         lines = [line for line in error.source.splitlines() if line.strip()]

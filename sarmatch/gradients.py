@@ -85,7 +85,8 @@ def shift_scores(
 
 
 def _mask(features: Tensor, valid: Tensor | None) -> np.ndarray:
-    return np.ones(features.shape[1:]) if valid is None else valid.cpu().numpy().astype(np.float64)
+    shape = tuple(features.shape[1:])
+    return np.ones(shape, np.float32) if valid is None else valid.cpu().numpy().astype(np.float32)
 
 
 def _cross_correlation(a: np.ndarray, b: np.ndarray, size: list[int], max_shift: int) -> np.ndarray:

@@ -17,9 +17,11 @@ from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, parabola_peak, shift_scores
 
 MAX_SHIFT_PX = 8
-RELIABLE_QUALITY = 6.0
-"""Quality that pairs with the optical image of another place reach in about 1 % of cases; see `ResidualShift`."""
-_PEAK_HALF_WIDTH = 3
+"""Largest shift along each axis that is looked for."""
+RELIABLE_QUALITY = 4.0
+"""Of 284 pairs made of images of two different places (OMBRIA, SEN1-2, SEN12MS) none reached a quality of 3.2."""
+_BACKGROUND_PX = 40  # shifts up to this far show how high the scores of wrong shifts are
+_PEAK_HALF_WIDTH = 6
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class ResidualShift:
 
     Attributes:
         dx, dy: px, sub-pixel.
-        quality: height of the correlation peak above the mean of the other shifts, in their standard deviations; 0
-            where the best shift is the largest one allowed, so that the true one may lie beyond.
+        quality: height of the correlation peak above the mean over much larger, wrong shifts, in their standard
+            deviations; 0 where the best shift is the largest one allowed, so that the true one may lie beyond.
     """
 
     dx: float
@@ -54,24 +56,34 @@ def residual_shift(pair: Pair, max_shift: int = MAX_SHIFT_PX) -> ResidualShift:
         pair: pixels outside `pair.valid` do not count.
         max_shift: largest shift along each axis, px.
     """
+    if max_shift > _BACKGROUND_PX // 2:
+        raise ValueError(f"max_shift must be at most {_BACKGROUND_PX // 2}, got {max_shift}; register such pairs first")
     sar = oriented_gradients(pair.sar, SAR_SIGMA_PX, pair.valid)
     optical = oriented_gradients(pair.optical, OPTICAL_SIGMA_PX, pair.valid)
-    return peak_shift(shift_scores(sar, optical, max_shift, pair.valid, pair.valid))
+    return peak_shift(shift_scores(sar, optical, _BACKGROUND_PX, pair.valid, pair.valid), max_shift)
 
 
-def peak_shift(scores: np.ndarray) -> ResidualShift:
-    """The highest place of a (2 R + 1, 2 R + 1) surface of scores, rows dy and columns dx, refined by parabolas."""
+def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
+    """The highest place within `max_shift` of a (2 R + 1, 2 R + 1) surface of scores, refined by parabolas.
+
+    Args:
+        scores: rows dy and columns dx from -R to R px; -inf where unknown.
+    """
     radius = len(scores) // 2
-    row, column = (int(i) for i in np.unravel_index(np.argmax(scores), scores.shape))
-    if not np.isfinite(scores[row, column]) or not 0 < row < 2 * radius or not 0 < column < 2 * radius:
-        return ResidualShift(float(column - radius), float(row - radius), 0.0)
-    dx = column - radius + float(parabola_peak(*scores[row, column - 1 : column + 2]))
-    dy = row - radius + float(parabola_peak(*scores[row - 1 : row + 2, column]))
+    near = slice(radius - max_shift, radius + max_shift + 1)
+    dy, dx = (int(i) - max_shift for i in np.unravel_index(np.argmax(scores[near, near]), (2 * max_shift + 1,) * 2))
+    row, column = dy + radius, dx + radius
+    if not np.isfinite(scores[row, column]) or max(abs(dx), abs(dy)) == max_shift:
+        return ResidualShift(float(dx), float(dy), 0.0)
     rows, columns = np.indices(scores.shape)
     elsewhere = np.maximum(abs(rows - row), abs(columns - column)) > _PEAK_HALF_WIDTH
     others = scores[elsewhere & np.isfinite(scores)]
-    spread = float(others.std())
-    return ResidualShift(dx, dy, float((scores[row, column] - others.mean()) / spread) if spread > 0 else 0.0)
+    height, spread = float(scores[row, column] - others.mean()), float(others.std())
+    return ResidualShift(
+        dx + float(parabola_peak(*scores[row, column - 1 : column + 2])),
+        dy + float(parabola_peak(*scores[row - 1 : row + 2, column])),
+        height / spread if spread > 0 else 0.0,
+    )
 
 
 def residual_shift_table(pairs: Pairs, max_shift: int = MAX_SHIFT_PX) -> pd.DataFrame:

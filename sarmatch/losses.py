@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -22,19 +24,24 @@ def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) 
         loss of each cell (B, H, W), zero where the true displacement lies outside the volume, and the mask (B, H, W)
         of those inside.
     """
-    size = 2 * radius + 1
     inside = (displacement.abs() <= radius).all(-1)
+    loss = torch.zeros_like(displacement[..., 0])
+    for index, weight in _corners(displacement, radius):
+        loss = loss - weight * log_probability.gather(1, index[:, None])[:, 0]
+    return loss * inside, inside
+
+
+def _corners(displacement: Tensor, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The four displacements around a true one: flat index and bilinear weight, each (B, H, W)."""
     position = (displacement + radius).clamp(0, 2 * radius)
     low = position.floor().clamp(max=2 * radius - 1)
     fraction = position - low
-    loss = torch.zeros_like(fraction[..., 0])
     for dy in (0, 1):
         for dx in (0, 1):
             weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
             weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            index = ((low[..., 1] + dy) * size + low[..., 0] + dx).long()
-            loss = loss - weight_x * weight_y * log_probability.gather(1, index[:, None])[:, 0]
-    return loss * inside, inside
+            index = (low[..., 1] + dy) * (2 * radius + 1) + low[..., 0] + dx
+            yield index.long(), weight_x * weight_y
 
 
 def matching_loss(
@@ -73,15 +80,10 @@ def row_loss(logits: Volume, displacement: Tensor, mask: Tensor, within: Tensor 
 
 
 def _target_is_valid(valid: Tensor, displacement: Tensor, within: Tensor | None) -> Tensor:
-    """Whether all four displacements around the true one are candidates, (B, H, W)."""
+    """Whether all displacements that carry mass of the target are candidates, (B, H, W)."""
     candidates = valid if within is None else valid & within[:, :, None, None]
-    size = candidates.shape[1]
-    radius = (size - 1) // 2
-    low = (displacement + radius).clamp(0, 2 * radius).floor().clamp(max=2 * radius - 1).long()
     flat = candidates.flatten(1, 2).expand(len(displacement), -1, -1, -1)
     result = torch.ones(displacement.shape[:-1], dtype=torch.bool, device=displacement.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            index = (low[..., 1] + dy) * size + low[..., 0] + dx
-            result = result & flat.gather(1, index[:, None])[:, 0]
+    for index, weight in _corners(displacement, (valid.shape[1] - 1) // 2):
+        result = result & (flat.gather(1, index[:, None])[:, 0] | (weight == 0))
     return result

@@ -1,4 +1,4 @@
-"""Sphinx extension: `{command-help} data check` shows what `sarmatch data check --help` prints."""
+"""Sphinx extension: `{command-help} train` shows `sarmatch train --help`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class CommandHelp(Directive):
             os.environ.pop("COLUMNS")
             if columns is not None:
                 os.environ["COLUMNS"] = columns
-        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+        block = nodes.literal_block(text.getvalue(), text.getvalue(), language="text")
+        return [nodes.container("", block, classes=["command-help"])]
 
 
 def setup(app: Any) -> dict[str, bool]:

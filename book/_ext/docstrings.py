@@ -1,16 +1,21 @@
-"""Sphinx extension: two habits of docstrings written for readers of the source mean something else to Sphinx."""
+"""Sphinx extension: two habits of our docstrings that Sphinx would take otherwise."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def keep_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [line.replace("|", r"\|") for line in lines]  # |G| is the size of a set, not a substitution
+def keep_text(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    # |G| is the size of a set, not a substitution.
+    lines[:] = [line.replace("|", r"\|") for line in lines]
     if what == "attribute" and lines:
-        lines[0] = f": {lines[0]}"  # an empty type: napoleon takes what stands before the first colon for the type
+        # Napoleon takes the text before the first colon for a type: give an empty one.
+        lines[0] = f": {lines[0]}"
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("autodoc-process-docstring", keep_text, priority=400)  # napoleon has 500
+    # Before napoleon, which has priority 500.
+    app.connect("autodoc-process-docstring", keep_text, priority=400)
     return {"parallel_read_safe": True}

@@ -120,9 +120,9 @@ def check_same_grid(first: Raster, second: Raster, first_name: str, second_name:
     if first.transform is None or second.transform is None:
         return
     height, width = first.valid.shape
-    to_second = ~second.transform @ first.transform
-    corners = ((0, 0), (width, 0), (0, height), (width, height))
-    offset = max(np.hypot(*np.subtract(to_second @ corner, corner)) for corner in corners)
+    to_map, to_second = (np.array(raster.transform).reshape(3, 3) for raster in (first, second))
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    offset = np.hypot(*(np.linalg.solve(to_second, to_map @ corners) - corners)[:2]).max()
     if offset > 0.5:
         raise PairError(f"{names}: their grids differ by up to {offset:.1f} px, at most 0.5 px is expected; {remedy}")
 
@@ -147,14 +147,17 @@ def scale_sar(
     if not np.issubdtype(values.dtype, np.floating):
         raise PairError(f"{what}: expected uint8 or floating point (dB), got {values.dtype}; calibrate it to dB first")
     if np.count_nonzero(known < 0) * 2 > known.size:
-        low, high = np.array([SAR_RANGES_DB[min(band, 1)] for band in bands], values.dtype).T[..., None, None]
-        return _finish(np.clip((values - low) / (high - low), 0, 1), valid)
+        low, high = np.array([SAR_RANGES_DB[min(band, 1)] for band in bands], np.float32).T[..., None, None]
+        scaled = values.astype(np.float32)
+        scaled -= low
+        scaled /= high - low
+        return _finish(np.clip(scaled, 0, 1, out=scaled), valid)
     if known.min() < 0 or known.max() > 1:
         raise PairError(
             f"{what}: expected dB (mostly negative) or values in [0, 1], got [{known.min():.3g}, {known.max():.3g}]; "
             "convert linear backscatter with 10 log10"
         )
-    return _finish(values, valid)
+    return _finish(values.astype(np.float32), valid)
 
 
 def scale_optical(
@@ -180,14 +183,17 @@ def scale_optical(
             f"{what}: expected uint8, uint16, int16 or floating point, got {values.dtype}; convert it first"
         )
     if integer or known.max() > 100:
-        reflectance = np.clip(values, 0, REFLECTANCE_SCALE).astype(np.float32) / REFLECTANCE_SCALE
-        return _finish(reflectance * (1 + REFLECTANCE_KNEE) / (reflectance + REFLECTANCE_KNEE), valid)
+        reflectance = np.clip(values, 0, REFLECTANCE_SCALE).astype(np.float32)
+        reflectance /= REFLECTANCE_SCALE
+        scaled = reflectance / (reflectance + REFLECTANCE_KNEE)
+        scaled *= 1 + REFLECTANCE_KNEE
+        return _finish(scaled, valid)
     if known.min() < 0 or known.max() > 1:
         raise PairError(
             f"{what}: expected floating point in [0, 1] or reflectance x {REFLECTANCE_SCALE}, got "
             f"[{known.min():.3g}, {known.max():.3g}]; multiply reflectance by {REFLECTANCE_SCALE} or clip it"
         )
-    return _finish(values, valid)
+    return _finish(values.astype(np.float32), valid)
 
 
 def _known(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +212,7 @@ def _known(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.
 
 
 def _finish(values: np.ndarray, valid: np.ndarray, factor: float | None = None) -> tuple[Tensor, Tensor]:
-    image = torch.from_numpy(np.ascontiguousarray(values)).to(torch.float32)
+    image = torch.from_numpy(values).to(torch.float32)
     if factor is not None:
         image = image * factor
     mask = torch.from_numpy(valid)
@@ -220,7 +226,8 @@ def _open(source: Source, what: str) -> Iterator[DatasetReader]:
         yield source
         return
     try:
-        with warnings.catch_warnings():
+        # Folders of patches hold thousands of files, which GDAL would list at each opening to look for side-cars.
+        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=True):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # PNG has no georeference, and need not
             dataset = rasterio.open(source)
         with dataset:

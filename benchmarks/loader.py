@@ -1,0 +1,68 @@
+"""Loader throughput against bare rasterio reads of the same bands of the same files.
+
+    python benchmarks/loader.py PATH [--pairs 60] [--rounds 9]
+
+PATH is any folder that `sarmatch data check` recognises. Each pair is read `rounds` times both ways, alternately, and
+the shortest times count, so that other work on the machine and a cold disk do not.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+import tyro
+from rasterio.errors import NotGeoreferencedWarning
+
+from sarmatch.data import Pairs, open_folder
+from sarmatch.data.raster import RED_GREEN_BLUE
+
+TARGET = 0.7
+
+
+def main(root: tyro.conf.Positional[Path], pairs: int = 60, rounds: int = 9) -> None:
+    """Print pairs a second of the loader and of bare reads, by dataset."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    whole = open_folder(root)
+    for name in sorted(whole.index["dataset"].unique()):
+        rows = np.flatnonzero(whole.index["dataset"] == name)
+        part = whole.subset(rows[np.linspace(0, len(rows) - 1, min(pairs, len(rows))).astype(int)])
+        bare, loader = compare(part, root, rounds)
+        verdict = "" if bare / loader >= TARGET else f"  below {TARGET}"
+        print(
+            f"{name:12s} {len(part):4d} pairs  bare {1 / bare:7.1f} pairs/s  loader {1 / loader:7.1f} pairs/s  "
+            f"ratio {bare / loader:.2f}{verdict}"
+        )
+
+
+def compare(pairs: Pairs, root: Path, rounds: int) -> tuple[float, float]:
+    """Mean seconds a pair, bare and through the loader."""
+    seconds = np.full((2, len(pairs)), np.inf)
+    for _ in range(rounds):
+        for i in range(len(pairs)):
+            row = pairs.index.iloc[i]
+            ways: tuple[Callable[[], object], ...] = (lambda row=row: read_bare(row, root), lambda i=i: pairs[i])
+            for way, read in enumerate(ways):
+                start = time.perf_counter()
+                read()
+                seconds[way, i] = min(seconds[way, i], time.perf_counter() - start)
+    return float(seconds[0].mean()), float(seconds[1].mean())
+
+
+def read_bare(row: pd.Series, root: Path) -> None:
+    """What nobody can do without: open both files and decode VV and the three colours."""
+    with rasterio.open(root / row["sar"]) as dataset:
+        dataset.read([1])
+    with rasterio.open(root / row["optical"]) as dataset:
+        dataset.read([band + 1 for band in (RED_GREEN_BLUE if dataset.count in (12, 13) else (0, 1, 2))])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,111 @@
+"""Template matching: shifts of one image are found, unrelated images give chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sarmatch import metrics
+from sarmatch.baselines import TemplateMatcher, template
+from sarmatch.geometry import translation, warp
+from sarmatch.gradients import gaussian_blur
+
+
+def texture(side: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = gaussian_blur(torch.rand((1, side, side), generator=generator), 2.0)
+    return (noise - noise.min()) / (noise.max() - noise.min())
+
+
+def shifted_pair(dx: float, dy: float, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, Tensor]:
+    """SAR pixel p shows what optical pixel p + (dx, dy) shows; the optical image is the SAR image's negative."""
+    scene = texture(128)
+    sar = warp(scene, translation(20, 24), size)
+    optical = 1 - warp(scene, translation(20 - dx, 24 - dy), size)
+    return sar, optical.expand(3, -1, -1)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0, 0), (5, -3), (-7.5, 2.25)])
+def test_finds_a_known_shift_to_a_fraction_of_a_pixel(dx: float, dy: float) -> None:
+    sar, optical = shifted_pair(dx, dy)
+    matches = TemplateMatcher(template_px=29).match(sar, optical, search_radius=10)
+    errors = metrics.match_errors(matches, translation(dx, dy))
+    assert len(matches) > 100
+    assert metrics.mma(errors, 1.0) > 0.98
+    assert np.median(errors) < 0.2
+    assert matches.confidence.mean() > 0.3
+
+
+def test_keypoints_are_the_stride_4_grid_and_all_stay_without_the_mutual_check() -> None:
+    sar, optical = shifted_pair(3, 3)
+    matches = TemplateMatcher(template_px=29, mutual=False).match(sar, optical, search_radius=6)
+    assert set(np.unique((matches.xy_sar - 1.5) % 4)) == {0.0}
+    assert len(np.unique(matches.xy_sar, axis=0)) == len(matches)
+    assert len(TemplateMatcher(template_px=29).match(sar, optical, search_radius=6)) < len(matches) <= 16 * 20
+
+
+def test_search_radius_bounds_displacements_and_what_can_be_found() -> None:
+    sar, optical = shifted_pair(9, 0)
+    for radius in (6.0, 6.5):
+        matches = TemplateMatcher(template_px=29).match(sar, optical, search_radius=radius)
+        moved = np.linalg.norm(matches.xy_optical - matches.xy_sar, axis=1)
+        assert moved.max() <= radius + 0.71  # half a pixel of refinement on each axis
+        assert metrics.mma(metrics.match_errors(matches, translation(9, 0)), 2.0) < 0.1
+
+
+def test_without_a_radius_the_whole_image_predicts_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "_UNKNOWN_RADIUS", 6)
+    sar, optical = shifted_pair(18, -15)
+    matches = TemplateMatcher(template_px=29).match(sar, optical)
+    assert len(matches) > 50
+    assert metrics.mma(metrics.match_errors(matches, translation(18, -15)), 1.0) > 0.95
+
+
+def test_unrelated_images_match_at_chance() -> None:
+    sar, optical = texture(96, seed=1), texture(96, seed=2)
+    matches = TemplateMatcher(template_px=29, mutual=False).match(sar, optical, search_radius=12)
+    assert len(matches) > 300
+    chance = 9 / (np.pi * 12**2)  # 3 x 3 of the displacements searched lie within 1.5 px
+    assert metrics.mma(metrics.match_errors(matches, np.eye(3)), 1.5) < 4 * chance
+    related = TemplateMatcher(template_px=29, mutual=False).match(sar, 1 - sar, search_radius=12)
+    assert np.median(matches.confidence) < 0.5 * np.median(related.confidence)
+
+
+def test_images_of_different_sizes_and_matches_inside_them() -> None:
+    sar, optical = shifted_pair(4, 6)
+    small = optical[:, :50, :61]
+    matches = TemplateMatcher(template_px=29).match(sar, small, search_radius=10)
+    assert metrics.mma(metrics.match_errors(matches, translation(4, 6)), 1.0) > 0.95
+    assert matches.xy_optical.min() >= -0.5 and (matches.xy_optical <= (60.5, 49.5)).all()
+
+
+def test_strips_give_the_same_matches_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sar, optical = shifted_pair(5, -3)
+    whole = TemplateMatcher(template_px=29).match(sar, optical, search_radius=6)
+    monkeypatch.setattr(template, "_MAX_ENTRIES", 13 * 13 * 20 * 3)  # three rows of keypoints at a time
+    strips = TemplateMatcher(template_px=29).match(sar, optical, search_radius=6)
+    np.testing.assert_allclose(strips.xy_optical, whole.xy_optical, atol=1e-4)
+    np.testing.assert_allclose(strips.confidence, whole.confidence, atol=1e-4)
+
+
+def test_scores_equal_a_plain_sum_over_the_template() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.normal(size=(3, 16, 16)).astype(np.float32)) for _ in range(2))
+    window, on_image = template._framed(b, (16, 16), (0, 0), 2)
+    scores = template._scores(a, window, on_image, 2.0, 3, 0.5)
+    y0, x0, dy, dx = 4, 8, -1, 1  # the 3 x 3 cells of 4 px around cell (row 1, column 2) begin at row 0, column 4
+    product = [
+        float((a[:, y, x] * b[:, y + dy, x + dx]).sum()) if 0 <= y + dy < 16 and 0 <= x + dx < 16 else 0.0
+        for y in range(0, 12, 2)
+        for x in range(4, 16, 2)
+    ]
+    assert scores[dy + 2, dx + 2, y0 // 4, x0 // 4] == pytest.approx(sum(product) / 4 / 9, abs=1e-4)
+    assert torch.isneginf(scores[0, 0]).all()  # sqrt(8) px away
+    assert torch.isfinite(scores[0, 2]).all()
+
+
+def test_images_without_structure_give_no_matches() -> None:
+    flat = torch.full((1, 64, 64), 0.5)
+    assert len(TemplateMatcher(template_px=29).match(flat, flat, search_radius=8)) == 0

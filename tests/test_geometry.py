@@ -1,0 +1,98 @@
+"""Affine maps, grids and resampling against hand-computed cases."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sarmatch.geometry import cell_centres, coverage, inside, rotation_scale, transform_points, translation, warp
+
+angles = st.floats(-180, 180)
+shifts = st.floats(-50, 50)
+scales = st.floats(0.5, 2.0)
+
+
+def test_cell_centres_follow_the_pixel_convention():
+    centres = cell_centres(2, 3, stride=4)
+    assert centres.shape == (2, 3, 2)
+    assert centres[0, 0].tolist() == [1.5, 1.5]
+    assert centres[1, 2].tolist() == [9.5, 5.5]  # x from the column, y from the row
+
+
+def test_rotation_turns_x_towards_y():
+    turned = transform_points(rotation_scale(90.0), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    assert torch.allclose(turned, torch.tensor([[0.0, 1.0]], dtype=torch.float64), atol=1e-12)
+
+
+def test_flip_mirrors_x_about_the_centre():
+    moved = transform_points(rotation_scale(0.0, 1.0, (2.0, 2.0), flip=True), torch.tensor([[0.0, 1.0]]).double())
+    assert moved.tolist() == [[4.0, 1.0]]
+
+
+@given(angles, scales, shifts, shifts)
+def test_centre_of_rotation_stays(angle, scale, x, y):
+    point = torch.tensor([[x, y]], dtype=torch.float64)
+    assert torch.allclose(transform_points(rotation_scale(angle, scale, (x, y)), point), point, atol=1e-9)
+
+
+@given(angles, scales, shifts, shifts)
+def test_maps_scale_distances_and_invert(angle, scale, x, y):
+    affine = translation(x, y) @ rotation_scale(angle, scale)
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    moved = transform_points(affine, points)
+    assert math.isclose(float((moved[1] - moved[0]).norm()), 5 * scale, rel_tol=1e-9)
+    assert torch.allclose(transform_points(torch.linalg.inv(affine), moved), points, atol=1e-8)
+
+
+def test_batched_maps_act_on_their_own_points():
+    maps = torch.stack([translation(1, 0), translation(0, 2)]).float()
+    points = torch.zeros(2, 3, 2)
+    moved = transform_points(maps, points)
+    assert moved[0].tolist() == [[1.0, 0.0]] * 3
+    assert moved[1].tolist() == [[0.0, 2.0]] * 3
+
+
+def test_warp_by_a_whole_pixel_moves_the_image():
+    image = torch.arange(20.0).reshape(1, 4, 5)
+    moved = warp(image, translation(1, 2), (2, 3))
+    assert torch.equal(moved, image[:, 2:4, 1:4])
+
+
+def test_warp_interpolates_between_pixels_and_is_zero_outside():
+    image = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+    assert float(warp(image, translation(0.5, 0.5), (1, 1))) == pytest.approx(1.5)
+    assert float(warp(image, translation(5, 0), (1, 1))) == 0.0
+
+
+def test_warp_agrees_with_transform_points_under_rotation():
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
+    affine = translation(6, 4) @ rotation_scale(20.0, 0.9, (10, 10))
+    moved = warp(torch.stack([x, y]), affine, (20, 20))
+    points = transform_points(affine, cell_centres(20, 20, 1).double()).permute(2, 0, 1)
+    seen = inside(points.permute(1, 2, 0), (40, 50))
+    assert seen.sum() > 300
+    assert torch.allclose(moved.double()[:, seen], points[:, seen], atol=1e-3)
+
+
+def test_warp_takes_one_map_an_image():
+    images = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps = torch.stack([translation(0, 0), translation(1, 1)])
+    moved = warp(images, maps, (5, 5))
+    assert torch.allclose(moved[1], images[1, :, 1:, 1:], atol=1e-6)
+    assert torch.allclose(moved[0], images[0, :, :5, :5], atol=1e-6)
+
+
+def test_coverage_marks_what_reads_valid_pixels_only():
+    valid = torch.ones(4, 4, dtype=torch.bool)
+    valid[0, 0] = False
+    seen = coverage(valid, translation(0.5, 0.0), (4, 4))
+    assert not seen[0, 0]  # touches the invalid pixel
+    assert not seen[:, 3].any()  # reads beyond the border
+    assert seen[1:, :3].all()
+
+
+def test_inside_includes_the_outer_pixel_centres():
+    points = torch.tensor([[0.0, 0.0], [4.0, 2.0], [4.01, 2.0], [0.0, -0.01]])
+    assert inside(points, (3, 5)).tolist() == [True, True, False, False]
