@@ -110,7 +110,8 @@ class ModelConfig:
     optical_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     """7x7 stem and three layers at strides 4, 8 and 16."""
     bifpn_width: int = 256
-    bifpn_repeats: int = 2
+    bifpn_repeats: int = 3
+    """At least 2: the last one ends at the finest level."""
     feature_width: int = 512
     """Channels of F (eqs. 1 and 2)."""
     head_width: int = 512
@@ -132,6 +133,7 @@ class ModelConfig:
             all(k > 1 and k % 2 == 1 for k in self.consensus_cells),
             f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}",
         )
+        _require(self.bifpn_repeats >= 2, f"bifpn_repeats must be at least 2, got {self.bifpn_repeats}")
         _require(self.sar_channels in (1, 2), f"sar_channels must be 1 or 2, got {self.sar_channels}")
 
 
@@ -291,7 +293,7 @@ def _s1s2() -> Config:
             feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
         ),
         training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=2800, warmup_steps=100,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=2600, warmup_steps=100,
             cosine=True, patience=1000, validate_every=250, validation_pairs=24, window_px=36.0,
         ),
     )  # fmt: skip
@@ -306,7 +308,7 @@ def _sen12ms() -> Config:
 
 
 _NARROW: dict[str, Any] = dict(
-    sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=1,
+    sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=2,
     feature_width=48, head_width=48, descriptor_dim=32, fine_width=8, fine_dim=8,
 )  # fmt: skip
 

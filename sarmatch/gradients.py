@@ -8,6 +8,7 @@ each of a few orientations. The template baseline and the estimate of the ground
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -20,11 +21,29 @@ SAR_SIGMA_PX = 1.5
 """Smoothing of SAR images before differentiation; more than optical ones need, because of speckle."""
 OPTICAL_SIGMA_PX = 1.0
 _CHANNEL_SIGMA_PX = 1.5
+_BORDER_PX = 4  # reach of most of the smoothing
 _FLOOR = 0.5  # gradients much weaker than half the image's mean say little about orientation
 
 
-def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = None) -> Tensor:
-    """Orientation channels of an image, (9, H, W) float32; each pixel's vector has length at most 1 and mean 0.
+class Features(NamedTuple):
+    """An image of features.
+
+    Attributes:
+        channels: (C, H, W) float; zero where not usable.
+        usable: (H, W) bool, where the features mean something.
+    """
+
+    channels: Tensor
+    usable: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in px."""
+        return self.usable.shape[0], self.usable.shape[1]
+
+
+def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = None) -> Features:
+    """Orientation channels of an image; each pixel's vector has length at most 1 and mean 0.
 
     The magnitudes of the gradient along nine orientations over 180 degrees (mean over bands) are smoothed in space
     and across orientations. Removing their mean leaves the direction of the structure: without that step all vectors
@@ -33,7 +52,11 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
     Args:
         image: (C, H, W) float.
         sigma_px: standard deviation of the Gaussian smoothing before differentiation, px.
-        valid: (H, W) bool; channels are zero where it is False.
+        valid: (H, W) bool, pixels with data; None takes all.
+
+    Returns:
+        nine channels, usable away from invalid pixels and from the border, which would look like an edge that both
+        images have in the same place.
     """
     smooth = gaussian_blur(image.float(), sigma_px)
     along_x = F.pad(smooth[:, :, 2:] - smooth[:, :, :-2], (1, 1, 0, 0))
@@ -45,7 +68,14 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
     strength = channels.norm(dim=0).mean()
     channels = channels - channels.mean(dim=0)
     channels = channels / (channels.norm(dim=0) + _FLOOR * strength).clamp(min=1e-12)
-    return channels if valid is None else channels * valid
+    usable = _eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
+    return Features(channels * usable, usable)
+
+
+def _eroded(valid: Tensor) -> Tensor:
+    """Pixels further than `_BORDER_PX` from the border and from any invalid pixel."""
+    invalid = F.pad((~valid).float()[None, None], (_BORDER_PX,) * 4, value=1.0)
+    return F.max_pool2d(invalid, 2 * _BORDER_PX + 1, stride=1)[0, 0] == 0
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
@@ -59,34 +89,25 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return out[:, 0]
 
 
-def shift_scores(
-    a: Tensor, b: Tensor, max_shift: int, a_valid: Tensor | None = None, b_valid: Tensor | None = None
-) -> np.ndarray:
-    """Mean product of two feature images at every whole-pixel shift, over the part where both have data.
+def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:
+    """Mean product of two feature images at every whole-pixel shift, over the part where both are usable.
 
     Args:
-        a, b: (C, H, W) and (C, H', W') features; pixel p of `a` is compared with pixel p + shift of `b`.
+        a, b: pixel p of `a` is compared with pixel p + shift of `b`; their sizes may differ.
         max_shift: largest shift along each axis, px.
-        a_valid, b_valid: (H, W) and (H', W') bool; None takes all pixels.
 
     Returns:
-        (2 max_shift + 1, 2 max_shift + 1) float64, row = dy + max_shift, column = dx + max_shift; -inf where less than
-        a quarter of the smaller image overlaps.
+        (2 max_shift + 1, 2 max_shift + 1) float, row = dy + max_shift, column = dx + max_shift; -inf where less than a
+        quarter of the smaller usable area overlaps.
     """
-    mask_a, mask_b = _mask(a, a_valid), _mask(b, b_valid)
     size = [
-        scipy.fft.next_fast_len(max(n_a, n_b) + max_shift, real=True)
-        for n_a, n_b in zip(a.shape[1:], b.shape[1:], strict=True)
+        scipy.fft.next_fast_len(max(n_a, n_b) + max_shift, real=True) for n_a, n_b in zip(a.size, b.size, strict=True)
     ]
-    products = _cross_correlation(a.cpu().numpy() * mask_a, b.cpu().numpy() * mask_b, size, max_shift)
-    overlap = _cross_correlation(mask_a[None], mask_b[None], size, max_shift)
-    enough = overlap > 0.25 * min(mask_a.sum(), mask_b.sum())
+    mask_a, mask_b = (features.usable[None].float().cpu().numpy() for features in (a, b))
+    products = _cross_correlation(a.channels.cpu().numpy(), b.channels.cpu().numpy(), size, max_shift)
+    overlap = _cross_correlation(mask_a, mask_b, size, max_shift)
+    enough = overlap > max(0.25 * min(mask_a.sum(), mask_b.sum()), 0.5)
     return np.where(enough, products / np.maximum(overlap, 1), -np.inf)
-
-
-def _mask(features: Tensor, valid: Tensor | None) -> np.ndarray:
-    shape = tuple(features.shape[1:])
-    return np.ones(shape, np.float32) if valid is None else valid.cpu().numpy().astype(np.float32)
 
 
 def _cross_correlation(a: np.ndarray, b: np.ndarray, size: list[int], max_shift: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def residual_shift(pair: Pair, max_shift: int = MAX_SHIFT_PX) -> ResidualShift:
         raise ValueError(f"max_shift must be at most {_BACKGROUND_PX // 2}, got {max_shift}; register such pairs first")
     sar = oriented_gradients(pair.sar, SAR_SIGMA_PX, pair.valid)
     optical = oriented_gradients(pair.optical, OPTICAL_SIGMA_PX, pair.valid)
-    return peak_shift(shift_scores(sar, optical, _BACKGROUND_PX, pair.valid, pair.valid), max_shift)
+    return peak_shift(shift_scores(sar, optical, _BACKGROUND_PX), max_shift)
 
 
 def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:

@@ -43,14 +43,18 @@ def match_descriptors(
 ) -> RawMatches:
     """All mutual matches of one pair.
 
+    With consensus, each match is refined in a fine volume; without, as in the paper, by the expectation over the 3x3
+    cells around it.
+
     Args:
         sar, optical: descriptors of one image each (B = 1), of equal size.
         search_radius: greatest distance of a match from its predicted position, px.
         offset: predicted displacement (dx, dy) in cells of 4 px, the same for all cells.
         sar_valid, optical_valid: (1, H/4, W/4) bool, cells that carry data; None takes all.
         use_consensus: False gives the paper-literal matcher, each cell by itself.
-        refine: False stops at the coarse match.
+        refine: False stops at whole cells.
     """
+    use_consensus = use_consensus and bool(net.config.consensus_cells)
     logits = coarse_logits(net, sar, optical, search_radius, offset, sar_valid, optical_valid, use_consensus)
     within = disc(logits.radius, search_radius / STRIDE, logits.values.device)
     forward, backward = log_softmax(logits, within), log_softmax(swap(logits), within)
@@ -60,8 +64,10 @@ def match_descriptors(
         cells, displacement, confidence = cells[keep], displacement[keep], confidence[keep]
     displacement = displacement + torch.tensor(offset, device=displacement.device)
     moved = displacement.float() * STRIDE
-    if refine:
+    if refine and use_consensus:
         moved = moved + refine_displacement(net, sar, optical, cells, displacement)
+    elif refine:
+        moved = moved + STRIDE * _expected_step(logits, cells, displacement - torch.tensor(offset, device=moved.device))
     centres = cell_centres(sar.coarse.shape[-2], sar.coarse.shape[-1], STRIDE, moved.device)
     xy_sar = centres[cells[:, 1], cells[:, 0]]
     xy_optical = xy_sar + moved
@@ -83,7 +89,7 @@ def coarse_logits(
     """Similarities times their scales over displacements within the search radius."""
     radius = math.ceil(search_radius / STRIDE)
     volume = coarse_volume(sar.coarse, optical.coarse, radius, offset, sar_valid, optical_valid)
-    if not use_consensus or not net.config.consensus_cells:
+    if not use_consensus:
         return Volume(volume.values * net.plain_log_scale.exp(), volume.valid)
     volumes = [volume, *consensus(volume, net.config.consensus_cells)]
     return combine(volumes, net.coarse_log_scales.exp())
@@ -132,6 +138,13 @@ def _on_data(
     return keep
 
 
+def _expected_step(logits: Volume, cells: Tensor, displacement: Tensor) -> Tensor:
+    """Correction of matches to a fraction of a cell, (N, 2) in cells: expectation over the 3x3 steps around each."""
+    values = logits.values.masked_fill(~logits.valid, -torch.inf)
+    at_cells = values[0, ..., cells[:, 1], cells[:, 0]].permute(2, 0, 1)
+    return local_expectation(at_cells) - displacement
+
+
 def refine_displacement(
     net: SarOpticalNet, sar: Descriptors, optical: Descriptors, cells: Tensor, displacement: Tensor
 ) -> Tensor:
@@ -158,8 +171,6 @@ def refine_displacement(
 
 def fine_logits(net: SarOpticalNet, volume: Volume) -> Volume:
     """Fine similarities and their consensus times the learned scales."""
-    if not net.config.consensus_cells:
-        return Volume(volume.values * net.plain_fine_log_scale.exp(), volume.valid)
     volumes = [volume, *consensus(volume, net.config.consensus_cells)]
     return combine(volumes, net.fine_log_scales.exp())
 

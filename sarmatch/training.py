@@ -74,12 +74,12 @@ class Objective(nn.Module):
             logits = combine(volumes, self.net.coarse_log_scales.exp())
             # A cell whose counterpart lies off the image still has a true displacement: its neighbours vote for it.
             losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
-        losses |= self._fine_losses(sar.fine, optical.fine, forward, sar_mask)
+            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward, sar_mask)
         means = {name: value.mean() for name, value in losses.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means}
 
-    def _fine_losses(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the fine volumes around the central displacement of each pair, each (B,)."""
+    def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> Tensor:
+        """Cross-entropy of the fine volume around the central displacement of each pair, (B,)."""
         middle = displacement.shape[1] // 2
         central = displacement[:, middle, middle]
         # Pseudo-random but a function of the sample: the same on any number of processes.
@@ -87,11 +87,7 @@ class Objective(nn.Module):
         offset = central.round().long() + jitter
         volume = fine_volume(sar, optical, offset, FINE_RADIUS, STRIDE)
         residual = displacement - offset[:, None, None]
-        plain = Volume(volume.values * self.net.plain_fine_log_scale.exp(), volume.valid)
-        losses = {"fine_plain": row_loss(plain, residual, mask)}
-        if self.net.config.consensus_cells:
-            losses["fine"] = row_loss(fine_logits(self.net, volume), residual, mask)
-        return losses
+        return row_loss(fine_logits(self.net, volume), residual, mask)
 
 
 def cell_valid(pixels: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sarmatch
+
 PROJECT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 ENVIRONMENT = yaml.safe_load((PROJECT / "environment.yml").read_text())
@@ -73,4 +75,4 @@ def test_citation_and_changelog_name_the_version() -> None:
 
 def test_installed_metadata_is_of_this_version() -> None:
     """The provenance line of every chapter reads it."""
-    assert version("sarmatch") == PYPROJECT["project"]["version"]
+    assert version("sarmatch") == sarmatch.__version__ == PYPROJECT["project"]["version"]

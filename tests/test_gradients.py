@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sarmatch.gradients import N_ORIENTATIONS, gaussian_blur, oriented_gradients, parabola_peak, shift_scores
+from sarmatch.gradients import N_ORIENTATIONS, Features, gaussian_blur, oriented_gradients, parabola_peak, shift_scores
 
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -16,8 +16,12 @@ def texture(height: int, width: int, seed: int = 0) -> Tensor:
     return (noise - noise.min()) / (noise.max() - noise.min())
 
 
+def everywhere(channels: Tensor) -> Features:
+    return Features(channels, torch.ones(channels.shape[1:], dtype=torch.bool))
+
+
 def test_channels_have_mean_zero_and_length_at_most_one() -> None:
-    channels = oriented_gradients(texture(40, 50), 1.0)
+    channels = oriented_gradients(texture(40, 50), 1.0).channels
     assert channels.shape == (N_ORIENTATIONS, 40, 50)
     assert channels.norm(dim=0).max() <= 1
     torch.testing.assert_close(channels.mean(dim=0), torch.zeros(40, 50), atol=1e-6, rtol=0)
@@ -27,19 +31,20 @@ def test_channels_follow_the_direction_of_an_edge_whatever_its_sign_and_height()
     ramp = torch.linspace(0, 1, 40)
     along_x, along_y = ramp.expand(1, 40, 40), ramp[:, None].expand(1, 40, 40)
     at = (slice(None), 20, 20)
-    assert oriented_gradients(along_x, 1.0)[at].argmax() == 0
-    assert oriented_gradients(along_y, 1.0)[at].argmax() in (4, 5)  # 90 degrees lies between 80 and 100
-    same = [oriented_gradients(image, 1.0)[at] for image in (along_x, 1 - along_x, 0.1 * along_x + 0.3)]
+    assert oriented_gradients(along_x, 1.0).channels[at].argmax() == 0
+    assert oriented_gradients(along_y, 1.0).channels[at].argmax() in (4, 5)  # 90 degrees lies between 80 and 100
+    same = [oriented_gradients(image, 1.0).channels[at] for image in (along_x, 1 - along_x, 0.1 * along_x + 0.3)]
     torch.testing.assert_close(same[1], same[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(same[2], same[0], atol=1e-4, rtol=0)
 
 
 def test_a_constant_image_and_invalid_pixels_have_no_features() -> None:
-    assert (oriented_gradients(torch.full((3, 20, 20), 0.4), 1.0) == 0).all()
+    assert (oriented_gradients(torch.full((3, 20, 20), 0.4), 1.0).channels == 0).all()
     valid = torch.ones(40, 40, dtype=torch.bool)
     valid[:, :10] = False
-    channels = oriented_gradients(texture(40, 40), 1.0, valid)
-    assert (channels[:, :, :10] == 0).all() and (channels[:, :, 10:] != 0).any()
+    channels, usable = oriented_gradients(texture(40, 40), 1.0, valid)
+    assert ((channels != 0).any(dim=0) == usable).all()
+    assert usable[4:-4, 14:-4].all() and usable.sum() == 32 * 22  # four px away from the border and from no data
 
 
 def test_blur_keeps_constants_and_spreads_an_impulse_as_a_gaussian() -> None:
@@ -53,25 +58,28 @@ def test_blur_keeps_constants_and_spreads_an_impulse_as_a_gaussian() -> None:
 
 def test_shift_scores_equal_the_sum_written_out() -> None:
     rng = np.random.default_rng(0)
-    a, b = (torch.from_numpy(rng.normal(size=(2, 9, n)).astype(np.float32)) for n in (11, 8))
-    a_valid = torch.from_numpy(rng.random((9, 11)) > 0.2)
-    scores = shift_scores(a, b, 3, a_valid)
+    usable = torch.from_numpy(rng.random((9, 11)) > 0.2)
+    a = Features(torch.from_numpy(rng.normal(size=(2, 9, 11)).astype(np.float32)) * usable, usable)
+    b = everywhere(torch.from_numpy(rng.normal(size=(2, 9, 8)).astype(np.float32)))
+    scores = shift_scores(a, b, 3)
     for dy in range(-3, 4):
         for dx in range(-3, 4):
             products = [
-                float((a[:, y, x] * b[:, y + dy, x + dx]).sum())
+                float((a.channels[:, y, x] * b.channels[:, y + dy, x + dx]).sum())
                 for y in range(9)
                 for x in range(11)
-                if a_valid[y, x] and 0 <= y + dy < 9 and 0 <= x + dx < 8
+                if usable[y, x] and 0 <= y + dy < 9 and 0 <= x + dx < 8
             ]
             assert scores[dy + 3, dx + 3] == pytest.approx(np.mean(products), abs=1e-4)
 
 
 def test_shift_scores_are_unknown_where_little_overlaps() -> None:
-    a = torch.ones(1, 8, 8)
+    a = everywhere(torch.ones(1, 8, 8))
     scores = shift_scores(a, a, 7)
     assert scores[7, 7] == pytest.approx(1) and np.isneginf(scores[0, 0])
     assert np.isfinite(scores[7, 12]) and np.isneginf(scores[7, 13])  # 3 of 8 columns overlap, then 2 of 8
+    nothing = Features(a.channels * 0, a.usable & False)
+    assert np.isneginf(shift_scores(a, nothing, 7)).all()
 
 
 def test_parabola_finds_the_vertex_and_refuses_where_there_is_none() -> None:

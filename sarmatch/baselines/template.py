@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sarmatch.geometry import cell_centres
-from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, parabola_peak, shift_scores
+from sarmatch.gradients import (
+    OPTICAL_SIGMA_PX,
+    SAR_SIGMA_PX,
+    Features,
+    oriented_gradients,
+    parabola_peak,
+    shift_scores,
+)
 from sarmatch.matches import Matches
 
 STRIDE = 4
@@ -56,7 +63,7 @@ class TemplateMatcher:
         a, b = oriented_gradients(sar, SAR_SIGMA_PX), oriented_gradients(optical, OPTICAL_SIGMA_PX)
         offset = (0, 0) if search_radius is not None else _whole_image_shift(a, b)
         reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
-        peaks, is_best = self._search(a, *_framed(b, a.shape[1:], offset, math.floor(reach)), reach)
+        peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(reach)), reach)
         cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
         xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
         height, width = optical.shape[1:]
@@ -66,24 +73,24 @@ class TemplateMatcher:
             keep &= is_best.numpy()
         return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
 
-    def _search(self, a: Tensor, window: Tensor, on_image: Tensor, reach: float) -> tuple[_Peaks, Tensor]:
+    def _search(self, a: Features, window: Features, reach: float) -> tuple[_Peaks, Tensor]:
         """Best displacement of every cell, and whether no other cell has a better score for the same place.
 
         Args:
-            a: (C, H, W) features; `window` (C, H + 2 r, W + 2 r) and its mask `on_image`, as `_framed` gives them.
+            a: (C, H, W) features of the SAR image.
+            window: those of the optical image around it, as `_framed` gives them.
         """
         radius, side = math.floor(reach), 2 * (self.template_px // (2 * STRIDE)) + 1
-        height, width = a.shape[1] // STRIDE, a.shape[2] // STRIDE
+        height, width = a.size[0] // STRIDE, a.size[1] // STRIDE
         margin = radius // STRIDE + 1
         best_at_place = torch.full((height + 2 * margin, width + 2 * margin), -math.inf)
         rows, peaks = max(1, _MAX_ENTRIES // ((2 * radius + 1) ** 2 * width)), []
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             first, last = max(top - side // 2, 0), min(bottom + side // 2, height)  # cells under these templates
-            strip = slice(first * STRIDE, last * STRIDE + 2 * radius)
-            scores = _scores(
-                a[:, first * STRIDE : last * STRIDE], window[:, strip], on_image[strip], reach, side, self.min_template
-            )[..., top - first : bottom - first, :]
+            strip_a = _rows(a, first * STRIDE, last * STRIDE)
+            strip_b = _rows(window, first * STRIDE, last * STRIDE + 2 * radius)
+            scores = _scores(strip_a, strip_b, reach, side, self.min_template)[..., top - first : bottom - first, :]
             peaks.append(_peaks(scores))
             _raise_to_scores(best_at_place[top : bottom + 2 * margin], scores)
         joined = _Peaks(*(torch.cat(parts) for parts in zip(*peaks, strict=True)))
@@ -103,46 +110,49 @@ class _Peaks(NamedTuple):
     refinement: Tensor
 
 
-def _whole_image_shift(a: Tensor, b: Tensor) -> tuple[int, int]:
+def _whole_image_shift(a: Features, b: Features) -> tuple[int, int]:
     """Shift (dx, dy) in whole px with the highest mean product of features."""
-    max_shift = max(*a.shape[1:], *b.shape[1:]) - 1
+    max_shift = max(*a.size, *b.size) - 1
     scores = shift_scores(a, b, max_shift)
     row, column = np.unravel_index(np.argmax(scores), scores.shape)
     return int(column) - max_shift, int(row) - max_shift
 
 
-def _framed(b: Tensor, size: tuple[int, ...], offset: tuple[int, int], margin: int) -> tuple[Tensor, Tensor]:
-    """The part of `b` that lies under an image of `size` moved by `offset`, `margin` px wider all round, and its mask.
-
-    Returns:
-        (C, size + 2 margin) features, zero outside `b`, and a float mask of the same size that is 1 on `b`.
-    """
+def _framed(b: Features, size: tuple[int, int], offset: tuple[int, int], margin: int) -> Features:
+    """The part of `b` that lies under an image of `size` moved by `offset`, `margin` px wider all round."""
     left, top = offset[0] - margin, offset[1] - margin
     right, bottom = left + size[1] + 2 * margin, top + size[0] + 2 * margin
-    pad = (-left, right - b.shape[2], -top, bottom - b.shape[1])  # negative values crop
-    return F.pad(b, pad), F.pad(b.new_ones(b.shape[1:]), pad)
+    pad = (-left, right - b.size[1], -top, bottom - b.size[0])  # negative values crop
+    return Features(F.pad(b.channels, pad), F.pad(b.usable, pad))
 
 
-def _scores(a: Tensor, window: Tensor, on_image: Tensor, reach: float, side: int, min_template: float) -> Tensor:
+def _rows(features: Features, first: int, last: int) -> Features:
+    return Features(features.channels[:, first:last], features.usable[first:last])
+
+
+def _scores(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
     """Mean product over templates of `side` cells, (K, K, h, w) for displacements (dy, dx) of at most `reach` px.
 
     Entries further away, or with too little of the template on the optical image, are -inf.
     """
     radius = math.floor(reach)
-    height, width = a.shape[1] // STRIDE * STRIDE, a.shape[2] // STRIDE * STRIDE
+    height, width = a.size[0] // STRIDE * STRIDE, a.size[1] // STRIDE * STRIDE
     size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
-    products, weights = a.new_zeros(size), a.new_zeros(size)
-    every = a[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
+    products, weights = a.channels.new_zeros(size), a.channels.new_zeros(size)
+    every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
     centre = STRIDE // 2
+    usable = a.usable[centre:height:STRIDE, centre:width:STRIDE]
     for dy, dx in np.ndindex(size[:2]):
         if math.hypot(dy - radius, dx - radius) <= reach:
-            part = window[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
+            part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
             products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0]
-            weights[dy, dx] = on_image[dy + centre : dy + height : STRIDE, dx + centre : dx + width : STRIDE]
-    whole = _box_sum(a.new_ones(1, *size[2:]), side)
+            on_image = window.usable[dy + centre : dy + height : STRIDE, dx + centre : dx + width : STRIDE]
+            weights[dy, dx] = usable & on_image
+    whole = _box_sum(usable[None].float(), side)
     weights = _box_sum(weights.flatten(0, 1), side)
     scores = _box_sum(products.flatten(0, 1), side) / weights.clamp(min=1)
-    return scores.masked_fill(weights < min_template * whole, -math.inf).unflatten(0, size[:2])
+    too_little = weights < (min_template * whole).clamp(min=1)
+    return scores.masked_fill(too_little, -math.inf).unflatten(0, size[:2])
 
 
 def _box_sum(x: Tensor, side: int) -> Tensor:

@@ -37,7 +37,7 @@ class SarOpticalNet(nn.Module):
     """Both encoders and all learned numbers of matching.
 
     Attributes:
-        plain_log_scale, plain_fine_log_scale: log of the scale of the per-cell similarity, starting at 1/0.07.
+        plain_log_scale: log of the scale of the per-cell similarity, starting at 1/0.07.
         coarse_log_scales, fine_log_scales: log of the scale of each voting neighbourhood, the cell alone first. They
             start in proportion to its side, since the noise of a mean falls with the root of the number of votes.
     """
@@ -55,7 +55,6 @@ class SarOpticalNet(nn.Module):
         sides = (1, *config.consensus_cells)
         scales = torch.tensor([math.log(INITIAL_SCALE * side / len(sides)) for side in sides])
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
-        self.plain_fine_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         self.coarse_log_scales = nn.Parameter(scales.clone())
         self.fine_log_scales = nn.Parameter(scales.clone())
 

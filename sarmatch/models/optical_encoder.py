@@ -65,5 +65,5 @@ class OpticalEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
             levels.append(x)
-        features = self.out(self.bifpn(levels)[0])
+        features = self.out(self.bifpn(levels))
         return Encoding(features, self.fine(image, stem, features))

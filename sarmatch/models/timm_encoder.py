@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class TimmEncoder(nn.Module):
         self.backbone: Any = timm.create_model(
             name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
         )
-        stem, *widths = self.backbone.feature_info.channels()
+        stem, *widths = self.backbone.feature_info.channels()  # type: ignore[operator, union-attr]
         self.early_dropout = nn.Dropout2d(config.early_dropout)
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
         self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
@@ -41,10 +42,16 @@ class TimmEncoder(nn.Module):
         """(B, C, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
         check_input(x, self.channels, "image")
         image = standardise(x)
-        stem, *levels = self.backbone(image)
+        height, width = image.shape[-2:]
+        # Stock stems pad differently and end a cell short; all maps go onto the grid of the contract.
+        stem, *levels = (_onto(x, height >> (i + 1), width >> (i + 1)) for i, x in enumerate(self.backbone(image)))
         # A stock backbone has no seam behind its stem, so the early dropout acts on the finest level it hands out.
         levels[0] = self.early_dropout(levels[0])
-        features = self.out(self.bifpn(levels)[0])
-        height, width = image.shape[-2] // 2, image.shape[-1] // 2
-        stem = nn.functional.interpolate(stem, size=(height, width), mode="bilinear", align_corners=False)
+        features = self.out(self.bifpn(levels))
         return Encoding(features, self.fine(image, stem, features))
+
+
+def _onto(x: Tensor, height: int, width: int) -> Tensor:
+    if x.shape[-2:] == (height, width):
+        return x
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)

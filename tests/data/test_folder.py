@@ -97,7 +97,7 @@ def test_broken_rows_are_reported_and_left_out(folder: Path) -> None:
 def test_nothing_left_is_an_error(folder: Path) -> None:
     for path in (folder / "s1").iterdir():
         path.unlink()
-    with pytest.raises(PairError, match=r"no usable pair is left; a0: sar file .* and 1 more"):
+    with pytest.raises(PairError, match=r"no usable pair is left; a0: sar file .* b0: sar file"):
         manifest(folder)
 
 

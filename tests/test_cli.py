@@ -1,0 +1,155 @@
+"""The `sarmatch` command, called as a function; training and matching only as far as the smallest profile goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from sarmatch import cli
+from sarmatch.config import PROFILES, PROTOCOLS
+
+COMMANDS = ["match", "train", "evaluate", "book", "data check"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    """A SAR and an optical image of 96 px."""
+    rng = np.random.default_rng(0)
+    sar, optical = tmp_path / "sar.png", tmp_path / "optical.png"
+    Image.fromarray(rng.integers(0, 256, (96, 96), np.uint8)).save(sar)
+    Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8)).save(optical)
+    return sar, optical
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert cli.main(["train", "--profile", "smoke", "--runs", str(runs), "--max-steps", "2", "--seed", "1"]) == 0
+    return next(path.parent for path in runs.rglob("model.safetensors"))
+
+
+def test_choices_are_those_of_the_config() -> None:
+    assert set(typing.get_args(cli.ProfileName)) == set(PROFILES)
+    assert typing.get_args(cli.ProtocolName) == PROTOCOLS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: sarmatch {command}" in text
+    function = getattr(cli, command.replace(" ", "_"))
+    assert all(f"        {name}: " in (function.__doc__ or "") for name in function.__annotations__ if name != "return")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom sarmatch.cli import main\n"
+        "try:\n main(['--help'])\nexcept SystemExit:\n pass\n"
+        "print([m for m in ('torch', 'pandas', 'matplotlib', 'rasterio') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_bad_input_is_one_line_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sarmatch: error: ") and error.count("\n") == 1 and "nowhere" in error
+    assert cli.main(["data", "check", str(tmp_path / "nowhere"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--profile", "s1s2"], "--data"),
+        (["book", "--profile", "sen12ms"], "--data"),
+        (["match", "a.tif", "b.tif", "--model", "nothing"], "no weights 'nothing'"),
+        (["evaluate", "nothing", "-o", "records.txt"], "records.txt"),
+    ],
+)
+def test_what_is_missing_is_named(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.app, "cli", interrupt)
+    assert cli.main([]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_data_check_reports_and_tells_by_its_status(
+    tmp_path: Path, images: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("id,sar,optical\na,sar.png,optical.png\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 0
+    assert "no problems" in capsys.readouterr().out
+    manifest.write_text("id,sar,optical\na,sar.png,optical.png\nb,sar.png,gone.png\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "gone.png" in capsys.readouterr().out
+
+
+def test_training_again_loads_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["train", "--profile", "smoke", "--runs", str(run.parents[1]), "--max-steps", "2", "--seed", "1"]
+    assert cli.main(again) == 0
+    assert capsys.readouterr().out.startswith("loaded ")
+
+
+def test_evaluate_a_run(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "records.parquet"
+    arguments = ["evaluate", str(run), "--search-radius", "16", "--max-pairs", "1", "-o", str(output)]
+    assert cli.main([*arguments, "--protocol", "affine", "--part", "validation"]) == 0
+    records = pd.read_parquet(output)
+    assert list(records["protocol"]) == ["affine"]
+    assert list(records["search_radius"]) == [16]
+
+
+def test_match_two_files(run: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "matches.csv"
+    sar, optical = images
+    assert (
+        cli.main(["match", str(sar), str(optical), "--model", str(run), "--search-radius", "8", "-o", str(output)]) == 0
+    )
+    matches = pd.read_csv(output)
+    assert {"x_sar", "y_sar", "x_optical", "y_optical", "confidence"} <= set(matches)
+    shift = np.hypot(matches["x_sar"] - matches["x_optical"], matches["y_sar"] - matches["y_optical"])
+    assert len(matches) and shift.max() < 8 + 8, "the fine level may leave the coarse radius by a cell"
+
+
+def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sarmatch import book
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise book.BookError("data.ipynb, cell In [2]")
+
+    monkeypatch.setattr(book, "build_book", fail)
+    assert cli.main(["book", "--out", str(tmp_path)]) == 1
+
+
+def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sarmatch import book
+
+    calls = []
+    monkeypatch.setattr(book, "build_book", lambda *a, **k: calls.append(a) or tmp_path)
+    monkeypatch.setattr(book, "publish", lambda *a, **k: calls.append(a))
+    assert cli.main(["book", "--publish", "--data", str(tmp_path), "--chapters", "data", "--no-site"]) == 0
+    assert calls == [
+        ("s1s2", tmp_path, Path("build"), ("data",), False),
+        (tmp_path, "s1s2", tmp_path, ("data",)),
+    ]
