@@ -293,8 +293,8 @@ def _s1s2() -> Config:
             feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
         ),
         training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=2600, warmup_steps=100,
-            cosine=True, patience=1000, validate_every=250, validation_pairs=24, window_px=36.0,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1600, warmup_steps=100,
+            cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0,
         ),
     )  # fmt: skip
 

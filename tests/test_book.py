@@ -143,6 +143,23 @@ def test_save_table(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["numbers.csv"]
 
 
+def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
+    settings = chapter_settings("demo", results_dir=str(tmp_path))
+    shown = settings.table(pd.DataFrame({"name": ["a<b"], "value": [0.12345]}), "numbers", "Numbers & more")
+    assert "<caption>Numbers &amp; more (profile demo)</caption>" in shown.data
+    assert "a&lt;b" in shown.data and "0.123" in shown.data and "0.12345" not in shown.data
+    assert (tmp_path / "numbers.csv").read_text() == "name,value\na<b,0.12345\n"
+
+
+def test_figures_say_which_profile_made_them() -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    figure, axes = chapter_settings("demo").subplots(1, 2)
+    assert len(axes) == 2
+    assert figure.get_supxlabel() == "profile demo"
+
+
 # Build
 
 

@@ -25,9 +25,10 @@ from sarmatch.matches import Matches
 STRIDE = 4
 """Spacing of the keypoints, px; the same grid as our matcher's."""
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
+_CELL = STRIDE // _PIXEL_STEP  # side of a cell in sampled pixels
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
-_MAX_ENTRIES = 20_000_000  # of a score volume held at a time; larger images are worked off in strips
+_MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are worked off in strips
 
 
 @dataclass(frozen=True)
@@ -131,28 +132,34 @@ def _rows(features: Features, first: int, last: int) -> Features:
 
 
 def _scores(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
-    """Mean product over templates of `side` cells, (K, K, h, w) for displacements (dy, dx) of at most `reach` px.
-
-    Entries further away, or with too little of the template on the optical image, are -inf.
-    """
+    """Normalised correlation of templates of `side` cells, (K, K, h, w) in [-1, 1] for displacements (dy, dx) up to
+    `reach` px; entries further away, or with too little of the template on the optical image, are -inf."""
     radius = math.floor(reach)
-    height, width = a.size[0] // STRIDE * STRIDE, a.size[1] // STRIDE * STRIDE
-    size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
-    products, weights = a.channels.new_zeros(size), a.channels.new_zeros(size)
-    every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
-    centre = STRIDE // 2
-    usable = a.usable[centre:height:STRIDE, centre:width:STRIDE]
+    size = (2 * radius + 1, 2 * radius + 1, a.size[0] // STRIDE, a.size[1] // STRIDE)
+    sums = a.channels.new_zeros(4, *size)  # of products, of the energies of both images, of the pixels compared
+    part_a = _sampled(a, 0, 0, size[2:])
+    energy_b = Features(window.channels.square().sum(dim=0, keepdim=True), window.usable)
+    energy_a = F.avg_pool2d(part_a.channels.square().sum(dim=0)[None], _CELL)[0]
+    usable_a = part_a.usable[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL]
     for dy, dx in np.ndindex(size[:2]):
         if math.hypot(dy - radius, dx - radius) <= reach:
-            part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
-            products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0]
-            on_image = window.usable[dy + centre : dy + height : STRIDE, dx + centre : dx + width : STRIDE]
-            weights[dy, dx] = usable & on_image
-    whole = _box_sum(usable[None].float(), side)
-    weights = _box_sum(weights.flatten(0, 1), side)
-    scores = _box_sum(products.flatten(0, 1), side) / weights.clamp(min=1)
-    too_little = weights < (min_template * whole).clamp(min=1)
-    return scores.masked_fill(too_little, -math.inf).unflatten(0, size[:2])
+            part_b = _sampled(window, dx, dy, size[2:])
+            usable_b = part_b.usable[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL]
+            sums[0, dy, dx] = F.avg_pool2d((part_a.channels * part_b.channels).sum(dim=0)[None], _CELL)[0]
+            sums[1, dy, dx] = energy_a * usable_b
+            sums[2, dy, dx] = F.avg_pool2d(_sampled(energy_b, dx, dy, size[2:]).channels, _CELL)[0] * usable_a
+            sums[3, dy, dx] = usable_a & usable_b
+    products, energies_a, energies_b, compared = _box_sum(sums.flatten(0, 2), side).unflatten(0, sums.shape[:3])
+    scores = products / (energies_a * energies_b).sqrt().clamp(min=1e-6)
+    whole = _box_sum(usable_a[None].float(), side)
+    return scores.masked_fill(compared < (min_template * whole).clamp(min=1), -math.inf)
+
+
+def _sampled(features: Features, x: int, y: int, cells: tuple[int, int]) -> Features:
+    """Every `_PIXEL_STEP`-th pixel of the part of so many cells that begins at (x, y)."""
+    rows = slice(y, y + cells[0] * STRIDE, _PIXEL_STEP)
+    columns = slice(x, x + cells[1] * STRIDE, _PIXEL_STEP)
+    return Features(features.channels[:, rows, columns], features.usable[rows, columns])
 
 
 def _box_sum(x: Tensor, side: int) -> Tensor:

@@ -247,10 +247,22 @@ def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.nd
                 f"{what} {_name(source)}: expected the bands {tuple(bands)} (counted from 0), the file has "
                 f"{dataset.count}; choose others (sar_bands, optical_bands)"
             )
+        if dataset.driver == "PNG":
+            _require_whole_png(dataset.name, what)
         values = dataset.read([band + 1 for band in bands])
         valid = _mask(dataset, values, [dataset.nodatavals[band] for band in bands])
         transform = None if dataset.transform.is_identity else dataset.transform
         return values, valid, transform, str(dataset.crs) if dataset.crs else None
+
+
+def _require_whole_png(path: str, what: str) -> None:
+    """GDAL 3.10 reads a truncated PNG without an error and leaves the array as it was, so look for the final chunk."""
+    if not Path(path).is_file():
+        return  # within an archive or on a server
+    with open(path, "rb") as file:
+        file.seek(max(Path(path).stat().st_size - 1024, 0))
+        if b"IEND" not in file.read():
+            raise PairError(f"{what} {path}: truncated or not a raster (a PNG without end); fetch it again")
 
 
 def _mask(dataset: DatasetReader, values: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio import Affine
 from rasterio.crs import CRS
-from rasterio.transform import from_origin
 
 from sarmatch.data.raster import SAR_RANGES_DB
 from sarmatch.data.synthetic import Nuisance, render_pair
@@ -28,10 +28,12 @@ def write_sen12ms(
     for number, (roi, scene) in enumerate(scenes):
         for patch in range(patches):
             arrays = make_patch(seed * 1000 + number * 100 + patch, IGBP[number % len(IGBP)])
-            origin = from_origin(300_000 + 10 * SIZE * 4 * number + 10 * SIZE / 2 * patch, 5_400_000, 10, 10)
+            x = 300_000 + 10 * SIZE * 4 * number + 10 * SIZE / 2 * patch
             for layer in layers.split():
                 name = f"{roi}_{layer}_{scene}_p{30 + patch}.tif"
-                write_tif(Path(root) / roi / f"{layer}_{scene}" / name, arrays[layer], origin)
+                write_tif(
+                    Path(root) / roi / f"{layer}_{scene}" / name, arrays[layer], Affine(10, 0, x, 0, -10, 5_400_000)
+                )
     return Path(root)
 
 
@@ -50,12 +52,12 @@ def make_patch(seed: int, igbp: int) -> dict[str, np.ndarray]:
 
 
 def write_tif(
-    path: Path, values: np.ndarray, transform: rasterio.Affine | None = None, crs: str = "EPSG:32632", **options: object
+    path: Path, values: np.ndarray, transform: Affine | None = None, crs: str = "EPSG:32632", **options: object
 ) -> Path:
     """Write (C, H, W) as an uncompressed GeoTIFF, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = values.shape
-    transform = from_origin(300_000, 5_400_000, 10, 10) if transform is None else transform
+    transform = Affine(10, 0, 300_000, 0, -10, 5_400_000) if transform is None else transform
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype}
     with rasterio.open(path, "w", transform=transform, crs=CRS.from_string(crs), **profile, **options) as dataset:
         dataset.write(values)

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 import torch
 from data.make_sen12ms import write_tif
-from rasterio.transform import from_origin
+from rasterio import Affine
 
 from sarmatch.data import PairError, read_optical, read_pair, read_sar, scale_optical, scale_sar
 
@@ -77,7 +77,7 @@ def test_nan_infinity_and_zero_reflectance_become_invalid_and_zero() -> None:
 
 
 def test_bands_transform_and_crs_of_a_file(tmp_path: Path) -> None:
-    stack, transform = reflectance(), from_origin(500_000, 100, 10, 10)
+    stack, transform = reflectance(), Affine(10, 0, 500_000, 0, -10, 100)
     path = write_tif(tmp_path / "s2.tif", stack, transform, "EPSG:32633")
     raster = read_optical(path)
     torch.testing.assert_close(raster.image, scale_optical(stack[[3, 2, 1]])[0])
@@ -133,6 +133,17 @@ def test_truncated_tiff(tmp_path: Path, compress: str) -> None:
         read_sar(path)
 
 
+@pytest.mark.parametrize("size", [16, 256, 600])
+def test_truncated_png(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "s1.png"
+    cv2.imwrite(str(path), (noise(0, size, size, 1) * 255).astype(np.uint8))
+    whole = path.read_bytes()
+    for length in (100, len(whole) // 2, len(whole) - 20):
+        path.write_bytes(whole[:length])
+        with pytest.raises(PairError, match=r"s1\.png: truncated or not a raster"):
+            read_sar(path)
+
+
 def test_not_a_raster(tmp_path: Path) -> None:
     (tmp_path / "s1.tif").write_text("<html>404</html>")
     with pytest.raises(PairError, match="not a raster"):
@@ -179,7 +190,7 @@ def test_partners_of_different_size_crs_or_grid(tmp_path: Path) -> None:
     elsewhere = write_tif(tmp_path / "zone33.tif", reflectance(32), crs="EPSG:32633")
     with pytest.raises(PairError, match="EPSG:32632 and EPSG:32633"):
         read_pair(sar, elsewhere, "p")
-    shifted = write_tif(tmp_path / "shifted.tif", reflectance(32), from_origin(300_030, 5_399_960, 10, 10))
+    shifted = write_tif(tmp_path / "shifted.tif", reflectance(32), Affine(10, 0, 300_030, 0, -10, 5_399_960))
     with pytest.raises(PairError, match=r"grids differ by up to 5\.0 px"):
         read_pair(sar, shifted, "p")
 

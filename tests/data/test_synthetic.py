@@ -108,12 +108,13 @@ def test_haze_cloud_and_snow_maps() -> None:
     assert calm.haze.max() == 0 and calm.snow.max() == 0
     hazy = render(4, 128, vary(haze=0.4))
     assert hazy.haze.mean() == pytest.approx(0.4, abs=0.1)
-    assert float(hazy.pair.optical.std()) < float(calm.pair.optical.std())
+    contrast = [np.mean(gaussian_gradient_magnitude(made.pair.optical.mean(0).numpy(), 1)) for made in (hazy, calm)]
+    assert contrast[0] < 0.8 * contrast[1]
     cloudy = render(4, 128, vary(cloud=0.3))
     assert (cloudy.haze > 0.9).mean() == pytest.approx(0.3, abs=0.12)
     snowy = render(4, 128, vary(snow=0.5))
     white = torch.from_numpy(snowy.snow == 1)
-    assert 0.1 < float(white.float().mean()) and not (snowy.snow > 0)[snowy.land_cover == WATER].any()
+    assert float(white.float().mean()) > 0.1 and not (snowy.snow > 0)[snowy.land_cover == WATER].any()
     assert float(snowy.pair.optical[:, white].mean()) > float(calm.pair.optical[:, white].mean()) + 0.2
 
 

@@ -1,0 +1,176 @@
+"""The matcher on images whose relation is known, with a network that needs no training."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from patch_net import PatchNet, texture
+
+from sarmatch import load_matcher
+from sarmatch.config import profile
+from sarmatch.geometry import rotation_scale, translation, warp
+from sarmatch.inference import TILE, Matcher, _intervals
+from sarmatch.metrics import match_errors
+from sarmatch.models import SarOpticalNet
+from sarmatch.prior import hypotheses
+from sarmatch.training import save_weights
+
+
+@pytest.fixture(scope="module")
+def matcher() -> Matcher:
+    return Matcher(PatchNet())
+
+
+def pair(size: int, A_sar_to_optical: torch.Tensor, margin: int = 40, seed: int = 0):
+    """SAR and optical crops of one texture, related by the given map."""
+    scene = texture(size + 2 * margin, seed)
+    sar_to_scene = translation(margin, margin)
+    optical_to_scene = sar_to_scene @ torch.linalg.inv(A_sar_to_optical)
+    sar = warp(scene, sar_to_scene, (size, size))
+    optical = warp(scene, optical_to_scene, (size, size))
+    return sar[0].numpy(), optical.expand(3, -1, -1).numpy()
+
+
+def test_a_shift_is_found_to_a_fraction_of_a_pixel(matcher):
+    truth = translation(7.4, -5.7)
+    matches = matcher.match(*pair(96, truth), search_radius=16)
+    errors = match_errors(matches, truth)
+    assert len(matches) > 300
+    assert np.mean(errors < 0.5) > 0.98
+    assert np.isnan(matches.epistemic).all()
+
+
+def test_the_whole_image_is_searched_without_a_radius(matcher):
+    truth = translation(37.0, 30.0)
+    images = pair(128, truth)
+    assert np.mean(match_errors(matcher.match(*images, search_radius=None), truth) < 1) > 0.95
+    assert np.mean(match_errors(matcher.match(*images, search_radius=16), truth) < 1) < 0.05
+
+
+def test_rotation_and_scale_are_searched_when_asked_for(matcher):
+    truth = translation(5, -3) @ rotation_scale(21.0, 1.07, (63.5, 63.5))
+    matches = matcher.match(*pair(128, truth), search_radius=16, max_rotation_deg=30, scale_range=(0.9, 1.1))
+    errors = match_errors(matches, truth)
+    assert len(matches) > 200
+    assert np.mean(errors < 1) > 0.9
+
+
+def test_unrelated_images_agree_no_better_than_chance(matcher):
+    sar, _ = pair(96, translation(0, 0))
+    _, other = pair(96, translation(0, 0), seed=1)
+    errors = match_errors(matcher.match(sar, other, search_radius=32), translation(0, 0))
+    assert np.mean(errors < 3) < 0.05
+
+
+def test_a_large_image_is_matched_in_tiles_like_a_small_one(matcher):
+    size = TILE + 112
+    truth = translation(6.0, 9.0)
+    matches = matcher.match(*pair(size, truth), search_radius=16)
+    assert np.mean(match_errors(matches, truth) < 0.5) > 0.98
+    cells = {tuple(xy) for xy in matches.xy_sar.tolist()}
+    assert len(cells) == len(matches)  # no keypoint twice, although tiles overlap
+    x, y = matches.xy_sar.T
+    assert len(matches) > 0.85 * (size // 4) ** 2
+    assert {x.min(), y.min()} == {1.5}
+
+
+@pytest.mark.parametrize("length", [TILE + 16, 700, 1024, 4000])
+def test_tiles_cover_a_line_without_gap_and_their_cores_lie_inside(length):
+    tiles = _intervals(length, 32.0)
+    assert tiles[0][1] == -1.0
+    assert tiles[-1][2] == length
+    assert all(a[2] == b[1] for a, b in zip(tiles, tiles[1:], strict=False))
+    assert tiles[-1][0] + TILE >= length - 15
+    inner = tiles[1:-1]
+    assert all(start + 31 <= low and high <= start + TILE - 31 for start, low, high in inner)
+    assert all(start % 16 == 0 for start, _, _ in tiles)
+
+
+def test_layouts_and_dtypes_of_arrays_do_not_matter(matcher):
+    sar, optical = pair(64, translation(4, 0))
+    reference = matcher.match(sar, optical, search_radius=8)
+    last = matcher.match(sar[None], np.moveaxis(optical, 0, -1), search_radius=8)
+    tensors = matcher.match(torch.from_numpy(sar), torch.from_numpy(optical), search_radius=8)
+    coarse = matcher.match((sar * 255).astype(np.uint8), (optical * 255).astype(np.uint8), search_radius=8)
+    for other in (last, tensors):
+        assert np.array_equal(other.xy_optical, reference.xy_optical)
+    assert np.abs(np.mean(coarse.xy_optical - coarse.xy_sar, 0) - [4, 0]).max() < 0.2
+
+
+def test_images_need_not_be_multiples_of_anything_nor_equal(matcher):
+    sar, optical = pair(96, translation(3, 2))
+    matches = matcher.match(sar[:90, :77], optical[:, :85, :], search_radius=8)
+    assert np.mean(match_errors(matches, translation(3, 2)) < 0.5) > 0.95
+    assert matches.xy_sar[:, 0].max() <= 76
+    assert matches.xy_sar[:, 1].max() <= 89
+    assert matches.xy_optical[:, 1].max() <= 84 + 1
+
+
+def test_files_carry_their_georeference_into_the_matches(matcher, tmp_path):
+    sar, optical = pair(64, translation(4, 0))
+    transform = rasterio.Affine(10, 0, 500_000, 0, -10, 4_600_000)
+    paths = (tmp_path / "sar.tif", tmp_path / "optical.tif")
+    for path, values in zip(paths, (sar[None], optical), strict=True):
+        values = (values * 255).astype(np.uint8)
+        kind = {"count": len(values), "height": 64, "width": 64, "dtype": "uint8"}
+        with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32631", transform=transform, **kind) as file:
+            file.write(values)
+    matches = matcher.match(*paths, search_radius=8)
+    frame = matches.to_frame()
+    assert matches.sar_crs == "EPSG:32631"
+    assert np.allclose(frame["map_x_sar"], 500_000 + 10 * (frame["x_sar"] + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"search_radius": 0}, "search_radius must be positive"),
+        ({"search_radius": -3.0}, "search_radius must be positive"),
+        ({"max_rotation_deg": 200}, "max_rotation_deg"),
+        ({"scale_range": (1.2, 0.8)}, "scale_range"),
+    ],
+)
+def test_unusable_search_is_rejected(matcher, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        matcher.match(np.random.default_rng(0).random((64, 64)), np.zeros((64, 64, 3)), **arguments)
+
+
+def test_unusable_arrays_are_rejected(matcher):
+    good = np.random.default_rng(0).random((64, 64, 3))
+    with pytest.raises(ValueError, match="sar: expected"):
+        matcher.match(good, good)
+    with pytest.raises(ValueError, match="optical: expected"):
+        matcher.match(good[..., 0], good[..., :2])
+    with pytest.raises(ValueError, match="array of numbers"):
+        matcher.match(np.array([["a", "b"]]), good)
+
+
+def test_hypotheses_span_the_range_and_include_the_middle():
+    candidates = hypotheses(30.0, (0.9, 1.1))
+    angles = sorted({angle for angle, _ in candidates})
+    scales = sorted({scale for _, scale in candidates})
+    assert angles == [-30.0, -22.5, -15.0, -7.5, 0.0, 7.5, 15.0, 22.5, 30.0]
+    assert scales[0] == pytest.approx(0.9)
+    assert scales[-1] == pytest.approx(1.1)
+    assert hypotheses(0.0, (1.0, 1.0)) == [(0.0, 1.0)]
+
+
+def test_weights_go_through_a_file_unchanged(tmp_path):
+    torch.manual_seed(0)
+    net = SarOpticalNet(profile("smoke").model).eval()
+    save_weights(net, tmp_path / "model.safetensors")
+    sar, optical = pair(64, translation(2, 0))
+    expected = Matcher(net).match(sar, optical, search_radius=8)
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        got = load_matcher(source, device="cpu").match(sar, optical, search_radius=8)
+        assert np.array_equal(got.xy_optical, expected.xy_optical)
+
+
+def test_missing_weights_are_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load_matcher(tmp_path / "nothing")
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_matcher(tmp_path / "broken.safetensors")
+
+
