@@ -86,10 +86,11 @@ def fine_volume(sar: Tensor, optical: Tensor, offset: Tensor, radius: int, cell:
         radius: half-width of the window in px.
         cell: side of a cell in px; the volume has (H / cell, W / cell) cells.
     """
-    shifted, on_image = _shift(optical, offset, radius)
+    shifted, on_image = _shift(optical, offset, radius + radius % PIXEL_STEP)
     size = 2 * radius + 1
-    corners = [(x, y) for y in range(size) for x in range(size)]
-    return _cell_means(sar[..., ::PIXEL_STEP, ::PIXEL_STEP], shifted, on_image, corners, cell)
+    first = radius % PIXEL_STEP
+    corners = [(x + first, y + first) for y in range(size) for x in range(size)]
+    return _cell_means(_phases(sar)[:, 0], _phases(shifted), on_image, corners, cell)
 
 
 PIXEL_STEP = 2
@@ -99,28 +100,47 @@ PIXEL_STEP = 2
 def _cell_means(
     every: Tensor, optical: Tensor, on_image: Tensor, corners: Sequence[tuple[int, int]], cell: int
 ) -> Volume:
-    """Mean of products over each cell, with the optical windows that begin at `corners`, a square number of them."""
+    """Mean of products over each cell, with the optical windows that begin at `corners`, a square number of them.
+
+    Args:
+        every: SAR pixels at every step, (B, C, H, W).
+        optical: phases of the optical image, (B, PIXEL_STEP ** 2, C, H', W').
+        on_image: (B, H' * PIXEL_STEP, W' * PIXEL_STEP) float, 1 on the image.
+    """
     size = round(len(corners) ** 0.5)
     side = cell // PIXEL_STEP
     products = _WindowProducts.apply(every, optical, corners)
-    masks = torch.stack([on_image[_window(every, corner)] for corner in corners], 1)
+    masks = torch.stack([_strided(on_image, every, corner) for corner in corners], 1)
     valid = F.avg_pool2d(masks, side) > 0.999
     values = F.avg_pool2d(products, side) * valid
     return Volume(values.unflatten(1, (size, size)), valid.unflatten(1, (size, size)))
 
 
+def _phases(image: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, PIXEL_STEP ** 2, C, H / PIXEL_STEP, W / PIXEL_STEP), one image a sub-grid.
+
+    A window taken at every second pixel is then a plain slice of one phase: contiguous, and several times faster.
+    """
+    unshuffled = F.pixel_unshuffle(image, PIXEL_STEP)
+    return unshuffled.unflatten(1, (image.shape[1], PIXEL_STEP**2)).movedim(2, 1).contiguous()
+
+
 def _window(every: Tensor, corner: tuple[int, int]) -> tuple[Any, ...]:
-    """Index of every `PIXEL_STEP`-th pixel of the window at `corner`, as large as the SAR image."""
+    """Index of the window at `corner` in phases, as large as the SAR image."""
     (x, y), (height, width) = corner, every.shape[-2:]
-    return (
-        ...,
-        slice(y, y + height * PIXEL_STEP, PIXEL_STEP),
-        slice(x, x + width * PIXEL_STEP, PIXEL_STEP),
-    )
+    phase = y % PIXEL_STEP * PIXEL_STEP + x % PIXEL_STEP
+    rows, columns = y // PIXEL_STEP, x // PIXEL_STEP
+    return (slice(None), phase, ..., slice(rows, rows + height), slice(columns, columns + width))
+
+
+def _strided(mask: Tensor, every: Tensor, corner: tuple[int, int]) -> Tensor:
+    """Every `PIXEL_STEP`-th pixel of the window at `corner` of a mask (B, H, W)."""
+    (x, y), (height, width) = corner, every.shape[-2:]
+    return mask[:, y : y + height * PIXEL_STEP : PIXEL_STEP, x : x + width * PIXEL_STEP : PIXEL_STEP]
 
 
 class _WindowProducts(torch.autograd.Function):
-    """Inner product over channels of an image with many windows of another, (B, len(corners), H, W).
+    """Inner product over channels of an image with many windows of another's phases, (B, len(corners), H, W).
 
     The gradient is written by hand because autograd would fill a zero image for each of the windows: half of a
     training step on a CPU.
@@ -169,8 +189,9 @@ class FineMaps:
     """
 
     def __init__(self, sar: Tensor, optical: Tensor, reach: int, cell: int) -> None:
-        self._every = sar[..., ::PIXEL_STEP, ::PIXEL_STEP]
-        self._optical = F.pad(optical, (reach, reach, reach, reach))
+        reach += reach % PIXEL_STEP
+        self._every = _phases(sar)[:, 0]
+        self._optical = _phases(F.pad(optical, (reach, reach, reach, reach)))
         self._on_image = F.pad(optical.new_ones(1, *optical.shape[-2:]), (reach, reach, reach, reach))
         self._reach, self._cell = reach, cell
         self._maps: dict[tuple[int, int], Volume] = {}

@@ -20,7 +20,7 @@ class PatchNet(nn.Module):
         self.config = SimpleNamespace(sar_channels=1, optical_channels=3, consensus_cells=(3, 5))
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(30.0)))
         self.coarse_log_scales = nn.Parameter(torch.full((3,), math.log(15.0)))
-        self.fine_log_scales = nn.Parameter(torch.full((3,), math.log(30.0)))
+        self.fine_log_scales = nn.Parameter(torch.full((3,), math.log(3.0)))
 
     def describe_sar(self, image: Tensor) -> Descriptors:
         grey = image.mean(1, keepdim=True)
@@ -39,7 +39,7 @@ def _normalise(x: Tensor) -> Tensor:
     return F.normalize(x - x.mean(1, keepdim=True), dim=1)
 
 
-def texture(size: int, seed: int = 0, smooth: int = 3) -> Tensor:
+def texture(size: int, seed: int = 0, smooth: int = 7) -> Tensor:
     """Random smooth texture (1, size, size) in [0, 1]."""
     noise = torch.randn(1, size + smooth - 1, size + smooth - 1, generator=torch.Generator().manual_seed(seed))
     image = F.avg_pool2d(noise, smooth, 1)

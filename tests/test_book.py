@@ -41,10 +41,8 @@ def write_chapter(path: Path, *sources: str) -> None:
     )
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def write_book(book: Path) -> Path:
     """A book of one page and two chapters."""
-    book = tmp_path / "source"
     (book / "_static").mkdir(parents=True)
     (book / "_static" / "custom.css").write_text("p {}")
     (book / "_config.yml").write_text("title: Tiny\nexecute: {execute_notebooks: 'off'}\nonly_build_toc_files: true\n")
@@ -57,6 +55,19 @@ def tiny(tmp_path: Path) -> Path:
         "Path(results_dir, 'table.csv').write_text('a')\nprint('at', Path.cwd())\nprint('warn', file=sys.stderr)",
     )
     return book
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_book(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Sources and staged copy of a book that was executed once; tests may change neither."""
+    folder = tmp_path_factory.mktemp("executed")
+    book = write_book(folder / "source")
+    return book, build_book("demo", out=folder / "out", site=False, book=book, runs_dir=folder / "runs")
 
 
 # The chapters of this repository
@@ -163,11 +174,12 @@ def test_figures_say_which_profile_made_them() -> None:
 # Build
 
 
-def test_build_executes_a_copy_and_leaves_the_sources(tiny: Path, tmp_path: Path) -> None:
-    before = {p.name: p.read_bytes() for p in tiny.rglob("*") if p.is_file()}
-    staged = build_book("demo", out=tmp_path / "out", site=False, book=tiny, runs_dir=tmp_path / "runs")
-    assert {p.name: p.read_bytes() for p in tiny.rglob("*") if p.is_file()} == before
-    assert staged == tmp_path / "out" / "demo" / "book"
+def test_build_executes_a_copy_and_leaves_the_sources(executed: tuple[Path, Path], tiny: Path) -> None:
+    book, staged = executed
+    as_written = {p.name: p.read_bytes() for p in tiny.rglob("*") if p.suffix not in ("", ".ipynb")}
+    assert {p.name: p.read_bytes() for p in book.rglob("*") if p.suffix not in ("", ".ipynb")} == as_written
+    assert not any(cell.get("outputs") for p in book.glob("*.ipynb") for cell in nbformat.read(p, as_version=4).cells)
+    assert staged == book.parent / "out" / "demo" / "book"
     first = nbformat.read(staged / "first.ipynb", as_version=4)
     assert first.cells[-1].outputs[0].text == "demo None\n"
     assert (staged / "results" / "demo" / "table.csv").is_file()
@@ -192,12 +204,12 @@ def test_failing_cell_is_named_and_what_ran_is_kept(tiny: Path, tmp_path: Path) 
 
 
 def test_chapters_not_asked_for_keep_the_last_build(tiny: Path, tmp_path: Path) -> None:
-    build_book("demo", out=tmp_path, chapters=["first"], site=False, book=tiny)
-    executed = (tmp_path / "demo" / "book" / "first.ipynb").read_bytes()
-    (tiny / "index.md").write_text("# Changed\n")
-    staged = build_book("demo", out=tmp_path, chapters=["second"], site=False, book=tiny)
-    assert (staged / "first.ipynb").read_bytes() == executed
-    assert (staged / "index.md").read_text() == "# Changed\n"
+    staged = tmp_path / "demo" / "book"
+    staged.mkdir(parents=True)
+    (staged / "second.ipynb").write_text("executed before")
+    assert build_book("demo", out=tmp_path, chapters=["first"], site=False, book=tiny) == staged
+    assert (staged / "second.ipynb").read_text() == "executed before"
+    assert (staged / "index.md").read_text() == "# Tiny\n"
 
 
 def test_build_rejects_bad_requests(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +233,8 @@ def test_site_is_built_and_its_failure_reported(tiny: Path) -> None:
 # Publish
 
 
-def test_publish_writes_clean_chapters_and_tables(tiny: Path, tmp_path: Path) -> None:
-    staged = build_book("demo", out=tmp_path / "out", site=False, book=tiny)
-    publish(staged, "demo", book=tiny)
+def test_publish_writes_clean_chapters_and_tables(executed: tuple[Path, Path], tiny: Path) -> None:
+    publish(executed[1], "demo", book=tiny)
     assert (tiny / "results" / "demo" / "table.csv").is_file()
     for name in ("first", "second"):
         assert notebook_problems(tiny / f"{name}.ipynb") == []
@@ -231,15 +242,25 @@ def test_publish_writes_clean_chapters_and_tables(tiny: Path, tmp_path: Path) ->
     assert [cell.cell_type for cell in second.cells] == ["markdown", "code", "code", "code"]
     assert second.cells[1].source == LITERALS
     assert [output.text for output in second.cells[3].outputs] == ["at .\n"]
-    assert not list(tiny.glob("*part*"))
+    assert [cell.execution_count for cell in second.cells[1:]] == [1, 2, 3]
+    assert {p.name for p in tiny.iterdir()} == {p.name for p in executed[0].iterdir()} | {"results"}
 
 
-def test_publish_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    versions = []
-    for _ in range(2):
-        publish(build_book("demo", out=tmp_path / "out", site=False, book=tiny), "demo", book=tiny)
-        versions.append((tiny / "second.ipynb").read_bytes())
-    assert versions[0] == versions[1]
+def test_another_execution_publishes_the_same_bytes(executed: tuple[Path, Path], tiny: Path, tmp_path: Path) -> None:
+    """Times, counts, warnings and folders differ from one execution to the next; what is stored does not."""
+    publish(executed[1], "demo", chapters=["second"], book=tiny)
+    once = (tiny / "second.ipynb").read_bytes()
+    again = nbformat.read(executed[1] / "second.ipynb", as_version=4)
+    again.metadata.papermill.duration = 1e6
+    for cell in again.cells:
+        cell.metadata.papermill.start_time = "later"
+        if cell.cell_type == "code":
+            cell.execution_count += 7
+    again.cells[-1].outputs[0].text = f"at {tmp_path}\n"
+    again.cells[-1].outputs.append(new_output("stream", name="stderr", text="another warning"))
+    nbformat.write(again, tmp_path / "second.ipynb")
+    publish(tmp_path, "demo", chapters=["second"], book=tiny)
+    assert (tiny / "second.ipynb").read_bytes() == once
 
 
 def test_clean_notebook_leaves_its_argument_alone() -> None:

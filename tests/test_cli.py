@@ -7,10 +7,10 @@ import sys
 import typing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from sarmatch import cli
 from sarmatch.config import PROFILES, PROTOCOLS
@@ -23,8 +23,8 @@ def images(tmp_path: Path) -> tuple[Path, Path]:
     """A SAR and an optical image of 96 px."""
     rng = np.random.default_rng(0)
     sar, optical = tmp_path / "sar.png", tmp_path / "optical.png"
-    Image.fromarray(rng.integers(0, 256, (96, 96), np.uint8)).save(sar)
-    Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8)).save(optical)
+    cv2.imwrite(str(sar), rng.integers(0, 256, (96, 96), np.uint8))
+    cv2.imwrite(str(optical), rng.integers(0, 256, (96, 96, 3), np.uint8))
     return sar, optical
 
 

@@ -25,7 +25,6 @@ from sarmatch.matches import Matches
 STRIDE = 4
 """Spacing of the keypoints, px; the same grid as our matcher's."""
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
-_CELL = STRIDE // _PIXEL_STEP  # side of a cell in sampled pixels
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
 _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are worked off in strips
@@ -35,9 +34,9 @@ _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are
 class TemplateMatcher:
     """Templates around a grid of SAR keypoints, searched in the optical image.
 
-    The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score of a displacement
-    is the mean product of features over the template. The scores of all keypoints are computed together, one
-    displacement at a time, as a box filter over the product of the two images.
+    The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score is their
+    normalised correlation over the template. All keypoints are scored together, one displacement at a time, by box
+    filters over the product of the two images. Templates move rigidly: rotation and scale are not searched.
 
     Attributes:
         template_px: side of the square template, px; taken as an odd number of 4 px cells.
@@ -47,7 +46,7 @@ class TemplateMatcher:
 
     template_px: int = 65
     mutual: bool = True
-    min_template: float = 0.5
+    min_template: float = 0.3
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """One match for each keypoint of the stride-4 grid, unless `mutual` drops it.
@@ -132,34 +131,69 @@ def _rows(features: Features, first: int, last: int) -> Features:
 
 
 def _scores(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
-    """Normalised correlation of templates of `side` cells, (K, K, h, w) in [-1, 1] for displacements (dy, dx) up to
-    `reach` px; entries further away, or with too little of the template on the optical image, are -inf."""
+    """Normalised correlation of templates of `side` cells, (K, K, h, w) for displacements (dy, dx) up to `reach` px.
+
+    Entries further away, or with too little of the template on the optical image, are -inf.
+    """
     radius = math.floor(reach)
-    size = (2 * radius + 1, 2 * radius + 1, a.size[0] // STRIDE, a.size[1] // STRIDE)
-    sums = a.channels.new_zeros(4, *size)  # of products, of the energies of both images, of the pixels compared
-    part_a = _sampled(a, 0, 0, size[2:])
-    energy_b = Features(window.channels.square().sum(dim=0, keepdim=True), window.usable)
-    energy_a = F.avg_pool2d(part_a.channels.square().sum(dim=0)[None], _CELL)[0]
-    usable_a = part_a.usable[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL]
+    height, width = a.size[0] // STRIDE * STRIDE, a.size[1] // STRIDE * STRIDE
+    size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
+    every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
+    products, in_reach = every.new_zeros(size), torch.zeros(size[:2], dtype=torch.bool)
     for dy, dx in np.ndindex(size[:2]):
         if math.hypot(dy - radius, dx - radius) <= reach:
-            part_b = _sampled(window, dx, dy, size[2:])
-            usable_b = part_b.usable[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL]
-            sums[0, dy, dx] = F.avg_pool2d((part_a.channels * part_b.channels).sum(dim=0)[None], _CELL)[0]
-            sums[1, dy, dx] = energy_a * usable_b
-            sums[2, dy, dx] = F.avg_pool2d(_sampled(energy_b, dx, dy, size[2:]).channels, _CELL)[0] * usable_a
-            sums[3, dy, dx] = usable_a & usable_b
-    products, energies_a, energies_b, compared = _box_sum(sums.flatten(0, 2), side).unflatten(0, sums.shape[:3])
-    scores = products / (energies_a * energies_b).sqrt().clamp(min=1e-6)
-    whole = _box_sum(usable_a[None].float(), side)
-    return scores.masked_fill(compared < (min_template * whole).clamp(min=1), -math.inf)
+            part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
+            products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
+            in_reach[dy, dx] = True
+    sums = _box_sum(products.flatten(0, 1), side).unflatten(0, size[:2])
+    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), size[2], side, size[0])
+    columns = _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), size[3], side, size[1])
+    energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
+    steps = torch.arange(size[0])[:, None]
+    energy_b = _rectangle_sums(
+        window.channels.square().sum(dim=0),
+        *(rows.first + steps, rows.last + steps, columns.first + steps, columns.last + steps),
+    )
+    scores = sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
+    share = rows.share[:, None, :, None] * columns.share[:, None]
+    return scores.masked_fill((share < min_template) | ~in_reach[..., None, None], -math.inf)
 
 
-def _sampled(features: Features, x: int, y: int, cells: tuple[int, int]) -> Features:
-    """Every `_PIXEL_STEP`-th pixel of the part of so many cells that begins at (x, y)."""
-    rows = slice(y, y + cells[0] * STRIDE, _PIXEL_STEP)
-    columns = slice(x, x + cells[1] * STRIDE, _PIXEL_STEP)
-    return Features(features.channels[:, rows, columns], features.usable[rows, columns])
+class _Spans(NamedTuple):
+    """Along one axis: which pixels [first, last) of a template are compared at a displacement, each (K, n) for K
+    displacements and n cells, and which share that is of those that could be."""
+
+    first: Tensor
+    last: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, usable_a: Tensor, usable_b: Tensor, n_cells: int, side: int, n_steps: int) -> _Spans:
+        """`usable_a` and `usable_b` say which rows (or columns) of the image and of the window around it are usable."""
+        begin_a, end_a = _extent(usable_a)
+        begin_b, end_b = _extent(usable_b)
+        cells, steps = torch.arange(n_cells), torch.arange(n_steps)[:, None]
+        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a)
+        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a)
+        compared_first = first.expand(n_steps, -1).clamp(min=begin_b - steps)
+        compared_last = torch.maximum(last.expand(n_steps, -1).clamp(max=end_b - steps), compared_first)
+        share = (compared_last - compared_first) / (last - first).clamp(min=1)
+        return cls(compared_first, compared_last, share)
+
+
+def _extent(usable: Tensor) -> tuple[int, int]:
+    """First true position, and the one after the last."""
+    positions = usable.nonzero()
+    return (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
+
+
+def _rectangle_sums(image: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Sums of an image over rectangles: rows [top, bottom) (K, h), columns [left, right) (L, w) -> (K, L, h, w)."""
+    integral = F.pad(image.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    (height, width) = image.shape
+    rows = (integral[bottom.clamp(0, height)] - integral[top.clamp(0, height)]).float()  # (K, h, W + 1)
+    sums = rows[..., right.clamp(0, width)] - rows[..., left.clamp(0, width)]  # (K, h, L, w)
+    return sums.transpose(1, 2)
 
 
 def _box_sum(x: Tensor, side: int) -> Tensor:

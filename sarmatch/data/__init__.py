@@ -13,7 +13,7 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
 from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scale_optical, scale_sar
 from sarmatch.data.sen12 import sen12
 from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
-from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs
+from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs, split_table
 from sarmatch.data.statistics import band_statistics, distribution
 from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
@@ -21,7 +21,8 @@ __all__ = [
     "INDEX_COLUMNS", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Rendering", "Report", "Split",
     "band_statistics", "check_data", "distribution", "leakage", "manifest", "open_folder", "open_pairs",
     "read_optical", "read_pair", "read_sar", "recognise", "render", "render_pair", "scale_optical", "scale_sar",
-    "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene", "split_pairs", "synthetic_pairs",
+    "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene", "split_pairs", "split_table",
+    "synthetic_pairs",
 ]  # fmt: skip
 
 

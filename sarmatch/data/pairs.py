@@ -67,9 +67,11 @@ def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
             f"{what}: expected float32 of shape ({' or '.join(map(str, channels))}, H, W), "
             f"got {image.dtype} {tuple(image.shape)}"
         )
+    low, high = (float(v) for v in torch.aminmax(image))  # one pass; NaN propagates into both
+    if low >= 0 and high <= 1:
+        return
     if not bool(torch.isfinite(image).all()):
         raise PairError(f"{what}: contains NaN or infinity; mark such pixels as invalid and fill them")
-    low, high = float(image.min()), float(image.max())
     if low < 0 or high > 1:
         raise PairError(f"{what}: values must lie in [0, 1], got [{low:.3g}, {high:.3g}]; scale them first")
 

@@ -115,7 +115,7 @@ def leakage(split: Split) -> float:
     return float(split.test.index["scene"].isin(set(split.train.index["scene"])).mean())
 
 
-def table(split: Split, by: str = "dataset") -> pd.DataFrame:
+def split_table(split: Split, by: str = "dataset") -> pd.DataFrame:
     """Numbers of pairs and scenes of each part, one row a value of the column `by`."""
     parts = {name: getattr(split, name).index for name in ("train", "validation", "test")}
     whole = pd.concat([index.assign(part=name) for name, index in parts.items()])
