@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import NamedTuple
 from typing import Protocol as Interface
@@ -118,6 +119,33 @@ def evaluate(
         record |= pair_record(matches, crops.A_sar_to_optical, size, config.thresholds_px)
         rows.append(record | {"protocol": protocol, "search_radius": search_radius, "crop_size": size[0]})
     return pd.DataFrame(rows)
+
+
+def mismatched(pairs: Pairs) -> Pairs:
+    """The same SAR images, each with the optical image of another scene: nothing can be matched but by a leak.
+
+    Raises:
+        ValueError: all pairs are of one scene.
+    """
+    scenes = pairs.index["scene"].to_numpy()
+    n = len(pairs)
+    partners: dict[str, int] = {}
+    for i in range(n):
+        # Half the list away first, so that the partner is not a neighbour that only counts as another scene.
+        others = [(i + n // 2 + k) % n for k in range(n)]
+        j = next((j for j in others if scenes[j] != scenes[i]), None)
+        if j is None:
+            raise ValueError(f"mismatched pairs need at least two scenes, all {n} pairs are of {scenes[0]!r}")
+        partners[pairs.index["id"].iloc[i]] = j
+
+    def read(row: pd.Series) -> Pair:
+        own, other = pairs.read(row), pairs[partners[row["id"]]]
+        height, width = (min(a, b) for a, b in zip(own.size, other.size, strict=True))
+        crop = (..., slice(height), slice(width))
+        valid = own.valid[crop] & other.valid[crop]
+        return dataclasses.replace(own, sar=own.sar[crop], optical=other.optical[crop], valid=valid)
+
+    return Pairs(pairs.index, read)
 
 
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from sarmatch.config import Config
 from sarmatch.data import open_pairs
@@ -29,6 +30,7 @@ from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.training import finetune, load_weights
 
+RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors")
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 
 
@@ -80,31 +82,45 @@ def train_or_load(
         split: the parts to train and validate on; None opens the data that the config names.
         fresh: train again from the start even where a run exists.
     """
-    split = split_pairs(open_pairs(config.data, config.seed), config.data) if split is None else split
+    state = PartialState()
+    if split is None:
+        with state.main_process_first():  # a first scan writes the index that the other processes then read
+            split = split_pairs(open_pairs(config.data, config.seed), config.data)
     fingerprint = split.train.fingerprint()
     folder = run_path(config, fingerprint, runs_dir, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        for file in ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors"):
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in RUN_FILES if fresh else ():
             (folder / file).unlink(missing_ok=True)
-    before = _read_json(folder / "provenance.json")
-    loaded = before.get("finished", False)
+    state.wait_for_everyone()
+    loaded = _read_json(folder / "provenance.json").get("finished", False)
     if not loaded:
+        _train(config, split, fingerprint, folder, show_progress)
+    net, _ = load_weights(folder / "model.safetensors")
+    return Run(folder, config, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+
+
+def _train(config: Config, split: Split, fingerprint: str, folder: Path, show_progress: bool) -> None:
+    """Train to the end and say so in `provenance.json`."""
+    state = PartialState()
+    about = provenance(config, fingerprint)
+    before = _read_json(folder / "provenance.json")
+    about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
+    state.wait_for_everyone()  # all have read before one writes
+    if state.is_main_process:
         _write_json(folder / "config.json", config.to_dict())
-        about = provenance(config, fingerprint)
-        about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
         _write_json(folder / "provenance.json", about | {"finished": False})
-        scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
+    scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
 
-        def validate(net: SarOpticalNet) -> dict[str, float]:
-            return validation_scores(Matcher(net, next(net.parameters()).device), split.validation, scoring)
+    def validate(net: SarOpticalNet) -> dict[str, float]:
+        return validation_scores(Matcher(net, next(net.parameters()).device), split.validation, scoring)
 
-        finetune(config, split, folder, validate, show_progress)
+    finetune(config, split, folder, validate, show_progress)
+    if state.is_main_process:
         history = read_history(folder)
         about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
         _write_json(folder / "provenance.json", about | {"finished": True})
-    net, _ = load_weights(folder / "model.safetensors")
-    return Run(folder, config, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+    state.wait_for_everyone()
 
 
 def read_history(folder: Path) -> pd.DataFrame:

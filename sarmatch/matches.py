@@ -14,8 +14,8 @@ import pandas as pd
 import rasterio.warp
 from rasterio import Affine
 
-from .files import atomic_path
-from .registration import AffineFit, AffineModel, fit_affine
+from sarmatch.files import atomic_path
+from sarmatch.registration import AffineFit, AffineModel, fit_affine
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
 """Columns of every table of matches."""

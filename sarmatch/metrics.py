@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .matches import Matches
-from .registration import RegistrationError
+from sarmatch.matches import Matches
+from sarmatch.registration import RegistrationError
 
 INLIER_PX = 5.0
 """`rmse_inlier_px` of a record is taken over the matches within this error."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -185,6 +186,7 @@ def finetune(config: Config, split: Split, folder: Path, validate: Validate, sho
     training = config.training
     if not len(split.train):
         raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
+    AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     accelerator = Accelerator(
         mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation_steps
     )
@@ -194,8 +196,9 @@ def finetune(config: Config, split: Split, folder: Path, validate: Validate, sho
     state: dict[str, Any] = {"step": 0, "best": -1.0, "waited": 0, "seconds": 0.0}
     if (folder / "last.pt").exists():
         state = _restore(folder / "last.pt", objective, optimizer)
-    if state["step"] == 0:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        _cut_log(folder / "metrics.jsonl", state["step"])
+    accelerator.wait_for_everyone()
     crops = TrainingCrops(split.train, config.data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
     sampler = StepSampler(
         len(crops), training, config.seed, state["step"], accelerator.process_index, accelerator.num_processes
@@ -224,8 +227,11 @@ def _train(
     every = training.validate_every or max(1, n // training.batch_size)
     bar = tqdm(total=steps, initial=state["step"], desc="train", disable=None if show_progress else True)
     totals: dict[str, float] = {}
+    finished = state["step"] >= steps or state["waited"] >= training.patience
     began = time.perf_counter() - state["seconds"]
-    for batch in loader:
+    for batch in () if finished else loader:
+        # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
+        torch.manual_seed((config.seed * 1_000_003 + state["step"]) * 4096 + accelerator.process_index)
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = group["speed"] * learning_rate(state["step"], steps, training)
@@ -268,9 +274,7 @@ def _validate(
     if accelerator.is_main_process:
         net = accelerator.unwrap_model(objective).net
         net.eval()
-        random_state = torch.get_rng_state()  # validation must not shift the dropout of the steps that follow
         scores = validate(net)
-        torch.set_rng_state(random_state)
         net.train()
         if scores["mma_3px"] > state["best"]:
             save_weights(net, folder / "model.safetensors")
@@ -293,26 +297,36 @@ def _checkpoint(
     content = {
         "objective": accelerator.unwrap_model(objective).state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
         "state": dict(state),
-        "metrics_bytes": (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0,
     }
     with atomic_path(folder / "last.pt") as path:
         torch.save(content, path)
 
 
 def _restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put everything back to the moment of the checkpoint, the log included."""
+    """Put weights and optimiser back to the moment of the checkpoint; returns where the run stood."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     objective.load_state_dict(content["objective"])
     optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"])
-    metrics = path.with_name("metrics.jsonl")
-    if metrics.exists():
-        with open(metrics, "r+b") as file:
-            file.truncate(content["metrics_bytes"])
     state: dict[str, Any] = content["state"]
     return state
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines after a step, and a last line that was not written to its end: the steps will be taken again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    with atomic_path(path) as partial:
+        partial.write_text("".join(kept))
 
 
 def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:

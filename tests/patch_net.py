@@ -25,7 +25,9 @@ class PatchNet(nn.Module):
     def describe_sar(self, image: Tensor) -> Descriptors:
         grey = image.mean(1, keepdim=True)
         fine = F.unfold(F.pad(grey, (2, 2, 2, 2), mode="replicate"), 5).unflatten(2, grey.shape[-2:])
-        coarse = F.unfold(F.pad(grey, (2, 2, 2, 2), mode="replicate"), 8, stride=4)
+        # Blurred, sampled every 4 px over 20 px: a descriptor must bear that a match lies between two cells.
+        blurred = F.avg_pool2d(F.pad(grey, (3, 3, 3, 3), mode="replicate"), 7, 1)
+        coarse = F.unfold(F.pad(blurred, (7, 6, 7, 6), mode="replicate"), 5, dilation=4, stride=4)
         coarse = coarse.unflatten(2, (grey.shape[-2] // 4, grey.shape[-1] // 4))
         return Descriptors(_normalise(coarse), _normalise(fine), None)
 

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from sarmatch.baselines.base import Baseline
 from sarmatch.matches import Matches
 
 
 @dataclass(frozen=True)
-class SiftMatcher:
+class SiftMatcher(Baseline):
     """SIFT through OpenCV, with RootSIFT normalisation (Arandjelovic and Zisserman 2012).
 
     Attributes:

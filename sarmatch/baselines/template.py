@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sarmatch.baselines.base import Baseline
 from sarmatch.geometry import cell_centres
 from sarmatch.gradients import (
     OPTICAL_SIGMA_PX,
@@ -31,7 +32,7 @@ _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are
 
 
 @dataclass(frozen=True)
-class TemplateMatcher:
+class TemplateMatcher(Baseline):
     """Templates around a grid of SAR keypoints, searched in the optical image.
 
     The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score is their

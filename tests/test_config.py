@@ -1,0 +1,84 @@
+"""Configurations: the paper's numbers, rejected contradictions, and hashes that name runs."""
+
+import json
+
+import pytest
+
+from sarmatch.config import (
+    PROFILES,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    TrainingConfig,
+    from_dict,
+    profile,
+)
+
+
+def test_defaults_are_table_2_and_the_widths_of_the_paper():
+    training, model = TrainingConfig(), ModelConfig()
+    assert (training.learning_rate, training.batch_size, training.epochs) == (5e-5, 32, 30)
+    assert (training.accumulation_steps, training.patience) == (4, 5)
+    assert (training.betas, training.weight_decay) == ((0.9, 0.999), 1e-4)
+    assert model.sar_widths == (32, 64, 128, 256, 512)
+    assert model.optical_widths == (64, 128, 256, 512)
+    assert (model.head_width, model.descriptor_dim) == (512, 128)
+    config = profile("sen12ms", "somewhere")
+    assert config.model == model
+    assert config.data.split_fractions == (0.70, 0.15, 0.15)
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_profiles_survive_json(name):
+    config = profile(name, "somewhere")
+    assert from_dict(Config, json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_hash_names_what_determines_a_run_and_nothing_else():
+    config = profile("smoke")
+    assert config.hash("a") == config.hash("a")
+    assert config.hash("a") != config.hash("b")
+    assert config.hash() != config.replace(seed=1).hash()
+    assert config.hash() != config.replace(training={"max_steps": 5}).hash()
+    assert config.hash() == config.replace(data={"root": "elsewhere"}).hash()
+    assert config.hash() == config.replace(evaluation={"seed": 1}).hash()
+
+
+def test_replace_leaves_the_original_alone():
+    config = profile("smoke")
+    assert config.replace(model={"norm": "batch"}).model.norm == "batch"
+    assert config.model.norm == "group"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (DataConfig, {"split_fractions": (0.5, 0.4, 0.2)}, "sum to 1"),
+        (DataConfig, {"crop_size": 100}, "multiple of 16"),
+        (DataConfig, {"crop_size": 512}, "between 16 and patch_size"),
+        (DataConfig, {"flip_probability": 1.5}, "flip_probability must lie in"),
+        (DataConfig, {"speckle_looks": (4.0, 2.0)}, "speckle_looks"),
+        (ModelConfig, {"norm": "layer"}, "norm must be"),
+        (ModelConfig, {"early_dropout": 1.0}, "early_dropout"),
+        (ModelConfig, {"consensus_cells": (4,)}, "odd numbers"),
+        (ModelConfig, {"bifpn_repeats": 1}, "bifpn_repeats"),
+        (ModelConfig, {"sar_channels": 3}, "sar_channels"),
+        (TrainingConfig, {"batch_size": 6, "accumulation_steps": 4}, "multiple of accumulation_steps"),
+        (TrainingConfig, {"epochs": 0}, "epochs must be positive"),
+        (EvaluationConfig, {"crop_size": 100}, "multiple of 16"),
+        (EvaluationConfig, {"protocols": ("shift", "twist")}, "twist"),
+    ],
+)
+def test_contradictions_are_rejected(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
+def test_unknown_profiles_and_fields_are_rejected():
+    with pytest.raises(ValueError, match="profile must be one of"):
+        profile("large")
+    with pytest.raises(ValueError, match="give the folder"):
+        profile("s1s2")
+    with pytest.raises(ValueError, match="no field"):
+        from_dict(ModelConfig, {"depth": 3})

@@ -1,0 +1,233 @@
+"""The training loop: order of samples, resuming after a kill, several processes, and that it learns."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sarmatch.config import Config, TrainingConfig, profile
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.data.transforms import TrainingCrops
+from sarmatch.experiments import read_history, run_path, train_or_load
+from sarmatch.geometry import translation
+from sarmatch.models import SarOpticalNet
+from sarmatch.training import Objective, StepSampler, cell_valid, learning_rate, total_steps, true_displacements
+
+PROJECT = Path(__file__).parents[1]
+
+
+def tiny(**training) -> Config:
+    """A few steps on a dozen synthetic pairs."""
+    settings = {
+        "epochs": 100,
+        "max_steps": 6,
+        "batch_size": 2,
+        "checkpoint_every": 2,
+        "validate_every": 3,
+        "validation_pairs": 1,
+    }
+    return profile("smoke").replace(data={"n_synthetic": 12}, training=settings | training)
+
+
+def test_every_pair_is_seen_once_an_epoch():
+    sampler = StepSampler(10, TrainingConfig(batch_size=5, accumulation_steps=1, epochs=2), 0, 0, 0, 1)
+    keys = [key for batch in sampler for key in batch]
+    assert len(sampler) == 4
+    assert sorted(keys) == [(epoch, i) for epoch in range(2) for i in range(10)]
+    assert [i for e, i in keys if e == 0] != [i for e, i in keys if e == 1]
+
+
+def test_resuming_at_a_step_gives_the_samples_that_would_have_come():
+    training = TrainingConfig(batch_size=4, accumulation_steps=2, epochs=3)
+    whole = list(StepSampler(11, training, 7, 0, 0, 1))
+    assert list(StepSampler(11, training, 7, 3, 0, 1)) == whole[3 * 2 :]
+
+
+def test_processes_share_each_batch_evenly():
+    training = TrainingConfig(batch_size=6, accumulation_steps=1, epochs=1)
+    whole = list(StepSampler(12, training, 0, 0, 0, 1))
+    shares = [list(StepSampler(12, training, 0, 0, rank, 3)) for rank in range(3)]
+    for i, batch in enumerate(whole):
+        assert sorted(key for share in shares for key in share[i]) == sorted(batch)
+        assert {len(share[i]) for share in shares} == {2}
+
+
+def test_a_batch_that_cannot_be_shared_is_rejected():
+    with pytest.raises(ValueError, match="cannot be dealt to 3 processes"):
+        StepSampler(12, TrainingConfig(batch_size=4, accumulation_steps=1), 0, 0, 0, 3)
+
+
+def test_number_of_steps():
+    assert total_steps(100, TrainingConfig(batch_size=32, epochs=30)) == 90
+    assert total_steps(100, TrainingConfig(batch_size=32, epochs=30, max_steps=7)) == 7
+    assert total_steps(3, TrainingConfig(batch_size=32, epochs=2)) == 2
+
+
+def test_learning_rate_warms_up_and_falls():
+    training = TrainingConfig(learning_rate=1.0, warmup_steps=10, cosine=True)
+    rates = [learning_rate(step, 100, training) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert max(rates) == pytest.approx(1.0, rel=0.05)
+    assert rates[100] == pytest.approx(0.05)
+    assert learning_rate(50, 100, TrainingConfig(learning_rate=1.0)) == 1.0
+
+
+def test_true_displacements_of_a_shift():
+    images = torch.zeros(1, 1, 16, 16)
+    valid = torch.ones(1, 16, 16, dtype=torch.bool)
+    batch = {"sar": images, "optical": images, "sar_valid": valid, "optical_valid": valid}
+    forward, backward, sar_mask, optical_mask = true_displacements(translation(4.0, -2.0).float()[None], batch)
+    assert torch.equal(forward, torch.tensor([4.0, -2.0]).expand(1, 4, 4, 2))
+    assert torch.allclose(backward, forward)
+    assert sar_mask[0].tolist() == [[False] * 4] + [[True, True, True, False]] * 3  # the rest leaves the image
+    assert optical_mask[0].tolist() == [[False, True, True, True]] * 3 + [[False] * 4]
+
+
+def test_a_cell_with_an_invalid_pixel_is_invalid():
+    pixels = torch.ones(1, 8, 8, dtype=torch.bool)
+    pixels[0, 3, 4] = False
+    assert cell_valid(pixels)[0].tolist() == [[True, False], [True, True]]
+
+
+def test_losses_fall_on_a_batch_that_repeats():
+    config = tiny()
+    crops = TrainingCrops(open_pairs(config.data), config.data, seed=0)
+    batch = torch.utils.data.default_collate([crops[0, i] for i in range(4)])
+    torch.manual_seed(0)
+    objective = Objective(SarOpticalNet(config.model))
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    history = []
+    for _ in range(25):
+        losses = objective(batch, config.training.window_px)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    assert set(history[0]) == {"loss", "plain", "consensus", "fine"}
+    assert history[0]["loss"] == pytest.approx(sum(v for k, v in history[0].items() if k != "loss"), rel=1e-4)
+    assert all(history[-1][name] < history[0][name] for name in ("plain", "consensus", "loss"))
+
+
+def test_a_run_is_trained_once_and_loaded_ever_after(tmp_path):
+    first = train_or_load(tiny(), tmp_path, show_progress=False)
+    second = train_or_load(tiny(), tmp_path, show_progress=False)
+    assert (first.loaded, second.loaded) == (False, True)
+    assert str(first).startswith("trained")
+    for name, value in first.net.state_dict().items():
+        assert torch.equal(value, second.net.state_dict()[name])
+    assert first.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert first.provenance["steps"] == 6
+    assert first.provenance["seed"] == 0
+    other = train_or_load(tiny(max_steps=2), tmp_path, show_progress=False)
+    assert other.path != first.path
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path):
+    runs = [train_or_load(tiny(), tmp_path / name, show_progress=False) for name in "ab"]
+    assert np.array_equal(runs[0].history["loss"], runs[1].history["loss"])
+    other = train_or_load(tiny().replace(seed=1), tmp_path / "a", show_progress=False)
+    assert not np.allclose(runs[0].history["loss"], other.history["loss"])
+
+
+def test_early_stopping_waits_for_its_patience(tmp_path):
+    run = train_or_load(
+        tiny(max_steps=40, validate_every=1, patience=2, learning_rate=1e-9), tmp_path, show_progress=False
+    )
+    assert run.history["step"].max() <= 5  # nothing is learned, so the first score stays the best
+    assert train_or_load(run.config, tmp_path, show_progress=False).loaded
+
+
+def test_accumulation_is_the_mean_of_its_parts(tmp_path):
+    one = train_or_load(tiny(batch_size=4, accumulation_steps=1, max_steps=2), tmp_path, show_progress=False)
+    two = train_or_load(tiny(batch_size=4, accumulation_steps=2, max_steps=2), tmp_path, show_progress=False)
+    # Dropout differs between the two after its first use, the first loss does so only through it.
+    assert one.history["loss"][0] == pytest.approx(two.history["loss"][0], rel=0.05)
+
+
+TRAIN = """
+import sys, torch
+torch.set_num_threads(1)
+from sarmatch.config import Config, from_dict
+from sarmatch.experiments import train_or_load
+import json
+config = from_dict(Config, json.loads(sys.argv[2]))
+train_or_load(config, sys.argv[1], show_progress=False)
+"""
+
+
+def start(config: Config, runs: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", TRAIN, str(runs), json.dumps(config.to_dict())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, cwd=PROJECT)
+
+
+def test_five_kills_do_not_change_the_result(tmp_path):
+    config = tiny(max_steps=30, checkpoint_every=2, validate_every=10)
+    expected = train_or_load(config, tmp_path / "whole", show_progress=False)
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    folder = run_path(config, split.train.fingerprint(), tmp_path / "killed")
+    rng = random.Random(0)
+    for _ in range(5):
+        process = start(config, tmp_path / "killed")
+        wait_for_progress(folder, process, steps=rng.randrange(1, 6))
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(config, tmp_path / "killed")
+    _, error = last.communicate(timeout=120)
+    assert last.returncode == 0, error.decode()
+    resumed = train_or_load(config, tmp_path / "killed", show_progress=False)
+    assert resumed.loaded
+    assert np.array_equal(resumed.history["loss"], expected.history["loss"])
+    for name, value in expected.net.state_dict().items():
+        assert torch.equal(value, resumed.net.state_dict()[name]), name
+
+
+def wait_for_progress(folder: Path, process: subprocess.Popen, steps: int) -> None:
+    """Return when so many more steps were logged, or the process ended."""
+    log = folder / "metrics.jsonl"
+    before = None
+    while process.poll() is None:
+        lines = len(log.read_text().splitlines()) if log.exists() else 0
+        before = lines if before is None or lines < before else before
+        if lines >= before + steps:
+            return
+        time.sleep(0.01)
+
+
+def test_two_processes_lose_what_one_does(tmp_path):
+    config = tiny(batch_size=4, max_steps=3).replace(model={"early_dropout": 0.0})
+    one = train_or_load(config, tmp_path / "one", show_progress=False)
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, str(script), str(tmp_path / "two"), json.dumps(config.to_dict())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = read_history(next((tmp_path / "two" / "smoke").iterdir()))
+    assert np.allclose(one.history["loss"], two["loss"], rtol=1e-4)
+
+
+def test_a_torn_log_is_mended(tmp_path):
+    run = train_or_load(tiny(), tmp_path, show_progress=False)
+    log = run.path / "metrics.jsonl"
+    provenance = run.path / "provenance.json"
+    provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"finished": False}))
+    log.write_text(log.read_text() + '{"step": 7, "lo')  # killed while writing
+    again = train_or_load(tiny(), tmp_path, show_progress=False)
+    assert again.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_mixed_precision_trains(tmp_path):
+    run = train_or_load(tiny(precision="bf16", max_steps=2), tmp_path, show_progress=False)
+    assert np.isfinite(run.history["loss"]).all()
