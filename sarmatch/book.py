@@ -63,12 +63,12 @@ class ChapterSettings:
         figure.supxlabel(f"profile {self.config.profile}", x=0.995, ha="right", size="x-small", color="gray")
         return figure, axes
 
-    def table(self, table: pd.DataFrame, name: str, caption: str) -> HTML:
-        """Save a table under `name` and show it with a caption that says which profile made it."""
+    def table(self, table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> HTML:
+        """Save a table under `name` and show it, or `shown` for it, with a caption that says which profile made it."""
         from IPython.display import HTML
 
         self.save_table(table, name)
-        content = table.to_html(index=False, float_format="{:.3g}".format, na_rep="", border=0)
+        content = (table if shown is None else shown).to_html(index=False, float_format="{:.3g}".format, na_rep="", border=0)
         words = html.escape(f"{caption} (profile {self.config.profile})")
         return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
 

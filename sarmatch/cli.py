@@ -57,12 +57,31 @@ def match(
     return 0
 
 
+@data_app.command(name="get")
+def data_get(name: Positional[str], to: Path | None = None) -> int:
+    """Fetch a public data set; calling again goes on where it stopped. Exits with 1 if files could not be fetched.
+
+    Args:
+        name: ombria or optical-sar; of sen12ms, sen12ms-cr and sen1-2 it says where they are and how to unpack them.
+        to: the folder; default data/NAME.
+    """
+    from sarmatch.data.download import DownloadError, download
+
+    try:
+        folder = download(name, to)
+    except DownloadError as error:
+        print(f"sarmatch: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{name} -> {folder}")
+    return 0
+
+
 @data_app.command(name="check")
 def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     """Report which pairs a folder holds and what is broken; exits with 1 if anything is.
 
     Args:
-        path: a folder with a manifest.csv, or a tree of SEN12MS, SEN12MS-CR or SEN1-2.
+        path: a folder with a manifest.csv, or a tree of OMBRIA, SEN12MS, SEN12MS-CR or SEN1-2.
         max_read: pairs to read in full, evenly spaced.
     """
     from sarmatch.data.check import check_data
@@ -72,7 +91,7 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     return 0 if report.ok else 1
 
 
-app.command(data_app, name="data", help="Look at the data in a folder.")
+app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
 
 
 @app.command

@@ -256,7 +256,7 @@ def _restore(hint: Any, value: Any) -> Any:
 def _smoke() -> Config:
     return Config(
         profile="smoke",
-        data=DataConfig(source="synthetic", patch_size=96, n_synthetic=24, crop_size=64, relative_shift_px=8.0),
+        data=DataConfig(source="synthetic", patch_size=96, n_synthetic=48, crop_size=64, relative_shift_px=8.0),
         model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
         training=TrainingConfig(
             learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,

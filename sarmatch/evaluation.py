@@ -110,7 +110,7 @@ def evaluate(
     """
     rows = []
     for pair in tqdm(
-        _spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
+        spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
     ):
         crops = evaluation_crops(pair, protocol, config)
         size = (crops.sar.shape[-2], crops.sar.shape[-1])
@@ -151,7 +151,7 @@ def mismatched(pairs: Pairs) -> Pairs:
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
     """Mean scores under `shift` at the headline radius, without the robust estimation that records carry."""
     errors = []
-    for pair in _spread(pairs, config.max_pairs):
+    for pair in spread(pairs, config.max_pairs):
         crops = evaluation_crops(pair, "shift", config)
         matches = matcher.match_crops(crops, config.headline_radius)
         errors.append(match_errors(matches, crops.A_sar_to_optical))
@@ -159,7 +159,7 @@ def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConf
     return scores | {"n_matches": float(np.mean([len(e) for e in errors]))}
 
 
-def _spread(pairs: Pairs, at_most: int | None) -> Pairs:
+def spread(pairs: Pairs, at_most: int | None) -> Pairs:
     """At most so many pairs, evenly spaced over the index sorted by scene, so that every scene is represented."""
     if at_most is None or len(pairs) <= at_most:
         return pairs

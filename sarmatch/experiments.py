@@ -2,13 +2,16 @@
 
 `<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
 `model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
+`records/` holds evaluations of the finished run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,10 +24,10 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from sarmatch.config import Config
-from sarmatch.data import open_pairs
+from sarmatch.config import Config, EvaluationConfig, Protocol
+from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.evaluation import validation_scores
+from sarmatch.evaluation import CropMatcher, evaluate, validation_scores
 from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
@@ -92,6 +95,8 @@ def train_or_load(
         folder.mkdir(parents=True, exist_ok=True)
         for file in RUN_FILES if fresh else ():
             (folder / file).unlink(missing_ok=True)
+        if fresh:
+            shutil.rmtree(folder / "records", ignore_errors=True)
     state.wait_for_everyone()
     loaded = _read_json(folder / "provenance.json").get("finished", False)
     if not loaded:
@@ -121,6 +126,34 @@ def _train(config: Config, split: Split, fingerprint: str, folder: Path, show_pr
         about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
         _write_json(folder / "provenance.json", about | {"finished": True})
     state.wait_for_everyone()
+
+
+def records_or_load(
+    run: Run,
+    matcher: CropMatcher,
+    name: str,
+    pairs: Pairs,
+    protocol: Protocol,
+    search_radius: float | None,
+    config: EvaluationConfig | None = None,
+) -> pd.DataFrame:
+    """`evaluate` once and keep the records in the run's folder; later calls with the same arguments read them.
+
+    Args:
+        name: what the matcher is called in the records' column `method`; two matchers need two names.
+        config: None takes the run's own.
+    """
+    config = config or run.config.evaluation
+    asked = json.dumps([name, protocol, search_radius, pairs.fingerprint(), dataclasses.asdict(config)])
+    key = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    radius = "none" if search_radius is None else f"{search_radius:g}"
+    path = run.path / "records" / f"{name}-{protocol}-R{radius}-{key}.parquet"
+    if not path.exists():
+        records = evaluate(matcher, pairs, protocol, search_radius, config).assign(method=name)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as partial:
+            records.to_parquet(partial)
+    return pd.read_parquet(path)
 
 
 def read_history(folder: Path) -> pd.DataFrame:

@@ -19,11 +19,12 @@ from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar
 from sarmatch.evaluation import EvaluationCrops
 from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.matches import Matches
-from sarmatch.matching import RawMatches, match_descriptors
+from sarmatch.matching import RawMatches, coarse_logits, match_descriptors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
 from sarmatch.training import cell_valid, load_weights
+from sarmatch.volumes import Volume
 
 MULTIPLE = 16
 """Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level)."""
@@ -115,6 +116,13 @@ class Matcher:
         )
         raw = self._match(first, second, search_radius, crops.max_rotation_deg, crops.scale_range)
         return _to_matches(raw)
+
+    @torch.no_grad()
+    def similarity_volumes(self, crops: EvaluationCrops, search_radius: float) -> tuple[Volume, Volume]:
+        """Coarse logits over displacements with each cell by itself, and with consensus; for looking at."""
+        sar, optical = self.net(crops.sar[None].to(self.device), crops.optical[None].to(self.device))
+        alone, voted = (coarse_logits(self.net, sar, optical, search_radius, use_consensus=c) for c in (False, True))
+        return alone, voted
 
     @torch.no_grad()
     def _match(

@@ -6,8 +6,9 @@ Pairs of one scene share terrain, season and acquisition, so they are not indepe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -184,3 +185,42 @@ def _check_columns(records: pd.DataFrame, names: tuple[str, ...]) -> None:
     missing = set(names) - set(records.columns)
     if missing:
         raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records.columns)}")
+
+
+def summarise(
+    records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene", seed: int = 0
+) -> pd.DataFrame:
+    """`cluster_bootstrap` of several columns, a row a group in order of appearance.
+
+    Returns:
+        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`; NaN
+        where a group holds no value.
+    """
+    rows = []
+    for names, group in records.groupby(list(by), sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(by, names, strict=True))
+        row |= {"n_pairs": len(group), f"n_{cluster}s": group[cluster].nunique()}
+        for value in values:
+            known = bool(group[value].notna().any())
+            interval = cluster_bootstrap(group, value, cluster, seed=seed) if known else None
+            ends = (interval.mean, interval.low, interval.high) if interval else (float("nan"),) * 3
+            row |= dict(zip((value, f"{value}_low", f"{value}_high"), ends, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def with_intervals(summary: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """A `summarise` table for reading: each value as "mean [low, high]", the columns of its ends left out."""
+    shown = summary.copy()
+    for name in [c.removesuffix("_low") for c in summary if c.endswith("_low")]:
+        ends = zip(summary[name], summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
+        shown[name] = [_interval_text(*values, digits) for values in ends]
+        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+    return shown
+
+
+def _interval_text(mean: float, low: float, high: float, digits: int) -> str:
+    if np.isnan(mean):
+        return ""
+    interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{mean:.{digits}f}{interval}"

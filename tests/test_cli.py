@@ -15,7 +15,7 @@ import pytest
 from sarmatch import cli
 from sarmatch.config import PROFILES, PROTOCOLS
 
-COMMANDS = ["match", "train", "evaluate", "book", "data check"]
+COMMANDS = ["match", "train", "evaluate", "book", "data get", "data check"]
 
 
 @pytest.fixture
@@ -76,6 +76,8 @@ def test_bad_input_is_one_line_without_traceback(tmp_path: Path, capsys: pytest.
         (["train", "--profile", "s1s2"], "--data"),
         (["book", "--profile", "sen12ms"], "--data"),
         (["match", "a.tif", "b.tif", "--model", "nothing"], "no weights 'nothing'"),
+        (["data", "get", "nothing"], "no data set 'nothing'"),
+        (["data", "get", "sen12ms"], "https://doi.org/10.14459/2019mp1474000"),
         (["evaluate", "nothing", "-o", "records.txt"], "records.txt"),
     ],
 )

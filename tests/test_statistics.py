@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from sarmatch.statistics import cluster_bootstrap, paired_difference, paired_t_test
+from sarmatch.statistics import cluster_bootstrap, paired_difference, paired_t_test, summarise, with_intervals
 
 
 def simulate(rng: np.random.Generator, scenes: int = 30, pairs: int = 8, between: float = 1.0) -> pd.DataFrame:
@@ -111,3 +111,27 @@ def test_difference_rejects_tables_over_different_pairs() -> None:
         paired_t_test(a.iloc[:1], a.iloc[:1], "mma")
     with pytest.raises(ValueError, match="infinite for some pairs"):
         paired_difference(a, a.assign(mma=np.inf), "mma")
+
+
+def test_summary_has_a_row_a_group_with_the_bootstrap_of_each_column() -> None:
+    records = pd.DataFrame(
+        {
+            "method": ["a"] * 4 + ["b"] * 2,
+            "scene": ["x", "x", "y", "y", "x", "x"],
+            "mma": [0.0, 0.2, 0.4, 0.6, 1.0, 1.0],
+            "rmse": [1.0, 2.0, 3.0, 4.0, np.nan, np.nan],
+        }
+    )
+    table = summarise(records, ["method"], ["mma", "rmse"])
+    assert table["method"].tolist() == ["a", "b"]
+    assert table["n_pairs"].tolist() == [4, 2]
+    assert table["n_scenes"].tolist() == [2, 1]
+    expected = cluster_bootstrap(records[records["method"] == "a"], "mma")
+    assert tuple(table.loc[0, ["mma", "mma_low", "mma_high"]]) == (expected.mean, expected.low, expected.high)
+    assert table.loc[1, "mma"] == 1.0
+    assert np.isnan(table.loc[1, "rmse"])
+    shown = with_intervals(table, digits=1)
+    assert shown.columns.tolist() == ["method", "n_pairs", "n_scenes", "mma", "rmse"]
+    assert shown.loc[0, "mma"] == "0.3 [0.1, 0.5]"
+    assert shown.loc[1, "mma"] == "1.0"  # one scene: nothing to resample
+    assert shown.loc[1, "rmse"] == ""

@@ -16,7 +16,7 @@ import torch
 from sarmatch.config import Config, TrainingConfig, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
-from sarmatch.experiments import read_history, run_path, train_or_load
+from sarmatch.experiments import read_history, records_or_load, run_path, train_or_load
 from sarmatch.geometry import translation
 from sarmatch.models import SarOpticalNet
 from sarmatch.training import Objective, StepSampler, cell_valid, learning_rate, total_steps, true_displacements
@@ -231,3 +231,15 @@ def test_a_torn_log_is_mended(tmp_path):
 def test_mixed_precision_trains(tmp_path):
     run = train_or_load(tiny(precision="bf16", max_steps=2), tmp_path, show_progress=False)
     assert np.isfinite(run.history["loss"]).all()
+
+
+def test_records_are_measured_once_and_read_ever_after(tmp_path):
+    run = train_or_load(tiny(), tmp_path, show_progress=False)
+    split = split_pairs(open_pairs(run.config.data), run.config.data)
+    once = records_or_load(run, run.matcher, "consensus", split.test, "shift", 16.0)
+    assert (once["method"] == "consensus").all()
+    unusable = None  # read from the store, so no matcher is called
+    again = records_or_load(run, unusable, "consensus", split.test, "shift", 16.0)
+    assert once.equals(again)
+    with pytest.raises(AttributeError):
+        records_or_load(run, unusable, "consensus", split.test, "shift", None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from sarmatch.config import DataConfig
 from sarmatch.data.check import Report, check_data, open_folder, recognise
+from sarmatch.data.download import DownloadError, download
 from sarmatch.data.folder import manifest
+from sarmatch.data.ombria import ombria
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
 from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scale_optical, scale_sar
 from sarmatch.data.sen12 import sen12
@@ -18,11 +20,11 @@ from sarmatch.data.statistics import band_statistics, distribution
 from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
 __all__ = [
-    "INDEX_COLUMNS", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Rendering", "Report", "Split",
-    "band_statistics", "check_data", "distribution", "leakage", "manifest", "open_folder", "open_pairs",
-    "read_optical", "read_pair", "read_sar", "recognise", "render", "render_pair", "scale_optical", "scale_sar",
-    "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene", "split_pairs", "split_table",
-    "synthetic_pairs",
+    "INDEX_COLUMNS", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Rendering", "Report",
+    "Split", "band_statistics", "check_data", "distribution", "download", "leakage", "manifest", "ombria",
+    "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar", "recognise", "render", "render_pair",
+    "scale_optical", "scale_sar", "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene",
+    "split_pairs", "split_table", "synthetic_pairs",
 ]  # fmt: skip
 
 
@@ -30,8 +32,8 @@ def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
     """The pairs that a config names.
 
     Args:
-        config: `source` is `synthetic`, `manifest` (a folder with a CSV), or `sen12ms` (a tree of SEN12MS, SEN12MS-CR
-            or SEN1-2).
+        config: `source` is `synthetic`, `manifest` (a folder with a CSV, or OMBRIA's own layout, which needs none), or
+            `sen12ms` (a tree of SEN12MS, SEN12MS-CR or SEN1-2).
         seed: of generated pairs.
 
     Raises:
@@ -44,8 +46,8 @@ def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
     if config.root is None:
         raise ValueError(f"source={config.source!r} reads real data: give its folder (root, or --data PATH)")
     layout = recognise(config.root)
-    if (layout == "manifest") != (config.source == "manifest"):
-        other = "manifest" if layout == "manifest" else "sen12ms"
+    other = "manifest" if layout in ("manifest", "ombria") else "sen12ms"
+    if other != config.source:
         raise FileNotFoundError(
             f"{config.root}: source={config.source!r} expected, but the folder is laid out as {layout}; set "
             f"source={other!r} (profile {'s1s2' if other == 'manifest' else 'sen12ms'!r}) or give another folder"

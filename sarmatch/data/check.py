@@ -1,7 +1,11 @@
-"""What a data folder holds: its layout, its pairs, and what is broken in it (`sarmatch data check PATH`)."""
+"""What a data folder holds: its layout, its pairs, and what is broken in it::
+
+sarmatch data check data/ombria      # exits with 1 if anything is broken, with 2 if the layout is unknown
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.data.folder import manifest
+from sarmatch.data.ombria import is_ombria, ombria
 from sarmatch.data.pairs import PairError, Pairs
 from sarmatch.data.raster import RED_GREEN_BLUE
 from sarmatch.data.roi_tree import scene_folders
@@ -18,7 +23,8 @@ from sarmatch.data.sen12 import sen12
 from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
 
 EXPECTED = (
-    "looked for manifest.csv (columns id, sar, optical), for SEN12MS or SEN12MS-CR "
+    "looked for manifest.csv (columns id, sar, optical), for OMBRIA "
+    "(OmbriaS1/train/BEFORE/S1_before_0001.png, 2021/ALBANIA/...), for SEN12MS or SEN12MS-CR "
     "(ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif, ROIs1158_spring_s1/s1_1/...) and for SEN1-2 (the same as .png)"
 )
 
@@ -29,7 +35,7 @@ class Report:
 
     Attributes:
         root: the folder.
-        layout: `manifest`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
+        layout: `manifest`, `ombria`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
         counts: one row a dataset, season and land cover; columns `pairs` and `scenes`.
         problems: files and rows that are missing or broken, each with its reason.
         read: number of pairs that were read in full.
@@ -56,7 +62,7 @@ class Report:
 
 
 def recognise(root: str | Path) -> str:
-    """The layout of a folder: `manifest`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
+    """The layout of a folder: `manifest`, `ombria`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
 
     Raises:
         FileNotFoundError: no such folder, or none of these in it.
@@ -66,6 +72,8 @@ def recognise(root: str | Path) -> str:
         raise FileNotFoundError(f"data folder {root}: no such folder; check the path")
     if (root / "manifest.csv").is_file():
         return "manifest"
+    if is_ombria(root):
+        return "ombria"
     for folder in scene_folders(root):
         if folder.parent.name.endswith(("_s1", "_s2", "_s2_cloudy")):
             return "sen12ms-cr"
@@ -84,7 +92,14 @@ def open_folder(
     optical_bands: Sequence[int] | None = None,
     rescan: bool = False,
 ) -> Pairs:
-    """The pairs of a folder of any known layout; `optical_bands` None is red, green, blue; see the readers.
+    """The pairs of a folder of any known layout; see the readers.
+
+    Args:
+        root: the folder.
+        datasets: which to keep of those that a manifest names; empty keeps all. Of OMBRIA's own layout the others can
+            not be had: a warning says so.
+        optical_bands: None is red, green, blue.
+        rescan: ignore a stored index of the SEN12MS family.
 
     Raises:
         FileNotFoundError, PairError, ValueError: as `recognise` and the readers.
@@ -93,11 +108,23 @@ def open_folder(
     if layout == "manifest":
         rgb = (0, 1, 2) if optical_bands is None else optical_bands
         return manifest(root, datasets=datasets, sar_bands=sar_bands, optical_bands=rgb)
+    if layout == "ombria":
+        rgb = (0, 1, 2) if optical_bands is None else optical_bands
+        _warn_of_absent(root, datasets)
+        return ombria(root, sar_bands=sar_bands, optical_bands=rgb)
     if layout == "sen1-2":
         return sen12(root, rescan=rescan)
     reader = sen12ms if layout == "sen12ms" else sen12ms_cr
     rgb = RED_GREEN_BLUE if optical_bands is None else optical_bands
     return reader(root, sar_bands=sar_bands, optical_bands=rgb, rescan=rescan)
+
+
+def _warn_of_absent(root: str | Path, datasets: Sequence[str]) -> None:
+    """The profile on several data sets runs on OMBRIA alone as well, but not silently."""
+    if datasets and "ombria" not in datasets:
+        raise ValueError(f"datasets: {list(datasets)} expected, but {root} holds ombria alone; give another folder")
+    if absent := [name for name in datasets if name != "ombria"]:
+        warnings.warn(f"{root} holds ombria alone; going on without {', '.join(absent)}", stacklevel=4)
 
 
 def check_data(root: str | Path, max_read: int = 2000, rescan: bool = True) -> Report:

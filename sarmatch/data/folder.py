@@ -47,16 +47,37 @@ def manifest(
         ValueError: a name in `datasets` does not occur.
     """
     root = Path(root)
-    table = _read_table(root, file)
+    return pairs_of_table(
+        _read_table(root, file), root, root / file, datasets=datasets, sar_bands=sar_bands, optical_bands=optical_bands
+    )
+
+
+def pairs_of_table(
+    table: pd.DataFrame,
+    root: Path,
+    source: Path,
+    *,
+    datasets: Sequence[str] = (),
+    sar_bands: Sequence[int] = (0,),
+    optical_bands: Sequence[int] = (0, 1, 2),
+) -> Pairs:
+    """Pairs of a table of strings with the columns of a manifest, all of them; see `manifest`.
+
+    Args:
+        source: what to name in errors.
+
+    Raises:
+        PairError, ValueError: as `manifest`.
+    """
     table = table[table["usable"] != "0"]
     if unknown := set(datasets) - set(table["dataset"]):
         known = sorted(set(table["dataset"]))
-        raise ValueError(f"datasets: {sorted(unknown)} do not occur in {root / file}; it has {known}")
+        raise ValueError(f"datasets: {sorted(unknown)} do not occur in {source}; it has {known}")
     if datasets:
         table = table[table["dataset"].isin(datasets)]
     table, problems = _leave_out_broken(table, root)
     if table.empty:
-        raise PairError(f"{root / file}: no usable pair is left; {_first(problems)}")
+        raise PairError(f"{source}: no usable pair is left; {_first(problems)}")
     qualified = table["dataset"] + "/" + table["scene"]
     table["scene"] = qualified.where((table["dataset"] != "") & (table["scene"] != ""), table["scene"])
     index = table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]].reset_index(drop=True)

@@ -64,7 +64,8 @@ SEN12MS = Layout(
 )
 
 
-def _sen12ms_cr(cloudy: bool) -> Layout:
+def sen12ms_cr_layout(cloudy: bool) -> Layout:
+    """SEN12MS-CR with its cloud-free or its cloudy optical patches."""
     return Layout(
         dataset="sen12ms-cr-cloudy" if cloudy else "sen12ms-cr",
         sar=SAR_LAYER,
@@ -116,4 +117,4 @@ def sen12ms_cr(
     index_dir: str | Path | None = None,
 ) -> Pairs:
     """Pairs of a SEN12MS-CR tree, with the cloud-free or the cloudy optical patch; otherwise as `sen12ms`."""
-    return open_tree(root, _sen12ms_cr(cloudy), tuple(sar_bands), tuple(optical_bands), rescan, index_dir)
+    return open_tree(root, sen12ms_cr_layout(cloudy), tuple(sar_bands), tuple(optical_bands), rescan, index_dir)
