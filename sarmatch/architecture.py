@@ -24,7 +24,7 @@ from sarmatch.models import SarOpticalNet
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
-INPUT = "input"
+INPUT, OUTPUT = "input", "output"
 CONTAINERS: tuple[type[nn.Module], ...] = (nn.ModuleList,)
 """Modules that are replaced by what they hold; a `ModuleList` has no forward pass of its own."""
 
@@ -38,7 +38,8 @@ class Part:
         kind: class of the module; `input` or `output`.
         sources: names of the parts whose results it takes, in the order in which they ran.
         shape: of its result, of the first one where there are several.
-        stride: input pixels between neighbouring cells of its result.
+        stride: image pixels between neighbouring cells of its result.
+        parameters: number of numbers it learns.
         kernel: side of its largest convolution or pooling window; 0 where it has none.
         dilation: largest dilation of its convolutions.
     """
@@ -48,6 +49,7 @@ class Part:
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     stride: int
+    parameters: int = 0
     kernel: int = 0
     dilation: int = 1
 
@@ -63,7 +65,9 @@ def parts(root: nn.Module, expand: Sequence[type[nn.Module]] = CONTAINERS) -> di
     return found
 
 
-def trace(root: nn.Module, image: Tensor, expand: Sequence[type[nn.Module]] = CONTAINERS) -> list[Part]:
+def trace(
+    root: nn.Module, image: Tensor, expand: Sequence[type[nn.Module]] = CONTAINERS, stride: int = 1
+) -> list[Part]:
     """Parts of a forward pass in the order in which they ran, and what feeds each of them.
 
     Hooks see the parts run; the graph that autograd keeps tells where their inputs came from, whatever was done to them
@@ -73,18 +77,20 @@ def trace(root: nn.Module, image: Tensor, expand: Sequence[type[nn.Module]] = CO
         root: a module that returns a tensor or a (named) tuple of tensors.
         image: its only argument, floating point, (B, C, H, W).
         expand: types of modules to look into.
+        stride: of the argument, where it is no image but the result of another part.
     """
     start = image.detach().requires_grad_().clone()
-    steps = [Part(INPUT, INPUT, (), tuple(image.shape), 1)]
+    width = image.shape[-1] * stride
+    steps = [Part(INPUT, INPUT, (), tuple(image.shape), stride)]
     owner: dict[Any, str] = {start.grad_fn: INPUT}
 
     def record(name: str, module: nn.Module, inputs: Any, result: Any) -> None:
         sources = _origins(_tensors(inputs), owner)
         new = [t for t in _tensors(result) if t.grad_fn not in owner]
         if new:
-            stride = image.shape[-1] // new[0].shape[-1]
-            shape, windows = tuple(new[0].shape), (_kernel(module), _dilation(module))
-            steps.append(Part(name, _kind(module), sources, shape, stride, *windows))
+            shape = tuple(new[0].shape)
+            learned = (_parameters(module), _kernel(module), _dilation(module))
+            steps.append(Part(name, _kind(module), sources, shape, width // shape[-1], *learned))
             owner.update((t.grad_fn, name) for t in new)
 
     hooks = [m.register_forward_hook(partial(record, name)) for name, m in parts(root, expand).items()]
@@ -96,8 +102,8 @@ def trace(root: nn.Module, image: Tensor, expand: Sequence[type[nn.Module]] = CO
             hook.remove()
     for name, output in _named(outputs).items():
         for tensor in _tensors(output):
-            shape, stride = tuple(tensor.shape), image.shape[-1] // tensor.shape[-1]
-            steps.append(Part(name, "output", _origins([tensor], owner), shape, stride))
+            shape = tuple(tensor.shape)
+            steps.append(Part(name, OUTPUT, _origins([tensor], owner), shape, width // shape[-1]))
     return steps
 
 
@@ -111,7 +117,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _named(outputs: Any) -> dict[str, Any]:
     if not hasattr(outputs, "_asdict"):
-        return {"output": outputs}
+        return {OUTPUT: outputs}
     return {f"{type(outputs).__name__}.{field}": value for field, value in outputs._asdict().items()}
 
 
@@ -139,6 +145,10 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__
 
 
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def _kernel(module: nn.Module) -> int:
     windows = (m.kernel_size for m in module.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d))
     return max((w if isinstance(w, int) else max(w) for w in windows), default=0)
@@ -148,9 +158,7 @@ def _dilation(module: nn.Module) -> int:
     return max((max(m.dilation) for m in module.modules() if isinstance(m, nn.Conv2d)), default=1)
 
 
-def count(
-    root: nn.Module, inputs: Sequence[Tensor], expand: Sequence[type[nn.Module]] = CONTAINERS
-) -> pd.DataFrame:
+def count(root: nn.Module, inputs: Sequence[Tensor], expand: Sequence[type[nn.Module]] = CONTAINERS) -> pd.DataFrame:
     """Parameters and floating point operations of each part in one forward pass.
 
     FLOP are those of convolutions and matrix products, a multiplication and an addition counted as two. Normalisation,
@@ -167,10 +175,10 @@ def count(
         root(*inputs)
     flops = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     rows = {
-        name: (sum(p.numel() for p in module.parameters()), flops.get(f"{type(root).__name__}.{name}", 0))
+        name: (_parameters(module), flops.get(f"{type(root).__name__}.{name}", 0))
         for name, module in parts(root, expand).items()
     }
-    total = (sum(p.numel() for p in root.parameters()), counter.get_total_flops())
+    total = (_parameters(root), counter.get_total_flops())
     rows["own"] = (total[0] - sum(n for n, _ in rows.values()), total[1] - sum(n for _, n in rows.values()))
     rows["total"] = total
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["parameters", "flops"])
@@ -191,7 +199,7 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
         size: side of both images, px.
 
     Returns:
-        column `part`, then for each name `<name>, parameters` in thousands and `<name>, GFLOP`; empty where a network
+        column `part`, then for each name `<name>, M parameters` (millions) and `<name>, GFLOP`; empty where a network
         lacks the part. The head runs on both images.
     """
     columns = []
@@ -200,7 +208,8 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
         images = [torch.empty(1, c, size, size, device="meta") for c in (config.sar_channels, config.optical_channels)]
         encoders = (type(net.sar_encoder), type(net.optical_encoder))
         counts = count(net, images, (*CONTAINERS, *encoders))
-        columns.append((counts / (1e3, 1e9)).set_axis([f"{name}, parameters", f"{name}, GFLOP"], axis=1))
+        scaled = counts.assign(parameters=counts["parameters"] / 1e6, flops=counts["flops"] / 1e9)
+        columns.append(scaled.set_axis([f"{name}, M parameters", f"{name}, GFLOP"], axis=1))
     table = pd.concat(columns, axis=1)
     stages = list(dict.fromkeys(part.partition(".")[0] for part in table.index))  # parts of one encoder together
     order = sorted(table.index, key=lambda part: stages.index(part.partition(".")[0]))

@@ -8,7 +8,9 @@ the data, and `SARMATCH_OUT` the folder below which runs and results go.
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ import pandas as pd
 from sarmatch.config import Config
 from sarmatch.config import profile as named_profile
 from sarmatch.files import atomic_path
+from sarmatch.headline import update
 from sarmatch.notebooks import clean_notebook
 
 if TYPE_CHECKING:
@@ -35,6 +38,10 @@ PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")
 """Names that the parameters cell of every chapter assigns."""
 PUBLISHED_PROFILE = "s1s2"
 """Profile whose outputs are stored in the chapters."""
+
+
+FRONT_PICTURE = "fig-matches"
+"""Figure that README and front page show."""
 
 
 class BookError(RuntimeError):
@@ -68,7 +75,9 @@ class ChapterSettings:
         from IPython.display import HTML
 
         self.save_table(table, name)
-        content = (table if shown is None else shown).to_html(index=False, float_format="{:.3g}".format, na_rep="", border=0)
+        content = (table if shown is None else shown).to_html(
+            index=False, float_format="{:.3g}".format, na_rep="", border=0
+        )
         words = html.escape(f"{caption} (profile {self.config.profile})")
         return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
 
@@ -78,6 +87,13 @@ class ChapterSettings:
         path = self.results_dir / f"{name}.csv"
         with atomic_path(path) as partial:
             table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+        return path
+
+    def save_about(self, name: str, **about: Any) -> Path:
+        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`."""
+        path = self.results_dir / f"{name}.json"
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
         return path
 
     def __repr__(self) -> str:
@@ -290,6 +306,21 @@ def publish(
         notebook = nbformat.read(staged / f"{name}.ipynb", as_version=4)
         with atomic_path(book / f"{name}.ipynb") as partial:
             nbformat.write(clean_notebook(notebook, private), partial)
+        if picture := _picture(notebook, FRONT_PICTURE):
+            (book / "_static" / "matches.png").write_bytes(picture)
     tables = staged / "results" / profile
     if tables.is_dir():
         shutil.copytree(tables, book / "results" / profile, dirs_exist_ok=True)
+    if (tables / "matching.json").is_file() and profile == PUBLISHED_PROFILE:
+        for page in (book.parent / "README.md", book / "index.md"):
+            update(page, tables)
+
+
+def _picture(notebook: Any, name: str) -> bytes | None:
+    """The stored picture of the cell that makes the figure of this name, as PNG."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"])
+    return None

@@ -322,33 +322,3 @@ def _neutral(ax: Axes) -> Axes:
     for text in texts:
         text.set_color(_NEUTRAL)
     return ax
-
-
-def diagram(ax: Axes, parts: Sequence[Part], label: Callable[[Part], str]) -> Axes:
-    """Boxes and arrows of a traced network: depth to the right, coarser resolution downwards.
-
-    Args:
-        parts: from `sarmatch.architecture.trace`, any selection; arrows from parts left out are not drawn.
-        label: text in the box of a part.
-    """
-    places = _places(parts)
-    rows = sorted({part.stride for part in parts})
-    tints = dict(zip(dict.fromkeys(p.kind for p in parts), itertools.cycle(sns.color_palette("colorblind"))))
-    for part in parts:
-        x, y = places[part.name]
-        plain = part.kind in ("input", "output")
-        corner = (x - BOX[0] / 2, y - BOX[1] / 2)
-        box = FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.08", mutation_aspect=1, zorder=2)
-        box.set(facecolor="white" if plain else _tint(tints[part.kind]), edgecolor="0.35", linewidth=0.8)
-        ax.add_patch(box)
-        ax.text(x, y, label(part), ha="center", va="center", size=7, color="black", linespacing=1.25, zorder=3)
-        for source in part.sources:
-            if source in places:
-                route = _route(places[source], (x, y), set(places.values()))
-                arrow = FancyArrowPatch(path=Path(route), arrowstyle="-|>", mutation_scale=8, zorder=1)
-                ax.add_patch(arrow.set(color="0.35", linewidth=0.9) and arrow)
-    columns = max(x for x, _ in places.values())
-    ax.set(xlim=(-0.6, columns + 0.6), ylim=(-len(rows) + 0.4, 0.75), xticks=[], frame_on=False)
-    ax.set_yticks([-i for i in range(len(rows))], [f"stride {stride}" for stride in rows], size=7)
-    ax.tick_params(length=0)
-    return ax

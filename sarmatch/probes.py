@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sarmatch.geometry import cell_centres
-from sarmatch.models import STRIDE
+from sarmatch.models import STRIDE, Descriptors, Encoding
 
 
-def receptive_field(encoder: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def receptive_field(
+    encoder: Callable[[Tensor], Encoding], images: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Effective receptive field of the middle cell: how strongly each pixel moves its features (Luo et al. 2016).
 
     Args:
-        encoder: returns an `Encoding`.
+        encoder: images to features of stride 4.
         images: (B, C, H, W).
         generator: of the random direction in feature space, one an image, along which features are differentiated.
 
@@ -42,13 +44,13 @@ def field_radius(field: Tensor, share: float = 0.5) -> float:
     return float(distance[order][(held >= share * held[-1]).nonzero()[0, 0]])
 
 
-def position_leak(describe: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
+def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> Tensor:
     """How far the mean descriptor of each cell lies from that of the middle of the image, over images of white noise.
 
     Noise looks alike everywhere, so a network that does not know where it is has the same mean descriptor everywhere.
 
     Args:
-        describe: images (B, C, H, W) to dense descriptors (B, D, H/4, W/4).
+        describe: an image (1, C, H, W) to its descriptors, of which the coarse ones are judged.
         noise: independent images (N, C, H, W), N > 1.
 
     Returns:
@@ -56,7 +58,7 @@ def position_leak(describe: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor
         the middle. Chance gives about 1 / sqrt(N).
     """
     with torch.no_grad():
-        descriptors = torch.cat([describe(image[None]) for image in noise])
+        descriptors = torch.cat([describe(image[None]).coarse for image in noise])
     height, width = descriptors.shape[-2:]
     middle = descriptors[..., height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
     mean = middle.mean(dim=(0, 2, 3), keepdim=True)

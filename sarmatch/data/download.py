@@ -1,6 +1,6 @@
 """Fetching public data sets file by file, each file checked against its SHA-256::
 
-    sarmatch data get ombria                              # into data/ombria: 5,064 files, about 300 MB
+    sarmatch data get ombria                              # into data/ombria: 5,064 files, some 200 MB
     sarmatch data get optical-sar --to path/to/folder     # 100 large scenes
     sarmatch data check data/ombria
 
@@ -108,7 +108,7 @@ def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
                 job.result()
             except (requests.ConnectionError, requests.Timeout) as error:
                 raise DownloadError(
-                    f"{name}: no connection to {store.get_url(jobs[job])} ({error}); check the network, then the same "
+                    f"{name}: no connection to {store.base_url} ({error}); check the network, then the same "
                     f"call goes on: files already in {store.abspath} are kept"
                 ) from error
             except (requests.RequestException, ValueError) as error:  # pooch raises ValueError for a wrong checksum

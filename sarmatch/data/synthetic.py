@@ -2,10 +2,11 @@
 
 The two views share geometry but not radiometry. Colour and backscatter of a class are drawn independently for every
 scene, two crops look alike to SAR only and two to the optical sensor only, and each sensor has variations the other
-does not see. SAR: forward projection by height (layover, foreshortening, radar shadow), double bounce at walls facing
-the sensor, gamma speckle of a given number of looks. Optical: relief shading, cast shadows, an illumination gradient,
-snow, haze and clouds. Every nuisance is a number of `Nuisance`, and `render` returns maps of what it did, so that an
-uncertainty map can be compared with its cause. All follows from the seed.
+does not see. SAR: forward projection by height (layover, foreshortening, radar shadow), double bounce at the foot of
+walls that face the sensor, gamma speckle of a given number of looks. Optical: relief shading, cast shadows, an
+illumination gradient, snow, haze and clouds. Every nuisance is a number of `Nuisance` (the season: of the scene), and
+`render` returns maps of what each did, so that an uncertainty map can be compared with its cause. All follows from the
+seed.
 
 The truth is the ground position: pixel (x, y) of both images shows the same ground point, unless SAR layover moved it
 (`Rendering.displacement`), as in terrain-corrected Sentinel-1 images.
@@ -53,12 +54,16 @@ class Nuisance:
     """Equivalent number of looks of the speckle (single look 1, none: infinity)."""
     layover_px: float = 2.0
     """Displacement of the highest roofs towards the sensor, px, at most 8."""
+    double_bounce: float = 1.0
+    """Strength of the echo between ground and walls that face the sensor; 1 gives the highest walls 4 dB in VV."""
     relief: float = 0.5
     """Strength of the terrain, 0 to 1: SAR brightness of slopes, optical shading, some displacement."""
     haze: float = 0.1
     """Mean opacity of haze, 0 to 1."""
     cloud: float = 0.0
     """Share of the optical image under clouds, 0 to 1."""
+    shadow: float = 0.45
+    """Depth of the shadows that buildings and trees cast, 0 to 1."""
     illumination: float = 0.1
     """Half amplitude of a linear brightness gradient across the optical image, 0 to 1."""
     snow: float = 0.0
@@ -69,27 +74,44 @@ class Nuisance:
             raise ValueError(f"looks must be positive, got {self.looks}")
         if not 0 <= self.layover_px <= 8:
             raise ValueError(f"layover_px must lie in [0, 8], got {self.layover_px}")
-        for name in ("relief", "haze", "cloud", "illumination", "snow"):
+        if not self.double_bounce >= 0:
+            raise ValueError(f"double_bounce must not be negative, got {self.double_bounce}")
+        for name in ("relief", "haze", "cloud", "shadow", "illumination", "snow"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class Rendering(NamedTuple):
-    """A pair and the causes of its difficulty, each map (H, W).
+    """A pair and the causes of its difficulty, each map (H, W), on the grid of the image it concerns.
 
     Attributes:
-        pair: as everywhere.
+        pair: as everywhere; its season too is a cause.
         land_cover: index into `synthetic_scene.CLASSES`, uint8.
+        relief: height of the terrain, zero mean and unit variance over many scenes, whatever `Nuisance.relief`.
         displacement: where SAR shows the ground point, relative to the truth: px along x, towards the sensor.
+        layover: how much ground the SAR pixel shows: 1 where nothing moved, more where layover and foreshortening pile
+            it up, less on slopes that look away, 0 in radar shadow.
+        double_bounce: share of the backscatter that came from walls, in [0, 1] (first band).
+        speckle: factor on the SAR power (first band); mean 1, variance 1 / looks.
         haze: opacity of haze and cloud in [0, 1].
+        cloud: opacity of clouds alone in [0, 1].
         snow: cover in [0, 1].
+        shading: factor of relief shading and of cast shadows on the optical brightness.
+        illumination: factor of the gradient across the optical image.
     """
 
     pair: Pair
     land_cover: np.ndarray
+    relief: np.ndarray
     displacement: np.ndarray
+    layover: np.ndarray
+    double_bounce: np.ndarray
+    speckle: np.ndarray
     haze: np.ndarray
+    cloud: np.ndarray
     snow: np.ndarray
+    shading: np.ndarray
+    illumination: np.ndarray
 
 
 def synthetic_pairs(
@@ -136,6 +158,7 @@ def render(
     *,
     scene_seed: int | None = None,
     sar_bands: Sequence[int] = (0,),
+    season: str | None = None,
     acquisition: int = 0,
     id: str = "",
 ) -> Rendering:
@@ -147,19 +170,21 @@ def render(
         nuisance: what makes the pair hard.
         scene_seed: of season, land cover, colours and backscatter; default `seed`.
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
+        season: one of `synthetic_scene.SEASONS` instead of the scene's own; only the colours of vegetation change.
         acquisition: number of the SAR acquisition; each has speckle and moisture of its own.
         id: default names the seed.
 
     Raises:
-        ValueError: size < 32.
+        ValueError: size < 32, or an unknown season.
     """
     _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
-    style = draw_style(scene_seed)
+    style = draw_style(scene_seed, season)
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
     displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
-    sar = _sar(np.random.default_rng([seed, 2, acquisition]), ground, style, nuisance, displacement, sar_bands)
-    optical, haze, snow = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
+    rng = np.random.default_rng([seed, 2, acquisition])
+    sar, sar_maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
+    optical, optical_maps = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
     inner = slice(MARGIN, MARGIN + size)
     pair = Pair(
         torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
@@ -171,8 +196,9 @@ def render(
         season=style.season,
         land_cover=style.land_cover,
     )
-    maps = (ground.kind.astype(np.uint8), displacement, haze, snow)
-    return Rendering(pair, *(layer[inner, inner].copy() for layer in maps))
+    maps = {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief, "displacement": displacement}
+    maps |= sar_maps | optical_maps
+    return Rendering(pair, **{name: layer[inner, inner].copy() for name, layer in maps.items()})
 
 
 def _check_size(size: int) -> None:
@@ -198,9 +224,14 @@ def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
 
 def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...], acquisition: int = 0) -> Pair:
     nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
-    seeds = {"seed": int(row["seed"]), "scene_seed": int(row["scene_seed"])}
     made = render(
-        **seeds, size=size, nuisance=nuisance, sar_bands=sar_bands, acquisition=acquisition, id=row["id"]
+        int(row["seed"]),
+        size,
+        nuisance,
+        scene_seed=int(row["scene_seed"]),
+        sar_bands=sar_bands,
+        acquisition=acquisition,
+        id=row["id"],
     ).pair
     return dataclasses.replace(made, scene=row["scene"])
 
@@ -216,24 +247,34 @@ def _sar(
     nuisance: Nuisance,
     displacement: np.ndarray,
     bands: Sequence[int],
-) -> np.ndarray:
-    """(bands, S, S) float32 in [0, 1]: class backscatter, projected by height, speckled, in clipped dB."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Class backscatter, projected by height and speckled, in clipped dB: (bands, S, S) in [0, 1]; and its maps."""
     size = len(ground.kind)
     field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
     moisture = 0.9 * smooth_noise(rng, size, 32)
     slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
     db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # seen by SAR only, but for the crowns
     rise = ground.height - np.roll(ground.height, style.look, axis=1)
-    wall = np.where(ground.kind == ROOF, rise.clip(0), 0)  # double bounce: roofs' edges that face the sensor
-    channels = []
+    wall = nuisance.double_bounce * np.where(ground.kind == ROOF, rise.clip(0), 0)
+    channels, shares, gains = [], [], []
     for band in bands:
-        sigma: np.ndarray = 10 ** ((style.backscatter[band][ground.kind] + db) / 10) + wall * (2.5, 0.5)[band]
-        sigma = cv2.GaussianBlur(_project(sigma, displacement), (0, 0), 0.6)
-        if np.isfinite(nuisance.looks):
-            sigma = sigma * (rng.standard_gamma(nuisance.looks, sigma.shape, dtype=np.float32) / nuisance.looks)
+        sigma: np.ndarray = _project(10 ** ((style.backscatter[band][ground.kind] + db) / 10), displacement)
+        echo = wall * (2.5, 0.5)[band]  # not projected: the way over wall and ground is as long as that to the foot
+        shares.append(echo / (sigma + echo + 1e-12))
+        sigma = cv2.GaussianBlur(sigma + echo, (0, 0), 0.6)
+        gains.append(_speckle(rng, sigma.shape, nuisance.looks))
         low, high = SAR_RANGES_DB[band]
-        channels.append(((10 * np.log10(sigma + 1e-4) - low) / (high - low)).clip(0, 1))
-    return np.stack(channels).astype(np.float32)
+        channels.append(((10 * np.log10(sigma * gains[-1] + 1e-4) - low) / (high - low)).clip(0, 1))
+    layover = _project(np.ones_like(ground.height), displacement)
+    maps = {"layover": layover, "double_bounce": shares[0], "speckle": gains[0]}
+    return np.stack(channels).astype(np.float32), maps
+
+
+def _speckle(rng: np.random.Generator, shape: tuple[int, ...], looks: float) -> np.ndarray:
+    """Factor on the power of a multi-look image; infinitely many looks leave 1."""
+    if not np.isfinite(looks):
+        return np.ones(shape, np.float32)
+    return rng.standard_gamma(looks, shape, dtype=np.float32) / np.float32(looks)
 
 
 def _project(sigma: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -250,8 +291,8 @@ def _project(sigma: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 
 def _optical(
     rng: np.random.Generator, ground: Ground, style: Style, nuisance: Nuisance
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colour image (S, S, 3) float32 in [0, 1], opacity of haze and cloud (S, S), snow cover (S, S)."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Colour image (S, S, 3) float32 in [0, 1], and its maps."""
     size = len(ground.kind)
     of_field = rng.normal(0, 0.025, (ground.field.max() + 1, 3)).astype(np.float32)  # seen by the eye only
     roof = np.where(ground.kind == ROOF, np.sin(97 * ground.height), np.float32(0))  # a tone for each building
@@ -269,11 +310,11 @@ def _optical(
     gradient = np.gradient(ground.relief)
     shade: np.ndarray = 1 - 2.5 * nuisance.relief * (style.sun[0] * gradient[1] + style.sun[1] * gradient[0])
     reach = np.round(-2.0 * style.sun).astype(int)  # shadows of roofs fall away from the sun
-    shade *= 1 - 0.45 * (np.roll(ground.height, reach[::-1], (0, 1)) > ground.height + 0.15)
+    shade *= 1 - nuisance.shadow * (np.roll(ground.height, reach[::-1], (0, 1)) > ground.height + 0.15)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     across = rng.uniform(0, 2 * np.pi)
-    shade *= 1 + nuisance.illumination * (math.cos(across) * ramp[None] + math.sin(across) * ramp[:, None])
-    image *= shade.astype(np.float32)[..., None].clip(0.2, 1.8)
+    light = 1 + nuisance.illumination * (math.cos(across) * ramp[None] + math.sin(across) * ramp[:, None])
+    image *= (shade * light).astype(np.float32)[..., None].clip(0.2, 1.8)
 
     cloud = largest(smooth_noise(rng, size, 40) + 0.3 * smooth_noise(rng, size, 10), nuisance.cloud)
     soft_cloud = cv2.GaussianBlur(cloud.astype(np.float32), (0, 0), 2)
@@ -282,4 +323,5 @@ def _optical(
     image += opacity[..., None] * (0.8 - image)
     grain = 0.01 * rng.standard_normal(image.shape, dtype=np.float32)
     image = cv2.GaussianBlur(image, (0, 0), 0.6) + grain
-    return image.clip(0, 1), opacity, snow
+    maps = {"haze": opacity, "cloud": soft_cloud, "snow": snow, "shading": shade, "illumination": light}
+    return image.clip(0, 1), maps

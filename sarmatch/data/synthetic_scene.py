@@ -40,14 +40,25 @@ class Ground(NamedTuple):
     crowns: np.ndarray  # texture of trees, 0 elsewhere
 
 
-def draw_style(seed: int) -> Style:
-    """Season, land cover, and for each class a colour and, independently, a backscatter."""
+def draw_style(seed: int, season: str | None = None) -> Style:
+    """Season, land cover, and for each class a colour and, independently, a backscatter.
+
+    Args:
+        seed: of the scene.
+        season: another one than the scene's own changes the colours of vegetation and nothing else.
+
+    Raises:
+        ValueError: unknown season.
+    """
+    if season not in (None, *SEASONS):
+        raise ValueError(f"season must be one of {SEASONS} or None, got {season!r}")
     rng = np.random.default_rng([seed, 4])
-    season = str(rng.choice(SEASONS))
-    green, ripe, soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
-    weights = {"spring": (4, 1, 2), "summer": (2, 4, 1), "fall": (1, 2, 4), "winter": (1, 0.5, 5)}[season]
-    crops = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ [green, ripe, soil] * rng.uniform(0.6, 1.4, (N_CROPS, 1))
-    crops[3] = crops[2]  # alike to the eye, not to SAR
+    drawn = str(rng.choice(SEASONS))
+    crops = _crop_colours(rng, drawn)
+    if season is None or season == drawn:
+        season = drawn
+    else:  # from numbers of their own, so that all else stays as it was
+        crops = _crop_colours(np.random.default_rng([seed, 5]), season)
     leaf = {"spring": 1.1, "summer": 1.0, "fall": 1.15, "winter": 0.8}[season]
     fixed = [[0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22], [0.58, 0.56, 0.53], [0.42, 0.40, 0.37]]
     colours = np.vstack([crops, fixed, [[0.55, 0.5, 0.47]]])
@@ -65,6 +76,16 @@ def draw_style(seed: int) -> Style:
         look=int(rng.choice([-1, 1])),
         sun=np.array([np.cos(angle), np.sin(angle)], np.float32),
     )
+
+
+def _crop_colours(rng: np.random.Generator, season: str) -> np.ndarray:
+    """(N_CROPS, 3): mixtures of green, ripe and bare, by season; two are alike to the eye, not to SAR."""
+    green, ripe, soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
+    weights = {"spring": (4, 1, 2), "summer": (2, 4, 1), "fall": (1, 2, 4), "winter": (1, 0.5, 5)}[season]
+    mixtures = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ [green, ripe, soil]
+    crops: np.ndarray = mixtures * rng.uniform(0.6, 1.4, (N_CROPS, 1))
+    crops[3] = crops[2]
+    return crops
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: int) -> np.ndarray:

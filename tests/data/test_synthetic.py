@@ -8,13 +8,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, maximum_filter
 
 from sarmatch.data import Nuisance, render, render_pair, split_by_scene, synthetic_pairs
 from sarmatch.data.synthetic import _project
-from sarmatch.data.synthetic_scene import CLASSES, FOREST, WATER, draw_style, largest
+from sarmatch.data.synthetic_scene import CLASSES, FOREST, ROOF, WATER, draw_style, largest
 
-CALM = Nuisance(looks=np.inf, layover_px=0, relief=0, haze=0, cloud=0, illumination=0, snow=0)
+CALM = Nuisance(
+    looks=np.inf, layover_px=0, double_bounce=0, relief=0, haze=0, cloud=0, shadow=0, illumination=0, snow=0
+)
+
+
+URBAN = next(seed for seed in range(50) if draw_style(seed).land_cover == "urban")
 
 
 def vary(**changes: float) -> Nuisance:
@@ -86,12 +91,12 @@ def test_some_classes_differ_in_one_modality_only() -> None:
 
 
 def test_sensors_have_their_own_nuisances() -> None:
-    plain = render_pair(1, 64, CALM)
-    for name, value in (("haze", 0.5), ("cloud", 0.3), ("illumination", 0.5), ("snow", 0.5)):
-        pair = render_pair(1, 64, vary(**{name: value}))
+    plain = render_pair(URBAN, 64, CALM)
+    for name, value in (("haze", 0.5), ("cloud", 0.3), ("shadow", 0.8), ("illumination", 0.5), ("snow", 0.5)):
+        pair = render_pair(URBAN, 64, vary(**{name: value}))
         assert torch.equal(pair.sar, plain.sar) and not torch.equal(pair.optical, plain.optical), name
-    for name, value in (("looks", 1.0), ("layover_px", 4.0)):
-        pair = render_pair(1, 64, vary(**{name: value}))
+    for name, value in (("looks", 1.0), ("layover_px", 4.0), ("double_bounce", 1.0)):
+        pair = render_pair(URBAN, 64, vary(**{name: value}))
         assert torch.equal(pair.optical, plain.optical) and not torch.equal(pair.sar, plain.sar), name
 
 
@@ -129,6 +134,72 @@ def test_displacement_is_towards_the_sensor_and_only_where_something_is_high() -
         np.testing.assert_allclose(trees, 1, atol=1e-6)  # trees have a quarter of the height of the highest roofs
 
 
+def test_speckle_map_is_the_factor_on_the_power() -> None:
+    clean, noisy = render(2, 96, CALM), render(2, 96, vary(looks=4))
+    assert (clean.speckle == 1).all()
+    assert noisy.speckle.mean() == pytest.approx(1, abs=0.03) and noisy.speckle.var() == pytest.approx(1 / 4, rel=0.1)
+    before, after = clean.pair.sar[0].numpy(), noisy.pair.sar[0].numpy()
+    whole = (before > 0.1) & (after > 0.1) & (after < 1)  # neither clipped nor near the noise floor
+    np.testing.assert_allclose(25 * (after - before)[whole], 10 * np.log10(noisy.speckle[whole]), atol=0.2)
+
+
+def test_layover_map() -> None:
+    assert (render(7, 96, CALM).layover == 1).all()
+    made = render(7, 128, vary(layover_px=6))
+    assert made.layover.max() > 1.5 and made.layover.min() < 0.1
+    untouched = maximum_filter(np.abs(made.displacement), size=(1, 15)) == 0
+    assert untouched.any() and (made.layover[:, 8:-8] == 1)[untouched[:, 8:-8]].all()
+
+
+def test_relief_moves_and_shades() -> None:
+    made, calm = render(8, 128, vary(relief=1.0)), render(8, 128, CALM)
+    np.testing.assert_allclose(made.displacement, -0.5 * draw_style(8).look * made.relief, rtol=1e-5)
+    assert (calm.shading == 1).all() and np.array_equal(calm.relief, made.relief)
+    change = (made.pair.optical - calm.pair.optical).mean(0).numpy()
+    assert np.corrcoef(change.ravel(), made.shading.ravel())[0, 1] > 0.8
+
+
+def test_double_bounce_is_bright_and_at_walls_that_face_the_sensor() -> None:
+    made, calm = render(URBAN, 128, vary(double_bounce=1.0, layover_px=4)), render(URBAN, 128, vary(layover_px=4))
+    wall = made.double_bounce > 0.5
+    assert wall.sum() > 50 and calm.double_bounce.max() == 0
+    roof = made.land_cover == ROOF
+    assert roof[made.double_bounce > 0].all()
+    towards_sensor = np.roll(made.displacement, draw_style(URBAN).look, axis=1)
+    assert (np.abs(towards_sensor) < np.abs(made.displacement))[:, 1:-1][wall[:, 1:-1]].all()
+    brighter = (made.pair.sar - calm.pair.sar)[0].numpy()
+    assert brighter[wall].mean() > 0.1 and brighter.min() >= 0
+
+
+def test_illumination_map_is_a_gradient_on_the_optical_image() -> None:
+    made, calm = render(9, 96, vary(illumination=0.3)), render(9, 96, CALM)
+    assert (calm.illumination == 1).all()
+    assert 0.3 < np.ptp(made.illumination) < 0.3 * 2 * np.sqrt(2)
+    np.testing.assert_allclose(np.diff(made.illumination, n=2, axis=0), 0, atol=1e-6)
+    before, after = calm.pair.optical.numpy(), made.pair.optical.numpy()
+    np.testing.assert_allclose(after, before * made.illumination, atol=0.03)
+
+
+def test_haze_and_cloud_are_told_apart() -> None:
+    assert render(4, 96, vary(haze=0.4)).cloud.max() == 0
+    made = render(4, 96, vary(haze=0.2, cloud=0.3))
+    assert (made.haze >= made.cloud).all() and (made.haze > made.cloud).any()
+    assert np.array_equal(render(4, 96, vary(cloud=0.3)).haze, made.cloud)
+
+
+def test_another_season_changes_colours_only() -> None:
+    own = draw_style(3).season
+    made = {season: render(3, 96, CALM, season=season) for season in ("spring", "summer", "fall", "winter")}
+    assert torch.equal(made[own].pair.optical, render_pair(3, 96, CALM).optical)
+    for season, rendering in made.items():
+        assert rendering.pair.season == season
+        assert torch.equal(rendering.pair.sar, made[own].pair.sar)
+        assert np.array_equal(rendering.land_cover, made[own].land_cover)
+        assert season == own or not torch.equal(rendering.pair.optical, made[own].pair.optical)
+    with pytest.raises(ValueError, match=r"season must be one of .*'winter'\) or None, got 'monsoon'"):
+        render(3, 96, season="monsoon")
+
+
 def test_projection_moves_energy_and_keeps_it() -> None:
     sigma = np.zeros((3, 8), np.float32)
     sigma[1, 5] = 2
@@ -146,7 +217,7 @@ def test_largest_share() -> None:
 
 
 def test_rejected_input() -> None:
-    for bad in ({"looks": 0}, {"layover_px": 9}, {"haze": 1.5}, {"snow": -0.1}):
+    for bad in ({"looks": 0}, {"layover_px": 9}, {"double_bounce": -1}, {"haze": 1.5}, {"snow": -0.1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Nuisance(**bad)
     with pytest.raises(ValueError, match="at least 32 px, got 16"):

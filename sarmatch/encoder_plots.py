@@ -1,0 +1,186 @@
+"""Figures of the chapter on the encoders: what they are made of and what they respond to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any, TypeAlias
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from sarmatch.architecture import INPUT, OUTPUT, Part
+from sarmatch.plots import _NEUTRAL, COLOURS, MARKERS, _neutral, show_image
+
+Place: TypeAlias = tuple[int, int]
+"""Column and row of a part in a diagram; rows count downwards from 0, so they are not positive."""
+BOX = (0.84, 0.74)
+"""Width and height of a box, where columns and rows are 1 apart."""
+PORT = 0.2
+"""Arrows enter top and bottom of a box this far left of its middle and leave them this far right of it."""
+
+
+def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
+    """Boxes and arrows of a traced network: depth to the right, coarser resolution downwards.
+
+    A box says name, class, window of the largest convolution or pooling and its dilation, and the shape of the result.
+    The darker a box, the more parameters it has.
+
+    Args:
+        parts: from `sarmatch.architecture.trace`, any selection; arrows from parts left out are not drawn.
+        within: beginning of names that boxes leave out.
+    """
+    places = _places(parts)
+    most = max(part.parameters for part in parts) or 1
+    tint = sns.light_palette(COLOURS[0], as_cmap=True)
+    for part in parts:
+        x, y = places[part.name]
+        colour = tint(0.5 * (part.parameters / most) ** 0.5) if part.parameters else "white"  # light: text is black
+        corner = (x - BOX[0] / 2, y - BOX[1] / 2)
+        ax.add_patch(FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=colour, ec=_NEUTRAL))
+        ax.text(x, y, _caption(part, within), ha="center", va="center", size=6.8, color="black", linespacing=1.2)
+        for source in (places[name] for name in part.sources if name in places):
+            path = Path(_route(source, (x, y), set(places.values())))
+            ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=_NEUTRAL, zorder=0))
+    rows = sorted({part.stride for part in parts})
+    ax.set(xlim=(-0.5, max(x for x, _ in places.values()) + 0.5), ylim=(0.4 - len(rows), 0.6), xticks=[])
+    ax.set_yticks([-i for i in range(len(rows))], [f"stride {stride}" for stride in rows], size=7)
+    ax.set(frame_on=False)
+    ax.tick_params(length=0)
+    return _neutral(ax)
+
+
+def _caption(part: Part, within: str) -> str:
+    """Text of a box, one fact a line."""
+    shape = "×".join(map(str, part.shape[1:]))
+    if part.kind in (INPUT, OUTPUT):
+        return f"{part.name.rpartition('.')[2]}\n{shape}"
+    window = f"{part.kernel}×{part.kernel}" if part.kernel else ""
+    if part.dilation > 1:
+        window += f", dilation {part.dilation}"
+    return "\n".join(filter(None, (_wrap(part.name.removeprefix(within)), _wrap(part.kind), window, shape)))
+
+
+def _wrap(name: str, width: int = 14) -> str:
+    """Lines of at most `width` characters, broken behind dots and before capitals."""
+    lines = [""]
+    for word in re.findall(r"[A-Z]*[^A-Z.]*\.?", name):
+        if len(lines[-1] + word) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
+
+
+def _places(parts: Sequence[Part]) -> dict[str, Place]:
+    """Column by the longest way from a source, row by stride; never two parts in one place."""
+    rows = {stride: -i for i, stride in enumerate(sorted({part.stride for part in parts}))}
+    places: dict[str, Place] = {}
+    for part in parts:
+        column = max((places[name][0] + 1 for name in part.sources if name in places), default=0)
+        while (column, rows[part.stride]) in places.values():
+            column += 1
+        places[part.name] = (column, rows[part.stride])
+    return places
+
+
+def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, float]]:
+    """Corners of an arrow: along a free row, between two columns, or in the gutter between two rows."""
+    (x0, y0), (x1, y1) = start, end
+    half_width, half_height = BOX[0] / 2, BOX[1] / 2
+    if y0 == y1 and not any((x, y0) in taken for x in range(x0 + 1, x1)):
+        return [(x0 + half_width, y0), (x1 - half_width, y1)]
+    if x1 - x0 == 1:
+        return [(x0 + half_width, y0), (x0 + 0.5, y0), (x0 + 0.5, y1), (x1 - half_width, y1)]
+    up = 1 if y1 >= y0 else -1
+    side = up if y0 == y1 else -up
+    gutter = y0 + up / 2
+    leave, enter = x0 + PORT, x1 - PORT
+    return [(leave, y0 + up * half_height), (leave, gutter), (enter, gutter), (enter, y1 + side * half_height)]
+
+
+def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Descriptors as colours: their three principal components over all maps together as red, green and blue.
+
+    Args:
+        maps: (D, h_i, w_i) each, D at least 3.
+
+    Returns:
+        (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
+    """
+    rows = [m.detach().flatten(1).T.cpu().numpy() for m in maps]
+    components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
+    projected = [components.transform(r) for r in rows]
+    low, high = np.percentile(np.concatenate(projected), (2, 98), axis=0)
+    scaled = [np.clip((p - low) / np.maximum(high - low, 1e-9), 0, 1) for p in projected]
+    return [s.reshape(*m.shape[1:], 3) for s, m in zip(scaled, maps, strict=True)]
+
+
+def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping[str, Sequence[Tensor]]) -> Any:
+    """Images in the first column and their descriptors as colours in the others, SAR above optical.
+
+    Args:
+        axes: (2, 1 + n).
+        images: SAR and optical, (C, H, W).
+        descriptors: by name of the network, for SAR and optical, (D, h, w); colours compare within a column.
+    """
+    for ax, image, what in zip(axes[:, 0], images, ("SAR", "optical"), strict=True):
+        show_image(ax, image).set_ylabel(what)
+    for column, (name, maps) in zip(axes.T[1:], descriptors.items(), strict=True):
+        for ax, colours in zip(column, descriptor_colours(maps), strict=True):
+            ax.imshow(colours, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            _neutral(ax)
+        column[0].set_title(name)
+    for ax in axes.flat:
+        _neutral(ax)
+    return axes
+
+
+def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades: int = 4) -> Sequence[Axes]:
+    """Effective receptive fields (H, W) by name, on one logarithmic colour scale that ends `decades` below 1."""
+    scale = LogNorm(10.0**-decades, 1)
+    for ax, (name, field) in zip(axes, fields.items(), strict=True):
+        reach = field.shape[-1] / 2
+        extent = (-reach, reach, reach, -reach)
+        values = field.clamp(min=10.0**-decades).numpy()
+        ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
+        ax.set(title=name, xlabel="px")
+        _neutral(ax)
+    _colour_bar(axes, "cividis", scale, "gradient, largest = 1")
+    return axes
+
+
+def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -> Sequence[Axes]:
+    """Displacement of the mean descriptor by cell (h, w), by name; the colour scale begins at what chance gives."""
+    scale = Normalize(chance, max(float(values.max()) for values in maps.values()))
+    for ax, (name, values) in zip(axes, maps.items(), strict=True):
+        ax.imshow(values.numpy(), cmap="cividis", norm=scale, interpolation="nearest")
+        ax.set(title=name, xticks=[], yticks=[])
+        _neutral(ax)
+    _colour_bar(axes, "cividis", scale, "displacement of the mean")
+    return axes
+
+
+def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance: float) -> Axes:
+    """Displacement of the mean descriptor against the distance to the border, a line a network."""
+    for (name, (distance, value)), colour, marker in zip(
+        profiles.items(), cycle(COLOURS), cycle(MARKERS), strict=False
+    ):
+        ax.plot(distance.numpy(), value.numpy(), color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=name)
+    ax.axhline(chance, color=_NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
+    ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
+    ax.legend(frameon=False)
+    return _neutral(ax)
+
+
+def _colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str) -> None:
+    bar = axes[0].figure.colorbar(ScalarMappable(scale, cmap), ax=list(axes), label=label, shrink=0.9)
+    _neutral(bar.ax)
