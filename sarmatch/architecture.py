@@ -56,7 +56,7 @@ class Part:
 
 def parts(root: nn.Module, expand: Sequence[type[nn.Module]] = CONTAINERS) -> dict[str, nn.Module]:
     """Children of a module by qualified name, those of the types `expand` replaced by their own children."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, child in root.named_children():
         if isinstance(child, tuple(expand)):
             found |= {f"{name}.{inner}": module for inner, module in parts(child, expand).items()}

@@ -273,9 +273,9 @@ def _demo() -> Config:
     return Config(
         profile="demo",
         data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
-        model=ModelConfig(**_NARROW, consensus_cells=(5, 9)),
+        model=ModelConfig(**_REDUCED, consensus_cells=(3, 7, 15)),
         training=TrainingConfig(
-            learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=20, max_steps=200, warmup_steps=20,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=200, warmup_steps=50,
             cosine=True, validate_every=50, validation_pairs=8, window_px=24.0, checkpoint_every=25,
         ),
         evaluation=EvaluationConfig(
@@ -288,10 +288,7 @@ def _s1s2() -> Config:
     return Config(
         profile="s1s2",
         data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
-        model=ModelConfig(
-            sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
-            feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
-        ),
+        model=ModelConfig(**_REDUCED),
         training=TrainingConfig(
             learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1600, warmup_steps=100,
             cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0,
@@ -307,6 +304,10 @@ def _sen12ms() -> Config:
     )
 
 
+_REDUCED: dict[str, Any] = dict(
+    sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
+    feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
+)  # fmt: skip
 _NARROW: dict[str, Any] = dict(
     sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=2,
     feature_width=48, head_width=48, descriptor_dim=32, fine_width=8, fine_dim=8,

@@ -109,18 +109,26 @@ def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, flo
 def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
     """Descriptors as colours: their three principal components over all maps together as red, green and blue.
 
+    Each map's mean descriptor is taken off and its spread made one: what all cells share tells none from another, and
+    would otherwise fill the first component with the difference between the modalities.
+
     Args:
         maps: (D, h_i, w_i) each, D at least 3.
 
     Returns:
         (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
     """
-    rows = [m.detach().flatten(1).T.cpu().numpy() for m in maps]
+    rows = [_standardised(m.detach().flatten(1).T.cpu().numpy()) for m in maps]
     components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
     projected = [components.transform(r) for r in rows]
     low, high = np.percentile(np.concatenate(projected), (2, 98), axis=0)
     scaled = [np.clip((p - low) / np.maximum(high - low, 1e-9), 0, 1) for p in projected]
     return [s.reshape(*m.shape[1:], 3) for s, m in zip(scaled, maps, strict=True)]
+
+
+def _standardised(rows: np.ndarray) -> np.ndarray:
+    centred = rows - rows.mean(axis=0)
+    return centred / max(np.sqrt(np.square(centred).sum(axis=1).mean()), 1e-9)
 
 
 def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping[str, Sequence[Tensor]]) -> Any:

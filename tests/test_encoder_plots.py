@@ -99,6 +99,13 @@ def test_equal_descriptors_have_equal_colours_across_maps() -> None:
     assert (one.std(axis=(0, 1)) > 0.1).all()
 
 
+def test_mean_and_spread_of_a_map_do_not_change_its_colours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(8, 6, 5, generator=generator)
+    one, two = plots.descriptor_colours([first, 3 * first + torch.randn(8, 1, 1, generator=generator)])
+    assert np.allclose(one, two, atol=1e-4)
+
+
 def test_colours_are_the_principal_components() -> None:
     values = torch.zeros(5, 1, 100)
     values[2, 0] = torch.linspace(-1, 1, 100)  # all the variance
