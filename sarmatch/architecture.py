@@ -213,12 +213,16 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
     table = pd.concat(columns, axis=1)
     stages = list(dict.fromkeys(part.partition(".")[0] for part in table.index))  # parts of one encoder together
     order = sorted(table.index, key=lambda part: stages.index(part.partition(".")[0]))
-    return table.loc[order].rename_axis("part").reset_index()
+    table = table.loc[order].rename_axis("part").reset_index()
+    return table.assign(part=table["part"].str.replace("_encoder.", " "))
 
 
 def source(*objects: Any) -> Markdown:
-    """The code of functions or classes as it runs, for a notebook to show."""
+    """The code of functions or classes as it runs, for a notebook to show; a method is headed by its full name."""
     from IPython.display import Markdown
 
-    text = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).strip() for thing in objects)
-    return Markdown(f"```python\n{text}\n```")
+    listings = []
+    for thing in objects:
+        heading = f"# {thing.__qualname__}\n" if "." in thing.__qualname__ else ""
+        listings.append(heading + textwrap.dedent(inspect.getsource(thing)).strip())
+    return Markdown("```python\n" + "\n\n".join(listings) + "\n```")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, TypeAlias
@@ -22,14 +21,14 @@ from sarmatch.plots import _NEUTRAL, COLOURS, MARKERS, _neutral, show_image
 
 Place: TypeAlias = tuple[int, int]
 """Column and row of a part in a diagram; rows count downwards from 0, so they are not positive."""
-BOX = (0.84, 0.74)
+BOX = (0.84, 0.76)
 """Width and height of a box, where columns and rows are 1 apart."""
 PORT = 0.2
-"""Arrows enter top and bottom of a box this far left of its middle and leave them this far right of it."""
+"""Arrows enter the side of a box this far above its middle and leave it this far below."""
 
 
 def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
-    """Boxes and arrows of a traced network: depth to the right, coarser resolution downwards.
+    """Boxes and arrows of a traced network: depth downwards, coarser resolution to the right.
 
     A box says name, class, window of the largest convolution or pooling and its dilation, and the shape of the result.
     The darker a box, the more parameters it has.
@@ -46,15 +45,16 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         colour = tint(0.5 * (part.parameters / most) ** 0.5) if part.parameters else "white"  # light: text is black
         corner = (x - BOX[0] / 2, y - BOX[1] / 2)
         ax.add_patch(FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=colour, ec=_NEUTRAL))
-        ax.text(x, y, _caption(part, within), ha="center", va="center", size=6.8, color="black", linespacing=1.2)
+        ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
             ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=_NEUTRAL, zorder=0))
-    rows = sorted({part.stride for part in parts})
-    ax.set(xlim=(-0.5, max(x for x, _ in places.values()) + 0.5), ylim=(0.4 - len(rows), 0.6), xticks=[])
-    ax.set_yticks([-i for i in range(len(rows))], [f"stride {stride}" for stride in rows], size=7)
-    ax.set(frame_on=False)
+    columns = sorted({part.stride for part in parts})
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
+    ax.set_xticks(range(len(columns)), [f"stride {stride}" for stride in columns], size=8)
+    ax.xaxis.tick_top()
     ax.tick_params(length=0)
+    ax.set(frame_on=False)
     return _neutral(ax)
 
 
@@ -66,44 +66,34 @@ def _caption(part: Part, within: str) -> str:
     window = f"{part.kernel}×{part.kernel}" if part.kernel else ""
     if part.dilation > 1:
         window += f", dilation {part.dilation}"
-    return "\n".join(filter(None, (_wrap(part.name.removeprefix(within)), _wrap(part.kind), window, shape)))
-
-
-def _wrap(name: str, width: int = 14) -> str:
-    """Lines of at most `width` characters, broken behind dots and before capitals."""
-    lines = [""]
-    for word in re.findall(r"[A-Z]*[^A-Z.]*\.?", name):
-        if len(lines[-1] + word) > width and lines[-1]:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(lines)
+    return "\n".join(filter(None, (part.name.removeprefix(within), part.kind, window, shape)))
 
 
 def _places(parts: Sequence[Part]) -> dict[str, Place]:
-    """Column by the longest way from a source, row by stride; never two parts in one place."""
-    rows = {stride: -i for i, stride in enumerate(sorted({part.stride for part in parts}))}
+    """Row by the longest way from a source, column by stride; never two parts in one place."""
+    columns = {stride: i for i, stride in enumerate(sorted({part.stride for part in parts}))}
     places: dict[str, Place] = {}
     for part in parts:
-        column = max((places[name][0] + 1 for name in part.sources if name in places), default=0)
-        while (column, rows[part.stride]) in places.values():
-            column += 1
-        places[part.name] = (column, rows[part.stride])
+        row = min((places[name][1] - 1 for name in part.sources if name in places), default=0)
+        while (columns[part.stride], row) in places.values():
+            row -= 1
+        places[part.name] = (columns[part.stride], row)
     return places
 
 
 def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, float]]:
-    """Corners of an arrow: along a free row, between two columns, or in the gutter between two rows."""
+    """Corners of an arrow: down a free column, between two rows, or in the gutter between two columns."""
     (x0, y0), (x1, y1) = start, end
     half_width, half_height = BOX[0] / 2, BOX[1] / 2
-    if y0 == y1 and not any((x, y0) in taken for x in range(x0 + 1, x1)):
-        return [(x0 + half_width, y0), (x1 - half_width, y1)]
-    if x1 - x0 == 1:
-        return [(x0 + half_width, y0), (x0 + 0.5, y0), (x0 + 0.5, y1), (x1 - half_width, y1)]
-    up = 1 if y1 >= y0 else -1
-    side = up if y0 == y1 else -up
-    gutter = y0 + up / 2
-    leave, enter = x0 + PORT, x1 - PORT
-    return [(leave, y0 + up * half_height), (leave, gutter), (enter, gutter), (enter, y1 + side * half_height)]
+    if x0 == x1 and not any((x0, y) in taken for y in range(y1 + 1, y0)):
+        return [(x0, y0 - half_height), (x1, y1 + half_height)]
+    if y0 - y1 == 1:
+        return [(x0, y0 - half_height), (x0, y0 - 0.5), (x1, y0 - 0.5), (x1, y1 + half_height)]
+    right = 1 if x1 >= x0 else -1
+    side = right if x0 == x1 else -right
+    gutter = x0 + right / 2
+    leave, enter = y0 - PORT, y1 + PORT
+    return [(x0 + right * half_width, leave), (gutter, leave), (gutter, enter), (x1 + side * half_width, enter)]
 
 
 def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
@@ -161,6 +151,7 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
         values = field.clamp(min=10.0**-decades).numpy()
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")
+        ax.label_outer()
         _neutral(ax)
     _colour_bar(axes, "cividis", scale, "gradient, largest = 1")
     return axes

@@ -24,11 +24,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some writers leave a file that only its owner can read
         _synchronise(temporary)
         os.replace(temporary, target)
         _synchronise(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _synchronise(path: Path) -> None:

@@ -1,27 +1,64 @@
 """A miniature SEN12MS tree through index, split, training and evaluation, at the full width of the paper."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 from data.make_sen12ms import write_sen12ms
 
-from sarmatch.config import profile
+from sarmatch.config import Config, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate
+from sarmatch.experiments import read_history, train_or_load
+
+PROJECT = Path(__file__).parents[1]
+TRAIN = """
+import json, sys, torch
+torch.set_num_threads(1)
+from sarmatch.config import Config, from_dict
 from sarmatch.experiments import train_or_load
+train_or_load(from_dict(Config, json.loads(sys.argv[2])), sys.argv[1], show_progress=False)
+"""
 
 
-def test_two_steps_at_full_width_from_real_geotiffs(tmp_path):
-    write_sen12ms(tmp_path / "sen12ms")
-    config = profile("sen12ms", str(tmp_path / "sen12ms")).replace(
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The profile, shrunk to two steps and small crops; its network is the paper's."""
+    root = tmp_path_factory.mktemp("sen12ms")
+    write_sen12ms(root)
+    return profile("sen12ms", str(root)).replace(
         data={"crop_size": 64},
+        model={"early_dropout": 0.0},
         training={"max_steps": 2, "batch_size": 2, "accumulation_steps": 1, "validation_pairs": 1, "precision": "no",
                   "workers": 0},
         evaluation={"max_pairs": 1, "crop_size": 96, "affine_crop_size": 64},
     )  # fmt: skip
+
+
+def test_two_steps_at_full_width_from_real_geotiffs(config, tmp_path):
     split = split_pairs(open_pairs(config.data), config.data)
-    run = train_or_load(config, tmp_path / "runs", split=split, show_progress=False)
+    run = train_or_load(config, tmp_path, split=split, show_progress=False)
     assert run.history["step"].tolist() == [1, 2]
     assert np.isfinite(run.history["loss"]).all()
     records = evaluate(run.matcher, split.test, "shift", 32.0, config.evaluation, progress=False)
     assert len(records) == 1
     assert records["season"].iloc[0] in ("spring", "summer", "fall", "winter")
-    assert train_or_load(config, tmp_path / "runs", show_progress=False).loaded
+    assert train_or_load(config, tmp_path, show_progress=False).loaded
+
+
+def test_two_processes_have_the_losses_of_one(config, tmp_path):
+    one = train_or_load(config, tmp_path / "one", show_progress=False)
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, str(script), str(tmp_path / "two"), json.dumps(config.to_dict())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = read_history(next((tmp_path / "two" / "sen12ms").iterdir()))
+    assert np.allclose(one.history["loss"], two["loss"], rtol=1e-4)

@@ -16,7 +16,7 @@ import torch
 from sarmatch.config import Config, TrainingConfig, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
-from sarmatch.experiments import read_history, records_or_load, run_path, train_or_load
+from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.geometry import translation
 from sarmatch.models import SarOpticalNet
 from sarmatch.training import Objective, StepSampler, cell_valid, learning_rate, total_steps, true_displacements
@@ -201,21 +201,6 @@ def wait_for_progress(folder: Path, process: subprocess.Popen, steps: int) -> No
         if lines >= before + steps:
             return
         time.sleep(0.01)
-
-
-def test_two_processes_lose_what_one_does(tmp_path):
-    config = tiny(batch_size=4, max_steps=3).replace(model={"early_dropout": 0.0})
-    one = train_or_load(config, tmp_path / "one", show_progress=False)
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launcher, str(script), str(tmp_path / "two"), json.dumps(config.to_dict())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = read_history(next((tmp_path / "two" / "smoke").iterdir()))
-    assert np.allclose(one.history["loss"], two["loss"], rtol=1e-4)
 
 
 def test_a_torn_log_is_mended(tmp_path):
