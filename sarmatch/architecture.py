@@ -214,7 +214,7 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
     stages = list(dict.fromkeys(part.partition(".")[0] for part in table.index))  # parts of one encoder together
     order = sorted(table.index, key=lambda part: stages.index(part.partition(".")[0]))
     table = table.loc[order].rename_axis("part").reset_index()
-    return table.assign(part=table["part"].str.replace("_encoder.", " "))
+    return table.assign(part=table["part"].str.replace("_encoder.", "."))
 
 
 def source(*objects: Any) -> Markdown:

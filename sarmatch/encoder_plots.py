@@ -48,9 +48,11 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
-            ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=_NEUTRAL, zorder=0))
+            ax.add_patch(
+                FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=_NEUTRAL, zorder=0, clip_on=False)
+            )
     columns = sorted({part.stride for part in parts})
-    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
+    ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
     ax.set_xticks(range(len(columns)), [f"stride {stride}" for stride in columns], size=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)

@@ -46,7 +46,7 @@ def transform_points(affine: Tensor, xy: Tensor) -> Tensor:
 
 
 def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resample an image so that output pixel p shows input position `out_to_in`(p).
+    """Resample an image so that output pixel p shows input position `out_to_in(p)`.
 
     Args:
         image: (C, H, W) or (B, C, H, W) float.

@@ -40,8 +40,7 @@ def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool =
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
-        device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
-        use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
+        device, use_consensus: as for `Matcher`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
@@ -55,20 +54,20 @@ def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool =
             "a .safetensors file; train some with `sarmatch train`"
         )
     net, _ = load_weights(path)
-    chosen = PartialState().default_device if device == "auto" else device
-    return Matcher(net, chosen, use_consensus)
+    return Matcher(net, device, use_consensus)
 
 
 class Matcher:
     """A trained network and the device it runs on.
 
-    Attributes:
-        net: in evaluation mode.
+    Args:
+        net: moved to the device and put in evaluation mode.
+        device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
         use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
     """
 
-    def __init__(self, net: SarOpticalNet, device: str | torch.device = "cpu", use_consensus: bool = True) -> None:
-        self.device = torch.device(device)
+    def __init__(self, net: SarOpticalNet, device: str | torch.device = "auto", use_consensus: bool = True) -> None:
+        self.device = PartialState().default_device if device == "auto" else torch.device(device)
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
 

@@ -1,4 +1,4 @@
-"""What an encoder responds to: how far it sees, and whether it knows where in the image it is."""
+"""What encoders respond to: how far they see, whether they agree, and whether they know where in the image they are."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def field_radius(field: Tensor, share: float = 0.5) -> float:
     order = distance.argsort()
     held = field.flatten()[order].double().cumsum(0)
     return float(distance[order][(held >= share * held[-1]).nonzero()[0, 0]])
+
+
+def place_similarity(sar: Tensor, optical: Tensor) -> tuple[float, float, float]:
+    """Cosine of descriptors of one place in two aligned images, and of places half an image apart on both axes.
+
+    Args:
+        sar, optical: L2-normalised, (B, D, h, w).
+
+    Returns:
+        mean cosine at the same place, mean cosine elsewhere, and the share of cells where the former is larger.
+    """
+    height, width = sar.shape[-2:]
+    same = (sar * optical).sum(dim=1)
+    elsewhere = (sar * optical.roll((height // 2, width // 2), (-2, -1))).sum(dim=1)
+    return same.mean().item(), elsewhere.mean().item(), (same > elsewhere).float().mean().item()
 
 
 def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> Tensor:

@@ -172,11 +172,11 @@ def test_compare_sets_networks_side_by_side() -> None:
     names = list(table["part"])
     assert list(table)[1:] == [f"{n}, {what}" for n in variants for what in ("M parameters", "GFLOP")]
     assert names[-1] == "total"
-    for encoder in ("sar ", "optical "):
+    for encoder in ("sar.", "optical."):
         rows = [i for i, name in enumerate(names) if name.startswith(encoder)]
         assert rows == list(range(rows[0], rows[-1] + 1))
     table = table.set_index("part")
-    assert table.loc["sar blocks.0", "stock, GFLOP"] != table.loc["sar blocks.0", "stock, GFLOP"]  # NaN
+    assert table.loc["sar.blocks.0", "stock, GFLOP"] != table.loc["sar.blocks.0", "stock, GFLOP"]  # NaN
     net = on_meta(SMALL)
     assert table.loc["total", "small, M parameters"] * 1e6 == pytest.approx(sum(p.numel() for p in net.parameters()))
     assert table.loc["own", "small, M parameters"] * 1e6 == pytest.approx(1 + 2 * (1 + len(SMALL.consensus_cells)))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarmatch.models import Descriptors, Encoding
-from sarmatch.probes import border_profile, field_radius, position_leak, receptive_field
+from sarmatch.probes import border_profile, field_radius, place_similarity, position_leak, receptive_field
 
 
 class Window(nn.Module):
@@ -50,6 +50,13 @@ def test_field_radius_of_a_disc() -> None:
     disc = ((torch.stack([x, y], -1) - centre).norm(dim=-1) <= 20).float()
     assert field_radius(disc, 1.0) == pytest.approx(20, abs=0.5)
     assert field_radius(disc, 0.25) == pytest.approx(10, abs=0.5)
+
+
+def test_place_similarity_compares_a_place_with_the_one_half_an_image_away() -> None:
+    left, right = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
+    cells = torch.stack([left, left, right, right], dim=1).reshape(1, 2, 1, 4).expand(-1, -1, 4, -1)
+    assert place_similarity(cells, cells) == pytest.approx((1, 0.6, 1))
+    assert place_similarity(cells, cells.flip(-1)) == pytest.approx((0.6, 1, 0))
 
 
 def described(coarse: Tensor) -> Descriptors:
