@@ -222,5 +222,6 @@ def with_intervals(summary: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
 def _interval_text(mean: float, low: float, high: float, digits: int) -> str:
     if np.isnan(mean):
         return ""
+    digits = 0 if abs(mean) >= 100 else digits  # counts
     interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{mean:.{digits}f}{interval}"

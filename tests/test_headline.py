@@ -17,12 +17,12 @@ def test_the_headline_is_that_of_the_published_results(page):
 
 def test_update_replaces_what_stands_between_the_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nstale numbers\n{END}\nafter\n")
     update(page, RESULTS)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "old" not in text
+    assert "stale numbers" not in text
     assert headline(RESULTS) in text
     update(page, RESULTS)
     assert page.read_text() == text
