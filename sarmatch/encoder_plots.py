@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from sarmatch.architecture import INPUT, OUTPUT, Part
-from sarmatch.plots import _NEUTRAL, COLOURS, MARKERS, _neutral, show_image
+from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral, show_image
 
 Place: TypeAlias = tuple[int, int]
 """Column and row of a part in a diagram; rows count downwards from 0, so they are not positive."""
@@ -44,12 +44,12 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         x, y = places[part.name]
         colour = tint(0.5 * (part.parameters / most) ** 0.5) if part.parameters else "white"  # light: text is black
         corner = (x - BOX[0] / 2, y - BOX[1] / 2)
-        ax.add_patch(FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=colour, ec=_NEUTRAL))
+        ax.add_patch(FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.06", fc=colour, ec=NEUTRAL))
         ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
             ax.add_patch(
-                FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=_NEUTRAL, zorder=0, clip_on=False)
+                FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=NEUTRAL, zorder=0, clip_on=False)
             )
     columns = sorted({part.stride for part in parts})
     ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
@@ -57,7 +57,7 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set(frame_on=False)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def _caption(part: Part, within: str) -> str:
@@ -137,10 +137,10 @@ def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping
         for ax, colours in zip(column, descriptor_colours(maps), strict=True):
             ax.imshow(colours, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            _neutral(ax)
+            neutral(ax)
         column[0].set_title(name)
     for ax in axes.flat:
-        _neutral(ax)
+        neutral(ax)
     return axes
 
 
@@ -154,7 +154,7 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")
         ax.label_outer()
-        _neutral(ax)
+        neutral(ax)
     _colour_bar(axes, "cividis", scale, "gradient, largest = 1")
     return axes
 
@@ -165,7 +165,7 @@ def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         ax.imshow(values.numpy(), cmap="cividis", norm=scale, interpolation="nearest")
         ax.set(title=name, xticks=[], yticks=[])
-        _neutral(ax)
+        neutral(ax)
     _colour_bar(axes, "cividis", scale, "displacement of the mean")
     return axes
 
@@ -176,12 +176,12 @@ def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance
         profiles.items(), cycle(COLOURS), cycle(MARKERS), strict=False
     ):
         ax.plot(distance.numpy(), value.numpy(), color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=name)
-    ax.axhline(chance, color=_NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
+    ax.axhline(chance, color=NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
     ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
     ax.legend(frameon=False)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def _colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str) -> None:
     bar = axes[0].figure.colorbar(ScalarMappable(scale, cmap), ax=list(axes), label=label, shrink=0.9)
-    _neutral(bar.ax)
+    neutral(bar.ax)

@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from sarmatch.checkpoints import load_weights
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
@@ -31,7 +32,7 @@ from sarmatch.evaluation import CropMatcher, evaluate, validation_scores
 from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
-from sarmatch.training import finetune, load_weights
+from sarmatch.training import finetune
 
 RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors")
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")

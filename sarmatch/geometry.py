@@ -73,6 +73,11 @@ def coverage(valid: Tensor, out_to_in: Tensor, size: tuple[int, int]) -> Tensor:
     return warp(valid[None].float(), out_to_in, size)[0] > 0.999
 
 
+def cell_valid(pixels: Tensor, stride: int) -> Tensor:
+    """(B, H, W) bool pixels to (B, H / stride, W / stride) bool cells: a cell is valid where all its pixels are."""
+    return F.avg_pool2d(pixels[:, None].float(), stride)[:, 0] > 0.999
+
+
 def inside(xy: Tensor, size: tuple[int, int]) -> Tensor:
     """Whether points (..., 2) lie on an image of (height, width): between the outer pixel centres; (...) bool."""
     height, width = size

@@ -15,15 +15,15 @@ from accelerate import PartialState
 from rasterio.io import DatasetReader
 from torch import Tensor
 
+from sarmatch.checkpoints import load_weights
 from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
 from sarmatch.evaluation import EvaluationCrops
-from sarmatch.geometry import inside, transform_points, warp
+from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, match_descriptors
-from sarmatch.models import SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
-from sarmatch.training import cell_valid, load_weights
 from sarmatch.volumes import Volume
 
 MULTIPLE = 16
@@ -167,7 +167,7 @@ class Matcher:
         parts = []
         for window, core in _tiles(height, width, margin=min(search_radius, TILE // 4)):
             inputs = (sar[..., *window], optical[..., *window])
-            masks = (cell_valid(sar_valid[..., *window]), cell_valid(optical_valid[..., *window]))
+            masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
             if not (bool(masks[0].any()) and bool(masks[1].any())):
                 continue
             sar_described, optical_described = self.net(*inputs)

@@ -31,7 +31,7 @@ ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")
 LOSS_PARTS = ("plain", "consensus", "fine")
 """Names under which training logs the parts of its loss."""
 _MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
-_NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
+NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
 
 
 def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
@@ -57,7 +57,7 @@ def show_image(ax: Axes, image: Tensor, valid: Tensor | None = None, title: str 
     """One image without ticks, stretched as `display_range` does; `image` (C, H, W), `valid` (H, W) or None."""
     ax.imshow(display_range(image, valid), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def pair_gallery(axes: Any, pairs: Mapping[str, Pair]) -> Any:
@@ -80,8 +80,8 @@ def count_heatmap(ax: Axes, counts: pd.DataFrame) -> Axes:
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel=counts.columns.name, ylabel=str(counts.index.name).replace("_", " "))
     if (bar := ax.collections[0].colorbar) is not None:
-        _neutral(bar.ax)
-    return _neutral(ax)
+        neutral(bar.ax)
+    return neutral(ax)
 
 
 def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]], bins: int = 64) -> Sequence[Axes]:
@@ -95,7 +95,7 @@ def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]]
         ax.set(xlabel=f"{'SAR' if kind == 'sar' else kind} value", ylabel="density", xlim=(0, 1))
     axes[-1].legend(frameon=False)
     for ax in axes:
-        _neutral(ax)
+        neutral(ax)
     return axes
 
 
@@ -137,14 +137,14 @@ def draw_matches(
     lines = LineCollection(list(segments), linewidths=0.8, alpha=0.9, capstyle="round")
     if errors is None:
         lines.set(array=matches.confidence[shown], cmap="spring", clim=(0, 1))  # bright at both ends: images are dark
-        _neutral(ax.figure.colorbar(lines, ax=ax, label="confidence", shrink=0.8).ax)
+        neutral(ax.figure.colorbar(lines, ax=ax, label="confidence", shrink=0.8).ax)
     else:
         lines.set_color([ERROR_COLOURS[i] for i in np.searchsorted(ERROR_LIMITS_PX, errors[shown])])
         ax.legend(handles=_error_handles(errors), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
     ax.add_collection(lines)
     ax.set(xticks=[], yticks=[], xlim=(-0.5, offset + optical.shape[-1] - 0.5), frame_on=False)
     ax.set_ylim(max(sar.shape[-2], optical.shape[-2]) - 0.5, -0.5)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def _error_handles(errors: np.ndarray) -> list[Line2D]:
@@ -173,7 +173,7 @@ def checkerboard(ax: Axes, sar: Tensor, optical_warped: Tensor, tiles: int = 8) 
     grey, colour = (np.dstack([display_range(image)] * n) for image, n in ((sar[:1], 3), (optical_warped, 1)))
     ax.imshow(np.where(take_sar, grey, colour), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def displacement_volume(
@@ -200,7 +200,7 @@ def displacement_volume(
     if truth is not None or estimate is not None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     ax.set(xlabel="dx (px)", ylabel="dy (px)")
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
@@ -229,7 +229,7 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
         axes[2].plot(history["step"], history["lr"], color=COLOURS[0])
         axes[2].set(xlabel="step", ylabel="learning rate")
     for ax in axes:
-        _neutral(ax)
+        neutral(ax)
     return axes
 
 
@@ -247,7 +247,7 @@ def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset", cl
         _intervals(ax, x, [(rows, column) for column in columns], cluster, {"label": str(name), **style})
     ax.set(xlabel="threshold (px)", ylabel="MMA", ylim=(0, 1), xticks=thresholds)
     ax.legend(title=group.replace("_", " "), frameon=False)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def mma_by_radius(
@@ -272,13 +272,13 @@ def mma_by_radius(
     ax.set(xlabel="search radius (px)", ylabel=_metric_name(value), ylim=(0, None), xticks=range(len(labels)))
     ax.set_xticklabels(labels)
     ax.legend(title=group.replace("_", " "), frameon=False)
-    return _neutral(ax)
+    return neutral(ax)
 
 
 def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
     """One small line under a figure (or under the figure of an axes): profile, data, commit."""
     figure = target if isinstance(target, Figure) else target.figure
-    figure.text(0.995, -0.01, text, ha="right", va="top", size="x-small", color=_NEUTRAL)
+    figure.text(0.995, -0.01, text, ha="right", va="top", size="x-small", color=NEUTRAL)
     return target
 
 
@@ -309,16 +309,16 @@ def _styles() -> Iterator[dict[str, Any]]:
         yield {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def _neutral(ax: Axes) -> Axes:
+def neutral(ax: Axes) -> Axes:
     """Text and frame in a grey that can be read on a light and on a dark page, nothing painted behind the data."""
     ax.set_facecolor("none")
-    ax.tick_params(colors=_NEUTRAL, labelcolor=_NEUTRAL)
+    ax.tick_params(colors=NEUTRAL, labelcolor=NEUTRAL)
     for spine in ax.spines.values():
-        spine.set_color(_NEUTRAL)
+        spine.set_color(NEUTRAL)
     texts = [ax.title, ax.xaxis.label, ax.yaxis.label]
     legend = ax.get_legend()
     if legend is not None:
         texts += [legend.get_title(), *legend.get_texts()]
     for text in texts:
-        text.set_color(_NEUTRAL)
+        text.set_color(NEUTRAL)
     return ax

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sarmatch.geometry import rotation_scale, translation, warp
+from sarmatch.geometry import cell_valid, rotation_scale, translation, warp
 from sarmatch.models import STRIDE, SarOpticalNet
 
 ROTATION_STEP_DEG = 7.5
@@ -87,10 +86,9 @@ def global_prior(
 
 
 def _cells(valid: Tensor | None, image: Tensor) -> Tensor:
-    """(B, H, W) bool pixels to (B, 1, H/4, W/4) float cells."""
-    if valid is None:
-        return image.new_ones(len(image), 1, image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
-    return (F.avg_pool2d(valid[:, None].float(), STRIDE) > 0.999).float()
+    """(B, H, W) bool pixels, or None for all, to (B, 1, H/4, W/4) float cells."""
+    pixels = torch.ones_like(image[:, 0], dtype=torch.bool) if valid is None else valid
+    return cell_valid(pixels, STRIDE)[:, None].to(image)
 
 
 def _centred(descriptors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

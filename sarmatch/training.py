@@ -7,7 +7,6 @@ result on the same CPU.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -21,17 +20,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from sarmatch.config import Config, ModelConfig, TrainingConfig, from_dict
+from sarmatch.checkpoints import save_weights
+from sarmatch.config import Config, TrainingConfig
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.files import atomic_path
-from sarmatch.geometry import cell_centres, inside, transform_points
+from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
 from sarmatch.losses import matching_loss, row_loss
 from sarmatch.matching import FINE_RADIUS, fine_logits
 from sarmatch.models import STRIDE, SarOpticalNet
@@ -64,7 +62,7 @@ class Objective(nn.Module):
         sar, optical = self.net(batch["sar"], batch["optical"])
         forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
         radius = math.ceil(window_px / STRIDE)
-        sar_valid, optical_valid = (cell_valid(batch[k]) for k in ("sar_valid", "optical_valid"))
+        sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
         volume = coarse_volume(sar.coarse, optical.coarse, radius, (0, 0), sar_valid, optical_valid)
         within = disc(radius, window_px / STRIDE, volume.values.device)
         plain = Volume(volume.values * self.net.plain_log_scale.exp(), volume.valid)
@@ -91,11 +89,6 @@ class Objective(nn.Module):
         return row_loss(fine_logits(self.net, volume), residual, mask)
 
 
-def cell_valid(pixels: Tensor) -> Tensor:
-    """(B, H, W) bool pixels to (B, H/4, W/4) bool cells: a cell is valid where all its pixels are."""
-    return nn.functional.avg_pool2d(pixels[:, None].float(), STRIDE)[:, 0] > 0.999
-
-
 def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where each cell truly lies in the other image.
 
@@ -112,8 +105,8 @@ def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor,
     points = grid.reshape(1, -1, 2).expand(len(A_sar_to_optical), -1, -1)
     there = transform_points(A_sar_to_optical, points).reshape(-1, *grid.shape)
     back = transform_points(torch.linalg.inv(A_sar_to_optical.float()), points).reshape(-1, *grid.shape)
-    sar_mask = inside(there, (height, width)) & cell_valid(batch["sar_valid"])
-    optical_mask = inside(back, (height, width)) & cell_valid(batch["optical_valid"])
+    sar_mask = inside(there, (height, width)) & cell_valid(batch["sar_valid"], STRIDE)
+    optical_mask = inside(back, (height, width)) & cell_valid(batch["optical_valid"], STRIDE)
     return there - grid, grid - back, sar_mask, optical_mask
 
 
@@ -327,29 +320,3 @@ def _cut_log(path: Path, step: int) -> None:
         kept.append(line + "\n")
     with atomic_path(path) as partial:
         partial.write_text("".join(kept))
-
-
-def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:
-    """Weights as safetensors, with the model's config and `about` in the header so that the file explains itself."""
-    tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous() for name, t in net.state_dict().items()}
-    with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata={"model": json.dumps(dataclasses.asdict(net.config)), **about})
-
-
-def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
-    """The network in a safetensors file and the file's header.
-
-    Raises:
-        ValueError: the file was not written by `save_weights`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    if "model" not in about:
-        raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
-    net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
-    net.load_state_dict(tensors)
-    return net, about

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarmatch.geometry import cell_centres, coverage, inside, rotation_scale, transform_points, translation, warp
+from sarmatch.geometry import (
+    cell_centres,
+    cell_valid,
+    coverage,
+    inside,
+    rotation_scale,
+    transform_points,
+    translation,
+    warp,
+)
 
 angles = st.floats(-180, 180)
 shifts = st.floats(-50, 50)
@@ -91,6 +100,12 @@ def test_coverage_marks_what_reads_valid_pixels_only():
     assert not seen[0, 0]  # touches the invalid pixel
     assert not seen[:, 3].any()  # reads beyond the border
     assert seen[1:, :3].all()
+
+
+def test_a_cell_with_an_invalid_pixel_is_invalid():
+    pixels = torch.ones(1, 8, 8, dtype=torch.bool)
+    pixels[0, 3, 4] = False
+    assert cell_valid(pixels, 4)[0].tolist() == [[True, False], [True, True]]
 
 
 def test_inside_includes_the_outer_pixel_centres():

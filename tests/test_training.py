@@ -19,7 +19,7 @@ from sarmatch.data.transforms import TrainingCrops
 from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.geometry import translation
 from sarmatch.models import SarOpticalNet
-from sarmatch.training import Objective, StepSampler, cell_valid, learning_rate, total_steps, true_displacements
+from sarmatch.training import Objective, StepSampler, learning_rate, total_steps, true_displacements
 
 PROJECT = Path(__file__).parents[1]
 
@@ -89,12 +89,6 @@ def test_true_displacements_of_a_shift():
     assert torch.allclose(backward, forward)
     assert sar_mask[0].tolist() == [[False] * 4] + [[True, True, True, False]] * 3  # the rest leaves the image
     assert optical_mask[0].tolist() == [[False, True, True, True]] * 3 + [[False] * 4]
-
-
-def test_a_cell_with_an_invalid_pixel_is_invalid():
-    pixels = torch.ones(1, 8, 8, dtype=torch.bool)
-    pixels[0, 3, 4] = False
-    assert cell_valid(pixels)[0].tolist() == [[True, False], [True, True]]
 
 
 def test_losses_fall_on_a_batch_that_repeats():
