@@ -228,11 +228,13 @@ class Config:
         """Eight hex digits naming this config with these data; the path of the data does not enter."""
         content = self.to_dict()
         del content["data"]["root"]
-        del content["evaluation"]  # judged separately: changing a test does not change the trained model
+        # Of the evaluation, only what validation reads can change the weights that are kept.
+        content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
 D = TypeVar("D")
 
 

@@ -54,22 +54,22 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
             "choose a smaller evaluation crop size"
         )
     sar_to_pair = translation(float((width - crop) // 2), float((height - crop) // 2))
-    relative = _relative_map(pair, protocol, config, sar_to_pair, crop)
-    optical_to_pair = sar_to_pair @ relative
+    A_sar_to_optical = _relative_map(pair, protocol, config, sar_to_pair, crop)
+    optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
     size = (crop, crop)
     return EvaluationCrops(
         sar=warp(pair.sar, sar_to_pair, size, mode="nearest"),
         optical=warp(pair.optical, optical_to_pair, size),
         sar_valid=coverage(pair.valid, sar_to_pair, size),
         optical_valid=coverage(pair.valid, optical_to_pair, size),
-        A_sar_to_optical=torch.linalg.inv(relative),
+        A_sar_to_optical=A_sar_to_optical,
         max_rotation_deg=config.max_rotation_deg if affine else 0.0,
         scale_range=config.scale_range if affine else (1.0, 1.0),
     )
 
 
 def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int) -> Tensor:
-    """Affine from the optical crop to the SAR crop; a function of the seed, the protocol and the pair's id alone."""
+    """True map from SAR to optical crop; a function of the seed, the protocol and the pair's id alone."""
     if protocol == "aligned":
         return torch.eye(3, dtype=torch.float64)
     rng = np.random.default_rng([config.seed, zlib.crc32(f"{protocol}/{pair.id}".encode())])
@@ -77,12 +77,14 @@ def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_
     corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
     for _ in range(100):
         shift = rng.uniform(-config.max_shift_px, config.max_shift_px, 2)
-        relative = translation(*shift)
+        A_sar_to_optical = translation(*shift)
         if protocol == "affine":
             angle = rng.uniform(-config.max_rotation_deg, config.max_rotation_deg)
-            relative = relative @ rotation_scale(angle, rng.uniform(*config.scale_range), (middle, middle))
-        if bool(inside(transform_points(sar_to_pair @ relative, corners), pair.size).all()):
-            return relative
+            scale = rng.uniform(*config.scale_range)
+            A_sar_to_optical = A_sar_to_optical @ rotation_scale(angle, scale, (middle, middle))
+        optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
+        if bool(inside(transform_points(optical_to_pair, corners), pair.size).all()):
+            return A_sar_to_optical
     raise ValueError(
         f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at "
         f"{crop} px; lower max_shift_px or the crop size"
@@ -108,6 +110,7 @@ def evaluate(
 
     A pair that cannot be cut as the protocol asks is an error, never silently dropped.
     """
+    check_search(search_radius, 0.0, (1.0, 1.0))
     rows = []
     for pair in tqdm(
         spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
@@ -145,7 +148,18 @@ def mismatched(pairs: Pairs) -> Pairs:
         valid = own.valid[crop] & other.valid[crop]
         return dataclasses.replace(own, sar=own.sar[crop], optical=other.optical[crop], valid=valid)
 
-    return Pairs(pairs.index, read)
+    # The partner enters the fingerprint, so that no stored record takes these for the real pairs.
+    return Pairs(pairs.index.assign(partner=pairs.index["id"].to_numpy()[list(partners.values())]), read)
+
+
+def check_search(search_radius: float | None, max_rotation_deg: float, scale_range: tuple[float, float]) -> None:
+    """Reject a search that makes no sense, with a ValueError that names the argument."""
+    if search_radius is not None and not 0 < search_radius < np.inf:
+        raise ValueError(f"search_radius must be positive, in px, or None for the whole image; got {search_radius}")
+    if not 0 <= max_rotation_deg <= 180:
+        raise ValueError(f"max_rotation_deg must lie in [0, 180], got {max_rotation_deg}")
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"scale_range must satisfy 0 < low <= high, got {scale_range}")
 
 
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:

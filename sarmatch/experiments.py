@@ -90,7 +90,7 @@ def train_or_load(
     if split is None:
         with state.main_process_first():  # a first scan writes the index that the other processes then read
             split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    fingerprint = split.train.fingerprint()
+    fingerprint = f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
     folder = run_path(config, fingerprint, runs_dir, name)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +140,8 @@ def records_or_load(
 ) -> pd.DataFrame:
     """`evaluate` once and keep the records in the run's folder; later calls with the same arguments read them.
 
+    The column `commit` says with which code they were measured.
+
     Args:
         name: what the matcher is called in the records' column `method`; two matchers need two names.
         config: None takes the run's own.
@@ -150,7 +152,7 @@ def records_or_load(
     radius = "none" if search_radius is None else f"{search_radius:g}"
     path = run.path / "records" / f"{name}-{protocol}-R{radius}-{key}.parquet"
     if not path.exists():
-        records = evaluate(matcher, pairs, protocol, search_radius, config).assign(method=name)
+        records = evaluate(matcher, pairs, protocol, search_radius, config).assign(method=name, commit=commit())
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as partial:
             records.to_parquet(partial)

@@ -40,7 +40,8 @@ def headline(results: Path) -> str:
         "best on each kind of scenes is bold. "
         f"Protocol `{about['protocol']}`, search radius {about['search_radius']:g} px, {about['crop_size']} px crops, "
         f"scenes never seen in training; profile {about['profile']}, seed {about['seed']}, run {about['run']}, "
-        f"data {about['data_fingerprint']}, commit {about['commits'][-1]}. Other data and protocol than the paper's: "
+        f"data {about['data_fingerprint']}, trained at commit {', '.join(about['commits'])}, measured at "
+        f"{', '.join(about['measured_at'])} (+: with uncommitted changes). Other data and protocol than the paper's: "
         "the last row is not comparable."
     )
     return "\n".join([*lines, "", words])

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sarmatch.checkpoints import load_weights
 from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
-from sarmatch.evaluation import EvaluationCrops
+from sarmatch.evaluation import EvaluationCrops, check_search
 from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, match_descriptors
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
 from sarmatch.volumes import Volume
@@ -92,7 +92,7 @@ class Matcher:
             ValueError: arrays of unusable shape, dtype or range.
             FileNotFoundError, PairError: files that cannot be read, or that lie on different grids.
         """
-        _check_search(search_radius, max_rotation_deg, scale_range)
+        check_search(search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
         second = _load_optical(optical, net.optical_channels)
@@ -166,13 +166,16 @@ class Matcher:
         height, width = sar.shape[-2:]
         parts = []
         for window, core in _tiles(height, width, margin=min(search_radius, TILE // 4)):
-            inputs = (sar[..., *window], optical[..., *window])
+            inputs = (
+                fill_invalid(sar[..., *window], sar_valid[..., *window]),
+                fill_invalid(optical[..., *window], optical_valid[..., *window]),
+            )
             masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
             if not (bool(masks[0].any()) and bool(masks[1].any())):
                 continue
             sar_described, optical_described = self.net(*inputs)
             raw = match_descriptors(
-                self.net, sar_described, optical_described, search_radius, (0, 0), *masks, self.use_consensus
+                self.net, sar_described, optical_described, search_radius, *masks, self.use_consensus
             )
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             xy_sar = raw.xy_sar + origin
@@ -224,15 +227,6 @@ def _pad(raster: Raster, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     height, width = raster.valid.shape
     margin = (0, size[1] - width, 0, size[0] - height)
     return F.pad(raster.image[None], margin, mode="replicate"), F.pad(raster.valid, margin)[None]
-
-
-def _check_search(search_radius: float | None, max_rotation_deg: float, scale_range: tuple[float, float]) -> None:
-    if search_radius is not None and not search_radius > 0:
-        raise ValueError(f"search_radius must be positive, in px, or None for the whole image; got {search_radius}")
-    if not 0 <= max_rotation_deg <= 180:
-        raise ValueError(f"max_rotation_deg must lie in [0, 180], got {max_rotation_deg}")
-    if not 0 < scale_range[0] <= scale_range[1]:
-        raise ValueError(f"scale_range must satisfy 0 < low <= high, got {scale_range}")
 
 
 def _load_sar(source: Any, channels: int) -> Raster:

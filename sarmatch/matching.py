@@ -35,7 +35,6 @@ def match_descriptors(
     sar: Descriptors,
     optical: Descriptors,
     search_radius: float,
-    offset: tuple[int, int] = (0, 0),
     sar_valid: Tensor | None = None,
     optical_valid: Tensor | None = None,
     use_consensus: bool = True,
@@ -49,25 +48,23 @@ def match_descriptors(
     Args:
         sar, optical: descriptors of one image each (B = 1), of equal size.
         search_radius: greatest distance of a match from its predicted position, px.
-        offset: predicted displacement (dx, dy) in cells of 4 px, the same for all cells.
         sar_valid, optical_valid: (1, H/4, W/4) bool, cells that carry data; None takes all.
         use_consensus: False gives the paper-literal matcher, each cell by itself.
         refine: False stops at whole cells.
     """
     use_consensus = use_consensus and bool(net.config.consensus_cells)
-    logits = coarse_logits(net, sar, optical, search_radius, offset, sar_valid, optical_valid, use_consensus)
+    logits = coarse_logits(net, sar, optical, search_radius, sar_valid, optical_valid, use_consensus)
     within = disc(logits.radius, search_radius / STRIDE, logits.values.device)
     forward, backward = log_softmax(logits, within), log_softmax(swap(logits), within)
     cells, displacement, confidence = mutual_matches(forward, backward)
     if optical_valid is not None or sar_valid is not None:
-        keep = _on_data(cells, displacement, offset, sar_valid, optical_valid)
+        keep = _on_data(cells, displacement, sar_valid, optical_valid)
         cells, displacement, confidence = cells[keep], displacement[keep], confidence[keep]
-    displacement = displacement + torch.tensor(offset, device=displacement.device)
     moved = displacement.float() * STRIDE
     if refine and use_consensus:
         moved = moved + refine_displacement(net, sar, optical, cells, displacement)
     elif refine:
-        moved = moved + STRIDE * _expected_step(logits, cells, displacement - torch.tensor(offset, device=moved.device))
+        moved = moved + STRIDE * _expected_step(logits, within, cells, displacement)
     centres = cell_centres(sar.coarse.shape[-2], sar.coarse.shape[-1], STRIDE, moved.device)
     xy_sar = centres[cells[:, 1], cells[:, 0]]
     xy_optical = xy_sar + moved
@@ -81,14 +78,13 @@ def coarse_logits(
     sar: Descriptors,
     optical: Descriptors,
     search_radius: float,
-    offset: tuple[int, int] = (0, 0),
     sar_valid: Tensor | None = None,
     optical_valid: Tensor | None = None,
     use_consensus: bool = True,
 ) -> Volume:
     """Similarities times their scales over displacements within the search radius."""
     radius = math.ceil(search_radius / STRIDE)
-    volume = coarse_volume(sar.coarse, optical.coarse, radius, offset, sar_valid, optical_valid)
+    volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
     if not use_consensus:
         return Volume(volume.values * net.plain_log_scale.exp(), volume.valid)
     volumes = [volume, *consensus(volume, net.config.consensus_cells)]
@@ -122,7 +118,6 @@ def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, T
 def _on_data(
     cells: Tensor,
     displacement: Tensor,
-    offset: tuple[int, int],
     sar_valid: Tensor | None,
     optical_valid: Tensor | None,
 ) -> Tensor:
@@ -132,15 +127,16 @@ def _on_data(
         keep &= sar_valid[0, cells[:, 1], cells[:, 0]]
     if optical_valid is not None:
         height, width = optical_valid.shape[-2:]
-        to = cells + displacement + torch.tensor(offset, device=cells.device)
+        to = cells + displacement
         on_image = ((to >= 0) & (to < torch.tensor([width, height], device=to.device))).all(-1)
         keep &= on_image & optical_valid[0, to[:, 1].clamp(0, height - 1), to[:, 0].clamp(0, width - 1)]
     return keep
 
 
-def _expected_step(logits: Volume, cells: Tensor, displacement: Tensor) -> Tensor:
+def _expected_step(logits: Volume, within: Tensor, cells: Tensor, displacement: Tensor) -> Tensor:
     """Correction of matches to a fraction of a cell, (N, 2) in cells: expectation over the 3x3 steps around each."""
-    values = logits.values.masked_fill(~logits.valid, -torch.inf)
+    candidates = logits.valid & within[:, :, None, None]
+    values = logits.values.masked_fill(~candidates, -torch.inf)
     at_cells = values[0, ..., cells[:, 1], cells[:, 0]].permute(2, 0, 1)
     return local_expectation(at_cells) - displacement
 

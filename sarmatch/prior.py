@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sarmatch.geometry import cell_valid, rotation_scale, translation, warp
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
 
 ROTATION_STEP_DEG = 7.5
 SCALE_STEP = 1.1
@@ -70,13 +70,16 @@ def global_prior(
     centre = ((width - 1) / 2, (height - 1) / 2)
     candidates = hypotheses(max_rotation_deg, scale_range)
     maps = torch.stack([rotation_scale(angle, scale, centre) for angle, scale in candidates])
-    described = _centred(net.describe_sar(sar).coarse, _cells(sar_valid, sar))
+    everywhere = torch.ones_like(sar[:, 0], dtype=torch.bool)
+    sar_valid = everywhere if sar_valid is None else sar_valid
+    optical_valid = everywhere if optical_valid is None else optical_valid
+    described = _centred(net.describe_sar(fill_invalid(sar, sar_valid)).coarse, _cells(sar_valid))
     best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
     for chunk in maps.split(BATCH):
         turned = warp(optical.expand(len(chunk), -1, -1, -1), chunk, (height, width))
-        mask = torch.ones_like(optical[:, :1]) if optical_valid is None else optical_valid[:, None].float()
-        seen = warp(mask.expand(len(chunk), -1, -1, -1), chunk, (height, width)) > 0.999
-        turned_descriptors = _centred(net.describe_optical(turned).coarse, _cells(seen[:, 0], turned))
+        mask = optical_valid[:, None].float().expand(len(chunk), -1, -1, -1)
+        seen = warp(mask, chunk, (height, width))[:, 0] > 0.999
+        turned_descriptors = _centred(net.describe_optical(fill_invalid(turned, seen)).coarse, _cells(seen))
         scores, shifts = correlate(described, turned_descriptors, max_shift_px)
         i = int(scores.argmax())
         if float(scores[i]) > best.score:
@@ -85,10 +88,9 @@ def global_prior(
     return best
 
 
-def _cells(valid: Tensor | None, image: Tensor) -> Tensor:
-    """(B, H, W) bool pixels, or None for all, to (B, 1, H/4, W/4) float cells."""
-    pixels = torch.ones_like(image[:, 0], dtype=torch.bool) if valid is None else valid
-    return cell_valid(pixels, STRIDE)[:, None].to(image)
+def _cells(valid: Tensor) -> Tensor:
+    """(B, H, W) bool pixels to (B, 1, H/4, W/4) float cells."""
+    return cell_valid(valid, STRIDE)[:, None].float()
 
 
 def _centred(descriptors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
 from sarmatch.losses import matching_loss, row_loss
 from sarmatch.matching import FINE_RADIUS, fine_logits
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
 from sarmatch.volumes import Volume, coarse_volume, combine, consensus, disc, fine_volume
 
 FINE_JITTER = 2
@@ -59,11 +59,13 @@ class Objective(nn.Module):
         Args:
             window_px: half-width of the candidate window of the coarse loss.
         """
-        sar, optical = self.net(batch["sar"], batch["optical"])
+        sar, optical = self.net(
+            fill_invalid(batch["sar"], batch["sar_valid"]), fill_invalid(batch["optical"], batch["optical_valid"])
+        )
         forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
         radius = math.ceil(window_px / STRIDE)
         sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
-        volume = coarse_volume(sar.coarse, optical.coarse, radius, (0, 0), sar_valid, optical_valid)
+        volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
         within = disc(radius, window_px / STRIDE, volume.values.device)
         plain = Volume(volume.values * self.net.plain_log_scale.exp(), volume.valid)
         targets = (forward / STRIDE, backward / STRIDE)
@@ -220,11 +222,13 @@ def _train(
     every = training.validate_every or max(1, n // training.batch_size)
     bar = tqdm(total=steps, initial=state["step"], desc="train", disable=None if show_progress else True)
     totals: dict[str, float] = {}
+    part = 0  # of the current step, where gradients are accumulated
     finished = state["step"] >= steps or state["waited"] >= training.patience
     began = time.perf_counter() - state["seconds"]
     for batch in () if finished else loader:
         # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
-        torch.manual_seed((config.seed * 1_000_003 + state["step"]) * 4096 + accelerator.process_index)
+        torch.manual_seed(((config.seed * 1_000_003 + state["step"]) * 64 + part) * 4096 + accelerator.process_index)
+        part += 1
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = group["speed"] * learning_rate(state["step"], steps, training)
@@ -243,7 +247,7 @@ def _train(
         state["step"] += 1
         state["seconds"] = time.perf_counter() - began
         row = {"step": state["step"], "lr": optimizer.param_groups[0]["lr"], "seconds": state["seconds"], **totals}
-        totals = {}
+        totals, part = {}, 0
         bar.update()
         if state["step"] % every == 0 or state["step"] == steps:
             row |= _validate(accelerator, objective, folder, state, validate)

@@ -33,7 +33,6 @@ def coarse_volume(
     sar: Tensor,
     optical: Tensor,
     radius: int,
-    offset: tuple[int, int] = (0, 0),
     sar_valid: Tensor | None = None,
     optical_valid: Tensor | None = None,
 ) -> Volume:
@@ -43,12 +42,11 @@ def coarse_volume(
         sar, optical: L2-normalised descriptors (B, C, H, W) and (B, C, H', W').
         sar_valid, optical_valid: (B, H, W) and (B, H', W') bool, cells that carry data; None takes all.
         radius: half-width of the window in cells.
-        offset: predicted displacement (dx, dy) in cells, the centre of the window.
     """
     batch, _, height, width = sar.shape
     height_o, width_o = optical.shape[-2:]
     similarity = sar.flatten(2).transpose(1, 2) @ optical.flatten(2)  # (B, HW, H'W')
-    index, valid = _window_index((height, width), (height_o, width_o), radius, offset, sar.device)
+    index, valid = _window_index((height, width), (height_o, width_o), radius, sar.device)
     values = similarity.gather(2, index.reshape(1, height * width, -1).expand(batch, -1, -1))
     size = 2 * radius + 1
     values = values.transpose(1, 2).reshape(batch, size, size, height, width)
@@ -62,12 +60,12 @@ def coarse_volume(
 
 
 def _window_index(
-    size_sar: tuple[int, int], size_optical: tuple[int, int], radius: int, offset: tuple[int, int], device: torch.device
+    size_sar: tuple[int, int], size_optical: tuple[int, int], radius: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Flat optical index of (SAR cell, displacement), (HW, K*K) long, and whether it lies on the grid."""
     steps = torch.arange(-radius, radius + 1, device=device)
-    y = torch.arange(size_sar[0], device=device)[:, None] + steps + offset[1]  # (H, K)
-    x = torch.arange(size_sar[1], device=device)[:, None] + steps + offset[0]  # (W, K)
+    y = torch.arange(size_sar[0], device=device)[:, None] + steps  # (H, K)
+    x = torch.arange(size_sar[1], device=device)[:, None] + steps  # (W, K)
     on_y = (y >= 0) & (y < size_optical[0])
     on_x = (x >= 0) & (x < size_optical[1])
     y, x = y.clamp(0, size_optical[0] - 1), x.clamp(0, size_optical[1] - 1)

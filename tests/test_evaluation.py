@@ -12,6 +12,7 @@ from sarmatch.data import Pair, Pairs, synthetic_pairs
 from sarmatch.evaluation import evaluate, evaluation_crops, mismatched, validation_scores
 from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.inference import Matcher
+from sarmatch.matches import Matches
 from sarmatch.models import SarOpticalNet
 
 CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, max_pairs=None)
@@ -61,7 +62,7 @@ def test_no_border_is_invented_and_the_transform_keeps_its_range(protocol):
             assert crops.A_sar_to_optical[:2, 2].abs().max() <= 16.0
             assert (crops.max_rotation_deg, crops.scale_range) == (0.0, (1.0, 1.0))
         else:
-            assert 1 / 1.1 - 1e-9 <= scale <= 1 / 0.9 + 1e-9
+            assert 0.9 - 1e-9 <= scale <= 1.1 + 1e-9
             assert abs(angle) <= 30.0
             assert crops.max_rotation_deg == 30.0
 
@@ -101,16 +102,35 @@ def test_with_another_scenes_optical_image_the_score_falls_to_chance():
     wrong = mismatched(pairs)
     assert torch.equal(wrong[0].sar, pairs[0].sar)
     assert not torch.equal(wrong[0].optical, pairs[0].optical)
-    records = evaluate(Matcher(PatchNet()), wrong, "shift", 24.0, CONFIG, progress=False)
-    chance = 9 / 24**2
-    assert records["mma_3px"].mean() < 4 * chance
+    for protocol in ("shift", "aligned"):
+        records = evaluate(Matcher(PatchNet()), wrong, protocol, 24.0, CONFIG, progress=False)
+        chance = 9 / 24**2
+        assert records["mma_3px"].mean() < 4 * chance
+    assert wrong.fingerprint() != pairs.fingerprint()
+
+
+def test_a_matcher_that_answers_the_same_place_is_convicted_by_aligned_mismatched_pairs():
+    class SamePlace:
+        def match_crops(self, crops, search_radius):
+            xy = np.argwhere(np.ones((8, 8))) * 8.0
+            return Matches(xy, xy, np.ones(len(xy)))
+
+    records = evaluate(SamePlace(), mismatched(pairs_of_one_look()), "aligned", 24.0, CONFIG, progress=False)
+    assert records["mma_1px"].mean() == 1.0
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, float("inf")])
+def test_an_unusable_radius_is_rejected(radius):
+    with pytest.raises(ValueError, match="search_radius must be positive"):
+        evaluate(Matcher(PatchNet()), pairs_of_one_look(2), "shift", radius, CONFIG, progress=False)
 
 
 def test_an_untrained_network_does_not_match_by_position():
     torch.manual_seed(0)
     matcher = Matcher(SarOpticalNet(profile("smoke").model))
-    records = evaluate(matcher, pairs_of_one_look(), "shift", 24.0, CONFIG, progress=False)
-    assert records["mma_1px"].mean() < 0.05
+    wrong = mismatched(pairs_of_one_look())
+    records = evaluate(matcher, wrong, "aligned", 24.0, CONFIG, progress=False)
+    assert records["mma_3px"].mean() < 0.1  # chance is 0.016; a matcher by position would reach 1
 
 
 def test_mismatching_needs_two_scenes():

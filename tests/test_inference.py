@@ -57,6 +57,20 @@ def test_rotation_and_scale_are_searched_when_asked_for(matcher):
     assert np.mean(errors < 1) > 0.9
 
 
+def test_pixels_without_data_do_not_change_what_is_matched_beside_them():
+    torch.manual_seed(0)
+    matcher = Matcher(SarOpticalNet(profile("smoke").model), device="cpu")
+    sar, optical = pair(96, translation(4, 0))
+    filled, holed = sar.copy(), sar.copy()
+    filled[:, :48] = sar[:, 48:].mean()  # what a hole must be taken for
+    holed[:, :48] = np.nan
+    expected = matcher.match(filled, optical, search_radius=8)
+    found = matcher.match(holed, optical, search_radius=8)
+    assert (found.xy_sar[:, 0] >= 48).all()
+    common = {tuple(xy) for xy in found.xy_sar} & {tuple(xy) for xy in expected.xy_sar}
+    assert len(common) > 0.5 * len(found)
+
+
 def test_unrelated_images_agree_no_better_than_chance(matcher):
     sar, _ = pair(96, translation(0, 0))
     _, other = pair(96, translation(0, 0), seed=1)

@@ -167,7 +167,7 @@ def test_five_kills_do_not_change_the_result(tmp_path):
     config = tiny(max_steps=30, checkpoint_every=2, validate_every=10)
     expected = train_or_load(config, tmp_path / "whole", show_progress=False)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    folder = run_path(config, split.train.fingerprint(), tmp_path / "killed")
+    folder = run_path(config, f"{split.train.fingerprint()}-{split.validation.fingerprint()}", tmp_path / "killed")
     rng = random.Random(0)
     for _ in range(5):
         process = start(config, tmp_path / "killed")

@@ -121,6 +121,10 @@ class Pairs:
         return Pairs(index, self.read, self.read_later, self.problems)
 
     def fingerprint(self) -> str:
-        """Eight hex digits of the index's ids and strata: two runs with the same fingerprint saw the same list."""
-        text = self.index[list(INDEX_COLUMNS)].astype(str).to_csv(index=False)
+        """Eight hex digits of the index's ids and strata: two runs with the same fingerprint saw the same list.
+
+        A column `partner`, as `mismatched` pairs have it, counts too.
+        """
+        columns = [*INDEX_COLUMNS, *(["partner"] if "partner" in self.index else [])]
+        text = self.index[columns].astype(str).to_csv(index=False)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -51,6 +51,18 @@ def standardise(image: Tensor) -> Tensor:
     return (image - mean) / deviation.clamp(min=1e-2)
 
 
+def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
+    """Replace pixels without data by the mean of their band, so that they do not shift its mean and deviation.
+
+    Args:
+        image: (B, C, H, W).
+        valid: (B, H, W) bool.
+    """
+    mask = valid[:, None].to(image)
+    mean = (image * mask).sum(dim=(-2, -1), keepdim=True) / mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    return torch.where(valid[:, None], image, mean)
+
+
 def upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
