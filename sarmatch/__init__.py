@@ -1,4 +1,4 @@
-"""Uncertainty-aware matching of SAR and optical satellite images.
+"""Matching of SAR and optical satellite images.
 
     import sarmatch
     matcher = sarmatch.load_matcher("runs/s1s2/matcher-0123abcd")

@@ -44,12 +44,14 @@ def match(
         model: shipped weights by name, a run folder, or a .safetensors file.
         search_radius: how far the images may be displaced against each other, px; None searches everywhere.
         max_rotation_deg: how far they may be turned against each other.
-        scale_range: smallest and largest scale of one against the other.
+        scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
     from sarmatch.inference import load_matcher
+    from sarmatch.matches import check_output
 
+    check_output(output)
     matcher = load_matcher(model, device=device)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
@@ -234,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=[argument for argument in arguments if argument != "--debug"],
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
         print(f"sarmatch: error: {error}", file=sys.stderr)

@@ -172,8 +172,10 @@ class TrainingConfig:
             self.batch_size % self.accumulation_steps == 0,
             f"batch_size={self.batch_size} must be a multiple of accumulation_steps={self.accumulation_steps}",
         )
-        for name in ("learning_rate", "batch_size", "accumulation_steps", "epochs", "checkpoint_every", "patience"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("learning_rate", "batch_size", "accumulation_steps", "epochs", "max_steps", "checkpoint_every",
+                     "validate_every", "validation_pairs", "patience", "window_px"):  # fmt: skip
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
+        _require(self.max_pairs is None or self.max_pairs > 0, f"max_pairs must be positive, got {self.max_pairs}")
         unknown = set(self.protocols) - set(PROTOCOLS)
         _require(not unknown, f"protocols must be among {PROTOCOLS}, got {sorted(unknown)}")
 
@@ -212,6 +215,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
 
     def replace(self, **sections: Any) -> Config:
         """Copy with changes; a section takes a dict, `config.replace(seed=1, training={"epochs": 2})`."""

@@ -30,6 +30,8 @@ MULTIPLE = 16
 """Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level)."""
 TILE = 256
 """Largest side that is matched in one volume, px; memory grows with its fourth power."""
+GLOBAL_SIDE = 2048
+"""Largest side for the global stage, px: it holds the descriptors of the whole image, about 3 GB."""
 LOCAL_RADIUS = 16.0
 """Search radius around a prior that the coarse global stage found, px."""
 WEIGHTS = Path(__file__).parent / "weights"
@@ -67,7 +69,7 @@ class Matcher:
     """
 
     def __init__(self, net: SarOpticalNet, device: str | torch.device = "auto", use_consensus: bool = True) -> None:
-        self.device = PartialState().default_device if device == "auto" else torch.device(device)
+        self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
 
@@ -86,7 +88,7 @@ class Matcher:
             optical: (H, W, 3) or (3 or 13, H, W) in 8 bits, reflectance x 10,000 or [0, 1]; or as above.
             search_radius: greatest distance of a match from the same pixel position, px; None searches the whole
                 image.
-            max_rotation_deg, scale_range: how far the images may be turned and scaled against each other.
+            max_rotation_deg, scale_range: how far the optical image may be turned and scaled against the SAR image.
 
         Raises:
             ValueError: arrays of unusable shape, dtype or range.
@@ -136,12 +138,20 @@ class Matcher:
         size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
         sar_in, sar_valid = (t.to(self.device) for t in _pad(sar, size))
         optical_in, optical_valid = (t.to(self.device) for t in _pad(optical, size))
-        if search_radius is not None and max_rotation_deg == 0 and scale_range == (1.0, 1.0):
+        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
+        # Tiles overlap by half of their side at most: a wider search takes the global stage.
+        reach = np.inf if max(size) <= TILE else TILE / 4
+        if search_radius is not None and search_radius <= reach and not turned:
             return self._match_tiles(sar_in, optical_in, sar_valid, optical_valid, search_radius)
+        if max(size) > GLOBAL_SIDE:
+            raise ValueError(
+                f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
+                f"{TILE // 4} px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
+            )
         prior = global_prior(
             self.net, sar_in, optical_in, search_radius, max_rotation_deg, scale_range, sar_valid, optical_valid
         ).A_sar_to_optical
-        if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
+        if turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
             first = self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
             prior = _refit(first, prior)
@@ -186,6 +196,15 @@ class Matcher:
             empty = sar.new_zeros(0, 2)
             return RawMatches(empty, empty, sar.new_zeros(0))
         return RawMatches(*(torch.cat([getattr(p, k) for p in parts]) for k in ("xy_sar", "xy_optical", "confidence")))
+
+
+def _usable_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown name, or a build or machine without it
+        raise ValueError(f"device {str(name)!r} cannot be used here ({error}); take 'auto' or 'cpu'") from error
+    return device
 
 
 Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]

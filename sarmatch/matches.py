@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,9 @@ class Matches:
             ValueError: another suffix.
             FileNotFoundError: the folder does not exist.
         """
-        writers = {".csv": _write_csv, ".parquet": _write_parquet, ".geojson": _write_geojson}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
+        write = check_output(path)
         with atomic_path(path) as temporary:
-            writers[suffix](self, temporary)
+            write(self, temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
@@ -161,6 +159,22 @@ class Matches:
             *(frame[name].to_numpy() for name in COLUMNS[4:]),
             **_georeference(frame.attrs),
         )
+
+
+def check_output(path: str | os.PathLike[str]) -> Callable[[Matches, Path], None]:
+    """The writer for a file of matches; asked before a long computation, it spares the user a late error.
+
+    Raises:
+        ValueError: unknown suffix.
+        FileNotFoundError: the folder does not exist.
+    """
+    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".geojson": _write_geojson}
+    suffix = Path(path).suffix.lower()
+    if suffix not in writers:
+        raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
+    return writers[suffix]
 
 
 def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

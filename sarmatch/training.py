@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
 from sarmatch.losses import matching_loss, row_loss
 from sarmatch.matching import FINE_RADIUS, fine_logits
-from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
+from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
 from sarmatch.volumes import Volume, coarse_volume, combine, consensus, disc, fine_volume
 
 FINE_JITTER = 2
@@ -62,6 +62,10 @@ class Objective(nn.Module):
         sar, optical = self.net(
             fill_invalid(batch["sar"], batch["sar_valid"]), fill_invalid(batch["optical"], batch["optical_valid"])
         )
+        with torch.autocast(sar.coarse.device.type, enabled=False):
+            return self._losses(sar, optical, batch, window_px)
+
+    def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample, window_px: float) -> dict[str, Tensor]:
         forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
         radius = math.ceil(window_px / STRIDE)
         sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
@@ -183,7 +187,10 @@ def finetune(config: Config, split: Split, folder: Path, validate: Validate, sho
         raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     accelerator = Accelerator(
-        mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation_steps
+        mixed_precision=training.precision,
+        gradient_accumulation_steps=training.accumulation_steps,
+        # Without consensus the fine level has no loss.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not config.model.consensus_cells)],
     )
     set_seed(config.seed)
     objective = Objective(SarOpticalNet(config.model))

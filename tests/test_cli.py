@@ -155,3 +155,32 @@ def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytes
         ("s1s2", tmp_path, Path("build"), ("data",), False),
         (tmp_path, "s1s2", tmp_path, ("data",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["match", "a.tif", "b.tif", "-o", "m.txt"], "matches are saved as"),
+        (["match", "a.tif", "b.tif", "-o", "nowhere/m.csv"], "make it first"),
+        (["match", "a.tif", "b.tif", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["train", "--max-steps", "-3"], "max_steps must be positive"),
+        (["train", "--seed", "-1"], "seed must not be negative"),
+        (["train", "--runs", "file", "--profile", "smoke"], "file"),
+        (["evaluate", "s1s2", "--profile", "smoke", "--max-pairs", "0"], "max_pairs must be positive"),
+        (["evaluate", "s1s2", "--profile", "smoke", "--search-radius", "-1"], "search_radius must be positive"),
+        (["data", "check", "file"], "is a file, not a folder"),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

@@ -90,6 +90,20 @@ def test_a_large_image_is_matched_in_tiles_like_a_small_one(matcher):
     assert counts[1:-2, 1:-2].min() >= 4  # of 16 cells, everywhere: no gap at a seam
 
 
+def test_a_search_wider_than_tiles_overlap_goes_through_the_global_stage(matcher):
+    truth = translation(88.0, 0.0)
+    matches = matcher.match(*pair(TILE + 112, truth, margin=96), search_radius=100)
+    assert np.mean(match_errors(matches, truth) < 1) > 0.9
+    counts, _ = np.histogram(matches.xy_sar[:, 0], bins=np.arange(0, 280, 32))
+    assert counts[1:-1].min() > 100  # no dip at a seam
+
+
+def test_a_global_search_of_a_huge_image_is_refused_with_a_remedy(matcher):
+    noise = np.random.default_rng(0).random((16, 4096, 3))
+    with pytest.raises(ValueError, match="give a smaller search_radius"):
+        matcher.match(noise[..., 0], noise, search_radius=None)
+
+
 @pytest.mark.parametrize("length", [TILE + 16, 700, 1024, 4000])
 def test_tiles_cover_a_line_without_gap_and_their_cores_lie_inside(length):
     tiles = _intervals(length, 32.0)

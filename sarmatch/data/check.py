@@ -69,7 +69,8 @@ def recognise(root: str | Path) -> str:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"data folder {root}: no such folder; check the path")
+        what = "is a file, not a folder" if root.is_file() else "no such folder"
+        raise FileNotFoundError(f"data folder {root}: {what}; check the path")
     if (root / "manifest.csv").is_file():
         return "manifest"
     if is_ombria(root):

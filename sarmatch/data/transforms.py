@@ -85,9 +85,9 @@ def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Genera
     middle = (crop - 1) / 2
     corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
     flip = bool(rng.random() < config.flip_probability)
-    for attempt in range(20):
-        # Half of the samples stay on the pixel grid, as the images at inference do.
-        turn = 0.0 if rng.random() < 0.5 or attempt > 14 else config.joint_rotation_deg * rng.uniform(-1, 1)
+    stays = rng.random() < 0.5  # half of the samples stay on the pixel grid, as the images at inference do
+    for _ in range(20):
+        turn = 0.0 if stays else config.joint_rotation_deg * rng.uniform(-1, 1)
         joint = rotation_scale(turn, 1.0, (middle, middle), flip)
         x, y = float(rng.integers(0, width - crop + 1)), float(rng.integers(0, height - crop + 1))
         sar_to_pair = translation(x, y) @ joint

@@ -70,4 +70,5 @@ class SarOpticalNet(nn.Module):
         return self.describe_sar(sar), self.describe_optical(optical)
 
     def _describe(self, encoding: Encoding) -> Descriptors:
-        return Descriptors(self.head(encoding.features), encoding.fine, encoding.uncertainty)
+        # In mixed precision the encoders may run in 16 bits, but sums over hundreds of similarities must not.
+        return Descriptors(self.head(encoding.features).float(), encoding.fine.float(), encoding.uncertainty)

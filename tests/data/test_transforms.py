@@ -60,7 +60,7 @@ def test_crops_lie_inside_the_pair():
         for affine in maps:
             assert inside(transform_points(affine, corners), (128, 128)).all()
         kept_grid += bool(torch.equal(maps[0], maps[0].round()))
-    assert 60 < kept_grid < 180  # about half stay on the pixel grid; rejection favours those
+    assert 70 < kept_grid < 130  # half stay on the pixel grid
 
 
 def test_a_pair_just_large_enough_gives_a_plain_window():
