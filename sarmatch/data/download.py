@@ -59,10 +59,10 @@ def download(
         DownloadError: no connection (ends at once), or files that are missing on the server or have another checksum
             (after all others were fetched); of these nothing is left in the folder.
     """
-    registry = _registry(name)
+    checksums = _registry(name)
     folder = Path("data", name) if root is None else Path(root)
-    store = pooch.create(folder, f"{base_url or _pinned_url(registry)}/", retry_if_failed=retries)
-    store.load_registry(registry)
+    store = pooch.create(folder, f"{base_url or _pinned_url(checksums)}/", retry_if_failed=retries)
+    store.load_registry(checksums)
     for parent in {(folder / file).parent for file in store.registry}:  # here, because pooch's threads would race
         parent.mkdir(parents=True, exist_ok=True)
     with _quiet(pooch.get_logger()):

@@ -34,9 +34,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_table_lists_files_of_the_registry_once() -> None:
-    registry = {line.split()[0] for line in SCENES.with_name("ombria.txt").read_text().splitlines()}
+    checksums = {line.split()[0] for line in SCENES.with_name("ombria.txt").read_text().splitlines()}
     listed = TABLE[FILES].stack()
-    assert listed.is_unique and set(listed) <= registry
+    assert listed.is_unique and set(listed) <= checksums
     assert len(TABLE) == 746 and TABLE["id"].is_unique
     assert TABLE["usable"].value_counts().to_dict() == {"1": 725, "0": 21}
     assert TABLE["scene"].nunique() == 41 and not (TABLE["scene"] == "").any()
@@ -121,9 +121,9 @@ def test_same_pairs_as_the_manifest(data_root: Path, tmp_path: Path) -> None:
 
 def test_real_files_have_the_checksums_of_their_original_names(data_root: Path) -> None:
     lines = SCENES.with_name("ombria.txt").read_text().splitlines()[1:]
-    registry = dict(line.split() for line in lines)
+    checksums = dict(line.split() for line in lines)
     described = pd.read_csv(data_root / "manifest.csv", dtype=str).query("dataset == 'ombria'").set_index("id")
     for row in TABLE.iloc[:: len(TABLE) // 12].itertuples():
         for column in FILES:
             content = (data_root / described.loc[row.id, column]).read_bytes()
-            assert registry[getattr(row, column)] == f"sha256:{hashlib.sha256(content).hexdigest()}", row.id
+            assert checksums[getattr(row, column)] == f"sha256:{hashlib.sha256(content).hexdigest()}", row.id
