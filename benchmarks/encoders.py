@@ -18,8 +18,8 @@ import torch
 import tyro
 
 from sarmatch.architecture import count, on_meta
-from sarmatch.config import PROFILES
 from sarmatch.models import SarOpticalNet
+from sarmatch.profiles import PROFILES
 
 GEMM_SIDE = 1024
 

@@ -13,11 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sarmatch.config import Config, profile
+    from sarmatch.config import Config
     from sarmatch.evaluation import evaluate
     from sarmatch.experiments import train_or_load
     from sarmatch.inference import Matcher, load_matcher
     from sarmatch.matches import Matches
+    from sarmatch.profiles import profile
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -26,7 +27,7 @@ _HOMES = {
     "Matches": "matches",
     "evaluate": "evaluation",
     "load_matcher": "inference",
-    "profile": "config",
+    "profile": "profiles",
     "train_or_load": "experiments",
 }
 __all__ = ["Config", "Matcher", "Matches", "evaluate", "load_matcher", "profile", "train_or_load"]

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sarmatch.config import Config
-from sarmatch.config import profile as named_profile
 from sarmatch.files import atomic_path
 from sarmatch.headline import update
 from sarmatch.notebooks import clean_notebook
+from sarmatch.profiles import profile as named_profile
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -179,7 +179,7 @@ def build_book(
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
     Args:
-        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
+        profile: what the chapters run on, see `sarmatch.profiles.PROFILES`.
         data_root: folder of the data, for the profiles on real data.
         out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
         chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.

@@ -13,8 +13,9 @@ import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import PROFILES, Config, from_dict
-from sarmatch.config import profile as named_profile
+from sarmatch.config import Config, from_dict
+from sarmatch.profiles import PROFILES
+from sarmatch.profiles import profile as named_profile
 
 ProfileName = Literal["smoke", "demo", "s1s2", "sen12ms"]
 Part = Literal["train", "validation", "test"]

@@ -1,7 +1,6 @@
-"""Configuration as frozen dataclasses, and the four named profiles.
+"""Configuration as frozen dataclasses.
 
-A profile changes numbers only: the same notebook and the same code run at every scale. Contradictory values are
-rejected when a config is made, naming the field, its value and what was expected.
+Contradictory values are rejected when a config is made, naming the field, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Norm = Literal["group", "batch"]
+Padding = Literal["reflect", "zeros"]
 Protocol = Literal["aligned", "shift", "affine"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
 
@@ -66,6 +67,8 @@ class DataConfig:
     """Chance that a training SAR crop receives artificial speckle."""
     speckle_looks: tuple[float, float] = (1.0, 16.0)
     """Range of the equivalent number of looks of that speckle (log-uniform)."""
+    haze_probability: float = 0.3
+    """Chance that a training optical crop is veiled by artificial haze of uneven density."""
     later_sar_probability: float = 0.3
     """Chance to train on the later SAR acquisition of the same place, where the dataset has one."""
     band_mixing: float = 0.5
@@ -85,6 +88,7 @@ class DataConfig:
             "flip_probability",
             "pure_shift_probability",
             "speckle_probability",
+            "haze_probability",
             "later_sar_probability",
             "band_mixing",
         ):
@@ -121,14 +125,26 @@ class ModelConfig:
     fine_dim: int = 16
     """Channels of the full-resolution branch and of its descriptors."""
     norm: Norm = "group"
+    padding: Padding = "reflect"
+    """What convolutions see beyond the border; zeros tell a network where in the image it is."""
+    uncertainty: bool = True
+    """Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching."""
+    uncertainty_width: int = 32
+    """Channels of each branch of those modules."""
     early_dropout: float = 0.10
     """Section 3.2.4, first place: early in the encoders."""
+    uncertainty_dropout: float = 0.20
+    """Second place: before the uncertainty modules."""
+    fusion_dropout: float = 0.15
+    """Third place: where the features of both modalities enter the common space, and in the fusion of uncertainty."""
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)
     """Odd sides of the neighbourhoods that vote, in cells of 4 px; empty is the paper-literal per-cell matcher."""
 
     def __post_init__(self) -> None:
         _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
-        _require(0 <= self.early_dropout < 1, f"early_dropout must lie in [0, 1), got {self.early_dropout}")
+        _require(self.padding in ("reflect", "zeros"), f"padding must be 'reflect' or 'zeros', got {self.padding!r}")
+        for name in ("early_dropout", "uncertainty_dropout", "fusion_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         _require(
             all(k > 1 and k % 2 == 1 for k in self.consensus_cells),
             f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}",
@@ -138,8 +154,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """Supervised fine-tuning (table 2, right column)."""
+class Schedule:
+    """What any training needs: rates, batches and when to stop (table 2)."""
 
     learning_rate: float = 5e-5
     batch_size: int = 32
@@ -155,13 +171,11 @@ class TrainingConfig:
     cosine: bool = False
     """Decay the learning rate to 5 % along a half cosine; the paper states no schedule."""
     clip_norm: float = 1.0
-    patience: int = 5
-    """Early stopping: validations without improvement of the matching accuracy."""
+    patience: int | None = None
+    """Early stopping: validations without improvement of the score; None trains to the end."""
     validate_every: int | None = None
     """Steps between validations; None validates once an epoch."""
     validation_pairs: int = 64
-    window_px: float = 40.0
-    """Radius of the candidates of the coarse loss around the same position."""
     checkpoint_every: int = 100
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 0
@@ -173,9 +187,58 @@ class TrainingConfig:
             f"batch_size={self.batch_size} must be a multiple of accumulation_steps={self.accumulation_steps}",
         )
         for name in ("learning_rate", "batch_size", "accumulation_steps", "epochs", "max_steps", "checkpoint_every",
-                     "validate_every", "validation_pairs", "patience", "window_px"):  # fmt: skip
+                     "validate_every", "validation_pairs", "patience"):  # fmt: skip
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class PretrainingConfig(Schedule):
+    """Self-supervised pretraining (section 3.3; table 2, left column). With both tasks off there is none."""
+
+    learning_rate: float = 1e-4
+    epochs: int = 50
+    contrastive: bool = True
+    """Contrastive learning over the images of a batch (section 3.3.1)."""
+    contrastive_form: Literal["infonce", "printed"] = "infonce"
+    """`infonce`: the positive stands in the denominator too, both directions; `printed`: eq. 4 as it stands."""
+    temperature: float = 0.07
+    rotation: bool = True
+    """Prediction of quarter turns (section 3.3.2)."""
+    rotation_width: int = 256
+    unpaired_share: float = 0.25
+    """Share of samples whose two images show different places; only the rotation task uses them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _require(0 <= self.unpaired_share < 1, f"unpaired_share must lie in [0, 1), got {self.unpaired_share}")
+        _require(
+            self.contrastive_form in ("infonce", "printed"),
+            f"contrastive_form must be 'infonce' or 'printed', got {self.contrastive_form!r}",
+        )
+
+    @property
+    def enabled(self) -> bool:
+        return self.contrastive or self.rotation
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Schedule):
+    """Supervised fine-tuning (table 2, right column)."""
+
+    patience: int | None = 5
+    window_px: float = 40.0
+    """Radius of the candidates of the coarse loss around the same position."""
+    matching_weight: float = 1.0
+    uncertainty_weight: float = 0.5
+    """Weights of L_mat and L_unc in the sum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.window_px > 0, f"window_px must be positive, got {self.window_px}")
+        for name in ("matching_weight", "uncertainty_weight"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +276,7 @@ class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -230,12 +294,17 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def hash(self, data_fingerprint: str = "") -> str:
-        """Eight hex digits naming this config with these data; the path of the data does not enter."""
-        content = self.to_dict()
+    def hash(self, data_fingerprint: str = "", without: Collection[str] = ()) -> str:
+        """Eight hex digits naming this config with these data; the path of the data does not enter.
+
+        Args:
+            without: sections that do not matter, as `training` does not to pretraining.
+        """
+        content = {name: section for name, section in self.to_dict().items() if name not in without}
         del content["data"]["root"]
         # Of the evaluation, only what validation reads can change the weights that are kept.
-        content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
+        if "evaluation" in content:
+            content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -259,82 +328,3 @@ def _restore(hint: Any, value: Any) -> Any:
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(value)
     return value
-
-
-def _smoke() -> Config:
-    return Config(
-        profile="smoke",
-        data=DataConfig(source="synthetic", patch_size=96, n_synthetic=48, crop_size=64, relative_shift_px=8.0),
-        model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
-        training=TrainingConfig(
-            learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,
-            validation_pairs=2, window_px=16.0, checkpoint_every=2,
-        ),
-        evaluation=EvaluationConfig(
-            crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
-            max_pairs=2,
-        ),
-    )  # fmt: skip
-
-
-def _demo() -> Config:
-    return Config(
-        profile="demo",
-        data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
-        model=ModelConfig(**_REDUCED, consensus_cells=(3, 7, 15)),
-        training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=200, warmup_steps=50,
-            cosine=True, validate_every=50, validation_pairs=8, window_px=24.0, checkpoint_every=25,
-        ),
-        evaluation=EvaluationConfig(
-            crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
-        ),
-    )  # fmt: skip
-
-
-def _s1s2() -> Config:
-    return Config(
-        profile="s1s2",
-        data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
-        model=ModelConfig(**_REDUCED),
-        training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1600, warmup_steps=100,
-            cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0,
-        ),
-    )  # fmt: skip
-
-
-def _sen12ms() -> Config:
-    return Config(
-        profile="sen12ms",
-        data=DataConfig(source="sen12ms", optical_bands=(3, 2, 1)),
-        training=TrainingConfig(workers=4, precision="bf16"),
-    )
-
-
-_REDUCED: dict[str, Any] = dict(
-    sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
-    feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16,
-)  # fmt: skip
-_NARROW: dict[str, Any] = dict(
-    sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=2,
-    feature_width=48, head_width=48, descriptor_dim=32, fine_width=8, fine_dim=8,
-)  # fmt: skip
-
-PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2": _s1s2, "sen12ms": _sen12ms}
-
-
-def profile(name: str, data_root: str | None = None) -> Config:
-    """The named profile, with the folder of its data.
-
-    Raises:
-        ValueError: unknown name, or `data_root` missing for a profile on real data.
-    """
-    if name not in PROFILES:
-        raise ValueError(f"profile must be one of {sorted(PROFILES)}, got {name!r}")
-    config = PROFILES[name]()
-    if config.data.source == "synthetic":
-        return config
-    if data_root is None:
-        raise ValueError(f"profile {name!r} runs on real data: give the folder (--data PATH or data_root=...)")
-    return config.replace(data={"root": str(data_root)})

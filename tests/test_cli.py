@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from sarmatch import cli
-from sarmatch.config import PROFILES, PROTOCOLS
+from sarmatch.config import PROTOCOLS
+from sarmatch.profiles import PROFILES
 
 COMMANDS = ["match", "train", "evaluate", "book", "data get", "data check"]
 

@@ -5,15 +5,14 @@ import json
 import pytest
 
 from sarmatch.config import (
-    PROFILES,
     Config,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     TrainingConfig,
     from_dict,
-    profile,
 )
+from sarmatch.profiles import PROFILES, profile
 
 
 def test_defaults_are_table_2_and_the_widths_of_the_paper():

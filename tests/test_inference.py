@@ -10,12 +10,12 @@ from patch_net import PatchNet, texture
 
 from sarmatch import load_matcher
 from sarmatch.checkpoints import save_weights
-from sarmatch.config import profile
 from sarmatch.geometry import rotation_scale, translation, warp
 from sarmatch.inference import TILE, Matcher, _intervals
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
+from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")

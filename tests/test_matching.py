@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.config import profile
 from sarmatch.matching import RawMatches, local_expectation, match_descriptors, mutual_matches
 from sarmatch.models import Descriptors, SarOpticalNet
+from sarmatch.profiles import profile
 from sarmatch.volumes import coarse_volume, log_softmax, swap
 
 SMALL = profile("smoke").model

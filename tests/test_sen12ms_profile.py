@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from data.make_sen12ms import write_sen12ms
 
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate
 from sarmatch.experiments import read_history, train_or_load
+from sarmatch.profiles import profile
 
 PROJECT = Path(__file__).parents[1]
 TRAIN = """

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sarmatch import load_matcher
-from sarmatch.config import profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, mismatched
+from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")

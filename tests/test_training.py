@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from sarmatch.config import Config, TrainingConfig, profile
+from sarmatch.config import Config, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
 from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.geometry import translation
 from sarmatch.models import SarOpticalNet
-from sarmatch.training import Objective, StepSampler, learning_rate, total_steps, true_displacements
+from sarmatch.objective import Objective, true_displacements
+from sarmatch.profiles import profile
+from sarmatch.training import StepSampler, learning_rate, total_steps
 
 PROJECT = Path(__file__).parents[1]
 

@@ -12,12 +12,17 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sarmatch.config import DataConfig
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.geometry import coverage, inside, rotation_scale, transform_points, translation, warp
+
+HAZE_CELLS = 4
+"""Nodes a side of the smooth field of artificial haze: it is wide against what a descriptor sees."""
+HAZE_BRIGHTNESS = 0.9
 
 
 class Sample(TypedDict):
@@ -123,12 +128,24 @@ def speckle(sar: Tensor, looks: float, rng: np.random.Generator) -> Tensor:
 
 
 def optical_radiometry(optical: Tensor, config: DataConfig, rng: np.random.Generator) -> Tensor:
-    """Band mixing, contrast, brightness and Gaussian noise on an optical crop (C, H, W) in [0, 1]."""
+    """Band mixing, haze, contrast, brightness and Gaussian noise on an optical crop (C, H, W) in [0, 1]."""
     if rng.random() < config.band_mixing:
         optical = mix_bands(optical, rng)
+    if rng.random() < config.haze_probability:
+        optical = haze(optical, float(rng.uniform(0.1, 0.9)), rng)
     optical = optical.clamp(0, 1) ** float(np.exp(rng.uniform(-0.4, 0.4)))
     optical = optical * float(rng.uniform(0.7, 1.3)) + float(rng.uniform(-0.1, 0.1))
     return _noise(optical, config.noise_std, rng)
+
+
+def haze(optical: Tensor, density: float, rng: np.random.Generator) -> Tensor:
+    """Veil an image (C, H, W) in [0, 1] with bright haze whose opacity varies smoothly between 0 and `density`."""
+    size = optical.shape[-2:]
+    coarse = torch.from_numpy(rng.random((1, 1, HAZE_CELLS, HAZE_CELLS), dtype=np.float32))
+    field = F.interpolate(coarse, size, mode="bicubic", align_corners=True)[0]
+    low, high = field.min(), field.max()
+    opacity = density * (field - low) / (high - low).clamp(min=1e-6)
+    return optical + opacity * (HAZE_BRIGHTNESS - optical)
 
 
 def mix_bands(optical: Tensor, rng: np.random.Generator) -> Tensor:

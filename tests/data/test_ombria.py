@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sarmatch.config import DataConfig, profile
+from sarmatch.config import DataConfig
 from sarmatch.data import PairError, check_data, manifest, ombria, open_folder, open_pairs, recognise, split_pairs
 from sarmatch.data.ombria import SCENES
+from sarmatch.profiles import profile
 
 TABLE = pd.read_csv(SCENES, dtype=str, keep_default_na=False)
 CHOSEN = [0, 1, 650, 740, 694]

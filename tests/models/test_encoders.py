@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from sarmatch.config import ModelConfig, profile
+from sarmatch.config import ModelConfig
 from sarmatch.models import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.models.bifpn import BiFPN, Fusion
 from sarmatch.models.layers import norm_layer, standardise
+from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 
