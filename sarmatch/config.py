@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Norm = Literal["group", "batch"]
-Padding = Literal["reflect", "zeros"]
 Protocol = Literal["aligned", "shift", "affine"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
 
@@ -125,8 +124,6 @@ class ModelConfig:
     fine_dim: int = 16
     """Channels of the full-resolution branch and of its descriptors."""
     norm: Norm = "group"
-    padding: Padding = "reflect"
-    """What convolutions see beyond the border; zeros tell a network where in the image it is."""
     uncertainty: bool = True
     """Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching."""
     uncertainty_width: int = 32
@@ -142,7 +139,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
-        _require(self.padding in ("reflect", "zeros"), f"padding must be 'reflect' or 'zeros', got {self.padding!r}")
         for name in ("early_dropout", "uncertainty_dropout", "fusion_dropout"):
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         _require(
@@ -269,6 +265,27 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """How large the studies of the chapters are; no part of a run's hash, since each study's runs carry their own."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings with and without pretraining that are compared."""
+    crop_size: int = 96
+    pretraining_steps: int = 150
+    steps: int = 240
+    validate_every: int = 30
+    temperatures: tuple[float, ...] = (0.02, 0.07, 0.2, 0.5)
+    """Of the contrastive loss."""
+    passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    """Monte Carlo passes; the paper takes 20."""
+    scenes: int = 16
+    """Generated scenes for the response of uncertainty to one nuisance at a time."""
+    scene_px: int = 128
+    distillation_crops: int = 400
+    """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All that determines a run, apart from the data itself."""
 
@@ -279,6 +296,7 @@ class Config:
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    studies: StudyConfig = field(default_factory=StudyConfig)
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
@@ -300,7 +318,7 @@ class Config:
         Args:
             without: sections that do not matter, as `training` does not to pretraining.
         """
-        content = {name: section for name, section in self.to_dict().items() if name not in without}
+        content = {name: section for name, section in self.to_dict().items() if name not in (*without, "studies")}
         del content["data"]["root"]
         # Of the evaluation, only what validation reads can change the weights that are kept.
         if "evaluation" in content:

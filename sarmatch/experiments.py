@@ -2,7 +2,8 @@
 
 `<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
 `model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
-`records/` holds evaluations of the finished run.
+`records/` holds evaluations of the finished run. Pretraining has a folder of its own, `pretraining-<hash>`, which all
+runs share that differ from it in fine-tuning or evaluation alone; it also holds `rotation_heads.safetensors`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -28,13 +31,16 @@ from sarmatch.checkpoints import load_weights
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.evaluation import CropMatcher, evaluate, validation_scores
+from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
 from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
-from sarmatch.training import finetune
+from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
+from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
-RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors")
+RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors", ROTATION_HEADS)
+NOT_PRETRAINING = ("training", "evaluation")
+"""Sections of the config that do not matter to pretraining."""
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 
 
@@ -46,7 +52,8 @@ class Run:
         path: its folder.
         loaded: True where it was found in the store, False where this call trained it (or finished training it).
         history: one row a logged step: step, lr, seconds, losses, and validation scores where measured.
-        provenance: commit, versions, hardware, seconds, data fingerprint, command.
+        provenance: commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also
+            `pretraining`, the name of the run whose weights it started from, or None.
     """
 
     path: Path
@@ -60,14 +67,22 @@ class Run:
     def matcher(self) -> Matcher:
         return Matcher(self.net)
 
+    @property
+    def pretraining_objective(self) -> PretrainingObjective:
+        """Of a pretraining with the rotation task: the network with its rotation heads."""
+        return load_rotation_heads(self.net, self.config.pretraining, self.path / ROTATION_HEADS)
+
     def __str__(self) -> str:
         what = "loaded" if self.loaded else "trained"
         seconds = self.provenance["training_seconds"]
         return f"{what} {self.path.name}: {int(self.history['step'].max())} steps in {seconds / 60:.1f} min"
 
 
-def run_path(config: Config, fingerprint: str, runs_dir: str | Path, name: str = "matcher") -> Path:
-    return Path(runs_dir) / config.profile / f"{name}-{config.hash(fingerprint)}"
+def run_path(
+    config: Config, fingerprint: str, runs_dir: str | Path, name: str = "matcher", without: Collection[str] = ()
+) -> Path:
+    """Folder of a run; `without` names the sections of the config that do not matter to it."""
+    return Path(runs_dir) / config.profile / f"{name}-{config.hash(fingerprint, without)}"
 
 
 def train_or_load(
@@ -80,18 +95,78 @@ def train_or_load(
 ) -> Run:
     """The finished run of this config on these data: loaded, resumed or trained.
 
+    Where `config.pretraining` is enabled, training starts from the weights of `pretrain_or_load`.
+
     Args:
         runs_dir: the store.
         name: what the run is called in its folder's name.
         split: the parts to train and validate on; None opens the data that the config names.
-        fresh: train again from the start even where a run exists.
+        fresh: train again from the start even where a run exists; a stored pretraining is used all the same.
     """
+    split = split or _open_split(config)
+    folder = run_path(config, _fingerprint(split), runs_dir, name)
+    loaded = _prepare(folder, fresh)
+    if not loaded:
+        first = None
+        if config.pretraining.enabled:
+            first = pretrain_or_load(config, runs_dir, split, show_progress=show_progress)
+        scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
+
+        def validate(net: SarOpticalNet) -> dict[str, float]:
+            return validation_scores(Matcher(net, next(net.parameters()).device), split.validation, scoring)
+
+        def train() -> None:
+            initial = first.path / "model.safetensors" if first else None
+            finetune(config, split, folder, validate, initial, show_progress)
+
+        about = provenance(config, _fingerprint(split)) | {"pretraining": first.path.name if first else None}
+        _train(config, folder, about, train)
+    return _load(config, folder, loaded)
+
+
+def pretrain_or_load(
+    config: Config,
+    runs_dir: str | Path = "runs",
+    split: Split | None = None,
+    fresh: bool = False,
+    show_progress: bool = True,
+) -> Run:
+    """The finished pretraining of this config on these data: loaded, resumed or trained.
+
+    Validation reads central windows of `config.data.crop_size`.
+
+    Args:
+        runs_dir, split, fresh: as for `train_or_load`.
+
+    Raises:
+        ValueError: `config.pretraining` has both tasks off.
+    """
+    split = split or _open_split(config)
+    folder = run_path(config, _fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
+    loaded = _prepare(folder, fresh)
+    if not loaded:
+        pairs = spread(split.validation, config.pretraining.validation_pairs)
+
+        def validate(objective: PretrainingObjective) -> dict[str, float]:
+            return pretraining_scores(objective, pairs, config.data.crop_size)
+
+        about = provenance(config, _fingerprint(split), NOT_PRETRAINING)
+        _train(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
+    return _load(config, folder, loaded)
+
+
+def _open_split(config: Config) -> Split:
+    with PartialState().main_process_first():  # a first scan writes the index that the other processes then read
+        return split_pairs(open_pairs(config.data, config.seed), config.data)
+
+
+def _fingerprint(split: Split) -> str:
+    return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
+
+
+def _prepare(folder: Path, fresh: bool) -> bool:
+    """Make the run's folder, empty it where a fresh start is asked for; returns whether it holds a finished run."""
     state = PartialState()
-    if split is None:
-        with state.main_process_first():  # a first scan writes the index that the other processes then read
-            split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    fingerprint = f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
-    folder = run_path(config, fingerprint, runs_dir, name)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for file in RUN_FILES if fresh else ():
@@ -99,29 +174,24 @@ def train_or_load(
         if fresh:
             shutil.rmtree(folder / "records", ignore_errors=True)
     state.wait_for_everyone()
-    loaded = _read_json(folder / "provenance.json").get("finished", False)
-    if not loaded:
-        _train(config, split, fingerprint, folder, show_progress)
+    return _read_json(folder / "provenance.json").get("finished", False)
+
+
+def _load(config: Config, folder: Path, loaded: bool) -> Run:
     net, _ = load_weights(folder / "model.safetensors")
     return Run(folder, config, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
 
 
-def _train(config: Config, split: Split, fingerprint: str, folder: Path, show_progress: bool) -> None:
+def _train(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
     """Train to the end and say so in `provenance.json`."""
     state = PartialState()
-    about = provenance(config, fingerprint)
     before = _read_json(folder / "provenance.json")
     about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
     state.wait_for_everyone()  # all have read before one writes
     if state.is_main_process:
         _write_json(folder / "config.json", config.to_dict())
         _write_json(folder / "provenance.json", about | {"finished": False})
-    scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
-
-    def validate(net: SarOpticalNet) -> dict[str, float]:
-        return validation_scores(Matcher(net, next(net.parameters()).device), split.validation, scoring)
-
-    finetune(config, split, folder, validate, show_progress)
+    train()
     if state.is_main_process:
         history = read_history(folder)
         about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
@@ -164,13 +234,41 @@ def read_history(folder: Path) -> pd.DataFrame:
     return pd.read_json(folder / "metrics.jsonl", lines=True)
 
 
-def provenance(config: Config, fingerprint: str) -> dict[str, Any]:
-    """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command."""
+def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
+    """Steps until a validation score first reaches a level, interpolated linearly between validations.
+
+    Args:
+        history: of a run; rows without validation have NaN in the column.
+        column: the score, higher being better.
+
+    Returns:
+        steps; the first validation's where that already reaches the level, NaN where none does.
+
+    Raises:
+        ValueError: the history has no such column.
+    """
+    if column not in history:
+        raise ValueError(f"column {column!r} is not in the history; it has {list(history.columns)}")
+    rows = history[["step", column]].dropna().sort_values("step")
+    steps, scores = rows["step"].to_numpy(float), rows[column].to_numpy(float)
+    reached = np.flatnonzero(scores >= level)
+    if not len(reached):
+        return float("nan")
+    i = int(reached[0])
+    return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))
+
+
+def provenance(config: Config, fingerprint: str, without: Collection[str] = ()) -> dict[str, Any]:
+    """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command.
+
+    Args:
+        without: sections of the config that do not enter its hash.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "profile": config.profile,
         "seed": config.seed,
-        "config_hash": config.hash(fingerprint),
+        "config_hash": config.hash(fingerprint, without),
         "data_fingerprint": fingerprint,
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

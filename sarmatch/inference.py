@@ -20,8 +20,9 @@ from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar
 from sarmatch.evaluation import EvaluationCrops, check_search
 from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
-from sarmatch.matching import RawMatches, coarse_logits, match_descriptors
+from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
 from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
+from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
 from sarmatch.volumes import Volume
@@ -37,12 +38,12 @@ LOCAL_RADIUS = 16.0
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool = True) -> Matcher:
+def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool = True, mc_passes: int = 0) -> Matcher:
     """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
-        device, use_consensus: as for `Matcher`.
+        device, use_consensus, mc_passes: as for `Matcher`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
@@ -56,7 +57,7 @@ def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool =
             "a .safetensors file; train some with `sarmatch train`"
         )
     net, _ = load_weights(path)
-    return Matcher(net, device, use_consensus)
+    return Matcher(net, device, use_consensus, mc_passes)
 
 
 class Matcher:
@@ -66,12 +67,20 @@ class Matcher:
         net: moved to the device and put in evaluation mode.
         device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
         use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
+        mc_passes: passes with dropout (section 3.2.4 takes 20); 0 makes one deterministic pass.
     """
 
-    def __init__(self, net: SarOpticalNet, device: str | torch.device = "auto", use_consensus: bool = True) -> None:
+    def __init__(
+        self,
+        net: SarOpticalNet,
+        device: str | torch.device = "auto",
+        use_consensus: bool = True,
+        mc_passes: int = 0,
+    ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
+        self.mc_passes = _checked_passes(mc_passes)
 
     def match(
         self,
@@ -80,6 +89,7 @@ class Matcher:
         search_radius: float | None = 32.0,
         max_rotation_deg: float = 0.0,
         scale_range: tuple[float, float] = (1.0, 1.0),
+        mc_passes: int | None = None,
     ) -> Matches:
         """Tie points between two images on one grid, up to a shift within the search radius.
 
@@ -89,12 +99,16 @@ class Matcher:
             search_radius: greatest distance of a match from the same pixel position, px; None searches the whole
                 image.
             max_rotation_deg, scale_range: how far the optical image may be turned and scaled against the SAR image.
+            mc_passes: passes with dropout instead of the matcher's own number; `epistemic` is NaN without any.
 
         Raises:
             ValueError: arrays of unusable shape, dtype or range.
             FileNotFoundError, PairError: files that cannot be read, or that lie on different grids.
         """
         check_search(search_radius, max_rotation_deg, scale_range)
+        if mc_passes is not None and mc_passes != self.mc_passes:
+            other = Matcher(self.net, self.device, self.use_consensus, mc_passes)
+            return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
         second = _load_optical(optical, net.optical_channels)
@@ -111,12 +125,15 @@ class Matcher:
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
+        return _to_matches(self.raw_matches(crops, search_radius))
+
+    def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
+        """The same before calibration, with the parts of which confidence is made."""
         first, second = (
             Raster(crops.sar, crops.sar_valid, None, None),
             Raster(crops.optical, crops.optical_valid, None, None),
         )
-        raw = self._match(first, second, search_radius, crops.max_rotation_deg, crops.scale_range)
-        return _to_matches(raw)
+        return self._match(first, second, search_radius, crops.max_rotation_deg, crops.scale_range)
 
     @torch.no_grad()
     def similarity_volumes(self, crops: EvaluationCrops, search_radius: float) -> tuple[Volume, Volume]:
@@ -166,8 +183,7 @@ class Matcher:
         seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
         raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS)
         xy_optical = transform_points(prior, raw.xy_optical)
-        keep = inside(xy_optical, size)
-        return RawMatches(raw.xy_sar[keep], xy_optical[keep], raw.confidence[keep])
+        return select(raw._replace(xy_optical=xy_optical), inside(xy_optical, size))
 
     def _match_tiles(
         self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
@@ -183,19 +199,39 @@ class Matcher:
             masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
             if not (bool(masks[0].any()) and bool(masks[1].any())):
                 continue
-            sar_described, optical_described = self.net(*inputs)
-            raw = match_descriptors(
-                self.net, sar_described, optical_described, search_radius, *masks, self.use_consensus
-            )
+            raw = self._match_tile(*inputs, *masks, search_radius)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
-            xy_sar = raw.xy_sar + origin
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
-            keep = ((xy_sar >= low) & (xy_sar < high)).all(-1)
-            parts.append(RawMatches(xy_sar[keep], raw.xy_optical[keep] + origin, raw.confidence[keep]))
+            xy_sar = raw.xy_sar + origin
+            raw = raw._replace(xy_sar=xy_sar, xy_optical=raw.xy_optical + origin)
+            parts.append(select(raw, ((xy_sar >= low) & (xy_sar < high)).all(-1)))
         if not parts:
-            empty = sar.new_zeros(0, 2)
-            return RawMatches(empty, empty, sar.new_zeros(0))
-        return RawMatches(*(torch.cat([getattr(p, k) for p in parts]) for k in ("xy_sar", "xy_optical", "confidence")))
+            empty = sar.new_zeros(0)
+            return RawMatches(sar.new_zeros(0, 2), sar.new_zeros(0, 2), empty, empty, empty)
+        return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _match_tile(
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+    ) -> RawMatches:
+        """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells."""
+        net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
+        prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
+        first, second = (
+            net.describe(encoder.finish(prefix))
+            for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
+        )
+        masks = (sar_valid, optical_valid)
+        if self.mc_passes:
+            prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting)
+        else:
+            prediction = predict(net, first, second, search_radius, *masks, voting)
+        return pick_matches(net, prediction, first.fine, second.fine, *masks, voting)
+
+
+def _checked_passes(mc_passes: int) -> int:
+    if mc_passes < 0:
+        raise ValueError(f"mc_passes must not be negative, got {mc_passes}; 0 makes one pass without dropout")
+    return mc_passes
 
 
 def _usable_device(name: str | torch.device) -> torch.device:
@@ -229,7 +265,8 @@ def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
 
 
 def _to_matches(raw: RawMatches) -> Matches:
-    return Matches(raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy(), raw.confidence.cpu().numpy())
+    xy_sar, xy_optical, probability, aleatoric, epistemic = (values.cpu().numpy() for values in raw)
+    return Matches(xy_sar, xy_optical, probability, aleatoric, epistemic)
 
 
 def _refit(matches: RawMatches, prior: Tensor) -> Tensor:

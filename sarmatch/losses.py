@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sarmatch.volumes import Volume, log_softmax, swap
@@ -87,3 +88,100 @@ def _target_is_valid(valid: Tensor, displacement: Tensor, within: Tensor | None)
     for index, weight in _corners(displacement, (valid.shape[1] - 1) // 2):
         result = result & (flat.gather(1, index[:, None])[:, 0] | (weight == 0))
     return result
+
+
+def info_nce(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """L_cont: each image must pick out its partner among all partners of the batch, in both directions.
+
+    Eq. 4 with the positive in the denominator too, which makes it a cross-entropy and so never negative.
+
+    Args:
+        z_sar, z_optical: L2-normalised embeddings (B, D); row i of both shows one place, so their products are the
+            cosines of eq. 3.
+        temperature: tau > 0.
+        mask: (B,) bool; rows that are False are neither positives nor negatives. None takes all.
+
+    Returns:
+        scalar, zero where fewer than two rows take part.
+
+    Raises:
+        ValueError: embeddings of unequal or wrong shape.
+    """
+    logits = _similarities(z_sar, z_optical, mask) / temperature
+    if len(logits) < 2:
+        return logits.sum() * 0
+    partner = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
+
+
+def info_nce_printed(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """Eq. 4 as printed: the denominator sums over the negatives only, from SAR to optical images.
+
+    It is no cross-entropy and zero is not its minimum: it falls without bound as the similarity of the positive grows.
+    Only because cosines end at one does it stop at log(B - 1) - 2 / temperature; its pull on a positive never fades.
+
+    Arguments, shapes and errors as `info_nce`.
+    """
+    logits = _similarities(z_sar, z_optical, mask) / temperature
+    if len(logits) < 2:
+        return logits.sum() * 0
+    positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    negatives = logits.masked_fill(positive, -torch.inf)
+    return (negatives.logsumexp(dim=1) - logits.diagonal()).mean()
+
+
+def _similarities(z_sar: Tensor, z_optical: Tensor, mask: Tensor | None) -> Tensor:
+    """Eq. 3 between all rows that take part."""
+    if z_sar.ndim != 2 or z_sar.shape != z_optical.shape:
+        raise ValueError(
+            f"z_sar and z_optical must both be (B, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}; "
+            "pool the features of each image to one embedding first"
+        )
+    if mask is not None:
+        z_sar, z_optical = z_sar[mask], z_optical[mask]
+    return z_sar @ z_optical.T
+
+
+def rotation_loss(logits_sar: Tensor, logits_optical: Tensor, turns_sar: Tensor, turns_optical: Tensor) -> Tensor:
+    """L_rot, eq. 5: cross-entropy of the predicted quarter turns, for SAR and optical images apart and averaged.
+
+    Args:
+        logits_sar, logits_optical: before the softmax, (B, 4).
+        turns_sar, turns_optical: true number of quarter turns, (B,) int64 in 0..3.
+
+    Returns:
+        scalar; log 4 at chance.
+    """
+    return (F.cross_entropy(logits_sar, turns_sar) + F.cross_entropy(logits_optical, turns_optical)) / 2
+
+
+def mismatch_loss(aleatoric: Tensor, correct: Tensor, mask: Tensor) -> Tensor:
+    """First part of L_unc: cross-entropy of the fused uncertainty against whether the match is wrong, (B,).
+
+    Args:
+        aleatoric: uncertainty of each SAR cell's best match, (B, H, W) in [0, 1].
+        correct: whether that match is right, (B, H, W) bool; nothing flows back through it.
+        mask: (B, H, W) bool, the cells that count.
+    """
+    loss = F.binary_cross_entropy(aleatoric.clamp(1e-4, 1 - 1e-4), (~correct).to(aleatoric), reduction="none")
+    return _masked_mean(loss, mask)
+
+
+def attenuated_residual(error_px: Tensor, log_scale_px: Tensor, mask: Tensor) -> Tensor:
+    """Second part of L_unc: negative log-likelihood of residuals under a Laplace law whose scale is learned, (B,).
+
+    The attenuation of Kendall and Gal (2017), with the absolute instead of the squared residual: a wrong match is off
+    by tens of pixels and would rule a square. A place may lower its loss by admitting a wide scale, at the price of
+    its logarithm.
+
+    Args:
+        error_px: (B, H, W), >= 0.
+        log_scale_px: log of the expected error, (B, H, W).
+        mask: (B, H, W) bool, the cells that count.
+    """
+    return _masked_mean(error_px * torch.exp(-log_scale_px) + log_scale_px, mask)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true cells of each sample of (B, H, W), zero where there are none."""
+    return torch.where(mask, values, 0.0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)

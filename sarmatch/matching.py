@@ -7,30 +7,66 @@ nearest neighbours. Fine: the same on thin full-resolution descriptors within a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sarmatch.geometry import cell_centres, inside
 from sarmatch.models import STRIDE, Descriptors, SarOpticalNet
-from sarmatch.volumes import FineMaps, Volume, best, coarse_volume, combine, consensus, disc, log_softmax, swap
+from sarmatch.volumes import (
+    FineMaps,
+    Volume,
+    best,
+    coarse_volume,
+    combine,
+    consensus,
+    disc,
+    displaced,
+    log_softmax,
+    swap,
+)
 
 FINE_RADIUS = 4
 """Half-width of the fine window, px: a cell's own width, so that a match one cell off can still be mended."""
 
 
-@dataclass(frozen=True)
-class RawMatches:
-    """Tensors of N matches: `xy_sar`, `xy_optical` (N, 2) px; `confidence` (N,), dual-softmax probability."""
+class RawMatches(NamedTuple):
+    """Tensors of N matches.
+
+    Attributes:
+        xy_sar, xy_optical: (N, 2) px.
+        probability: (N,) dual-softmax probability, mean over passes; not calibrated.
+        aleatoric: (N,) in [0, 1], the fused uncertainty of both ends; NaN where the network has no such modules.
+        epistemic: (N,) mutual information in nats; NaN without Monte Carlo passes.
+    """
 
     xy_sar: Tensor
     xy_optical: Tensor
-    confidence: Tensor
+    probability: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+
+class Prediction(NamedTuple):
+    """What the coarse level says of one pair (B = 1), before matches are picked.
+
+    Attributes:
+        forward, backward: log-probabilities (1, K*K, h, w) of the row and of the column softmax.
+        pair_maps: weighted sources of uncertainty of each image, (1, h, w) each, or None.
+        variance: over passes, of the probability of each cell's best displacement, (1, h, w); None without passes.
+        mutual_information: between displacement and weights, nats, (1, h, w); None without passes.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    pair_maps: tuple[Tensor, Tensor] | None = None
+    variance: Tensor | None = None
+    mutual_information: Tensor | None = None
 
 
 @torch.no_grad()
-def match_descriptors(
+def predict(
     net: SarOpticalNet,
     sar: Descriptors,
     optical: Descriptors,
@@ -38,39 +74,89 @@ def match_descriptors(
     sar_valid: Tensor | None = None,
     optical_valid: Tensor | None = None,
     use_consensus: bool = True,
+) -> Prediction:
+    """The coarse level of a batch of pairs of equal size, each by itself.
+
+    Args:
+        search_radius: greatest distance of a match from its predicted position, px.
+        sar_valid, optical_valid: (B, h, w) bool, cells that carry data; None takes all.
+        use_consensus: False gives the paper-literal matcher, each cell by itself.
+    """
+    logits = coarse_logits(net, sar, optical, search_radius, sar_valid, optical_valid, use_consensus)
+    within = disc(logits.radius, search_radius / STRIDE, logits.values.device)
+    return Prediction(log_softmax(logits, within), log_softmax(swap(logits), within), pair_maps(net, sar, optical))
+
+
+@torch.no_grad()
+def pick_matches(
+    net: SarOpticalNet,
+    prediction: Prediction,
+    sar_fine: Tensor,
+    optical_fine: Tensor,
+    sar_valid: Tensor | None = None,
+    optical_valid: Tensor | None = None,
+    use_consensus: bool = True,
     refine: bool = True,
 ) -> RawMatches:
-    """All mutual matches of one pair.
+    """All mutual matches of one pair, to the fraction of a pixel.
 
     With consensus, each match is refined in a fine volume; without, as in the paper, by the expectation over the 3x3
     cells around it.
 
     Args:
-        sar, optical: descriptors of one image each (B = 1), of equal size.
-        search_radius: greatest distance of a match from its predicted position, px.
-        sar_valid, optical_valid: (1, H/4, W/4) bool, cells that carry data; None takes all.
-        use_consensus: False gives the paper-literal matcher, each cell by itself.
+        sar_fine, optical_fine: full-resolution descriptors (1, C, H, W).
         refine: False stops at whole cells.
     """
-    use_consensus = use_consensus and bool(net.config.consensus_cells)
-    logits = coarse_logits(net, sar, optical, search_radius, sar_valid, optical_valid, use_consensus)
-    within = disc(logits.radius, search_radius / STRIDE, logits.values.device)
-    forward, backward = log_softmax(logits, within), log_softmax(swap(logits), within)
-    cells, displacement, confidence = mutual_matches(forward, backward)
+    cells, displacement, probability = mutual_matches(prediction.forward, prediction.backward)
     if optical_valid is not None or sar_valid is not None:
         keep = _on_data(cells, displacement, sar_valid, optical_valid)
-        cells, displacement, confidence = cells[keep], displacement[keep], confidence[keep]
+        cells, displacement, probability = cells[keep], displacement[keep], probability[keep]
     moved = displacement.float() * STRIDE
     if refine and use_consensus:
-        moved = moved + refine_displacement(net, sar, optical, cells, displacement)
+        moved = moved + refine_displacement(net, sar_fine, optical_fine, cells, displacement)
     elif refine:
-        moved = moved + STRIDE * _expected_step(logits, within, cells, displacement)
-    centres = cell_centres(sar.coarse.shape[-2], sar.coarse.shape[-1], STRIDE, moved.device)
+        moved = moved + STRIDE * _expected_step(prediction.forward, cells, displacement)
+    height, width = optical_fine.shape[-2:]
+    centres = cell_centres(height // STRIDE, width // STRIDE, STRIDE, moved.device)
     xy_sar = centres[cells[:, 1], cells[:, 0]]
-    xy_optical = xy_sar + moved
-    height, width = optical.fine.shape[-2:]
-    keep = inside(xy_optical, (height, width))
-    return RawMatches(xy_sar[keep], xy_optical[keep], confidence[keep])
+    aleatoric, epistemic = torch.full_like(probability, torch.nan), torch.full_like(probability, torch.nan)
+    if prediction.pair_maps is not None:
+        of_sar, of_optical = prediction.pair_maps
+        to = cells + displacement
+        aleatoric = of_sar[0, cells[:, 1], cells[:, 0]] + of_optical[0, to[:, 1], to[:, 0]]
+    if prediction.mutual_information is not None:
+        epistemic = prediction.mutual_information[0, cells[:, 1], cells[:, 0]]
+    raw = RawMatches(xy_sar, xy_sar + moved, probability, aleatoric, epistemic)
+    return select(raw, inside(raw.xy_optical, (height, width)))
+
+
+def select(raw: RawMatches, rows: Tensor) -> RawMatches:
+    """The matches where a mask (N,) is true."""
+    return RawMatches(*(values[rows] for values in raw))
+
+
+def pair_maps(net: SarOpticalNet, sar: Descriptors, optical: Descriptors) -> tuple[Tensor, Tensor] | None:
+    """Sources of uncertainty weighted for the pair (section 3.2.3): one map (B, h, w) for each image's cells.
+
+    The weights of all six sum to one, so the uncertainty of a match, the sum of the maps at both ends, lies in [0, 1].
+    """
+    if sar.uncertainty is None or optical.uncertainty is None or net.source_weights is None:
+        return None
+    weights = net.source_weights(sar.uncertainty, optical.uncertainty)[..., None, None]
+    n_sar = sar.uncertainty.sources.shape[1]
+    of_sar = (weights[:, :n_sar] * sar.uncertainty.sources).sum(1)
+    return of_sar, (weights[:, n_sar:] * optical.uncertainty.sources).sum(1)
+
+
+def vote_weights(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, radius: int) -> Tensor | None:
+    """exp(-beta (U_sar + U_opt)) of both ends of every entry of a volume, (B, K, K, h, w); None without uncertainty.
+
+    Ends that look uncertain weigh less: in the similarity itself, and as neighbours that vote (design point 4).
+    """
+    if sar.uncertainty is None or optical.uncertainty is None:
+        return None
+    there = displaced(optical.uncertainty.fused[:, 0], (sar.coarse.shape[-2], sar.coarse.shape[-1]), radius)
+    return torch.exp(-net.vote_log_scale.exp() * (sar.uncertainty.fused[:, None] + there))
 
 
 def coarse_logits(
@@ -85,10 +171,23 @@ def coarse_logits(
     """Similarities times their scales over displacements within the search radius."""
     radius = math.ceil(search_radius / STRIDE)
     volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
-    if not use_consensus:
-        return Volume(volume.values * net.plain_log_scale.exp(), volume.valid)
-    volumes = [volume, *consensus(volume, net.config.consensus_cells)]
+    votes = vote_weights(net, sar, optical, radius)
+    return voted_logits(net, volume, votes) if use_consensus else plain_logits(net, volume, votes)
+
+
+def plain_logits(net: SarOpticalNet, volume: Volume, votes: Tensor | None) -> Volume:
+    """Each cell by itself: its similarities weighted by the confidence of both ends, times the learned scale."""
+    return Volume(_weighted(volume, votes).values * net.plain_log_scale.exp(), volume.valid)
+
+
+def voted_logits(net: SarOpticalNet, volume: Volume, votes: Tensor | None) -> Volume:
+    """The cell and its neighbourhoods together, each times its learned scale."""
+    volumes = [_weighted(volume, votes), *consensus(volume, net.config.consensus_cells, votes)]
     return combine(volumes, net.coarse_log_scales.exp())
+
+
+def _weighted(volume: Volume, votes: Tensor | None) -> Volume:
+    return volume if votes is None else Volume(volume.values * votes, volume.valid)
 
 
 def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,28 +232,28 @@ def _on_data(
     return keep
 
 
-def _expected_step(logits: Volume, within: Tensor, cells: Tensor, displacement: Tensor) -> Tensor:
+def _expected_step(log_probability: Tensor, cells: Tensor, displacement: Tensor) -> Tensor:
     """Correction of matches to a fraction of a cell, (N, 2) in cells: expectation over the 3x3 steps around each."""
-    candidates = logits.valid & within[:, :, None, None]
-    values = logits.values.masked_fill(~candidates, -torch.inf)
-    at_cells = values[0, ..., cells[:, 1], cells[:, 0]].permute(2, 0, 1)
+    size = math.isqrt(log_probability.shape[1])
+    at_cells = log_probability[0, :, cells[:, 1], cells[:, 0]].T.unflatten(1, (size, size))
     return local_expectation(at_cells) - displacement
 
 
 def refine_displacement(
-    net: SarOpticalNet, sar: Descriptors, optical: Descriptors, cells: Tensor, displacement: Tensor
+    net: SarOpticalNet, sar: Tensor, optical: Tensor, cells: Tensor, displacement: Tensor
 ) -> Tensor:
     """Sub-pixel correction (dx, dy) in px of coarse matches, (N, 2) float32, each within `FINE_RADIUS` + 1.
 
     Args:
+        sar, optical: full-resolution descriptors (1, C, H, W).
         cells: (N, 2) long (x, y).
         displacement: (N, 2) long, in cells.
     """
-    correction = torch.zeros(len(cells), 2, device=sar.fine.device)
+    correction = torch.zeros(len(cells), 2, device=sar.device)
     if not len(cells):
         return correction
     reach = int(displacement.abs().max()) * STRIDE + FINE_RADIUS
-    maps = FineMaps(sar.fine, optical.fine, reach, STRIDE)
+    maps = FineMaps(sar, optical, reach, STRIDE)
     for shared in displacement.unique(dim=0):
         rows = (displacement == shared).all(-1).nonzero()[:, 0]
         dx, dy = (int(v) * STRIDE for v in shared)

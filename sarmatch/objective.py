@@ -7,53 +7,84 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sarmatch.config import TrainingConfig
 from sarmatch.data.transforms import Sample
 from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
-from sarmatch.losses import matching_loss, row_loss
-from sarmatch.matching import FINE_RADIUS, fine_logits
+from sarmatch.losses import attenuated_residual, matching_loss, mismatch_loss, row_loss
+from sarmatch.matching import FINE_RADIUS, fine_logits, pair_maps, plain_logits, vote_weights, voted_logits
 from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
-from sarmatch.volumes import Volume, coarse_volume, combine, consensus, disc, fine_volume
+from sarmatch.volumes import best, coarse_volume, disc, fine_volume, log_softmax
 
 FINE_JITTER = 2
 """The fine window is centred up to this many px off the truth in training, as a coarse match would be."""
 
 
+CORRECT_PX = 3.0
+"""Error up to which a match counts as right; a cell's own centre is at most 2.8 px from the truth."""
+
+
 class Objective(nn.Module):
     """The network and its losses on a batch, as one module so that data-parallel training sees all parameters."""
 
-    def __init__(self, net: SarOpticalNet) -> None:
+    def __init__(self, net: SarOpticalNet, training: TrainingConfig) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.training_config = net, training
 
-    def forward(self, batch: Sample, window_px: float) -> dict[str, Tensor]:
-        """Scalar losses by name; `loss` is their sum.
-
-        Args:
-            window_px: half-width of the candidate window of the coarse loss.
-        """
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """Scalar losses by name; `loss` is their weighted sum (table 2)."""
         sar, optical = self.net(
             fill_invalid(batch["sar"], batch["sar_valid"]), fill_invalid(batch["optical"], batch["optical_valid"])
         )
         with torch.autocast(sar.coarse.device.type, enabled=False):
-            return self._losses(sar, optical, batch, window_px)
+            return self._losses(sar, optical, batch)
 
-    def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample, window_px: float) -> dict[str, Tensor]:
+    def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample) -> dict[str, Tensor]:
         forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
-        radius = math.ceil(window_px / STRIDE)
+        window = self.training_config.window_px / STRIDE
+        radius = math.ceil(window)
         sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
         volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
-        within = disc(radius, window_px / STRIDE, volume.values.device)
-        plain = Volume(volume.values * self.net.plain_log_scale.exp(), volume.valid)
+        votes = vote_weights(self.net, sar, optical, radius)
+        within = disc(radius, window, volume.values.device)
         targets = (forward / STRIDE, backward / STRIDE)
-        losses = {"plain": matching_loss(plain, *targets, sar_mask, optical_mask, within)}
+        logits = plain_logits(self.net, volume, votes)
+        losses = {"plain": matching_loss(logits, *targets, sar_mask, optical_mask, within)}
         if self.net.config.consensus_cells:
-            volumes = [volume, *consensus(volume, self.net.config.consensus_cells)]
-            logits = combine(volumes, self.net.coarse_log_scales.exp())
+            logits = voted_logits(self.net, volume, votes)
             # A cell whose counterpart lies off the image still has a true displacement: its neighbours vote for it.
             losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
             losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward, sar_mask)
         means = {name: value.mean() for name, value in losses.items()}
-        return {"loss": torch.stack(list(means.values())).sum(), **means}
+        total = self.training_config.matching_weight * torch.stack(list(means.values())).sum()
+        if self.net.config.uncertainty:
+            # A cell whose counterpart lies beyond the window cannot be right: it says nothing of the images.
+            reachable = sar_mask & (forward.norm(dim=-1) <= self.training_config.window_px)
+            doubts = self._uncertainty_losses(sar, optical, log_softmax(logits, within), forward, reachable)
+            total = total + self.training_config.uncertainty_weight * torch.stack(list(doubts.values())).sum()
+            means |= doubts
+        return {"loss": total, **means}
+
+    def _uncertainty_losses(
+        self, sar: Descriptors, optical: Descriptors, log_row: Tensor, true_px: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """L_unc against the best displacement of each cell, through which nothing flows back.
+
+        Args:
+            log_row: row log-probabilities (B, K*K, h, w).
+            true_px: true displacement, (B, h, w, 2) px.
+            mask: (B, h, w) bool, cells that count.
+        """
+        maps = pair_maps(self.net, sar, optical)
+        assert maps is not None and sar.uncertainty is not None and optical.uncertainty is not None
+        displacement, _ = best(log_row.detach())
+        error = (displacement * STRIDE - true_px).norm(dim=-1)
+        aleatoric = maps[0] + at_ends(maps[1], displacement)
+        both = sar.uncertainty.fused[:, 0] + at_ends(optical.uncertainty.fused[:, 0], displacement)
+        floor, growth = self.net.residual_log_scales
+        return {
+            "mismatch": mismatch_loss(aleatoric, error <= CORRECT_PX, mask).mean(),
+            "residual": attenuated_residual(error, floor + growth.exp() * (both - 1), mask).mean(),
+        }
 
     def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy of the fine volume around the central displacement of each pair, (B,)."""
@@ -65,6 +96,15 @@ class Objective(nn.Module):
         volume = fine_volume(sar, optical, offset, FINE_RADIUS, STRIDE)
         residual = displacement - offset[:, None, None]
         return row_loss(fine_logits(self.net, volume), residual, mask)
+
+
+def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
+    """Values of a map on the optical cells (B, h, w) at each SAR cell's displacement (B, h, w, 2), (B, h, w)."""
+    height, width = optical_map.shape[-2:]
+    y = torch.arange(height, device=optical_map.device)[:, None] + displacement[..., 1]
+    x = torch.arange(width, device=optical_map.device) + displacement[..., 0]
+    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    return optical_map.flatten(1).gather(1, index.flatten(1)).unflatten(1, (height, width))
 
 
 def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:

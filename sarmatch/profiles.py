@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sarmatch.config import Config, DataConfig, EvaluationConfig, ModelConfig, PretrainingConfig, TrainingConfig
+from sarmatch.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PretrainingConfig,
+    StudyConfig,
+    TrainingConfig,
+)
 
 
 def _smoke() -> Config:
@@ -26,6 +34,10 @@ def _smoke() -> Config:
         evaluation=EvaluationConfig(
             crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
             max_pairs=2,
+        ),
+        studies=StudyConfig(
+            seeds=(0, 1), crop_size=64, pretraining_steps=2, steps=4, validate_every=2, temperatures=(0.07, 0.5),
+            passes=(1, 2), scenes=2, scene_px=64, distillation_crops=4,
         ),
     )  # fmt: skip
 
@@ -46,6 +58,10 @@ def _demo() -> Config:
         evaluation=EvaluationConfig(
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
         ),
+        studies=StudyConfig(
+            seeds=(0, 1), pretraining_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5), passes=(1, 5, 20),
+            scenes=4, distillation_crops=48,
+        ),
     )  # fmt: skip
 
 
@@ -55,11 +71,11 @@ def _s1s2() -> Config:
         data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
         model=ModelConfig(**_REDUCED),
         pretraining=PretrainingConfig(
-            learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=300, warmup_steps=30,
+            learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=250, warmup_steps=25,
             cosine=True, validate_every=100, rotation_width=64,
         ),
         training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1600, warmup_steps=100,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1400, warmup_steps=100,
             cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0,
         ),
     )  # fmt: skip

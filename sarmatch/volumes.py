@@ -91,6 +91,17 @@ def fine_volume(sar: Tensor, optical: Tensor, offset: Tensor, radius: int, cell:
     return _cell_means(_phases(sar)[:, 0], _phases(shifted), on_image, corners, cell)
 
 
+def displaced(optical_map: Tensor, size: tuple[int, int], radius: int) -> Tensor:
+    """A map on the optical cells (B, H', W'), as seen from SAR cells at every displacement, (B, K, K, H, W).
+
+    Off the optical grid the nearest cell is repeated; a volume's `valid` tells which entries are real.
+    """
+    batch, n_cells, steps = len(optical_map), size[0] * size[1], 2 * radius + 1
+    index, _ = _window_index(size, (optical_map.shape[-2], optical_map.shape[-1]), radius, optical_map.device)
+    rows = optical_map.flatten(1)[:, None].expand(-1, n_cells, -1)
+    return rows.gather(2, index.expand(batch, -1, -1)).transpose(1, 2).reshape(batch, steps, steps, *size)
+
+
 PIXEL_STEP = 2
 """Every second SAR pixel is compared, with optical pixels at every displacement: a quarter of the work."""
 

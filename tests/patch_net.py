@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarmatch.models import Descriptors
+from sarmatch.models import Descriptors, Prefix
 
 
 class PatchNet(nn.Module):
@@ -17,12 +17,35 @@ class PatchNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.sar_encoder = self.optical_encoder = PatchEncoder()
         self.config = SimpleNamespace(sar_channels=1, optical_channels=3, consensus_cells=(3, 5))
+        self.source_weights = None
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(30.0)))
         self.coarse_log_scales = nn.Parameter(torch.full((3,), math.log(15.0)))
         self.fine_log_scales = nn.Parameter(torch.full((3,), math.log(3.0)))
 
+    def describe(self, descriptors: Descriptors) -> Descriptors:
+        return descriptors
+
     def describe_sar(self, image: Tensor) -> Descriptors:
+        return self.sar_encoder(image)
+
+    describe_optical = describe_sar
+
+    def forward(self, sar: Tensor, optical: Tensor) -> tuple[Descriptors, Descriptors]:
+        return self.describe_sar(sar), self.describe_optical(optical)
+
+
+class PatchEncoder(nn.Module):
+    """Grey values around each cell and each pixel, behind the interface of an encoder."""
+
+    def prefix(self, image: Tensor) -> Prefix:
+        return Prefix(image, (image,))
+
+    def finish(self, prefix: Prefix) -> Descriptors:
+        return self(prefix.image)
+
+    def forward(self, image: Tensor) -> Descriptors:
         grey = image.mean(1, keepdim=True)
         fine = F.unfold(F.pad(grey, (2, 2, 2, 2), mode="replicate"), 5).unflatten(2, grey.shape[-2:])
         # Blurred, sampled every 4 px over 20 px: a descriptor must bear that a match lies between two cells.
@@ -30,11 +53,6 @@ class PatchNet(nn.Module):
         coarse = F.unfold(F.pad(blurred, (7, 6, 7, 6), mode="replicate"), 5, dilation=4, stride=4)
         coarse = coarse.unflatten(2, (grey.shape[-2] // 4, grey.shape[-1] // 4))
         return Descriptors(_normalise(coarse), _normalise(fine), None)
-
-    describe_optical = describe_sar
-
-    def forward(self, sar: Tensor, optical: Tensor) -> tuple[Descriptors, Descriptors]:
-        return self.describe_sar(sar), self.describe_optical(optical)
 
 
 def _normalise(x: Tensor) -> Tensor:

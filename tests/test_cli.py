@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     runs = tmp_path_factory.mktemp("runs")
     assert cli.main(["train", "--profile", "smoke", "--runs", str(runs), "--max-steps", "2", "--seed", "1"]) == 0
-    return next(path.parent for path in runs.rglob("model.safetensors"))
+    return next(path.parent for path in runs.rglob("matcher-*/model.safetensors"))
 
 
 def test_choices_are_those_of_the_config() -> None:

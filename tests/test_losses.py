@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn.metrics import log_loss
+from sklearn.metrics.pairwise import cosine_similarity
 
-from sarmatch.losses import matching_loss, row_loss, soft_target_nll
+from sarmatch.losses import info_nce, info_nce_printed, matching_loss, rotation_loss, row_loss, soft_target_nll
 from sarmatch.volumes import Volume, coarse_volume, log_softmax
 
 
@@ -93,3 +97,93 @@ def test_gradients_raise_the_true_similarity():
     assert values.grad is not None
     assert (values.grad[0, 3, 3] < 0).all()  # no displacement is the truth everywhere
     assert (values.grad[0, 0, 0][logits.valid[0, 0, 0]] > 0).all()
+
+
+def embeddings(n: int, seed: int, dim: int = 6):
+    generator = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(n, dim, generator=generator, dtype=torch.float64), dim=1) for _ in range(2)]
+
+
+def test_contrast_of_two_pairs_by_hand():
+    z = torch.eye(2)
+    turned = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
+    # Cosines: own 0.6 each, the other -0.8 or 0.8.
+    row = (math.log(1 + math.exp((-0.8 - 0.6) / 0.5)) + math.log(1 + math.exp((0.8 - 0.6) / 0.5))) / 2
+    assert float(info_nce(z, turned, 0.5)) == pytest.approx(row, rel=1e-5)  # the columns mirror the rows here
+    assert float(info_nce_printed(z, turned, 0.5)) == pytest.approx(((-0.8 - 0.6) + (0.8 - 0.6)) / 0.5 / 2, rel=1e-5)
+
+
+@given(st.integers(2, 9), st.integers(0, 10**6), st.floats(0.05, 2.0))
+def test_contrast_is_the_log_loss_of_a_classification_of_partners(n, seed, temperature):
+    z_sar, z_optical = embeddings(n, seed)
+    cosines = cosine_similarity(z_sar, z_optical)
+    directions = [log_loss(range(n), softmax(c / temperature, axis=1), labels=range(n)) for c in (cosines, cosines.T)]
+    assert float(info_nce(z_sar, z_optical, temperature)) == pytest.approx(np.mean(directions), rel=1e-5, abs=1e-9)
+
+
+@given(st.integers(2, 9), st.integers(0, 10**6), st.floats(0.05, 2.0))
+def test_printed_contrast_is_equation_4(n, seed, temperature):
+    z_sar, z_optical = embeddings(n, seed)
+    e = np.exp(cosine_similarity(z_sar, z_optical) / temperature)
+    terms = [-np.log(e[i, i] / sum(e[i, k] for k in range(n) if k != i)) for i in range(n)]
+    assert float(info_nce_printed(z_sar, z_optical, temperature)) == pytest.approx(np.mean(terms), rel=1e-5, abs=1e-9)
+
+
+def test_printed_contrast_has_no_lower_bound_and_the_standard_one_stops_at_zero():
+    z = torch.eye(3)
+    printed = [float(info_nce_printed(scale * z, z, 0.07)) for scale in (1, 10, 100)]
+    assert printed == pytest.approx([math.log(2) - scale / 0.07 for scale in (1, 10, 100)], rel=1e-5)
+    assert 0 <= float(info_nce(100 * z, z, 0.07)) < 1e-6
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(info_nce_printed(opposite, opposite, 0.07)) == pytest.approx(-2 / 0.07)  # least for unit vectors
+
+
+def test_contrast_is_symmetric_and_ignores_the_order_of_pairs():
+    z_sar, z_optical = embeddings(5, 0)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    loss = info_nce(z_sar, z_optical, 0.1)
+    assert torch.allclose(loss, info_nce(z_optical, z_sar, 0.1))
+    assert torch.allclose(loss, info_nce(z_sar[order], z_optical[order], 0.1))
+    assert not torch.allclose(info_nce_printed(z_sar, z_optical, 0.1), info_nce_printed(z_optical, z_sar, 0.1))
+
+
+@pytest.mark.parametrize("contrast", [info_nce, info_nce_printed])
+def test_unpaired_rows_take_no_part_in_contrast(contrast):
+    z_sar, z_optical = embeddings(5, 1)
+    mask = torch.tensor([True, False, True, True, False])
+    z_sar.requires_grad_()
+    loss = contrast(z_sar, z_optical, 0.07, mask)
+    assert torch.allclose(loss, contrast(z_sar[mask], z_optical[mask], 0.07))
+    assert not torch.allclose(loss, contrast(z_sar, z_optical, 0.07))
+    loss.backward()
+    assert (z_sar.grad.abs().sum(dim=1) > 0).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("contrast", [info_nce, info_nce_printed])
+def test_contrast_without_negatives_is_zero_and_can_be_differentiated(contrast):
+    z_sar, z_optical = embeddings(3, 2)
+    z_sar.requires_grad_()
+    for mask in ([False, False, False], [False, True, False]):
+        loss = contrast(z_sar, z_optical, 0.07, torch.tensor(mask))
+        loss.backward()
+        assert loss.item() == 0.0
+    assert not z_sar.grad.any()
+
+
+def test_contrast_rejects_feature_maps():
+    with pytest.raises(ValueError, match=r"must both be \(B, D\)"):
+        info_nce(torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 4, 4), 0.07)
+    with pytest.raises(ValueError, match=r"\(2, 8\) and \(3, 8\)"):
+        info_nce(torch.zeros(2, 8), torch.zeros(3, 8), 0.07)
+
+
+def test_rotation_loss_averages_the_modalities():
+    sar, optical = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    turns_sar, turns_optical = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 1, 2, 3, 2, 2])
+    expected = [
+        log_loss(turns, softmax(logits.numpy(), axis=1), labels=range(4))
+        for logits, turns in ((sar, turns_sar), (optical, turns_optical))
+    ]
+    assert float(rotation_loss(sar, optical, turns_sar, turns_optical)) == pytest.approx(np.mean(expected), rel=1e-5)
+    chance = rotation_loss(torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0, 3]), torch.tensor([1, 2]))
+    assert float(chance) == pytest.approx(math.log(4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.matching import RawMatches, local_expectation, match_descriptors, mutual_matches
+from sarmatch.matching import RawMatches, local_expectation, mutual_matches, pick_matches, predict
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.profiles import profile
 from sarmatch.volumes import coarse_volume, log_softmax, swap
@@ -32,6 +32,14 @@ def net() -> SarOpticalNet:
     return SarOpticalNet(SMALL).eval()
 
 
+def match_descriptors(
+    net, sar, optical, radius, sar_valid=None, optical_valid=None, use_consensus=True, refine=True
+) -> RawMatches:
+    masks = (sar_valid, optical_valid)
+    prediction = predict(net, sar, optical, radius, *masks, use_consensus)
+    return pick_matches(net, prediction, sar.fine, optical.fine, *masks, use_consensus, refine)
+
+
 def shares_within(matches: RawMatches, truth: tuple[float, float], px: float) -> float:
     error = (matches.xy_optical - matches.xy_sar - torch.tensor(truth)).norm(dim=-1)
     return float((error <= px).float().mean())
@@ -41,9 +49,9 @@ def shares_within(matches: RawMatches, truth: tuple[float, float], px: float) ->
 def test_a_known_shift_is_found_everywhere_it_can_be(net, use_consensus):
     sar = random_descriptors(64)
     matches = match_descriptors(net, sar, shifted(sar, (2, -1)), 16.0, use_consensus=use_consensus)
-    assert len(matches.confidence) >= 13 * 14
+    assert len(matches.probability) >= 13 * 14
     assert shares_within(matches, (8.0, -4.0), 0.5) > 0.97  # a border cell may err
-    assert (matches.confidence > 0.5).float().mean() > 0.9
+    assert (matches.probability > 0.5).float().mean() > 0.9
 
 
 def test_keypoints_are_cell_centres_and_matches_lie_on_the_image(net):
@@ -68,8 +76,8 @@ def test_no_match_is_further_from_its_prediction_than_the_radius(net, use_consen
 def test_unrelated_descriptors_give_few_and_doubtful_matches(net):
     sar, other = random_descriptors(64), random_descriptors(64, seed=1)
     matches = match_descriptors(net, sar, other, 16.0, use_consensus=False)
-    assert len(matches.confidence) < 128
-    assert matches.confidence.median() < 0.3
+    assert len(matches.probability) < 128
+    assert matches.probability.median() < 0.3
 
 
 def test_cells_without_data_are_not_matched(net):
@@ -77,7 +85,7 @@ def test_cells_without_data_are_not_matched(net):
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
     valid[:, :, :8] = False
     matches = match_descriptors(net, sar, shifted(sar, (0, 0)), 16.0, sar_valid=valid)
-    assert len(matches.confidence) > 100
+    assert len(matches.probability) > 100
     assert (matches.xy_sar[:, 0] >= 32).all()
     matches = match_descriptors(net, sar, shifted(sar, (0, 0)), 16.0, optical_valid=valid, refine=False)
     assert (matches.xy_optical[:, 0] >= 32).all()

@@ -18,10 +18,10 @@ from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
 from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.geometry import translation
+from sarmatch.loop import StepSampler, learning_rate, total_steps
 from sarmatch.models import SarOpticalNet
 from sarmatch.objective import Objective, true_displacements
 from sarmatch.profiles import profile
-from sarmatch.training import StepSampler, learning_rate, total_steps
 
 PROJECT = Path(__file__).parents[1]
 
@@ -36,7 +36,11 @@ def tiny(**training) -> Config:
         "validate_every": 3,
         "validation_pairs": 1,
     }
-    return profile("smoke").replace(data={"n_synthetic": 12}, training=settings | training)
+    return profile("smoke").replace(
+        data={"n_synthetic": 12},
+        pretraining={"contrastive": False, "rotation": False},
+        training=settings | training,
+    )
 
 
 def test_every_pair_is_seen_once_an_epoch():
@@ -98,11 +102,11 @@ def test_losses_fall_on_a_batch_that_repeats():
     crops = TrainingCrops(open_pairs(config.data), config.data, seed=0)
     batch = torch.utils.data.default_collate([crops[0, i] for i in range(4)])
     torch.manual_seed(0)
-    objective = Objective(SarOpticalNet(config.model))
+    objective = Objective(SarOpticalNet(config.model), config.training)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     history = []
     for _ in range(25):
-        losses = objective(batch, config.training.window_px)
+        losses = objective(batch)
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
@@ -139,6 +143,13 @@ def test_early_stopping_waits_for_its_patience(tmp_path):
     )
     assert run.history["step"].max() <= 5  # nothing is learned, so the first score stays the best
     assert train_or_load(run.config, tmp_path, show_progress=False).loaded
+
+
+def test_without_patience_training_goes_to_the_end(tmp_path):
+    run = train_or_load(
+        tiny(max_steps=8, validate_every=1, patience=None, learning_rate=1e-9), tmp_path, show_progress=False
+    )
+    assert run.history["step"].max() == 8
 
 
 def test_accumulation_is_the_mean_of_its_parts(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +18,6 @@ STRIDE = 4
 """Stride of the dense features and descriptors: 64 x 64 cells on a 256 px image."""
 GROUP_SIZE = 8
 """Channels a group of the group norm; every width is a multiple of it."""
-
-
-class Encoding(NamedTuple):
-    """What an encoder says of an image (B, C, H, W).
-
-    Attributes:
-        features: F of eqs. 1 and 2, (B, feature_width, H/4, W/4).
-        fine: L2-normalised full-resolution descriptors, (B, fine_dim, H, W).
-        uncertainty: U of eqs. 1 and 2, (B, 1, H/4, W/4) in [0, 1], or None where the encoder has no such module.
-    """
-
-    features: Tensor
-    fine: Tensor
-    uncertainty: Tensor | None = None
 
 
 def norm_layer(norm: Norm) -> NormLayer:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
 from sarmatch.models.bifpn import BiFPN
-from sarmatch.models.layers import Encoding, FineBranch, NormLayer, check_input, norm_layer, standardise
+from sarmatch.models.encoder import DenseEncoder, Prefix
+from sarmatch.models.layers import NormLayer, norm_layer
+from sarmatch.models.uncertainty import optical_uncertainty
 
 EXPANSION = 4
 BLOCKS_PER_LAYER = 2
@@ -32,38 +34,34 @@ def mbconv_layer(inputs: int, outputs: int, norm: NormLayer) -> nn.Sequential:
     return nn.Sequential(block(inputs, outputs, stride=2), *rest)
 
 
-class OpticalEncoder(nn.Module):
+class OpticalEncoder(DenseEncoder):
     """7x7 stem of stride 2, three layers at strides 4, 8 and 16, BiFPN over them, F at stride 4 (eq. 2).
 
     At full width 64 -> 128 -> 256 -> 512; the paper names three layers and four widths: the first is the stem's.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         norm = norm_layer(config.norm)
         stem, *widths = config.optical_widths
-        self.channels = config.optical_channels
+        uncertainty = optical_uncertainty(config) if config.uncertainty else None
+        super().__init__(config.optical_channels, stem, config, uncertainty)
         self.stem = ConvNormAct(config.optical_channels, stem, 7, stride=2, norm_layer=norm, act_layer=nn.SiLU)
-        self.early_dropout = nn.Dropout2d(config.early_dropout)
         self.layers = nn.ModuleList(
             mbconv_layer(inputs, outputs, norm)
             for inputs, outputs in zip(config.optical_widths[:-1], widths, strict=True)
         )
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
         self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
-        self.fine = FineBranch(
-            config.optical_channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm
-        )
 
-    def forward(self, optical: Tensor) -> Encoding:
-        """(B, 3 or 13, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
-        check_input(optical, self.channels, "optical image")
-        image = standardise(optical)
-        stem = self.stem(image)
-        x = self.early_dropout(stem)
+    def prefix(self, image: Tensor) -> Prefix:
+        prepared = self._prepared(image)
+        return Prefix(prepared, (self.stem(prepared),))
+
+    def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
+        x = self.early_dropout(maps[0])
         levels = []
         for layer in self.layers:
             x = layer(x)
             levels.append(x)
-        features = self.out(self.bifpn(levels))
-        return Encoding(features, self.fine(image, stem, features))
+        features: Tensor = self.out(self.bifpn(levels))
+        return features

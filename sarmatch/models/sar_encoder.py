@@ -6,10 +6,12 @@ from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
-from sarmatch.models.layers import Encoding, FineBranch, XceptionBlock, check_input, norm_layer, standardise
+from sarmatch.models.encoder import DenseEncoder, Prefix
+from sarmatch.models.layers import XceptionBlock, norm_layer
+from sarmatch.models.uncertainty import sar_uncertainty
 
 
-class SarEncoder(nn.Module):
+class SarEncoder(DenseEncoder):
     """Stem of stride 2, then four Xception blocks, 32 -> 64 -> 128 -> 256 -> 512 at full width (eq. 1).
 
     The paper names four blocks and five widths: the first width is the stem's. Only the first block reduces, the
@@ -18,28 +20,23 @@ class SarEncoder(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         norm = norm_layer(config.norm)
         stem, *widths = config.sar_widths
-        self.channels = config.sar_channels
+        super().__init__(config.sar_channels, stem, config, sar_uncertainty(config) if config.uncertainty else None)
         self.stem = ConvNormAct(config.sar_channels, stem, 3, stride=2, norm_layer=norm)
-        self.early_dropout = nn.Dropout2d(config.early_dropout)
         self.blocks = nn.ModuleList()
         for i, (width, dilation) in enumerate(zip(widths, config.sar_dilations, strict=True)):
             inputs = config.sar_widths[i]
             self.blocks.append(XceptionBlock(inputs, width, 2 if i == 0 else 1, dilation, norm))
         self.out = ConvNormAct(widths[-1], config.feature_width, 1, norm_layer=norm, apply_act=False)
-        self.fine = FineBranch(
-            config.sar_channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm
-        )
 
-    def forward(self, sar: Tensor) -> Encoding:
-        """(B, 1 or 2, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
-        check_input(sar, self.channels, "SAR image")
-        image = standardise(sar)
-        stem = self.stem(image)
-        x = self.early_dropout(stem)
+    def prefix(self, image: Tensor) -> Prefix:
+        prepared = self._prepared(image)
+        return Prefix(prepared, (self.stem(prepared),))
+
+    def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
+        x = self.early_dropout(maps[0])
         for block in self.blocks:
             x = block(x)
-        features = self.out(x)
-        return Encoding(features, self.fine(image, stem, features))
+        features: Tensor = self.out(x)
+        return features

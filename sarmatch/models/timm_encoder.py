@@ -7,48 +7,50 @@ from typing import Any
 import timm
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
-from torch import Tensor, nn
+from torch import Tensor
 
 from sarmatch.config import ModelConfig
 from sarmatch.models.bifpn import BiFPN
-from sarmatch.models.layers import Encoding, FineBranch, check_input, norm_layer, standardise
+from sarmatch.models.encoder import DenseEncoder, Prefix
+from sarmatch.models.layers import norm_layer
+from sarmatch.models.uncertainty import UncertaintyModule
 
 SAR_BACKBONE = "legacy_xception"
 OPTICAL_BACKBONE = "tf_efficientnet_b0"
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(DenseEncoder):
     """A timm backbone's maps at strides 4, 8 and 16 through a BiFPN to F at stride 4.
 
     Args:
         name: a timm model that offers `features_only`.
         channels: bands of the image; timm adapts pretrained stems to any number.
+        uncertainty: the module of the modality, or None.
     """
 
-    def __init__(self, name: str, channels: int, config: ModelConfig) -> None:
-        super().__init__()
-        norm = norm_layer(config.norm)
-        self.channels = channels
-        self.backbone: Any = timm.create_model(
+    def __init__(self, name: str, channels: int, config: ModelConfig, uncertainty: UncertaintyModule | None) -> None:
+        backbone: Any = timm.create_model(
             name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
         )
-        stem, *widths = self.backbone.feature_info.channels()  # type: ignore[operator, union-attr]
-        self.early_dropout = nn.Dropout2d(config.early_dropout)
+        stem, *widths = backbone.feature_info.channels()
+        super().__init__(channels, stem, config, uncertainty)
+        self.backbone = backbone
+        norm = norm_layer(config.norm)
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
         self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
-        self.fine = FineBranch(channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm)
 
-    def forward(self, x: Tensor) -> Encoding:
-        """(B, C, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
-        check_input(x, self.channels, "image")
-        image = standardise(x)
-        height, width = image.shape[-2:]
+    def prefix(self, image: Tensor) -> Prefix:
+        prepared = self._prepared(image)
+        height, width = prepared.shape[-2:]
         # Stock stems pad differently and end a cell short; all maps go onto the grid of the contract.
-        stem, *levels = (_onto(x, height >> (i + 1), width >> (i + 1)) for i, x in enumerate(self.backbone(image)))
+        maps = (_onto(x, height >> (i + 1), width >> (i + 1)) for i, x in enumerate(self.backbone(prepared)))
+        return Prefix(prepared, tuple(maps))
+
+    def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         # A stock backbone has no seam behind its stem, so the early dropout acts on the finest level it hands out.
-        levels[0] = self.early_dropout(levels[0])
-        features = self.out(self.bifpn(levels))
-        return Encoding(features, self.fine(image, stem, features))
+        levels = [self.early_dropout(maps[1]), *maps[2:]]
+        features: Tensor = self.out(self.bifpn(levels))
+        return features
 
 
 def _onto(x: Tensor, height: int, width: int) -> Tensor:

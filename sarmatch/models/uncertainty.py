@@ -1,0 +1,254 @@
+"""Aleatoric uncertainty of each modality and its fusion for a pair (sections 3.2.1 to 3.2.3, figures 4 and 5).
+
+Every branch ends in one map in [0, 1], a source of uncertainty with a name. Nothing but the losses teaches a branch to
+follow its name; whether it does is measured, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sarmatch.config import ModelConfig
+
+SAR_SOURCES = ("speckle", "geometry", "backscatter")
+OPTICAL_SOURCES = ("atmosphere", "illumination", "season")
+SOURCES = SAR_SOURCES + OPTICAL_SOURCES
+"""The six sources of sections 3.2.1 and 3.2.2, in the order of every tensor of six."""
+ORIENTATIONS = (0, 45, 90, 135)
+"""Degrees, counter-clockwise from the rows of the image."""
+LINE_CELLS = 5
+"""Length of an oriented kernel, in cells of 4 px."""
+WIDE_CELLS = 4
+"""Atmospheric attention looks at means over squares of this many cells."""
+
+
+class Uncertainty(NamedTuple):
+    """What an encoder says of its own doubt; maps have a cell every 4 px.
+
+    Attributes:
+        fused: U of eqs. 1 and 2, (B, 1, h, w) in [0, 1].
+        sources: the three maps of the modality, (B, 3, h, w) in [0, 1].
+        summary: mean of the features over the image, (B, C), from which the weights of a pair are drawn.
+    """
+
+    fused: Tensor
+    sources: Tensor
+    summary: Tensor
+
+
+class UncertaintyMaps(NamedTuple):
+    """All maps of a pair, for looking at.
+
+    Attributes:
+        sources: in the order of `SOURCES`, (B, 6, h, w) in [0, 1]: the first three on the SAR image's cells.
+        weights: of the six sources for this pair, (B, 6), sum 1 (section 3.2.3).
+        sar, optical: U of eqs. 1 and 2, (B, 1, h, w).
+    """
+
+    sources: Tensor
+    weights: Tensor
+    sar: Tensor
+    optical: Tensor
+
+
+class SpeckleBranch(nn.Module):
+    """Two depthwise convolutions, each with a ReLU: every channel is looked at by itself (figure 4, left)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.to_map = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(F.relu(self.second(F.relu(self.first(features))))))
+
+
+class OrientedConv(nn.Conv2d):
+    """A convolution whose kernel lives on a line through its centre: it cannot respond across its orientation.
+
+    Args:
+        orientation: one of `ORIENTATIONS`, degrees.
+    """
+
+    line: Tensor
+
+    def __init__(self, inputs: int, outputs: int, orientation: int) -> None:
+        super().__init__(inputs, outputs, LINE_CELLS, padding=LINE_CELLS // 2)
+        self.register_buffer("line", line_mask(orientation), persistent=False)
+        with torch.no_grad():  # a line has fewer taps than the square that the initial deviation was drawn for
+            self.weight.mul_(LINE_CELLS**0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * self.line, self.bias)
+
+
+def line_mask(orientation: int) -> Tensor:
+    """(LINE_CELLS, LINE_CELLS) with ones on the line of an orientation in degrees, zeros elsewhere."""
+    eye, middle = torch.eye(LINE_CELLS), torch.zeros(LINE_CELLS, LINE_CELLS)
+    middle[LINE_CELLS // 2] = 1
+    # Rows count downwards, so the anti-diagonal rises to the right.
+    return {0: middle, 45: eye.flip(1), 90: middle.T, 135: eye}[orientation].contiguous()
+
+
+class GeometricBranch(nn.Module):
+    """Four parallel convolutions along 0, 45, 90 and 135 degrees, concatenated, ReLU (figure 4, middle)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.oriented = nn.ModuleList(OrientedConv(channels, width, angle) for angle in ORIENTATIONS)
+        self.to_map = nn.Conv2d(width * len(ORIENTATIONS), 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(F.relu(torch.cat([conv(features) for conv in self.oriented], 1))))
+
+
+class BackscatterBranch(nn.Module):
+    """Attention over channels: conv, ReLU, global mean, two linear layers, multiplied in (figure 4, right)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, channels)
+        self.to_map = nn.Conv2d(channels, 1, 1)
+
+    def attention(self, features: Tensor) -> Tensor:
+        """(B, C, 1, 1) in [0, 1]."""
+        pooled = F.relu(self.conv(features)).mean(dim=(-2, -1))
+        return torch.sigmoid(self.out(F.relu(self.hidden(pooled))))[..., None, None]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(features * self.attention(features)))
+
+
+class AtmosphereBranch(nn.Module):
+    """Attention over wide areas of the image: conv, ReLU, mean over channels, multiplied in (figure 5, left).
+
+    The paper pools globally and gets a spatial map: only a mean over channels leaves one.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.to_map = nn.Conv2d(channels, 1, 1)
+
+    def attention(self, features: Tensor) -> Tensor:
+        """(B, 1, h, w) in [0.5, 1], smooth over squares of `WIDE_CELLS` cells."""
+        wide = F.relu(self.conv(F.avg_pool2d(features, WIDE_CELLS))).mean(1, keepdim=True)
+        return torch.sigmoid(F.interpolate(wide, features.shape[-2:], mode="bilinear", align_corners=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(features * self.attention(features)))
+
+
+class IlluminationBranch(nn.Module):
+    """Attention over channels: conv, ReLU, global mean, multiplied in (figure 5, middle)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.to_map = nn.Conv2d(channels, 1, 1)
+
+    def attention(self, features: Tensor) -> Tensor:
+        """(B, C, 1, 1) in [0.5, 1]."""
+        return torch.sigmoid(F.relu(self.conv(features)).mean(dim=(-2, -1), keepdim=True))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(features * self.attention(features)))
+
+
+class SeasonBranch(nn.Module):
+    """Conv, ReLU, multiplication with learned weights (figure 5, right)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.weights = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.to_map = nn.Conv2d(width, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.to_map(F.relu(self.conv(features)) * self.weights))
+
+
+class UncertaintyModule(nn.Module):
+    """Three branches of a modality and their fusion: concatenate, conv, ReLU, conv to one channel, sigmoid.
+
+    Args:
+        branches: from features (B, C, h, w) to a map (B, 1, h, w) in [0, 1] each.
+        config: width, and the dropout before the branches and within the fusion (section 3.2.4).
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(config.uncertainty_dropout)
+        self.branches = nn.ModuleList(branches)
+        self.fusion_in = nn.Conv2d(len(branches), config.uncertainty_width, 3, padding=1)
+        self.fusion_dropout = nn.Dropout2d(config.fusion_dropout)
+        self.fusion_out = nn.Conv2d(config.uncertainty_width, 1, 1)
+
+    def forward(self, features: Tensor) -> Uncertainty:
+        dropped = self.dropout(features)
+        sources = torch.cat([branch(dropped) for branch in self.branches], 1)
+        hidden = self.fusion_dropout(F.relu(self.fusion_in(sources)))
+        return Uncertainty(torch.sigmoid(self.fusion_out(hidden)), sources, features.mean(dim=(-2, -1)))
+
+
+def sar_uncertainty(config: ModelConfig) -> UncertaintyModule:
+    """Speckle, geometry and backscatter (section 3.2.1)."""
+    channels, width = config.feature_width, config.uncertainty_width
+    return UncertaintyModule(
+        [SpeckleBranch(channels), GeometricBranch(channels, width), BackscatterBranch(channels, width)], config
+    )
+
+
+def optical_uncertainty(config: ModelConfig) -> UncertaintyModule:
+    """Atmosphere, illumination and season (section 3.2.2)."""
+    channels, width = config.feature_width, config.uncertainty_width
+    return UncertaintyModule(
+        [AtmosphereBranch(channels, width), IlluminationBranch(channels), SeasonBranch(channels, width)], config
+    )
+
+
+class SourceWeights(nn.Module):
+    """Weights of the six sources for a pair, from both images' summaries and mean maps (section 3.2.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * config.feature_width + len(SOURCES), config.uncertainty_width)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.out = nn.Linear(config.uncertainty_width, len(SOURCES))
+
+    def forward(self, sar: Uncertainty, optical: Uncertainty) -> Tensor:
+        """(B, 6), positive, sum 1."""
+        means = [u.sources.mean(dim=(-2, -1)) for u in (sar, optical)]
+        pair = torch.cat([sar.summary, optical.summary, *means], 1)
+        return self.out(self.dropout(F.relu(self.hidden(pair)))).softmax(1)
+
+
+class EpistemicHead(nn.Module):
+    """One-pass estimate of what Monte Carlo dropout would say of a match: log of the mutual information.
+
+    Distilled from passes over training pairs; the paper names such an estimate as future work (section 5.5).
+
+    Args:
+        descriptor_dim: channels of the descriptors of both ends.
+    """
+
+    EXTRA = 4
+    """Numbers beside the descriptors: log-probability and entropy of the row, and the uncertainty of both ends."""
+
+    def __init__(self, descriptor_dim: int, width: int = 32) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * descriptor_dim + self.EXTRA, width)
+        self.middle = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, ends: Tensor) -> Tensor:
+        """(N, 2 descriptor_dim + EXTRA) to log mutual information in nats, (N,)."""
+        return self.out(F.relu(self.middle(F.relu(self.hidden(ends)))))[:, 0]
