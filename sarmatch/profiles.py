@@ -59,8 +59,8 @@ def _demo() -> Config:
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), pretraining_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5), passes=(1, 5, 20),
-            scenes=4, distillation_crops=48,
+            seeds=(0, 1), pretraining_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5),
+            passes=(1, 5, 20), scenes=4, distillation_crops=48,
         ),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from sarmatch.profiles import profile
 
 def tiny(**sections) -> Config:
     return profile("smoke").replace(
-        **{"data": {"n_synthetic": 12}, "training": {"max_steps": 2, "validation_pairs": 1}} | sections
+        **{"data": {"n_synthetic": 24}, "training": {"max_steps": 2, "validation_pairs": 1}} | sections
     )
 
 

@@ -33,7 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     write_sen12ms(root)
     return profile("sen12ms", str(root)).replace(
         data={"crop_size": 64},
-        model={"early_dropout": 0.0},
+        model={"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0},
         pretraining={"max_steps": 1, "batch_size": 2, "accumulation_steps": 1, "validation_pairs": 1, "precision": "no",
                      "workers": 0},
         training={"max_steps": 2, "batch_size": 2, "accumulation_steps": 1, "validation_pairs": 1, "precision": "no",

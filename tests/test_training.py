@@ -111,8 +111,10 @@ def test_losses_fall_on_a_batch_that_repeats():
         losses["loss"].backward()
         optimizer.step()
         history.append({name: value.item() for name, value in losses.items()})
-    assert set(history[0]) == {"loss", "plain", "consensus", "fine"}
-    assert history[0]["loss"] == pytest.approx(sum(v for k, v in history[0].items() if k != "loss"), rel=1e-4)
+    assert set(history[0]) == {"loss", "plain", "consensus", "fine", "mismatch", "residual"}
+    weights = {"mismatch": config.training.uncertainty_weight, "residual": config.training.uncertainty_weight}
+    terms = [weights.get(k, config.training.matching_weight) * v for k, v in history[0].items() if k != "loss"]
+    assert history[0]["loss"] == pytest.approx(sum(terms), rel=1e-4)
     assert all(history[-1][name] < history[0][name] for name in ("plain", "consensus", "loss"))
 
 
@@ -153,7 +155,8 @@ def test_without_patience_training_goes_to_the_end(tmp_path):
 
 
 def test_accumulation_is_the_mean_of_its_parts(tmp_path):
-    exact = {"early_dropout": 0.0}  # dropout would draw other masks for other parts
+    # Dropout would draw other masks for other parts.
+    exact = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
     one, two = (
         train_or_load(
             tiny(batch_size=4, accumulation_steps=parts, max_steps=3).replace(model=exact),

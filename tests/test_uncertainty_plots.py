@@ -147,7 +147,7 @@ def test_dose_response_has_an_axes_a_nuisance_and_a_source_looks_the_same_on_all
     optical = axes[0].containers[0]
     np.testing.assert_allclose(optical.lines[0].get_xydata(), [[0, 0.2], [1, 0.8]])
     np.testing.assert_allclose(optical.lines[2][0].get_segments()[1][:, 1], [0.7, 0.85])
-    assert labels(axes[1]) == ["SAR", "optical"]
+    assert labels(axes[1]) == ["optical", "SAR"]
     colours = [container.lines[0].get_color() for container in axes[1].containers]
     assert colours == [COLOURS[1], optical.lines[0].get_color()] == [COLOURS[1], COLOURS[0]]
     with pytest.raises(ValueError, match=r"got 1 for \['cloud_cover', 'speckle'\]"):
