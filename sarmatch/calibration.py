@@ -1,4 +1,4 @@
-"""Is a confidence worth its name? Scores (eq. 8 and its companions), their intervals, and calibrators.
+"""Is a confidence worth its name? Scores (eq. 8 and its companions), and their intervals.
 
 Every score pools matches of equal confidence first, so none depends on the order of the rows. A match is correct when
 its error is at most a threshold in px; the caller decides which.
@@ -6,32 +6,20 @@ its error is at most a threshold in px; the caller decides which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.special
 import scipy.stats
-import sklearn.metrics
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 BINS = 15
 """Bins of eq. 8 unless told otherwise."""
 CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 before a logarithm: about the step of float32 below 1."""
-TEMPERATURES = (0.01, 100.0)
-"""Limits of a fitted temperature; it reaches the upper one where probabilities say nothing or the opposite."""
-MAX_KNOTS = 100
-"""Knots of a fitted isotonic map, so that it fits into the header of a file."""
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """Matches pooled by equal confidence: (G,) float64 each.
 
     Attributes:
@@ -64,9 +52,9 @@ def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mas
     Raises:
         ValueError: no matches, lengths that differ, NaN, values out of range, or no bins; so do all scores below.
     """
-    groups = _pool(confidence, correct)
-    ends = _bin_ends(groups, bins, equal_mass)
-    n, claimed, right = _bin_sums(groups, ends)
+    groups = pool(confidence, correct)
+    ends = bin_ends(groups, bins, equal_mass)
+    n, claimed, right = bin_sums(groups, ends)
     low, high = np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]
     if equal_mass:
         spans = [groups.confidence[a:b] for a, b in pairwise(ends)]
@@ -83,17 +71,17 @@ def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, 
     "Equally-sized bins based on confidence values" is read as bins of equal width, the common definition; `equal_mass`
     is the other reading. Arguments as in `reliability_table`.
     """
-    return _gaps(_pool(confidence, correct), bins, equal_mass)[0]
+    return _gaps(pool(confidence, correct), bins, equal_mass)[0]
 
 
 def maximum_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
     """The largest gap of eq. 8 among bins that hold matches, in [0, 1]; a bin of a few matches can decide it."""
-    return _gaps(_pool(confidence, correct), bins, equal_mass)[1]
+    return _gaps(pool(confidence, correct), bins, equal_mass)[1]
 
 
 def brier(confidence: Any, correct: Any) -> float:
     """Mean squared difference of confidence and correctness, in [0, 1]; a constant 0.5 has 0.25."""
-    return _brier(_pool(confidence, correct))
+    return _brier(pool(confidence, correct))
 
 
 def negative_log_likelihood(confidence: Any, correct: Any) -> float:
@@ -101,7 +89,7 @@ def negative_log_likelihood(confidence: Any, correct: Any) -> float:
 
     Confidences are clipped to [1e-7, 1 - 1e-7] (`CLIP`): what was claimed to be impossible costs 16.1, not infinity.
     """
-    return _nll(_pool(confidence, correct))
+    return _nll(pool(confidence, correct))
 
 
 def auroc(confidence: Any, correct: Any) -> float:
@@ -109,7 +97,7 @@ def auroc(confidence: Any, correct: Any) -> float:
 
     It judges the order only: 0.5 is no information, and NaN that all matches are correct or all wrong.
     """
-    return _auroc(_pool(confidence, correct))
+    return _auroc(pool(confidence, correct))
 
 
 def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +109,7 @@ def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray
         coverage: (N,) k / N, ascending in (0, 1].
         risk: (N,) in [0, 1]; the last one is the error rate of all matches.
     """
-    return _risk_coverage(_pool(confidence, correct))
+    return _risk_coverage(pool(confidence, correct))
 
 
 def aurc(confidence: Any, correct: Any) -> float:
@@ -141,7 +129,7 @@ def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
         confidence: (N,) in [0, 1].
         correct: (N,) bool.
     """
-    return _scores(_pool(confidence, correct))
+    return _scores(pool(confidence, correct))
 
 
 def bootstrap_scores(
@@ -199,13 +187,13 @@ def _resampled(values: np.ndarray, correct: np.ndarray, codes: np.ndarray, draws
     for draw in draws:
         weights = np.bincount(draw, minlength=draws.shape[1]).astype(np.float64)[codes]
         n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
-        scores.append(_scores(_Groups(values[starts][n > 0], n[n > 0], right[n > 0])))
+        scores.append(_scores(Groups(values[starts][n > 0], n[n > 0], right[n > 0])))
     return scores
 
 
-def _pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> _Groups:
+def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
     """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
-    confidence, correct = _numbers(confidence, "confidence"), np.asarray(correct)
+    confidence, correct = checked_numbers(confidence, "confidence"), np.asarray(correct)
     if correct.shape != confidence.shape or not len(confidence):
         raise ValueError(
             f"confidence and correct need shape (N,) with N > 0, got {confidence.shape} and {correct.shape}; "
@@ -215,10 +203,10 @@ def _pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> _
         raise ValueError(f"correct must hold bool or 0 and 1, got {correct.dtype}; compare the errors to a threshold")
     values, inverse = np.unique(confidence, return_inverse=True)
     weights = np.ones(len(confidence)) if weights is None else weights
-    return _Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
 
 
-def _numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.ndarray:
+def checked_numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.ndarray:
     """`values` as finite float64 in [0, high], shape (N,); the message says `name` and `remedy`."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
@@ -230,7 +218,7 @@ def _numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.
     return array
 
 
-def _bin_ends(groups: _Groups, bins: int, equal_mass: bool) -> np.ndarray:
+def bin_ends(groups: Groups, bins: int, equal_mass: bool) -> np.ndarray:
     """Where bins begin and end among the groups, (bins + 1,) int."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -239,7 +227,7 @@ def _bin_ends(groups: _Groups, bins: int, equal_mass: bool) -> np.ndarray:
     return np.concatenate([[0], inner, [len(groups.n)]])
 
 
-def _bin_sums(groups: _Groups, ends: np.ndarray) -> list[np.ndarray]:
+def bin_sums(groups: Groups, ends: np.ndarray) -> list[np.ndarray]:
     """Number of matches, of matches expected to be correct, and of correct ones in each bin, (bins,) each."""
     summed = (groups.n, groups.n * groups.confidence, groups.correct)
     return [np.array([values[a:b].sum() for a, b in pairwise(ends)]) for values in summed]
@@ -252,258 +240,38 @@ def _wilson(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _gaps(groups: _Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[float, float]:
-    n, claimed, right = _bin_sums(groups, _bin_ends(groups, bins, equal_mass))
+def _gaps(groups: Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[float, float]:
+    n, claimed, right = bin_sums(groups, bin_ends(groups, bins, equal_mass))
     missed = np.abs(right - claimed)
     return float(missed.sum() / n.sum()), float((missed[n > 0] / n[n > 0]).max())
 
 
-def _brier(groups: _Groups) -> float:
+def _brier(groups: Groups) -> float:
     x, n, correct = groups
     return float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / n.sum())
 
 
-def _nll(groups: _Groups) -> float:
+def _nll(groups: Groups) -> float:
     x, n, correct = np.clip(groups.confidence, CLIP, 1 - CLIP), groups.n, groups.correct
     return float(-(correct @ np.log(x) + (n - correct) @ np.log1p(-x)) / n.sum())
 
 
-def _auroc(groups: _Groups) -> float:
+def _auroc(groups: Groups) -> float:
     right, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.correct, groups.n - groups.correct))
     if right[-1] == 0 or wrong[-1] == 0:
         return float("nan")
-    return float(sklearn.metrics.auc(wrong / wrong[-1], right / right[-1]))  # roc_auc_score would sort once more
+    return float(np.trapezoid(right / right[-1], wrong / wrong[-1]))
 
 
-def _risk_coverage(groups: _Groups) -> tuple[np.ndarray, np.ndarray]:
+def _risk_coverage(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
     n, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.n, groups.n - groups.correct))
     k = np.arange(1, round(n[-1]) + 1)
     return k / n[-1], np.interp(k, n, wrong) / k
 
 
-def _scores(groups: _Groups) -> dict[str, float]:
+def _scores(groups: Groups) -> dict[str, float]:
     (ece, mce), n = _gaps(groups), float(groups.n.sum())
     scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}
     scores |= {"brier": _brier(groups), "nll": _nll(groups), "auroc": _auroc(groups)}
     area, accuracy = float(_risk_coverage(groups)[1].mean()), float(groups.correct.sum()) / n
     return scores | {"aurc": area, "accuracy": accuracy, "n": n}
-
-
-Features: TypeAlias = Mapping[str, Any] | pd.DataFrame
-"""Arrays (N,) named `probability` and `aleatoric`, in [0, 1], and `epistemic`, at least 0; a match table is one."""
-
-
-def _logit(probability: np.ndarray) -> np.ndarray:
-    return scipy.special.logit(np.clip(probability, CLIP, 1 - CLIP))
-
-
-FEATURES: Mapping[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = {
-    "logit_probability": ("probability", 1.0, _logit),
-    "aleatoric": ("aleatoric", 1.0, _logit),
-    "epistemic": ("epistemic", float("inf"), lambda variance: np.log(variance + 1e-6)),
-}
-"""What `Logistic` can use: the column it comes from, that column's upper limit, and the function of it."""
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Divides the logit of the probability by one number > 0; it changes no order and cannot move the middle, 0.5."""
-
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-
-    @classmethod
-    def fit(cls, features: Features, correct: Any, weights: Any = None) -> Temperature:
-        """The temperature of least negative log-likelihood, within `TEMPERATURES`; arguments as `Logistic.fit`."""
-        logits = _feature(features, "logit_probability")
-        correct, weights = _targets(correct, weights, len(logits))
-        signed = np.where(correct, -logits, logits)
-
-        def loss(log_temperature: float) -> float:
-            return float(weights @ np.logaddexp(0, signed * np.exp(-log_temperature)))
-
-        found = scipy.optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
-        return cls(float(np.exp(found.x)))
-
-    def __call__(self, features: Features) -> np.ndarray:
-        return scipy.special.expit(_feature(features, "logit_probability") / self.temperature)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "temperature", **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Isotonic:
-    """A map of the probability that never falls: linear between knots `x` (ascending) with values `y`, flat outside."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        x, y = _numbers(self.x, "x"), _numbers(self.y, "y")
-        if len(x) != len(y) or not len(x) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
-            raise ValueError(f"x must ascend and y never fall, one value a knot each; got {len(x)} and {len(y)} knots")
-
-    @classmethod
-    def fit(cls, features: Features, correct: Any, weights: Any = None) -> Isotonic:
-        """Isotonic regression; arguments as `Logistic.fit`.
-
-        More than `MAX_KNOTS` distinct probabilities are first pooled into that many bins of equal mass, each standing
-        at its mean. An end where all matches of a bin are wrong (or correct) is mapped to 0 (or 1).
-        """
-        probability = _column(features, "probability", 1.0)
-        correct, weights = _targets(correct, weights, len(probability))
-        x, n, right = groups = _pool(probability, correct, weights)
-        if len(x) > MAX_KNOTS:
-            sums = np.stack(_bin_sums(groups, _bin_ends(groups, MAX_KNOTS, equal_mass=True)))
-            n, claimed, right = sums[:, sums[0] > 0]
-            x = np.minimum(claimed / n, 1)
-        model = IsotonicRegression(y_min=0, y_max=1).fit(x, right / n, sample_weight=n)
-        return cls(tuple(model.X_thresholds_.tolist()), tuple(model.y_thresholds_.tolist()))
-
-    def __call__(self, features: Features) -> np.ndarray:
-        return np.interp(_column(features, "probability", 1.0), self.x, self.y)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "isotonic", "x": list(self.x), "y": list(self.y)}
-
-
-@dataclass(frozen=True)
-class Logistic:
-    """Logistic regression on standardised features, with an isotonic map of its result where there is one.
-
-    Attributes:
-        names: keys of `FEATURES`; their columns must not hold NaN, others are not looked at.
-        mean, scale, weights: one value a feature; scale > 0.
-        bias: log-odds where all features have their mean.
-        isotonic: applied to the probability, or None.
-    """
-
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    weights: tuple[float, ...]
-    bias: float
-    isotonic: Isotonic | None = None
-
-    def __post_init__(self) -> None:
-        _check_names(self.names)
-        numbers = np.array([*self.mean, *self.scale, *self.weights, self.bias], dtype=np.float64)
-        lengths = {len(self.names), len(self.mean), len(self.scale), len(self.weights)}
-        if len(lengths) > 1 or not np.isfinite(numbers).all() or min(self.scale) <= 0:
-            raise ValueError(f"mean, scale > 0 and weights need one finite value for each of {self.names}")
-
-    @classmethod
-    def fit(
-        cls,
-        features: Features,
-        correct: Any,
-        weights: Any = None,
-        names: Sequence[str] = tuple(FEATURES),
-        isotonic: bool = False,
-    ) -> Logistic:
-        """Fits all parameters on matches of validation pairs.
-
-        Args:
-            features: see `Features`.
-            correct: (N,) bool, both of which must occur.
-            weights: (N,) > 0, as from `pair_weights`; only their ratios count. None weighs all matches alike.
-            names: features to use. The penalty is half the squared norm of their weights, against N matches.
-            isotonic: whether to fit an `Isotonic` on top.
-
-        Raises:
-            ValueError: a feature that is missing, NaN or out of range; lengths that differ; one outcome only.
-        """
-        _check_names(names)
-        columns = _design(features, names)
-        correct, weights = _targets(correct, weights, len(columns))
-        scaler = StandardScaler().fit(columns, sample_weight=weights)
-        model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(columns), correct, sample_weight=weights)
-        mean, scale, slopes = (tuple(values.tolist()) for values in (scaler.mean_, scaler.scale_, model.coef_[0]))
-        plain = cls(tuple(names), mean, scale, slopes, float(model.intercept_[0]))
-        if not isotonic:
-            return plain
-        return replace(plain, isotonic=Isotonic.fit({"probability": plain(features)}, correct, weights))
-
-    def __call__(self, features: Features) -> np.ndarray:
-        columns = (_design(features, self.names) - self.mean) / self.scale
-        probability = scipy.special.expit(columns @ self.weights + self.bias)
-        return probability if self.isotonic is None else self.isotonic({"probability": probability})
-
-    def to_dict(self) -> dict[str, Any]:
-        lists = {key: list(getattr(self, key)) for key in ("names", "mean", "scale", "weights")}
-        on_top = None if self.isotonic is None else self.isotonic.to_dict()
-        return {"kind": "logistic", **lists, "bias": self.bias, "isotonic": on_top}
-
-
-Calibrator: TypeAlias = Temperature | Isotonic | Logistic
-"""Called with `Features`, gives the probability (N,) in [0, 1] that each match is correct; no matches give none."""
-
-
-def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
-    """The calibrator whose `to_dict` gave `description`, also after a trip through JSON.
-
-    Raises:
-        ValueError: unknown kind, missing or unknown entries, or values that the calibrator rejects.
-    """
-    kinds: dict[str, Callable[..., Calibrator]] = {
-        "temperature": Temperature, "isotonic": Isotonic, "logistic": Logistic,
-    }  # fmt: skip
-    entries: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
-    }
-    kind = entries.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"a calibrator needs a kind among {sorted(kinds)}, got {kind!r}")
-    if entries.get("isotonic") is not None:
-        entries["isotonic"] = calibrator_from_dict(entries["isotonic"])
-    try:
-        return kinds[kind](**entries)
-    except TypeError as error:
-        raise ValueError(f"these are not the entries of a {kind} calibrator: {sorted(entries)}") from error
-
-
-def pair_weights(ids: Any) -> np.ndarray:
-    """Weights (N,) that sum to one over the matches of each pair, so that pairs count alike; `ids` (N,) name pairs."""
-    codes, _ = pd.factorize(pd.Series(ids))
-    if not len(codes) or (codes < 0).any():
-        raise ValueError("ids must name the pair of every match; there are none, or some are missing")
-    return 1 / np.bincount(codes)[codes]
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if not names or len(set(names)) < len(names) or not set(names) <= set(FEATURES):
-        raise ValueError(f"names must be different ones of {list(FEATURES)}, got {list(names)}")
-
-
-def _column(features: Features, name: str, high: float) -> np.ndarray:
-    if name not in features:
-        raise ValueError(f"features lack {name!r}; they have {list(features)}")
-    return _numbers(features[name], f"features[{name!r}]", high, "; choose a calibrator that does without it")
-
-
-def _feature(features: Features, name: str) -> np.ndarray:
-    column, high, function = FEATURES[name]
-    return function(_column(features, column, high))
-
-
-def _design(features: Features, names: Sequence[str]) -> np.ndarray:
-    """(N, number of names) float64."""
-    columns = {name: _feature(features, name) for name in names}
-    if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError(f"features differ in length: { ({name: len(column) for name, column in columns.items()}) }")
-    return np.stack(list(columns.values()), axis=1)
-
-
-def _targets(correct: Any, weights: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Checked: correct (N,) bool with both outcomes, and weights (N,) > 0 of mean 1."""
-    correct = np.asarray(correct)
-    if correct.shape != (length,) or set(np.unique(correct).tolist()) != {0, 1}:  # False and True are 0 and 1
-        raise ValueError(f"correct must be ({length},) bool with both outcomes, got {correct.dtype} {correct.shape}")
-    weights = np.ones(length) if weights is None else np.asarray(weights, dtype=np.float64)
-    if weights.shape != (length,) or not (np.isfinite(weights) & (weights > 0)).all():
-        raise ValueError(f"weights must be ({length},), finite and positive, got shape {weights.shape}")
-    return correct.astype(bool), weights / weights.mean()
