@@ -70,7 +70,9 @@ def _s1s2() -> Config:
         profile="s1s2",
         data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
         model=ModelConfig(**_REDUCED),
+        # Off: the chapter on self-supervision measures what it brings at this scale.
         pretraining=PretrainingConfig(
+            contrastive=False, rotation=False,
             learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=250, warmup_steps=25,
             cosine=True, validate_every=100, rotation_width=64,
         ),

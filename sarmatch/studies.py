@@ -41,7 +41,7 @@ def convergence_histories(config: Config, split: Split, runs_dir: str | Path) ->
     parts = []
     for seed in config.studies.seeds:
         for pretrained in (False, True):
-            tasks = {} if pretrained else dict(contrastive=False, rotation=False)
+            tasks = dict(contrastive=pretrained, rotation=pretrained)
             run = train_or_load(study_config(config, seed, tasks), runs_dir, "convergence", split)
             rows = run.history.dropna(subset=["mma_3px"])
             parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
@@ -98,7 +98,7 @@ def contrastive_sweep(config: Config, split: Split, runs_dir: str | Path) -> pd.
     n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
     rows = []
     for form, temperature in forms:
-        tasks = dict(contrastive_form=form, temperature=temperature, rotation=False)
+        tasks = dict(contrastive=True, rotation=False, contrastive_form=form, temperature=temperature)
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
         last = run.history.iloc[-1]
         row = {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}

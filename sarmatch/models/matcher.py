@@ -106,4 +106,5 @@ class SarOpticalNet(nn.Module):
         """Descriptors of what an encoder said; here the features of both modalities enter the common space."""
         # In mixed precision the encoders may run in 16 bits, but sums over hundreds of similarities must not.
         coarse = self.head(self.fusion_dropout(encoding.features)).float()
-        return Descriptors(coarse, encoding.fine.float(), encoding.uncertainty)
+        doubt = encoding.uncertainty and Uncertainty(*(t.float() for t in encoding.uncertainty))
+        return Descriptors(coarse, encoding.fine.float(), doubt)
