@@ -278,6 +278,8 @@ class StudyConfig:
     """Of the contrastive loss."""
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     """Monte Carlo passes; the paper takes 20."""
+    calibration_pairs: int = 60
+    """Validation pairs on which confidence is fitted, and unrelated ones for the decision on overlap."""
     scenes: int = 16
     """Generated scenes for the response of uncertainty to one nuisance at a time."""
     scene_px: int = 128

@@ -28,12 +28,13 @@ import torch
 from accelerate import PartialState
 
 from sarmatch.checkpoints import load_weights
+from sarmatch.confidence import Confidence, fit_calibrator, fit_overlap, match_table, pair_agreements
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
+from sarmatch.evaluation import CropMatcher, evaluate, mismatched, spread, validation_scores
 from sarmatch.files import atomic_path
-from sarmatch.inference import Matcher
+from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
@@ -65,7 +66,8 @@ class Run:
 
     @property
     def matcher(self) -> Matcher:
-        return Matcher(self.net)
+        """With calibrated confidence where it was fitted."""
+        return Matcher(self.net, confidence=read_confidence(self.path))
 
     @property
     def pretraining_objective(self) -> PretrainingObjective:
@@ -227,6 +229,60 @@ def records_or_load(
         with atomic_path(path) as partial:
             records.to_parquet(partial)
     return pd.read_parquet(path)
+
+
+def matches_or_load(
+    run: Run, matcher: Matcher, name: str, pairs: Pairs, protocol: Protocol, config: EvaluationConfig
+) -> pd.DataFrame:
+    """`match_table` at the headline radius, once; later calls with the same arguments read it.
+
+    Args:
+        name: what this way of matching is called; with its mode and passes it names the file.
+    """
+    asked = json.dumps(
+        [name, matcher.mode, matcher.mc_passes, protocol, pairs.fingerprint(), dataclasses.asdict(config)]
+    )
+    key = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    path = run.path / "records" / f"matches-{name}-{matcher.mode.replace(' ', '-')}{matcher.mc_passes}-{key}.parquet"
+    if not path.exists():
+        radius = config.headline_radius
+        table = match_table(lambda crops: matcher.raw_matches(crops, radius), pairs, protocol, config)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as partial:
+            table.assign(commit=commit()).to_parquet(partial)
+    return pd.read_parquet(path)
+
+
+MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "single": ({}, ("logit_probability", "aleatoric")),
+    "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic")),
+    "monte_carlo": ({"mc_passes": 20}, ("logit_probability", "aleatoric", "epistemic")),
+}
+"""Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
+
+
+def confidence_or_load(run: Run, split: Split) -> Confidence:
+    """Calibrators and decisions on overlap of a run, fitted once on validation scenes under `shift`.
+
+    The distilled mode is left out where the head was not distilled.
+    """
+    stored = read_confidence(run.path)
+    if stored is not None:
+        return stored
+    config = dataclasses.replace(run.config.evaluation, max_pairs=run.config.studies.calibration_pairs)
+    calibrators, overlaps = {}, {}
+    for mode, (arguments, names) in MODES.items():
+        matcher = Matcher(run.net, **arguments)
+        usable = names if run.config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
+        table = matches_or_load(run, matcher, "validation", split.validation, "shift", config)
+        unrelated = matches_or_load(run, matcher, "unrelated", mismatched(split.validation), "shift", config)
+        calibrators[mode] = fit_calibrator(table, usable)
+        agreements = (pair_agreements(t.assign(confidence=calibrators[mode](t))) for t in (table, unrelated))
+        overlaps[mode] = fit_overlap(*(a.to_numpy() for a in agreements))
+    confidence = Confidence(calibrators, overlaps)
+    with atomic_path(run.path / CONFIDENCE_FILE) as partial:
+        partial.write_text(confidence.to_json())
+    return confidence
 
 
 def read_history(folder: Path) -> pd.DataFrame:

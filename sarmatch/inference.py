@@ -16,6 +16,7 @@ from rasterio.io import DatasetReader
 from torch import Tensor
 
 from sarmatch.checkpoints import load_weights
+from sarmatch.confidence import Confidence, apply
 from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
 from sarmatch.evaluation import EvaluationCrops, check_search
 from sarmatch.geometry import cell_valid, inside, transform_points, warp
@@ -35,6 +36,7 @@ GLOBAL_SIDE = 2048
 """Largest side for the global stage, px: it holds the descriptors of the whole image, about 3 GB."""
 LOCAL_RADIUS = 16.0
 """Search radius around a prior that the coarse global stage found, px."""
+CONFIDENCE_FILE = "confidence.json"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -56,8 +58,15 @@ def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool =
             f"no weights {str(source)!r}: expected a name among {shipped}, a run folder with model.safetensors, or "
             "a .safetensors file; train some with `sarmatch train`"
         )
-    net, _ = load_weights(path)
-    return Matcher(net, device, use_consensus, mc_passes)
+    net, about = load_weights(path)
+    confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
+    return Matcher(net, device, use_consensus, mc_passes, confidence)
+
+
+def read_confidence(folder: Path) -> Confidence | None:
+    """What was fitted for the run in a folder, or None."""
+    path = folder / CONFIDENCE_FILE
+    return Confidence.from_json(path.read_text()) if path.is_file() else None
 
 
 class Matcher:
@@ -68,6 +77,9 @@ class Matcher:
         device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
         use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
         mc_passes: passes with dropout (section 3.2.4 takes 20); 0 makes one deterministic pass.
+        confidence: how raw scores become the calibrated probability of lying within 3 px, and the decision whether two
+            images overlap; None leaves the raw dual-softmax probability.
+        distilled: estimate the epistemic uncertainty of one pass by the network's distilled head.
     """
 
     def __init__(
@@ -76,11 +88,14 @@ class Matcher:
         device: str | torch.device = "auto",
         use_consensus: bool = True,
         mc_passes: int = 0,
+        confidence: Confidence | None = None,
+        distilled: bool = False,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
         self.mc_passes = _checked_passes(mc_passes)
+        self.confidence, self.distilled = confidence, distilled
 
     def match(
         self,
@@ -107,7 +122,7 @@ class Matcher:
         """
         check_search(search_radius, max_rotation_deg, scale_range)
         if mc_passes is not None and mc_passes != self.mc_passes:
-            other = Matcher(self.net, self.device, self.use_consensus, mc_passes)
+            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, self.confidence)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
@@ -121,11 +136,21 @@ class Matcher:
             "optical_transform": second.transform,
             "optical_crs": second.crs,
         }
-        return dataclasses.replace(_to_matches(raw), **georeference)
+        return dataclasses.replace(self._to_matches(raw), **georeference)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
-        return _to_matches(self.raw_matches(crops, search_radius))
+        return self._to_matches(self.raw_matches(crops, search_radius))
+
+    @property
+    def mode(self) -> str:
+        """How this matcher infers, a key of `Confidence`; the matcher without consensus has no calibration."""
+        if not self.use_consensus:
+            return "per cell"
+        return "monte_carlo" if self.mc_passes else "distilled" if self.distilled else "single"
+
+    def _to_matches(self, raw: RawMatches) -> Matches:
+        return apply(raw, self.confidence, self.mode)
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """The same before calibration, with the parts of which confidence is made."""
@@ -225,6 +250,11 @@ class Matcher:
             prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting)
         else:
             prediction = predict(net, first, second, search_radius, *masks, voting)
+        if self.distilled and not self.mc_passes:
+            from sarmatch.onepass import distilled_information
+
+            information = distilled_information(net, prediction, first, second)
+            prediction = prediction._replace(mutual_information=information)
         return pick_matches(net, prediction, first.fine, second.fine, *masks, voting)
 
 
@@ -262,11 +292,6 @@ def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
     starts = [round((length - TILE) * i / (n - 1) / MULTIPLE) * MULTIPLE for i in range(n)]
     edges = [-1.0, *((a + TILE + b) / 2 for a, b in pairwise(starts)), float(length)]
     return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
-
-
-def _to_matches(raw: RawMatches) -> Matches:
-    xy_sar, xy_optical, probability, aleatoric, epistemic = (values.cpu().numpy() for values in raw)
-    return Matches(xy_sar, xy_optical, probability, aleatoric, epistemic)
 
 
 def _refit(matches: RawMatches, prior: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Matches:
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
         sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
             (rasterio's), or None.
+        overlaps: whether the images seem to show the same ground at all; None where nobody decided.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
 
     Raises:
@@ -50,6 +51,7 @@ class Matches:
     sar_crs: str | None = None
     optical_transform: Affine | None = None
     optical_crs: str | None = None
+    overlaps: bool | None = None
 
     def __post_init__(self) -> None:
         n = len(self.confidence)

@@ -8,6 +8,7 @@ that have no optical cell are zero and marked in `valid` (B, K, K, H, W) bool.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -43,36 +44,59 @@ def coarse_volume(
         sar_valid, optical_valid: (B, H, W) and (B, H', W') bool, cells that carry data; None takes all.
         radius: half-width of the window in cells.
     """
+    sizes = [(image.shape[-2], image.shape[-1]) for image in (sar, optical)]
+    valid = coarse_valid(sizes[0], sizes[1], radius, sar.device, sar_valid, optical_valid)
+    return Volume(coarse_similarity(sar, optical, radius) * valid, valid)
+
+
+def coarse_similarity(sar: Tensor, optical: Tensor, radius: int) -> Tensor:
+    """The values of `coarse_volume`, (B, K, K, H, W), not yet zero where they are not valid."""
     batch, _, height, width = sar.shape
-    height_o, width_o = optical.shape[-2:]
     similarity = sar.flatten(2).transpose(1, 2) @ optical.flatten(2)  # (B, HW, H'W')
-    index, valid = _window_index((height, width), (height_o, width_o), radius, sar.device)
-    values = similarity.gather(2, index.reshape(1, height * width, -1).expand(batch, -1, -1))
+    index, _ = _window_index((height, width), (optical.shape[-2], optical.shape[-1]), radius, sar.device)
+    values = similarity.gather(2, index.expand(batch, -1, -1))
     size = 2 * radius + 1
-    values = values.transpose(1, 2).reshape(batch, size, size, height, width)
+    return values.transpose(1, 2).reshape(batch, size, size, height, width)
+
+
+def coarse_valid(
+    size_sar: tuple[int, int],
+    size_optical: tuple[int, int],
+    radius: int,
+    device: torch.device,
+    sar_valid: Tensor | None = None,
+    optical_valid: Tensor | None = None,
+) -> Tensor:
+    """The mask of `coarse_volume`, (B, K, K, H, W) or with B = 1: it follows from sizes and masks alone."""
+    index, valid = _window_index(size_sar, size_optical, radius, device)
     valid = valid[None]
     if optical_valid is not None:
         valid = valid & optical_valid.flatten(1)[:, index]
     if sar_valid is not None:
         valid = valid & sar_valid.flatten(1)[:, :, None]
-    valid = valid.transpose(1, 2).reshape(-1, size, size, height, width)
-    return Volume(values * valid, valid)
+    size = 2 * radius + 1
+    return valid.transpose(1, 2).reshape(-1, size, size, *size_sar)
 
 
+@lru_cache(maxsize=2)
 def _window_index(
     size_sar: tuple[int, int], size_optical: tuple[int, int], radius: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Flat optical index of (SAR cell, displacement), (HW, K*K) long, and whether it lies on the grid."""
-    steps = torch.arange(-radius, radius + 1, device=device)
-    y = torch.arange(size_sar[0], device=device)[:, None] + steps  # (H, K)
-    x = torch.arange(size_sar[1], device=device)[:, None] + steps  # (W, K)
-    on_y = (y >= 0) & (y < size_optical[0])
-    on_x = (x >= 0) & (x < size_optical[1])
-    y, x = y.clamp(0, size_optical[0] - 1), x.clamp(0, size_optical[1] - 1)
-    index = y[:, None, :, None] * size_optical[1] + x[None, :, None, :]  # (H, W, K, K)
-    valid = on_y[:, None, :, None] & on_x[None, :, None, :]
-    n_cells = size_sar[0] * size_sar[1]
-    return index.reshape(n_cells, -1), valid.reshape(n_cells, -1)
+    """Flat optical index of (SAR cell, displacement), (HW, K*K) long, and whether it lies on the grid.
+
+    Kept for the next call, since training steps and Monte Carlo passes ask for the same; so not to be written to.
+    """
+    with torch.inference_mode(False):  # what is kept may serve a training step next
+        steps = torch.arange(-radius, radius + 1, device=device)
+        y = torch.arange(size_sar[0], device=device)[:, None] + steps  # (H, K)
+        x = torch.arange(size_sar[1], device=device)[:, None] + steps  # (W, K)
+        on_y = (y >= 0) & (y < size_optical[0])
+        on_x = (x >= 0) & (x < size_optical[1])
+        y, x = y.clamp(0, size_optical[0] - 1), x.clamp(0, size_optical[1] - 1)
+        index = y[:, None, :, None] * size_optical[1] + x[None, :, None, :]  # (H, W, K, K)
+        valid = on_y[:, None, :, None] & on_x[None, :, None, :]
+        n_cells = size_sar[0] * size_sar[1]
+        return index.reshape(n_cells, -1), valid.reshape(n_cells, -1)
 
 
 def fine_volume(sar: Tensor, optical: Tensor, offset: Tensor, radius: int, cell: int) -> Volume:
@@ -275,19 +299,20 @@ def swap(volume: Volume) -> Volume:
 
     Only for images of equal size. Entries whose SAR cell lies off the grid become invalid.
     """
-    size, height, width = volume.values.shape[2:]
-    radius, device = volume.radius, volume.values.device
-    steps = torch.arange(-radius, radius + 1, device=device)
-    y = torch.arange(height, device=device) - steps[:, None]  # (K, H)
-    x = torch.arange(width, device=device) - steps[:, None]  # (K, W)
-    on_grid = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[None, :, None, :]
-    flat = y.clamp(0, height - 1)[:, None, :, None] * width + x.clamp(0, width - 1)[None, :, None, :]
-    index = flat.reshape(1, size, size, -1)
+    return Volume(_from_the_other_end(volume.values, 0.0), _from_the_other_end(volume.valid, False))
 
-    def moved(t: Tensor) -> Tensor:
-        return t.flatten(3).gather(3, index.expand(len(t), -1, -1, -1)).unflatten(3, (height, width))
 
-    return Volume(moved(volume.values) * on_grid, moved(volume.valid) & on_grid)
+def _from_the_other_end(entries: Tensor, outside: float) -> Tensor:
+    """Entry (delta, q) is the input's (delta, q - delta), `outside` off the grid: a slanted view of the padded input.
+
+    With the image as wide as the padding makes it, one step of displacement is one pixel less to go; no index of all
+    entries is needed, which on a CPU is several times faster.
+    """
+    radius = (entries.shape[1] - 1) // 2
+    padded = F.pad(entries, (radius, radius, radius, radius), value=outside)
+    batch, down, across, row, column = padded.stride()
+    strides = (batch, down - row, across - column, row, column)
+    return padded.as_strided(entries.shape, strides, padded.storage_offset() + 2 * radius * (row + column))
 
 
 def log_softmax(volume: Volume, within: Tensor | None = None) -> Tensor:

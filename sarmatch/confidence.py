@@ -1,0 +1,166 @@
+"""From matches with raw scores to calibrated confidence and to the answer "no match" (section 4.3.3).
+
+A confidence means the probability of lying within 3 px of the truth. Calibrators are fitted on validation scenes under
+`shift` at the headline radius, travel in the header of the weights, and are applied by `Matcher`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from sarmatch.calibrators import Calibrator, Logistic, calibrator_from_dict, pair_weights
+from sarmatch.config import EvaluationConfig, Protocol
+from sarmatch.data.pairs import Pairs
+from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
+from sarmatch.matches import Matches
+from sarmatch.matching import RawMatches
+from sarmatch.metrics import match_errors
+
+CONFIDENT_PX = 3.0
+"""Confidence is the probability of an error up to this."""
+SCORES = ("probability", "aleatoric", "epistemic")
+"""Raw scores of a match, of which confidence is made."""
+
+RawMatcher = Callable[[EvaluationCrops], RawMatches]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The decision whether two images show the same ground, from how confident their matches are.
+
+    Attributes:
+        threshold: least mean confidence of pairs that are accepted.
+        false_accept: share of unrelated validation pairs that the threshold was chosen to let through at most.
+    """
+
+    threshold: float
+    false_accept: float
+
+    def accepts(self, confidence: np.ndarray) -> bool:
+        return agreement(confidence) >= self.threshold
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How a matcher turns raw scores into confidence.
+
+    Attributes:
+        calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
+        overlaps: the decision on a pair, by mode.
+    """
+
+    calibrators: Mapping[str, Calibrator]
+    overlaps: Mapping[str, Overlap]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "calibrators": {mode: c.to_dict() for mode, c in self.calibrators.items()},
+                "overlaps": {mode: asdict(o) for mode, o in self.overlaps.items()},
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Confidence:
+        """Raises ValueError where the text was not written by `to_json`."""
+        try:
+            content = json.loads(text)
+            calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
+            return cls(calibrators, {mode: Overlap(**o) for mode, o in content["overlaps"].items()})
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
+
+
+def match_table(
+    matcher: RawMatcher, pairs: Pairs, protocol: Protocol, config: EvaluationConfig, progress: bool = True
+) -> pd.DataFrame:
+    """All matches of all pairs with their raw scores and errors, one row a match.
+
+    Args:
+        matcher: gives raw matches of two crops.
+
+    Returns:
+        columns id, dataset, scene, x, y (SAR position, px), error_px, and `SCORES`.
+    """
+    parts = []
+    for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None if progress else True):
+        crops = evaluation_crops(pair, protocol, config)
+        raw = matcher(crops)
+        xy = raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy()
+        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": match_errors(xy, crops.A_sar_to_optical)}
+        table |= {name: getattr(raw, name).cpu().numpy() for name in SCORES}
+        labels = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
+        parts.append(pd.DataFrame(table).astype(np.float32).assign(**labels))
+    return pd.concat(parts, ignore_index=True)
+
+
+def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Logistic:
+    """Logistic regression on raw scores, then isotonic; pairs count alike however many matches they have.
+
+    Args:
+        table: matches of validation pairs, see `match_table`.
+        names: features, keys of `calibrators.FEATURES`.
+    """
+    correct = table["error_px"].to_numpy() <= threshold_px
+    return Logistic.fit(table, correct, pair_weights(table["id"]), names, isotonic=True)
+
+
+def agreement(confidence: np.ndarray) -> float:
+    """Mean confidence of the matches of a pair; 0 without matches."""
+    return float(np.mean(confidence)) if len(confidence) else 0.0
+
+
+def pair_agreements(table: pd.DataFrame, confidence: str = "confidence") -> pd.Series:
+    """`agreement` of each pair of a match table that has a column of confidence, by id."""
+    return table.groupby("id")[confidence].mean()
+
+
+def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
+    """The lowest threshold that lets at most this share of unrelated validation pairs through.
+
+    With n pairs no share below 1 / n can be seen; the threshold then lies halfway between the most confident unrelated
+    pair and the next related one above it.
+
+    Args:
+        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
+    """
+    if not len(related) or not len(unrelated):
+        raise ValueError(f"related and unrelated pairs are needed, got {len(related)} and {len(unrelated)}")
+    allowed = int(false_accept * len(unrelated))
+    highest = np.sort(unrelated)[::-1][allowed]
+    above = related[related > highest]
+    return Overlap(float((highest + above.min()) / 2 if len(above) else np.nextafter(highest, np.inf)), false_accept)
+
+
+def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
+    """Shares of related and of unrelated pairs (or matches) accepted at every threshold: a ROC curve.
+
+    Returns:
+        columns threshold, true_accept, false_accept; thresholds fall.
+    """
+    thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
+    shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
+    return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
+
+
+def apply(raw: RawMatches, confidence: Confidence | None, mode: str) -> Matches:
+    """Matches with calibrated confidence and the decision on the pair; raw probabilities where nothing is fitted."""
+    arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
+    scores = {name: arrays[name] for name in SCORES}
+    calibrator = confidence.calibrators.get(mode) if confidence else None
+    overlap = confidence.overlaps.get(mode) if confidence else None
+    value = scores["probability"] if calibrator is None else calibrator(scores)
+    return Matches(
+        arrays["xy_sar"],
+        arrays["xy_optical"],
+        value,
+        scores["aleatoric"],
+        scores["epistemic"],
+        overlaps=None if overlap is None else overlap.accepts(np.asarray(value)),
+    )

@@ -1,0 +1,149 @@
+"""Calibrated confidence and the answer "no match": hand-made scores, JSON, and the way through a matcher."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from patch_net import PatchNet, texture
+
+from sarmatch.calibrators import Temperature
+from sarmatch.confidence import (
+    Confidence,
+    Overlap,
+    acceptance_rates,
+    agreement,
+    apply,
+    fit_calibrator,
+    fit_overlap,
+    match_table,
+    pair_agreements,
+)
+from sarmatch.data.synthetic import synthetic_pairs
+from sarmatch.inference import Matcher, load_matcher
+from sarmatch.matching import RawMatches
+from sarmatch.profiles import profile
+
+
+def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
+    n = len(probability)
+    xy = torch.arange(2.0 * n).reshape(n, 2)
+    return RawMatches(xy, xy + 1, torch.tensor(probability), torch.full((n,), aleatoric), torch.full((n,), torch.nan))
+
+
+def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:
+    """Matches that are right with the probability 0.9 where doubt is low and 0.2 where it is high."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for i in range(n_pairs):
+        n = int(rng.integers(20, 400))
+        doubt = rng.choice([0.1, 0.8], n)
+        right = rng.random(n) < np.where(doubt < 0.5, 0.9, 0.2)
+        parts.append(
+            pd.DataFrame(
+                {"id": f"p{i}", "error_px": np.where(right, 1.0, 20.0), "probability": 0.5, "aleatoric": doubt}
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+CONFIDENCE = Confidence({"single": Temperature(2.0)}, {"single": Overlap(0.6, 0.01)})
+
+
+def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
+    table = simulated()
+    calibrated = fit_calibrator(table, ("logit_probability", "aleatoric"))(table)
+    assert calibrated[table["aleatoric"] < 0.5].mean() == pytest.approx(0.9, abs=0.03)
+    assert calibrated[table["aleatoric"] > 0.5].mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_confidence_survives_json():
+    assert Confidence.from_json(CONFIDENCE.to_json()) == CONFIDENCE
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"calibrators": {"single": {}}, "overlaps": {}})])
+def test_other_text_is_rejected(text):
+    with pytest.raises(ValueError):
+        Confidence.from_json(text)
+
+
+def test_raw_scores_become_matches_by_the_calibrator_of_the_mode():
+    raw = raw_matches([0.1, 0.5, 0.9])
+    matches = apply(raw, CONFIDENCE, "single")
+    assert matches.confidence.tolist() == pytest.approx([0.25, 0.5, 0.75], abs=1e-6)  # logits halved: 1:9 to 1:3
+    assert matches.overlaps is False
+    assert apply(raw_matches([0.9, 0.9]), CONFIDENCE, "single").overlaps is True
+    other = apply(raw, CONFIDENCE, "monte_carlo")
+    assert other.confidence.tolist() == pytest.approx([0.1, 0.5, 0.9])
+    assert other.overlaps is None
+    assert apply(raw, None, "single").aleatoric.tolist() == pytest.approx([0.2] * 3)
+
+
+def test_a_pair_without_matches_does_not_overlap():
+    matches = apply(raw_matches([]), CONFIDENCE, "single")
+    assert len(matches) == 0
+    assert matches.overlaps is False
+    assert agreement(np.zeros(0)) == 0.0
+
+
+def test_threshold_keeps_unrelated_pairs_out_by_hand():
+    related, unrelated = np.array([0.9, 0.5, 0.7]), np.array([0.1, 0.6, 0.2])
+    overlap = fit_overlap(related, unrelated, 0.01)
+    assert overlap.threshold == pytest.approx(0.65)
+    assert not overlap.accepts(np.array([0.6]))
+    assert overlap.accepts(np.array([0.7]))
+    half = fit_overlap(related, unrelated, 0.34)  # one of three may pass
+    assert half.threshold == pytest.approx(0.35)
+    assert fit_overlap(np.array([0.1]), np.array([0.9])).threshold > 0.9
+    with pytest.raises(ValueError, match="unrelated"):
+        fit_overlap(related, np.zeros(0))
+
+
+def test_acceptance_rates_by_hand():
+    rates = acceptance_rates(np.array([0.9, 0.5]), np.array([0.5, 0.1]))
+    assert rates["threshold"].tolist() == [0.9, 0.5, 0.1]
+    assert rates["true_accept"].tolist() == [0.5, 1.0, 1.0]
+    assert rates["false_accept"].tolist() == [0.0, 0.5, 1.0]
+
+
+def test_agreement_of_each_pair():
+    table = pd.DataFrame({"id": ["a", "b", "a"], "confidence": [0.2, 0.5, 0.6]})
+    assert pair_agreements(table).to_dict() == {"a": pytest.approx(0.4), "b": 0.5}
+
+
+def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
+    config = profile("smoke").evaluation
+    pairs = synthetic_pairs(2, 96, seed=3)
+    matcher = Matcher(PatchNet(), "cpu")
+    table = match_table(lambda crops: matcher.raw_matches(crops, 16.0), pairs, "aligned", config, progress=False)
+    assert list(table) == ["x", "y", "error_px", "probability", "aleatoric", "epistemic", "id", "dataset", "scene"]
+    assert set(table["id"]) <= set(pairs.index["id"])
+    assert table["probability"].between(0, 1).all()
+    assert (table["error_px"] >= 0).all()
+
+
+def test_a_matcher_applies_what_was_fitted_for_its_mode():
+    image = texture(64)
+    plain = Matcher(PatchNet(), "cpu").match(image[0], image[0].expand(3, -1, -1), 8.0)
+    matcher = Matcher(PatchNet(), "cpu", confidence=CONFIDENCE)
+    matches = matcher.match(image[0], image[0].expand(3, -1, -1), 8.0)
+    logit = np.log(plain.confidence / (1 - plain.confidence).clip(1e-7)) / 2
+    assert matches.confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=2e-3)
+    assert matches.overlaps is not None
+    per_cell = Matcher(PatchNet(), "cpu", use_consensus=False, confidence=CONFIDENCE)
+    assert per_cell.match(image[0], image[0].expand(3, -1, -1), 8.0).overlaps is None
+
+
+def test_a_run_folder_brings_its_confidence(tmp_path):
+    from sarmatch.checkpoints import save_weights
+    from sarmatch.models import SarOpticalNet
+
+    net = SarOpticalNet(profile("smoke").model)
+    save_weights(net, tmp_path / "model.safetensors")
+    assert load_matcher(tmp_path).confidence is None
+    (tmp_path / "confidence.json").write_text(CONFIDENCE.to_json())
+    assert load_matcher(tmp_path).confidence == CONFIDENCE
+    save_weights(net, tmp_path / "alone.safetensors", confidence=CONFIDENCE.to_json())
+    (tmp_path / "confidence.json").unlink()
+    assert load_matcher(tmp_path / "alone.safetensors").confidence == CONFIDENCE
