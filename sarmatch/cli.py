@@ -34,6 +34,7 @@ def match(
     search_radius: float | None = 32.0,
     max_rotation_deg: float = 0.0,
     scale_range: tuple[float, float] = (1.0, 1.0),
+    mc_passes: int = 0,
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
@@ -46,6 +47,7 @@ def match(
         search_radius: how far the images may be displaced against each other, px; None searches everywhere.
         max_rotation_deg: how far they may be turned against each other.
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
+        mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
@@ -53,10 +55,16 @@ def match(
     from sarmatch.matches import check_output
 
     check_output(output)
-    matcher = load_matcher(model, device=device)
+    matcher = load_matcher(model, device=device, mc_passes=mc_passes)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
+    if matches.overlaps is False:
+        print(
+            f"warning: {sar} and {optical} look unrelated: the mean confidence of their matches is below what pairs of "
+            "one place reach; check that both show the same ground, or widen --search-radius",
+            file=sys.stderr,
+        )
     return 0
 
 

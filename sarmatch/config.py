@@ -271,9 +271,9 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trainings with and without pretraining that are compared."""
     crop_size: int = 96
-    pretraining_steps: int = 150
-    steps: int = 240
-    validate_every: int = 30
+    pretraining_steps: int = 100
+    steps: int = 200
+    validate_every: int = 40
     temperatures: tuple[float, ...] = (0.02, 0.07, 0.2, 0.5)
     """Of the contrastive loss."""
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)

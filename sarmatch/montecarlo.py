@@ -6,15 +6,17 @@ its cell, come from the deterministic pass; passes are about which cell it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from sarmatch.matching import Prediction, predict
-from sarmatch.models import DenseEncoder, Descriptors, Prefix, SarOpticalNet
+from sarmatch.matching import Prediction, pair_maps, plain_logits, vote_weights, voted_logits
+from sarmatch.models import STRIDE, DenseEncoder, Descriptors, Prefix, SarOpticalNet
 from sarmatch.models.encoder import Encoding
+from sarmatch.volumes import Volume, coarse_similarity, coarse_valid, disc, log_softmax, swap
 
 PASSES_AT_ONCE = 5
 """Passes in one batch: enough to fill a processor, few enough for its caches."""
@@ -69,17 +71,21 @@ def predict_monte_carlo(
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}; a single deterministic pass is `predict`")
     with active_dropout(net, seed):
-        sums: list[Tensor] = []
+        sums = _Sums()
+        valid: Tensor | None = None
         for first in range(0, passes, PASSES_AT_ONCE):
             n = min(PASSES_AT_ONCE, passes - first)
             dropped = _dropped(net, net.sar_encoder, sar, n), _dropped(net, net.optical_encoder, optical, n)
-            parts = _moments(predict(net, *dropped, search_radius, sar_valid, optical_valid, use_consensus))
-            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    row, column, squares, entropy, *maps = (total / passes for total in sums)
+            if valid is None:
+                valid = _valid(dropped[0].coarse, dropped[1].coarse, search_radius, sar_valid, optical_valid)
+            logits = _logits(net, *dropped, valid, use_consensus)
+            sums.add(logits, disc(logits.radius, search_radius / STRIDE, valid.device), pair_maps(net, *dropped))
+    row, column, squares, entropy, *maps = (total.div_(passes) for total in sums.totals)
     p_best, best = row.max(1)
     variance = (squares.gather(1, best[:, None])[:, 0] - p_best**2).clamp(min=0)
-    information = (_entropy(row) - entropy[:, 0]).clamp(min=0)
-    return Prediction(_log(row), _log(column), (maps[0], maps[1]) if maps else None, variance, information)
+    log_row = _log(row)
+    information = (row.mul_(log_row).sum(1).neg_() - entropy).clamp(min=0)
+    return Prediction(log_row, _log(column), (maps[0], maps[1]) if maps else None, variance, information)
 
 
 def _dropped(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix, n: int) -> Descriptors:
@@ -89,17 +95,52 @@ def _dropped(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix, n: int) 
     return net.describe(Encoding(features, features[:, :0], uncertainty))
 
 
-def _moments(passes: Prediction) -> list[Tensor]:
-    """Sums over passes of the row and column probabilities, of their squares, of the entropy, and of the pair maps."""
-    row, column = passes.forward.exp(), passes.backward.exp()
-    parts = [row, column, row**2, -(row * passes.forward).sum(1, keepdim=True), *(passes.pair_maps or ())]
-    return [part.sum(0, keepdim=True) for part in parts]
+def _valid(
+    sar: Tensor, optical: Tensor, search_radius: float, sar_valid: Tensor | None, optical_valid: Tensor | None
+) -> Tensor:
+    """Which entries of the volume are defined, the same in all passes."""
+    sizes = [(cells.shape[-2], cells.shape[-1]) for cells in (sar, optical)]
+    return coarse_valid(
+        sizes[0], sizes[1], math.ceil(search_radius / STRIDE), sar.device, sar_valid, optical_valid
+    )
 
 
-def _entropy(probability: Tensor) -> Tensor:
-    """Of a distribution over axis 1, nats."""
-    return -(probability * _log(probability)).sum(1)
+def _logits(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, valid: Tensor, use_consensus: bool) -> Volume:
+    """What `coarse_logits` gives where the mask of the volume is known."""
+    radius = (valid.shape[1] - 1) // 2
+    volume = Volume(coarse_similarity(sar.coarse, optical.coarse, radius).mul_(valid), valid)
+    votes = vote_weights(net, sar, optical, radius)
+    return voted_logits(net, volume, votes) if use_consensus else plain_logits(net, volume, votes)
+
+
+class _Sums:
+    """Sums over passes, added to in place: a volume is large beside a processor's caches.
+
+    Attributes:
+        totals: of the row and of the column probabilities, of the squares of the former, (1, K*K, h, w) each; of the
+            entropy, (1, h, w); and of the maps of the pair where there are any, (1, h, w) each.
+    """
+
+    def __init__(self) -> None:
+        self.totals: list[Tensor] = []
+
+    def add(self, logits: Volume, within: Tensor, maps: tuple[Tensor, Tensor] | None) -> None:
+        """Add the passes of a batch."""
+        log_row = log_softmax(logits, within)
+        row = log_row.exp()
+        column = log_softmax(swap(logits), within).exp_()
+        entropy = log_row.mul_(row).sum(1).neg_()
+        if not self.totals:
+            self.totals = [torch.zeros_like(t[:1]) for t in (row, column, row, entropy, *(maps or ()))]
+        rows, columns, squares, entropies, *of_maps = self.totals
+        for i in range(len(row)):
+            rows += row[i]
+            columns += column[i]
+            squares.addcmul_(row[i], row[i])
+        entropies += entropy.sum(0)
+        for total, part in zip(of_maps, maps or (), strict=True):
+            total += part.sum(0)
 
 
 def _log(probability: Tensor) -> Tensor:
-    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log_()

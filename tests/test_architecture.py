@@ -120,7 +120,23 @@ def test_counts_of_the_sar_encoder_at_full_width(full: nn.Module) -> None:
     convolutions = depthwise + pointwise + 256 * 512
     assert tuple(table.loc["blocks.3"]) == (convolutions + 4 * 2 * 512, 2 * convolutions * 64**2)
     assert tuple(table.loc["out"]) == (512 * 512 + 2 * 512, 2 * 512 * 512 * 64**2)
+    # Uncertainty: three branches and their fusion, each ending in a map. Depthwise windows of 3; lines kept in squares
+    # of 5; attention over channels by two linear layers, which run once an image.
+    speckle, geometry, backscatter = 2 * 9 * 512 + 512, 4 * 25 * 512 * 32 + 4 * 32, 9 * 512 * 32 + 512
+    fusion, attention = 9 * 3 * 32 + 32, 32 * 32 + 32 * 512
+    weights = speckle + geometry + backscatter + fusion
+    biases = (2 * 512 + 1) + (4 * 32 + 1) + (32 + 32 + 512 + 1) + (32 + 1)
+    assert tuple(table.loc["uncertainty"]) == (weights + attention + biases, 2 * weights * 64**2 + 2 * attention)
     assert table.loc["total"].equals(table.iloc[:-1].sum().rename("total"))
+
+
+def test_counts_of_the_optical_uncertainty_at_full_width(full: nn.Module) -> None:
+    row = count(full.optical_encoder, [image(3)]).loc["uncertainty"]
+    # Atmosphere works on squares of 4 x 4 cells, illumination by a 1 x 1 and season by a 3 x 3 convolution.
+    wide, rest = 9 * 512 * 32, 512 + (512 * 512 + 512) + (9 * 512 * 32 + 32) + (9 * 3 * 32 + 32)
+    biases = (32 + 1) + (512 + 1) + (32 + 1) + (32 + 1)
+    season_weights = 32
+    assert tuple(row) == (wide + rest + biases + season_weights, 2 * wide * 16**2 + 2 * rest * 64**2)
 
 
 def test_trace_finds_the_four_blocks_of_the_paper(full: nn.Module) -> None:
@@ -136,7 +152,10 @@ def test_trace_finds_the_four_blocks_of_the_paper(full: nn.Module) -> None:
     assert {name: step.sources for name, step in outputs.items()} == {
         "Encoding.features": ("out",),
         "Encoding.fine": ("fine",),
+        "Encoding.uncertainty": ("uncertainty",),
     }
+    module = next(step for step in steps if step.name == "uncertainty")
+    assert (module.kind, module.sources, module.shape) == ("UncertaintyModule", ("out",), (1, 1, 64, 64))
     assert outputs["Encoding.features"].shape == (1, 512, 64, 64)
 
 
@@ -180,7 +199,9 @@ def test_compare_sets_networks_side_by_side() -> None:
     assert table.loc["sar.blocks.0", "stock, GFLOP"] != table.loc["sar.blocks.0", "stock, GFLOP"]  # NaN
     net = on_meta(SMALL)
     assert table.loc["total", "small, M parameters"] * 1e6 == pytest.approx(sum(p.numel() for p in net.parameters()))
-    assert table.loc["own", "small, M parameters"] * 1e6 == pytest.approx(1 + 2 * (1 + len(SMALL.consensus_cells)))
+    # Scales of similarity (per cell; coarse and fine, one a neighbourhood), beta of the votes, two of the residual.
+    own = 1 + 2 * (1 + len(SMALL.consensus_cells)) + 1 + 2
+    assert table.loc["own", "small, M parameters"] * 1e6 == pytest.approx(own)
 
 
 def test_source_is_the_code_that_runs() -> None:

@@ -7,7 +7,7 @@ follow its name; whether it does is measured, not assumed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -238,17 +238,36 @@ class EpistemicHead(nn.Module):
 
     Args:
         descriptor_dim: channels of the descriptors of both ends.
+
+    Attributes:
+        distilled: 1 once it has learned, 0 before; weights stored without it count as untrained.
     """
 
     EXTRA = 4
     """Numbers beside the descriptors: log-probability and entropy of the row, and the uncertainty of both ends."""
+    distilled: Tensor
 
     def __init__(self, descriptor_dim: int, width: int = 32) -> None:
         super().__init__()
         self.hidden = nn.Linear(2 * descriptor_dim + self.EXTRA, width)
         self.middle = nn.Linear(width, width)
         self.out = nn.Linear(width, 1)
+        self.register_buffer("distilled", torch.zeros(()))
 
     def forward(self, ends: Tensor) -> Tensor:
         """(N, 2 descriptor_dim + EXTRA) to log mutual information in nats, (N,)."""
         return self.out(F.relu(self.middle(F.relu(self.hidden(ends)))))[:, 0]
+
+    @torch.no_grad()
+    def absorb(self, mean: Tensor, std: Tensor) -> None:
+        """From a head for standardised inputs to the same function of raw ones, of this mean and deviation (inputs,).
+
+        An affine of the inputs is a change of the first layer: nothing more has to be stored, nor computed later.
+        """
+        self.hidden.weight.div_(std)
+        self.hidden.bias.sub_(self.hidden.weight @ mean)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Files older than the flag hold no head that has learned.
+        state_dict.setdefault(prefix + "distilled", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

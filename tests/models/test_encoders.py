@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from sarmatch.config import ModelConfig
+from sarmatch.data import open_pairs
+from sarmatch.data.transforms import TrainingCrops
 from sarmatch.models import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.models.bifpn import BiFPN, Fusion
 from sarmatch.models.layers import norm_layer, standardise
+from sarmatch.objective import Objective
 from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
@@ -40,12 +43,18 @@ def test_full_width_is_that_of_the_paper():
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_every_parameter_receives_a_gradient(norm):
-    net = SarOpticalNet(dataclasses.replace(SMALL, norm=norm))
-    sar, optical = net(image(1), image(3))
-    sum(t.square().sum() * 0.1 + t.sum() for d in (sar, optical) for t in (d.coarse, d.fine)).backward()
-    without = [name for name, p in net.named_parameters() if p.grad is None and not name.endswith(("scale", "scales"))]
-    assert without == []
+@pytest.mark.parametrize("uncertainty", [True, False])
+def test_the_objective_reaches_every_trained_parameter(norm, uncertainty):
+    config = profile("smoke").replace(model={"norm": norm, "uncertainty": uncertainty})
+    crops = TrainingCrops(open_pairs(config.data), config.data, seed=0)
+    torch.manual_seed(0)
+    net = SarOpticalNet(config.model)
+    Objective(net, config.training)(torch.utils.data.default_collate([crops[0, 0], crops[0, 1]]))["loss"].backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # Its turn comes when it is distilled; until then it is frozen.
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, _ in net.named_parameters() if name.startswith("epistemic_head.")]
+    assert without == frozen
 
 
 def test_gain_and_offset_of_a_band_do_not_matter():
@@ -75,6 +84,29 @@ def test_group_norm_says_the_same_in_training_and_evaluation():
     encoder = SarEncoder(dataclasses.replace(SMALL, early_dropout=0.0))
     with torch.no_grad():
         assert torch.allclose(encoder.train()(image(1)).features, encoder.eval()(image(1)).features, atol=1e-5)
+
+
+def test_without_dropout_the_network_says_the_same_in_training_and_evaluation():
+    """Design point 7: what differs between the two is dropout alone, for group norm knows no batch."""
+    rates = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
+    torch.manual_seed(0)
+    net = SarOpticalNet(dataclasses.replace(SMALL, **rates))
+    for kind, said in compare_modes(net).items():
+        assert torch.allclose(*said, atol=1e-5), kind
+
+
+def compare_modes(net: SarOpticalNet) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """All that the network says of a pair, in training and in evaluation."""
+    result = []
+    with torch.no_grad():
+        for training in (True, False):
+            net.train(training)
+            sar, optical = net(image(1), image(3))
+            maps = net.uncertainty_maps(image(1), image(3))
+            named = {f"{name}.{k}": v for name, d in (("sar", sar), ("optical", optical)) for k, v in zip(d._fields, d)}
+            flat = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)} | maps._asdict()
+            result.append(flat)
+    return {name: (result[0][name], result[1][name]) for name in result[0]}
 
 
 def test_early_dropout_acts_in_training_only():
@@ -120,6 +152,19 @@ def test_fusion_weights_are_normalised_and_not_negative():
         fusion.weights.copy_(torch.tensor([3.0, -1.0]))
         x, y = torch.full((1, 8, 1, 1), 2.0), torch.full((1, 8, 1, 1), 100.0)
         assert torch.allclose(fusion([x, y]), torch.nn.functional.silu(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["paper", "timm"])
+def test_a_forward_pass_is_its_prefix_and_the_rest(backbone):
+    torch.manual_seed(0)
+    net = SarOpticalNet(dataclasses.replace(SMALL, backbone=backbone)).eval()
+    for encoder, channels in ((net.sar_encoder, 1), (net.optical_encoder, 3)):
+        with torch.no_grad():
+            whole, parted = encoder(image(channels)), encoder.finish(encoder.prefix(image(channels)))
+            assert torch.equal(encoder.encode(image(channels)), whole.features)
+        assert torch.equal(parted.features, whole.features)
+        assert torch.equal(parted.fine, whole.fine)
+        assert all(torch.equal(a, b) for a, b in zip(parted.uncertainty, whole.uncertainty, strict=True))
 
 
 def test_timm_backbones_keep_the_contract():

@@ -69,7 +69,7 @@ def ones(orientation: int) -> OrientedConv:
 
 @pytest.mark.parametrize("degrees", ORIENTATIONS)
 def test_a_line_excites_the_convolution_along_it(degrees):
-    responses = {angle: float(ones(angle)(line_image(degrees)).max()) for angle in ORIENTATIONS}
+    responses = {angle: ones(angle)(line_image(degrees)).max().item() for angle in ORIENTATIONS}
     # Along the line all taps see it; across it only the one where they cross.
     assert responses == {angle: LINE_CELLS if angle == degrees else 1 for angle in ORIENTATIONS}
 
@@ -90,6 +90,7 @@ def test_weights_off_the_line_do_nothing_and_learn_nothing(degrees):
         assert not torch.allclose(conv(features), before)
 
 
+@torch.no_grad()
 def test_oriented_convolutions_start_as_strong_as_square_ones():
     noise = torch.randn(1, 32, 64, 64)
     square = torch.nn.Conv2d(32, 32, LINE_CELLS)(noise).std()
@@ -186,8 +187,9 @@ def test_atmospheric_attention_is_wide_yet_of_its_place():
 
 def test_season_weights_open_and_shut_their_channels():
     branch, features = SeasonBranch(CHANNELS, 5), torch.rand(1, CHANNELS, 8, 8)
-    before = branch(features)
     with torch.no_grad():
+        branch.conv.bias.add_(2.0)  # every channel alive
+        before = branch(features)
         branch.weights[:, 2] = 0.0
         without = branch(features)
         assert not torch.allclose(without, before)

@@ -1,0 +1,192 @@
+"""Figures of the chapters on self-supervision and cost: losses, embeddings, convergence, and what passes take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from sarmatch.losses import info_nce, info_nce_printed
+from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "standard": info_nce,
+    "as printed": info_nce_printed,
+}
+"""Both readings of eq. 4 by the names they have in figures."""
+
+
+class Projection(NamedTuple):
+    """Embeddings of both modalities along their common principal components (figure 7).
+
+    Attributes:
+        sar, optical: (N, 3); row i of both is one pair.
+        explained: share of the variance of all 2 N embeddings along each component, (3,) in [0, 1].
+    """
+
+    sar: np.ndarray
+    optical: np.ndarray
+    explained: np.ndarray
+
+
+def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
+    """Both readings of eq. 4 and their pull on the positive, for a batch whose negatives all have cosine 0.
+
+    Args:
+        similarity: cosines of the positives, (S,) in [-1, 1].
+        batch: number of pairs, at least 2.
+        temperature: tau > 0.
+
+    Returns:
+        one row a form and similarity: form, similarity, loss, pull (by how much the loss falls where all positives
+        become more similar, the negative derivative).
+
+    Raises:
+        ValueError: similarities that are no cosines, or fewer than two pairs.
+    """
+    if batch < 2:
+        raise ValueError(f"batch must be at least 2, got {batch}: contrast needs a negative")
+    if np.abs(similarity).max() > 1:
+        raise ValueError(f"similarity must lie in [-1, 1], got up to {np.abs(similarity).max():g}; give cosines")
+    axes = torch.eye(2 * batch, dtype=torch.float64)
+    rows = []
+    for form, loss in LOSSES.items():
+        for cosine in np.asarray(similarity, dtype=float):
+            s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
+            # Each pair turns in a plane of its own, so that other pairs stay orthogonal. Autograd would also follow the
+            # square root; its derivative does not matter to the products, and at 1 it is infinite.
+            beside = (1 - s.detach() ** 2).clamp(min=0).sqrt()
+            value = loss(axes[:batch], s * axes[:batch] + beside * axes[batch:], temperature)
+            (slope,) = torch.autograd.grad(value, s)
+            rows.append((form, cosine, float(value), -float(slope)))
+    return pd.DataFrame(rows, columns=["form", "similarity", "loss", "pull"])
+
+
+def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
+    """Loss on the first axes and pull on the second against the similarity of the positive, a line a form.
+
+    Args:
+        axes: two.
+        curves: as `contrastive_curves` returns.
+    """
+    for ax, column, label in zip(axes, ("loss", "pull"), ("loss (nats)", "pull on the positive"), strict=True):
+        for (form, rows), colour, style in zip(curves.groupby("form", sort=False), COLOURS, ("-", "--"), strict=False):
+            ax.plot(rows["similarity"], rows[column], style, color=colour, linewidth=1.6, label=str(form))
+        ax.axhline(0, color=NEUTRAL, linewidth=0.8)
+        ax.set(xlabel="similarity of the positive", ylabel=label)
+        neutral(ax)
+    axes[0].legend(frameon=False)
+    neutral(axes[0])
+    return axes
+
+
+def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
+    """Three principal components of the embeddings of both modalities together, as in figure 7.
+
+    Args:
+        z_sar, z_optical: (N, D), N >= 2, D >= 3; row i of both belongs together.
+
+    Raises:
+        ValueError: embeddings of unequal shape, or too few for three components.
+    """
+    if z_sar.shape != z_optical.shape or z_sar.ndim != 2:
+        raise ValueError(
+            f"z_sar and z_optical must both be (N, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
+        )
+    if len(z_sar) < 2 or z_sar.shape[1] < 3:
+        raise ValueError(f"three components need at least 2 pairs and 3 dimensions, got {tuple(z_sar.shape)}")
+    together = torch.cat([z_sar, z_optical]).double().numpy()
+    pca = PCA(3, svd_solver="full")
+    places = pca.fit_transform(together)
+    return Projection(places[: len(z_sar)], places[len(z_sar) :], np.nan_to_num(pca.explained_variance_ratio_))
+
+
+def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Sequence[str], title: str = "") -> None:
+    """Two views of an embedding, the first component against the second and the third; a line joins each pair.
+
+    SAR is a circle, optical a square; the axes say which share of the variance a component explains.
+
+    Args:
+        axes: two.
+        groups: label of each pair, (N,); a colour each, in order of appearance.
+
+    Raises:
+        ValueError: groups of another number than the pairs, or more than there are colours.
+    """
+    names = list(dict.fromkeys(groups))
+    if len(groups) != len(projection.sar) or len(names) > len(COLOURS):
+        raise ValueError(
+            f"groups must name each of {len(projection.sar)} pairs with at most {len(COLOURS)} labels, got "
+            f"{len(groups)} of {len(names)} labels"
+        )
+    colours = [COLOURS[names.index(group)] for group in groups]
+    for ax, second in zip(axes, (1, 2), strict=True):
+        ends = [places[:, [0, second]] for places in (projection.sar, projection.optical)]
+        ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
+        for places, marker in zip(ends, MARKERS, strict=False):
+            ax.scatter(*places.T, c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
+        labels = [f"component {i + 1} ({projection.explained[i]:.0%})" for i in (0, second)]
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+        neutral(ax)
+    axes[0].set_title(title)
+
+
+def embedding_legend(ax: Axes, groups: Sequence[str]) -> Axes:
+    """What colours and markers of `embedding_panels` mean, below an axes."""
+    grey = dict(linestyle="", color=NEUTRAL)
+    handles = [Line2D([], [], marker=m, label=name, **grey) for m, name in zip(MARKERS, ("SAR", "optical"))]  # type: ignore[arg-type]
+    names = dict.fromkeys(groups)
+    handles += [Line2D([], [], color=c, linewidth=3, label=n) for c, n in zip(COLOURS, names, strict=False)]
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=len(handles), frameon=False)
+    return neutral(ax)
+
+
+def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px", label: str = "") -> Axes:
+    """Validation scores with and without pretraining: a thin line a seed, a thick one for their mean.
+
+    Args:
+        histories: as `sarmatch.studies.convergence_histories` returns.
+        score: its column to draw.
+        label: of the vertical axis; the column's name where it is empty.
+    """
+    for (pretrained, rows), colour, marker in zip(histories.groupby("pretrained"), COLOURS, MARKERS, strict=False):
+        for _, one in rows.groupby("seed"):
+            ax.plot(one["step"], one[score], color=colour, linewidth=0.8, alpha=0.5)
+        mean = rows.groupby("step")[score].mean()
+        name = "pretrained" if pretrained else "from scratch"
+        ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4.5, linewidth=2.2, label=name)
+    ax.set(xlabel="step of fine-tuning", ylabel=label or score)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+    return neutral(ax)
+
+
+def stacked_bars(ax: Axes, parts: Mapping[str, pd.Series], unit: str = "ms") -> Axes:
+    """Horizontal bars made of parts, a bar a name; equal parts have equal colours.
+
+    Args:
+        parts: for each bar, the length of its parts by name.
+
+    Raises:
+        ValueError: more parts than there are colours.
+    """
+    names = list(dict.fromkeys(part for bar in parts.values() for part in bar.index))
+    if len(names) > len(COLOURS):
+        raise ValueError(f"stacked_bars tells {len(COLOURS)} parts apart, got {len(names)}; add up the small ones")
+    left = np.zeros(len(parts))
+    for name, colour in zip(names, COLOURS, strict=False):
+        lengths = np.array([float(bar.get(name, 0)) for bar in parts.values()])
+        ax.barh(list(parts), lengths, left=left, color=colour, height=0.6, label=name)
+        left += lengths
+    ax.invert_yaxis()
+    ax.set_xlabel(unit)
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    return neutral(ax)
