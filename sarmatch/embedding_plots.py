@@ -10,7 +10,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -61,12 +64,12 @@ def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -
     for form, loss in LOSSES.items():
         for cosine in np.asarray(similarity, dtype=float):
             s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
-            # Each pair turns in a plane of its own, so that other pairs stay orthogonal. Autograd would also follow the
-            # square root; its derivative does not matter to the products, and at 1 it is infinite.
+            # Each pair turns in a plane of its own, so that other pairs stay orthogonal. The part beside it meets no
+            # SAR embedding, and its derivative is infinite at 1: hence detached.
             beside = (1 - s.detach() ** 2).clamp(min=0).sqrt()
             value = loss(axes[:batch], s * axes[:batch] + beside * axes[batch:], temperature)
             (slope,) = torch.autograd.grad(value, s)
-            rows.append((form, cosine, float(value), -float(slope)))
+            rows.append((form, cosine, value.item(), -slope.item()))
     return pd.DataFrame(rows, columns=["form", "similarity", "loss", "pull"])
 
 
@@ -81,7 +84,7 @@ def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[A
         for (form, rows), colour, style in zip(curves.groupby("form", sort=False), COLOURS, ("-", "--"), strict=False):
             ax.plot(rows["similarity"], rows[column], style, color=colour, linewidth=1.6, label=str(form))
         ax.axhline(0, color=NEUTRAL, linewidth=0.8)
-        ax.set(xlabel="similarity of the positive", ylabel=label)
+        ax.set(xlabel="similarity of the positive", ylabel=label, xticks=[-1, -0.5, 0, 0.5, 1])
         neutral(ax)
     axes[0].legend(frameon=False)
     neutral(axes[0])
@@ -105,7 +108,8 @@ def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
         raise ValueError(f"three components need at least 2 pairs and 3 dimensions, got {tuple(z_sar.shape)}")
     together = torch.cat([z_sar, z_optical]).double().numpy()
     pca = PCA(3, svd_solver="full")
-    places = pca.fit_transform(together)
+    with np.errstate(invalid="ignore"):  # embeddings that are all equal have no variance to explain
+        places = pca.fit_transform(together)
     return Projection(places[: len(z_sar)], places[len(z_sar) :], np.nan_to_num(pca.explained_variance_ratio_))
 
 
@@ -133,20 +137,22 @@ def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Seque
         ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
         for places, marker in zip(ends, MARKERS, strict=False):
             ax.scatter(*places.T, c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
-        labels = [f"component {i + 1} ({projection.explained[i]:.0%})" for i in (0, second)]
+        labels = [f"component {i + 1} ({100 * projection.explained[i]:.2g} %)" for i in (0, second)]
         ax.set(xlabel=labels[0], ylabel=labels[1])
         neutral(ax)
     axes[0].set_title(title)
 
 
-def embedding_legend(ax: Axes, groups: Sequence[str]) -> Axes:
-    """What colours and markers of `embedding_panels` mean, below an axes."""
-    grey = dict(linestyle="", color=NEUTRAL)
-    handles = [Line2D([], [], marker=m, label=name, **grey) for m, name in zip(MARKERS, ("SAR", "optical"))]  # type: ignore[arg-type]
+def embedding_legend(figure: Figure, groups: Sequence[str]) -> Legend:
+    """What colours and markers of `embedding_panels` mean, below a figure of constrained layout."""
+    handles = [
+        Line2D([], [], linestyle="", color=NEUTRAL, marker=marker, label=name)
+        for marker, name in zip(MARKERS, ("SAR", "optical"), strict=False)
+    ]
     names = dict.fromkeys(groups)
     handles += [Line2D([], [], color=c, linewidth=3, label=n) for c, n in zip(COLOURS, names, strict=False)]
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=len(handles), frameon=False)
-    return neutral(ax)
+    columns = len(handles)
+    return figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=NEUTRAL)
 
 
 def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px", label: str = "") -> Axes:
@@ -165,6 +171,7 @@ def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px"
         ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4.5, linewidth=2.2, label=name)
     ax.set(xlabel="step of fine-tuning", ylabel=label or score)
     ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
     return neutral(ax)
 

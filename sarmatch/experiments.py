@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from sarmatch.checkpoints import load_weights
+from sarmatch.checkpoints import load_weights, save_weights
 from sarmatch.confidence import Confidence, fit_calibrator, fit_overlap, match_table, pair_agreements
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
@@ -42,6 +42,8 @@ from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors", ROTATION_HEADS)
 NOT_PRETRAINING = ("training", "evaluation")
 """Sections of the config that do not matter to pretraining."""
+SHIPPED = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
+"""Provenance that travels in the header of shipped weights."""
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 
 
@@ -272,17 +274,29 @@ def confidence_or_load(run: Run, split: Split) -> Confidence:
     config = dataclasses.replace(run.config.evaluation, max_pairs=run.config.studies.calibration_pairs)
     calibrators, overlaps = {}, {}
     for mode, (arguments, names) in MODES.items():
+        if mode == "distilled" and not run.net.epistemic_head.distilled:
+            continue
         matcher = Matcher(run.net, **arguments)
         usable = names if run.config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
         table = matches_or_load(run, matcher, "validation", split.validation, "shift", config)
-        unrelated = matches_or_load(run, matcher, "unrelated", mismatched(split.validation), "shift", config)
         calibrators[mode] = fit_calibrator(table, usable)
-        agreements = (pair_agreements(t.assign(confidence=calibrators[mode](t))) for t in (table, unrelated))
-        overlaps[mode] = fit_overlap(*(a.to_numpy() for a in agreements))
+        if split.validation.index["scene"].nunique() > 1:  # else there are no unrelated pairs
+            unrelated = matches_or_load(run, matcher, "unrelated", mismatched(split.validation), "shift", config)
+            agreements = (pair_agreements(t.assign(confidence=calibrators[mode](t))) for t in (table, unrelated))
+            overlaps[mode] = fit_overlap(*(a.to_numpy() for a in agreements))
     confidence = Confidence(calibrators, overlaps)
     with atomic_path(run.path / CONFIDENCE_FILE) as partial:
         partial.write_text(confidence.to_json())
     return confidence
+
+
+def ship(run: Run, path: Path) -> None:
+    """Write a run's weights in half precision with its confidence and provenance, as `load_matcher` takes them."""
+    about = {name: str(run.provenance[name]) for name in SHIPPED}
+    confidence = read_confidence(run.path)
+    if confidence is not None:
+        about["confidence"] = confidence.to_json()
+    save_weights(run.net, path, torch.float16, **about)
 
 
 def read_history(folder: Path) -> pd.DataFrame:

@@ -122,7 +122,7 @@ class Matcher:
         """
         check_search(search_radius, max_rotation_deg, scale_range)
         if mc_passes is not None and mc_passes != self.mc_passes:
-            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, self.confidence)
+            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, self.confidence, self.distilled)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)

@@ -18,8 +18,10 @@ from sarmatch.models import STRIDE, DenseEncoder, Descriptors, Prefix, SarOptica
 from sarmatch.models.encoder import Encoding
 from sarmatch.volumes import Volume, coarse_similarity, coarse_valid, disc, log_softmax, swap
 
-PASSES_AT_ONCE = 5
-"""Passes in one batch: enough to fill a processor, few enough for its caches."""
+PASSES_AT_ONCE = 1
+"""Passes in one batch on a CPU: larger batches are measured to be slower, since their volumes come from fresh pages."""
+PASSES_AT_ONCE_ON_GPU = 5
+"""Passes in one batch elsewhere, so that small maps fill the processor."""
 DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
@@ -73,8 +75,9 @@ def predict_monte_carlo(
     with active_dropout(net, seed):
         sums = _Sums()
         valid: Tensor | None = None
-        for first in range(0, passes, PASSES_AT_ONCE):
-            n = min(PASSES_AT_ONCE, passes - first)
+        at_once = PASSES_AT_ONCE if sar.image.device.type == "cpu" else PASSES_AT_ONCE_ON_GPU
+        for first in range(0, passes, at_once):
+            n = min(at_once, passes - first)
             dropped = _dropped(net, net.sar_encoder, sar, n), _dropped(net, net.optical_encoder, optical, n)
             if valid is None:
                 valid = _valid(dropped[0].coarse, dropped[1].coarse, search_radius, sar_valid, optical_valid)
@@ -100,9 +103,7 @@ def _valid(
 ) -> Tensor:
     """Which entries of the volume are defined, the same in all passes."""
     sizes = [(cells.shape[-2], cells.shape[-1]) for cells in (sar, optical)]
-    return coarse_valid(
-        sizes[0], sizes[1], math.ceil(search_radius / STRIDE), sar.device, sar_valid, optical_valid
-    )
+    return coarse_valid(sizes[0], sizes[1], math.ceil(search_radius / STRIDE), sar.device, sar_valid, optical_valid)
 
 
 def _logits(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, valid: Tensor, use_consensus: bool) -> Volume:

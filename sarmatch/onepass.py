@@ -1,16 +1,16 @@
 """Epistemic uncertainty from one pass instead of twenty (future work of section 5.5).
 
 Three estimates of what Monte Carlo dropout measures, none of which draws anything: a head that was taught the mutual
-information of passes over training crops, the distance of descriptors from those of training, and, as what these must
+information of passes over training crops, the distance of features from those of training, and, as what these must
 beat, the entropy of the softmax itself. Each is a map (1, h, w) >= 0 that `attach` puts in the place of the mutual
 information; only the first is in its unit.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GroupShuffleSplit
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sarmatch.config import Config
@@ -49,14 +49,8 @@ ENTROPY = -3
 
 
 class Lesson(NamedTuple):
-    """What a head learns from: N cells of training crops.
-
-    Attributes:
-        inputs: of `match_inputs`, (N, inputs).
-        information: mutual information over passes, nats, (N,).
-        crop: number of the crop, (N,) long.
-        scene: number of its scene, (N,) long.
-    """
+    """What a head learns from, N cells of training crops: `match_inputs` (N, inputs), the mutual information over
+    passes in nats (N,), and the numbers of the crop and of its scene, (N,) long."""
 
     inputs: Tensor
     information: Tensor
@@ -65,10 +59,10 @@ class Lesson(NamedTuple):
 
 
 class _Crop(NamedTuple):
-    """One training crop seen by a network: of each image the prefix, the descriptors without the fine level, and
-    which cells carry data, (1, h, w) bool."""
+    """A training crop as the deterministic pass sees it; (SAR, optical) each. `valid` is of cells, (1, h, w) bool."""
 
     prefixes: tuple[Prefix, Prefix]
+    features: tuple[Tensor, Tensor]
     descriptors: tuple[Descriptors, Descriptors]
     valid: tuple[Tensor, Tensor]
     scene: str
@@ -85,12 +79,12 @@ def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors)
     Raises:
         ValueError: more than one pair, or descriptors of another size than the prediction.
     """
-    there, _ = _other_end(prediction, sar, optical)
+    there, _ = _other_end(prediction, sar.coarse, optical.coarse)
     log_best = prediction.forward.max(1).values.flatten()
     none = torch.zeros_like(log_best)
     doubts = [none if d.uncertainty is None else d.uncertainty.fused.flatten() for d in (sar, optical)]
     numbers = torch.stack([log_best, row_entropy(prediction).flatten(), doubts[0], doubts[1][there]], 1)
-    return torch.cat([_by_cell(sar), _by_cell(optical)[there], numbers], 1)
+    return torch.cat([_by_cell(sar.coarse), _by_cell(optical.coarse)[there], numbers], 1)
 
 
 def row_entropy(prediction: Prediction) -> Tensor:
@@ -110,8 +104,7 @@ def attach(prediction: Prediction, information: Tensor) -> Prediction:
     Raises:
         ValueError: the estimate is not one number for each SAR cell.
     """
-    expected = (prediction.forward.shape[0], *prediction.forward.shape[-2:])
-    if information.shape != expected:
+    if information.shape != (expected := (len(prediction.forward), *prediction.forward.shape[-2:])):
         raise ValueError(f"information must have one number a SAR cell, {expected}, got {tuple(information.shape)}")
     return prediction._replace(mutual_information=information)
 
@@ -188,16 +181,13 @@ def collect(
             net, *crop.prefixes, radius, passes, *crop.valid, voting, seed=int(rng.integers(2**31))
         ).mutual_information
         assert taught is not None
-        there, on_image = _other_end(prediction, sar, optical)
-        usable = crop.valid[0].flatten() & on_image & crop.valid[1].flatten()[there]
-        rows = _some(usable, cells, rng)
+        there, on_image = _other_end(prediction, sar.coarse, optical.coarse)
+        rows = _some(crop.valid[0].flatten() & on_image & crop.valid[1].flatten()[there], cells, rng)
         inputs = match_inputs(prediction, sar, optical)[rows]
         parts.append((inputs.cpu(), taught.flatten()[rows].cpu(), torch.full((len(rows),), k)))
         scenes.append(crop.scene)
     inputs, information, number = (torch.cat(column) for column in zip(*parts, strict=True))
-    lesson = Lesson(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
-    _check_lesson(lesson)
-    return lesson
+    return Lesson(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
 
 
 def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30) -> pd.DataFrame:
@@ -221,7 +211,10 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
     std, mean = torch.std_mean(lesson.inputs[train], 0, correction=0)
     std = torch.where(std < CONSTANT, 1.0, std)
     inputs = (lesson.inputs - mean) / std
-    learner = _fresh(head, float(target[train].mean()), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learner = EpistemicHead((head.hidden.in_features - head.EXTRA) // 2, head.hidden.out_features)
+    torch.nn.init.constant_(learner.out.bias, float(target[train].mean()))
     optimizer = torch.optim.Adam(learner.parameters(), lr=LEARNING_RATE)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     order = torch.Generator().manual_seed(seed)
@@ -249,11 +242,13 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
 
 @dataclass(frozen=True, eq=False)
 class Density:
-    """Gaussian of each modality's coarse descriptors over training cells, after Lee et al. (2018) and Mukhoti et al.
-    (2023): what lies far from all that was seen in training is what the weights cannot know.
+    """Gaussian of each modality's features F over training cells, after Lee et al. (2018) and Mukhoti et al. (2023).
+
+    What lies far from all that was seen in training is what the weights cannot know. Of features, not of descriptors:
+    these lie on a sphere, on which the shipped weights put test patterns among the images of training.
 
     Attributes:
-        means: of the SAR and of the optical descriptors, (2, C).
+        means: of the SAR and of the optical features, (2, C).
         precisions: inverses of their shrunk covariances (Ledoit and Wolf), (2, C, C).
     """
 
@@ -262,13 +257,7 @@ class Density:
 
     @classmethod
     def fit(
-        cls,
-        net: SarOpticalNet,
-        pairs: Pairs,
-        config: Config,
-        seed: int,
-        cells: int = 256,
-        show_progress: bool = True,
+        cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, cells: int = 256, show_progress: bool = True
     ) -> Density:
         """From the deterministic pass over as many crops as `distil` takes; nothing is trained.
 
@@ -283,32 +272,35 @@ class Density:
         rng = np.random.default_rng((seed, 1))
         seen: tuple[list[Tensor], list[Tensor]] = [], []
         for crop in _training_crops(net, pairs, config, seed, "density", show_progress):
-            for rows, descriptors, valid in zip(seen, crop.descriptors, crop.valid, strict=True):
-                rows.append(_by_cell(descriptors)[_some(valid.flatten(), cells, rng)].cpu())
-        tables = [torch.cat(rows) for rows in seen]
-        if min(len(table) for table in tables) < 2:
+            for rows, features, valid in zip(seen, crop.features, crop.valid, strict=True):
+                rows.append(_by_cell(features)[_some(valid.flatten(), cells, rng)].cpu())
+        tables = [torch.cat(rows).double().numpy() for rows in seen]
+        if min(map(len, tables)) < 2:
             raise ValueError("pairs: fewer than two cells of training crops carry data; check their valid masks")
-        fits = [LedoitWolf().fit(table.double().numpy()) for table in tables]
-        means, precisions = ([getattr(fit, name) for fit in fits] for name in ("location_", "precision_"))
-        return cls(torch.from_numpy(np.stack(means)).float(), torch.from_numpy(np.stack(precisions)).float())
+        fits = [LedoitWolf().fit(table) for table in tables]
+        means, precisions = (np.stack([getattr(fit, name) for fit in fits]) for name in ("location_", "precision_"))
+        return cls(torch.from_numpy(means).float(), torch.from_numpy(precisions).float())
 
     @torch.no_grad()
-    def distance(self, sar: Descriptors, optical: Descriptors, prediction: Prediction) -> Tensor:
+    def distance(self, sar: Tensor, optical: Tensor, prediction: Prediction) -> Tensor:
         """How far both ends of each SAR cell's best match lie from training, (1, h, w) >= 0, without unit.
 
-        log(1 + d), d the squared Mahalanobis distances of both ends, summed, a channel: about 0.7 where an end is as
-        usual in training.
+        log(1 + d), d the squared Mahalanobis distances of both ends summed, per channel of both: its mean over training
+        cells is 1 before the logarithm.
+
+        Args:
+            sar, optical: features F (1, C, h, w), `Encoding.features`.
 
         Raises:
-            ValueError: descriptors of another network or size.
+            ValueError: features of another network, or of another size than the prediction.
         """
-        if sar.coarse.shape[1] != self.means.shape[1]:
-            raise ValueError(
-                f"descriptors have {sar.coarse.shape[1]} channels, the density was fitted to {self.means.shape[1]}; "
-                "fit one to this network"
-            )
         there, _ = _other_end(prediction, sar, optical)
-        first, second = (self._squared(i, _by_cell(d)) for i, d in enumerate((sar, optical)))
+        if not sar.shape[1] == optical.shape[1] == self.means.shape[1]:
+            raise ValueError(
+                f"sar, optical: expected features of {self.means.shape[1]} channels, to which the density was fitted, "
+                f"got {sar.shape[1]} and {optical.shape[1]}; fit one to this network"
+            )
+        first, second = (self._squared(i, _by_cell(features)) for i, features in enumerate((sar, optical)))
         total = (first + second[there]) / self.means.numel()
         return total.log1p().unflatten(0, (1, *prediction.forward.shape[-2:]))
 
@@ -318,21 +310,20 @@ class Density:
         return ((off @ self.precisions[modality].to(x)) * off).sum(1).clamp(min=0)
 
 
-def _by_cell(descriptors: Descriptors) -> Tensor:
-    """Coarse descriptors of one image, (h*w, C)."""
-    return descriptors.coarse[0].flatten(1).T
+def _by_cell(values: Tensor) -> Tensor:
+    """(1, C, h, w) to (h*w, C)."""
+    return values[0].flatten(1).T
 
 
-def _other_end(prediction: Prediction, sar: Descriptors, optical: Descriptors) -> tuple[Tensor, Tensor]:
+def _other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
     """Flat optical cell that each SAR cell's best displacement leads to, (h*w,) long, the nearest one where it leads
-    off the image, and whether it does not, (h*w,) bool."""
-    height, width = prediction.forward.shape[-2:]
-    for name, descriptors in (("sar", sar), ("optical", optical)):
-        shape = tuple(descriptors.coarse.shape)
-        if (shape[0], *shape[2:]) != (1, height, width) or len(prediction.forward) != 1:
+    off the image, and whether it does not, (h*w,) bool. The images are only checked, (1, C, h, w)."""
+    n, (height, width) = len(prediction.forward), prediction.forward.shape[-2:]
+    for name, shape in (("sar", tuple(sar.shape)), ("optical", tuple(optical.shape))):
+        if n != 1 or (shape[0], *shape[2:]) != (1, height, width):
             raise ValueError(
-                f"{name}: expected coarse descriptors (1, C, {height}, {width}) beside the prediction of one pair, got "
-                f"{shape} beside {len(prediction.forward)}; take one pair at a time and the descriptors it was made of"
+                f"{name}: expected (1, C, {height}, {width}) beside the prediction of one pair, got {shape} beside {n}"
+                "; take one pair at a time and what its prediction was made of"
             )
     displacement = best(prediction.forward)[0][0]
     y, x = torch.meshgrid(*(torch.arange(n, device=displacement.device) for n in (height, width)), indexing="ij")
@@ -351,7 +342,8 @@ def _training_crops(
         raise ValueError(
             f"need at least one training pair and one crop, got {len(pairs)} pairs and studies.distillation_crops={n}"
         )
-    crops, device = TrainingCrops(pairs, config.data, seed), next(net.parameters()).device
+    net, crops = copy.deepcopy(net).eval(), TrainingCrops(pairs, config.data, seed)  # the caller's keeps its mode
+    device = next(net.parameters()).device
     for k in tqdm(range(n), name, unit="crop", disable=None if show_progress else True):
         epoch, position = divmod(k, len(pairs))
         i = int(np.random.default_rng((seed, epoch)).permutation(len(pairs))[position])
@@ -359,30 +351,18 @@ def _training_crops(
         masks = sample["sar_valid"][None].to(device), sample["optical_valid"][None].to(device)
         sar = fill_invalid(sample["sar"][None].to(device), masks[0])
         optical = fill_invalid(sample["optical"][None].to(device), masks[1])
-        with _evaluation_mode(net), torch.no_grad():
+        with torch.no_grad():
             prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
-            descriptors = _describe(net, net.sar_encoder, prefixes[0]), _describe(net, net.optical_encoder, prefixes[1])
+            first, second = _encode(net.sar_encoder, prefixes[0]), _encode(net.optical_encoder, prefixes[1])
+            descriptors = net.describe(first), net.describe(second)
         valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)
-        yield _Crop(prefixes, descriptors, valid, str(pairs.index["scene"].iloc[i]))
+        yield _Crop(prefixes, (first.features, second.features), descriptors, valid, str(pairs.index["scene"].iloc[i]))
 
 
-def _describe(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix) -> Descriptors:
-    """Descriptors without the fine level, which has no part in the choice of a cell."""
+def _encode(encoder: DenseEncoder, prefix: Prefix) -> Encoding:
+    """Without the fine level, which has no part in the choice of a cell."""
     features = encoder.trunk(prefix.maps)
-    uncertainty = encoder.uncertainty(features) if encoder.uncertainty else None
-    return net.describe(Encoding(features, features[:, :0], uncertainty))
-
-
-@contextmanager
-def _evaluation_mode(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module as it was afterwards."""
-    before = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
+    return Encoding(features, features[:, :0], encoder.uncertainty(features) if encoder.uncertainty else None)
 
 
 def _some(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor:
@@ -408,16 +388,6 @@ def _hold_out(lesson: Lesson, seed: int) -> tuple[Tensor, Tensor]:
     splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
     train, held_out = next(splitter.split(lesson.inputs, groups=groups.numpy()))
     return torch.from_numpy(train), torch.from_numpy(held_out)
-
-
-def _fresh(head: EpistemicHead, mean: float, seed: int) -> EpistemicHead:
-    """A head of the same size on the CPU, as the seed makes it, that starts from the mean target."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = EpistemicHead((head.hidden.in_features - head.EXTRA) // 2, head.hidden.out_features)
-    with torch.no_grad():
-        fresh.out.bias.fill_(mean)
-    return fresh
 
 
 def _rank_correlations(said: Tensor, target: Tensor, crop: Tensor) -> pd.Series:

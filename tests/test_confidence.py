@@ -9,6 +9,7 @@ import torch
 from patch_net import PatchNet, texture
 
 from sarmatch.calibrators import Temperature
+from sarmatch.checkpoints import save_weights
 from sarmatch.confidence import (
     Confidence,
     Overlap,
@@ -23,6 +24,7 @@ from sarmatch.confidence import (
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.matching import RawMatches
+from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
 
 
@@ -136,9 +138,6 @@ def test_a_matcher_applies_what_was_fitted_for_its_mode():
 
 
 def test_a_run_folder_brings_its_confidence(tmp_path):
-    from sarmatch.checkpoints import save_weights
-    from sarmatch.models import SarOpticalNet
-
     net = SarOpticalNet(profile("smoke").model)
     save_weights(net, tmp_path / "model.safetensors")
     assert load_matcher(tmp_path).confidence is None

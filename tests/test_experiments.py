@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
+from sarmatch.checkpoints import load_weights
 from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.experiments import pretrain_or_load, steps_to_score, train_or_load
+from sarmatch.experiments import MODES, confidence_or_load, pretrain_or_load, ship, steps_to_score, train_or_load
+from sarmatch.inference import load_matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import rotation_accuracy
 from sarmatch.profiles import profile
@@ -107,3 +109,21 @@ def test_steps_to_a_score_do_not_depend_on_the_order_of_rows():
 def test_steps_to_an_unknown_score_is_an_error():
     with pytest.raises(ValueError, match="'mma' is not in the history"):
         steps_to_score(HISTORY, "mma", 0.5)
+
+
+def test_confidence_is_fitted_once_and_travels_with_shipped_weights(tmp_path, runs, split, matcher):
+    confidence = confidence_or_load(matcher, split)
+    assert set(confidence.calibrators) == set(MODES) - {"distilled"}  # nothing was distilled
+    assert not confidence.overlaps  # all validation pairs are of one scene: nothing there is unrelated
+    written = (matcher.path / "confidence.json").stat().st_mtime_ns
+    assert confidence_or_load(matcher, split) == confidence
+    assert (matcher.path / "confidence.json").stat().st_mtime_ns == written
+    assert matcher.matcher.confidence == confidence
+    ship(matcher, tmp_path / "shipped.safetensors")
+    shipped = load_matcher(tmp_path / "shipped.safetensors")
+    assert shipped.confidence == confidence
+    assert all(not b.is_floating_point() or b.dtype == torch.float32 for b in shipped.net.state_dict().values())
+    own = matcher.net.state_dict()
+    assert all(torch.allclose(own[name], t, rtol=1e-3, atol=1e-6) for name, t in shipped.net.state_dict().items())
+    _, about = load_weights(tmp_path / "shipped.safetensors")
+    assert {name: about[name] for name in ("profile", "seed")} == {"profile": "smoke", "seed": "0"}

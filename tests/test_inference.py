@@ -196,6 +196,89 @@ def test_weights_go_through_a_file_unchanged(tmp_path):
         assert np.array_equal(got.xy_optical, expected.xy_optical)
 
 
+def untrained(**changes) -> SarOpticalNet:
+    torch.manual_seed(0)
+    return SarOpticalNet(profile("smoke").replace(model=changes).model)
+
+
+def test_passes_give_matches_an_epistemic_uncertainty():
+    images = pair(96, translation(4, 0))
+    net = untrained()
+    single, many = Matcher(net, "cpu"), Matcher(net, "cpu", mc_passes=6)
+    without, matches = single.match(*images, search_radius=16), many.match(*images, search_radius=16)
+    assert np.isnan(without.epistemic).all()
+    assert np.isfinite(matches.epistemic).all()
+    assert (matches.epistemic >= 0).all()
+    assert matches.epistemic.max() > 0
+    for found in (without, matches):
+        assert len(found) > 10
+        assert ((found.aleatoric >= 0) & (found.aleatoric <= 1)).all()
+    # The number of a single call counts before that of the matcher.
+    asked = single.match(*images, search_radius=16, mc_passes=6)
+    assert np.array_equal(asked.epistemic, matches.epistemic)
+    assert np.isnan(many.match(*images, search_radius=16, mc_passes=0).epistemic).all()
+
+
+def test_passes_repeat_and_leave_no_trace():
+    images = pair(96, translation(4, 0))
+    matcher = Matcher(untrained(), "cpu", mc_passes=3)
+    state = torch.get_rng_state()
+    first, again = (matcher.match(*images, search_radius=8) for _ in range(2))
+    assert np.array_equal(first.xy_optical, again.xy_optical)
+    assert np.array_equal(first.epistemic, again.epistemic)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in matcher.net.modules())
+
+
+def test_passes_without_dropout_change_nothing():
+    images = pair(96, translation(4, 0))
+    net = untrained(early_dropout=0.0, uncertainty_dropout=0.0, fusion_dropout=0.0)
+    single = Matcher(net, "cpu").match(*images, search_radius=8)
+    many = Matcher(net, "cpu", mc_passes=4).match(*images, search_radius=8)
+    assert np.array_equal(many.xy_sar, single.xy_sar)
+    assert np.allclose(many.xy_optical, single.xy_optical, atol=1e-3)
+    assert np.allclose(many.confidence, single.confidence, rtol=1e-3)
+    assert np.allclose(many.aleatoric, single.aleatoric, atol=1e-4)
+    assert many.epistemic.max() < 1e-4
+
+
+@pytest.mark.parametrize("mc_passes", [0, 7])
+def test_what_comes_before_dropout_runs_once(mc_passes):
+    net, calls = untrained(), {}
+
+    def count(name):
+        return lambda module, inputs, output: calls.setdefault(name, []).append(len(output))
+
+    net.sar_encoder.stem.register_forward_hook(count("sar stem"))
+    net.optical_encoder.stem.register_forward_hook(count("optical stem"))
+    net.sar_encoder.out.register_forward_hook(count("sar out"))
+    net.optical_encoder.out.register_forward_hook(count("optical out"))
+    net.sar_encoder.fine.register_forward_hook(count("fine"))
+    Matcher(net, "cpu", mc_passes=mc_passes).match(*pair(64, translation(4, 0)), search_radius=8)
+    assert calls["sar stem"] == calls["optical stem"] == [1]
+    assert sum(calls["sar out"]) == sum(calls["optical out"]) == 1 + mc_passes
+    assert sum(calls["fine"]) == 1  # positions within a cell come from the deterministic pass
+
+
+def test_without_its_modules_aleatoric_uncertainty_is_not_a_number():
+    for mc_passes in (0, 2):
+        matcher = Matcher(untrained(uncertainty=False), "cpu", mc_passes=mc_passes)
+        matches = matcher.match(*pair(64, translation(4, 0)), search_radius=8)
+        assert len(matches) > 5
+        assert np.isnan(matches.aleatoric).all()
+        assert np.isfinite(matches.epistemic).all() == (mc_passes > 0)
+
+
+def test_a_negative_number_of_passes_is_rejected(matcher, tmp_path):
+    with pytest.raises(ValueError, match="mc_passes must not be negative, got -1"):
+        Matcher(PatchNet(), mc_passes=-1)
+    with pytest.raises(ValueError, match="mc_passes must not be negative"):
+        matcher.match(*pair(64, translation(4, 0)), mc_passes=-2)
+    save_weights(untrained(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="mc_passes must not be negative"):
+        load_matcher(tmp_path, "cpu", mc_passes=-1)
+
+
 def test_missing_weights_are_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_matcher(tmp_path / "nothing")

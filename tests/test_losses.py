@@ -8,11 +8,21 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
-from sarmatch.losses import info_nce, info_nce_printed, matching_loss, rotation_loss, row_loss, soft_target_nll
+from sarmatch.losses import (
+    attenuated_residual,
+    info_nce,
+    info_nce_printed,
+    matching_loss,
+    mismatch_loss,
+    rotation_loss,
+    row_loss,
+    soft_target_nll,
+)
 from sarmatch.volumes import Volume, coarse_volume, log_softmax
 
 
@@ -187,3 +197,55 @@ def test_rotation_loss_averages_the_modalities():
     assert float(rotation_loss(sar, optical, turns_sar, turns_optical)) == pytest.approx(np.mean(expected), rel=1e-5)
     chance = rotation_loss(torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0, 3]), torch.tensor([1, 2]))
     assert float(chance) == pytest.approx(math.log(4))
+
+
+def test_mismatch_is_the_cross_entropy_of_each_sample():
+    generator = torch.Generator().manual_seed(0)
+    doubt = torch.rand(3, 6, 5, generator=generator)
+    correct, mask = (torch.rand(3, 6, 5, generator=generator) > share for share in (0.6, 0.3))
+    loss = mismatch_loss(doubt, correct, mask)
+    for b in range(3):
+        wrong = (~correct[b])[mask[b]].numpy()
+        assert float(loss[b]) == pytest.approx(log_loss(wrong, doubt[b][mask[b]].double().numpy()), rel=1e-4)
+
+
+def test_doubt_pays_where_matches_are_wrong_and_costs_where_they_are_right():
+    doubt = torch.full((1, 1, 2), 0.5, requires_grad=True)
+    mismatch_loss(doubt, torch.tensor([[[True, False]]]), torch.ones(1, 1, 2, dtype=torch.bool)).sum().backward()
+    assert doubt.grad.flatten().tolist() == pytest.approx([1.0, -1.0])  # half of (1, -1) / (1 - 0.5)
+
+
+def test_mismatch_of_certainty_gone_wrong_stays_finite():
+    everywhere = torch.ones(1, 1, 2, dtype=torch.bool)
+    loss = mismatch_loss(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[False, True]]]), everywhere)
+    assert float(loss) == pytest.approx(-math.log(1e-4), rel=1e-3)
+
+
+def test_the_best_scale_of_a_residual_is_its_mean():
+    error = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(0)) * 40
+    everywhere = torch.ones(1, 5, 5, dtype=torch.bool)
+
+    def loss(log_scale: float) -> float:
+        return float(attenuated_residual(error, torch.full_like(error, log_scale), everywhere))
+
+    found = minimize_scalar(loss, bounds=(-3, 8), method="bounded")
+    assert math.exp(found.x) == pytest.approx(float(error.mean()), rel=1e-2)
+    assert found.fun == pytest.approx(1 + math.log(error.mean()), rel=1e-4)
+
+
+def test_attenuation_by_hand():
+    error, log_scale = torch.tensor([[[6.0, 1.0]]]), torch.tensor([[[math.log(3.0), 0.0]]])
+    loss = attenuated_residual(error, log_scale, torch.ones(1, 1, 2, dtype=torch.bool))
+    assert float(loss) == pytest.approx((6 / 3 + math.log(3) + 1) / 2)
+
+
+@pytest.mark.parametrize("what", ["mismatch", "residual"])
+def test_cells_that_do_not_count_neither_cost_nor_teach(what):
+    values = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :2] = True  # none at all in the second sample
+    loss = mismatch_loss(values, values > 2, mask) if what == "mismatch" else attenuated_residual(values, values, mask)
+    assert loss[1].item() == 0.0
+    loss.sum().backward()
+    assert (values.grad[~mask] == 0).all()
+    assert (values.grad[mask] != 0).all()

@@ -1,11 +1,24 @@
 """Matches from descriptors: hand-computed points, a known shift, and no match where there is none."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.matching import RawMatches, local_expectation, mutual_matches, pick_matches, predict
+from sarmatch.matching import (
+    Prediction,
+    RawMatches,
+    coarse_logits,
+    local_expectation,
+    mutual_matches,
+    pair_maps,
+    pick_matches,
+    predict,
+    vote_weights,
+)
 from sarmatch.models import Descriptors, SarOpticalNet
+from sarmatch.models.uncertainty import SOURCES, Uncertainty
 from sarmatch.profiles import profile
 from sarmatch.volumes import coarse_volume, log_softmax, swap
 
@@ -130,3 +143,168 @@ def test_sub_pixel_shifts_are_found_to_a_fraction(net):
     shift = (matches.xy_optical - matches.xy_sar).median(0).values
     assert abs(float(shift[0]) - 0.5) < 0.2
     assert abs(float(shift[1])) < 0.2
+
+
+def doubtful(descriptors: Descriptors, seed: int) -> Descriptors:
+    """The same with random maps of uncertainty."""
+    generator = torch.Generator().manual_seed(seed)
+    n, _, height, width = descriptors.coarse.shape
+    fused, sources = (torch.rand(n, c, height, width, generator=generator) for c in (1, 3))
+    summary = torch.randn(n, SMALL.feature_width, generator=generator)
+    return descriptors._replace(uncertainty=Uncertainty(fused, sources, summary))
+
+
+@pytest.fixture
+def beta(net):
+    """Set the weight of uncertainty in the votes; restored afterwards."""
+    before = net.vote_log_scale.detach().clone()
+
+    def put(value: float) -> None:
+        with torch.no_grad():
+            net.vote_log_scale.fill_(math.log(value))
+
+    yield put
+    put(float(before.exp()))
+
+
+def test_vote_weights_are_those_of_both_ends(net, beta):
+    beta(2.0)
+    sar, optical = doubtful(random_descriptors(32), 0), doubtful(random_descriptors(32), 1)
+    u_sar, u_optical = sar.uncertainty.fused[0, 0], optical.uncertainty.fused[0, 0]
+    votes = vote_weights(net, sar, optical, 2).detach()
+    assert votes.shape == (1, 5, 5, 8, 8)
+    for i, j, y, x in torch.cartesian_prod(*(torch.arange(n) for n in (5, 5, 8, 8))).tolist():
+        to_y, to_x = y + i - 2, x + j - 2
+        if 0 <= to_y < 8 and 0 <= to_x < 8:
+            expected = math.exp(-2.0 * (u_sar[y, x] + u_optical[to_y, to_x]))
+            assert float(votes[0, i, j, y, x]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("side", ["sar", "optical"])
+def test_doubt_at_either_end_lowers_the_vote(net, beta, side):
+    beta(1.0)
+    quiet = Uncertainty(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8), torch.zeros(1, SMALL.feature_width))
+    loud = quiet._replace(fused=quiet.fused.clone())
+    loud.fused[..., 3, 4] = 1.0
+    ends = {"sar": quiet, "optical": quiet} | {side: loud}
+    sar, optical = (random_descriptors(32)._replace(uncertainty=ends[k]) for k in ("sar", "optical"))
+    votes = vote_weights(net, sar, optical, 1).detach()
+    assert float(votes[0, 1, 1, 3, 4]) == pytest.approx(math.exp(-1))  # no displacement: the place itself
+    assert float(votes[0, 1, 1, 0, 0]) == 1.0
+    # To the right by a cell: the doubtful SAR cell itself, or the cell left of the doubtful optical one.
+    assert float(votes[0, 1, 2, 3, 4 if side == "sar" else 3]) == pytest.approx(math.exp(-1))
+    assert int((votes < 1).sum()) == 9
+
+
+def slow_logits(net, sar, optical, radius, use_consensus):
+    """Weighted similarities and their consensus in loops over cells, displacements and neighbours (design point 4)."""
+    size, n, factor = 2 * radius + 1, sar.coarse.shape[-1], float(net.vote_log_scale.exp())
+    u_sar, u_optical = (d.uncertainty.fused[0, 0] for d in (sar, optical))
+    sides = (1, *net.config.consensus_cells) if use_consensus else (1,)
+    scales = (net.coarse_log_scales if use_consensus else net.plain_log_scale[None]).exp().tolist()
+    result = torch.zeros(size, size, n, n)
+    for i, j, y, x in torch.cartesian_prod(*(torch.arange(k) for k in (size, size, n, n))).tolist():
+        for side, scale in zip(sides, scales, strict=True):
+            total, weights = 0.0, 0.0
+            for near_y in range(max(0, y - side // 2), min(n, y + side // 2 + 1)):
+                for near_x in range(max(0, x - side // 2), min(n, x + side // 2 + 1)):
+                    to_y, to_x = near_y + i - radius, near_x + j - radius
+                    if 0 <= to_y < n and 0 <= to_x < n:
+                        weight = math.exp(-factor * (u_sar[near_y, near_x] + u_optical[to_y, to_x]))
+                        cosine = float(sar.coarse[0, :, near_y, near_x] @ optical.coarse[0, :, to_y, to_x])
+                        total, weights = total + weight * cosine, weights + weight
+            # The cell alone is damped by its own weight; a neighbourhood is a mean.
+            result[i, j, y, x] += scale * (total if side == 1 else total / max(weights, 1e-3))
+    return result
+
+
+@pytest.mark.parametrize("use_consensus", [True, False])
+def test_logits_are_those_of_slow_loops(net, beta, use_consensus):
+    beta(1.5)
+    sar, optical = doubtful(random_descriptors(24), 0), doubtful(random_descriptors(24, seed=1), 1)
+    logits = coarse_logits(net, sar, optical, 4.0, use_consensus=use_consensus)
+    expected = slow_logits(net, sar, optical, 1, use_consensus)
+    valid = logits.valid[0].expand_as(expected)
+    assert torch.allclose(logits.values[0].detach()[valid], expected[valid], atol=1e-3)
+
+
+@pytest.mark.parametrize("use_consensus", [True, False])
+def test_without_weight_uncertainty_does_not_vote(net, beta, use_consensus):
+    plain, other = random_descriptors(64), random_descriptors(64, seed=1)
+    expected = predict(net, plain, other, 16.0, use_consensus=use_consensus)
+    for value, same in ((1e-6, True), (1.0, False)):
+        beta(value)
+        found = predict(net, doubtful(plain, 0), doubtful(other, 1), 16.0, use_consensus=use_consensus)
+        assert torch.allclose(found.forward, expected.forward, atol=1e-3) == same
+        assert torch.allclose(found.backward, expected.backward, atol=1e-3) == same
+
+
+def test_doubtful_places_are_outvoted(net, beta):
+    """Half of the optical cells show another place; where they say so, their neighbours decide."""
+    beta(8.0)
+    sar = random_descriptors(64)
+    wrong = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(5)) < 0.5
+    there = shifted(sar, (1, 0))
+    elsewhere = shifted(sar, (-2, 2))
+    mixed = there._replace(coarse=torch.where(wrong, elsewhere.coarse, there.coarse))
+    shares = {}
+    for informed in (True, False):
+        told = Uncertainty(wrong.float() * informed, torch.zeros(1, 3, 16, 16), torch.zeros(1, SMALL.feature_width))
+        silent = told._replace(fused=torch.zeros(1, 1, 16, 16))
+        ends = sar._replace(uncertainty=silent), mixed._replace(uncertainty=told)
+        found = predict(net, *ends, 16.0).forward.exp().unflatten(1, (9, 9))
+        shares[informed] = float(found[:, 4, 5].mean())  # probability of the true displacement (1, 0)
+    assert shares[True] > 0.8
+    assert shares[True] > shares[False] + 0.1
+
+
+def test_maps_of_a_pair_are_weighted_sources(net):
+    sar, optical = doubtful(random_descriptors(32), 0), doubtful(random_descriptors(32), 1)
+    weights = net.source_weights(sar.uncertainty, optical.uncertainty)[0]
+    of_sar, of_optical = pair_maps(net, sar, optical)
+    assert of_sar.shape == of_optical.shape == (1, 8, 8)
+    assert torch.allclose(of_sar[0], sum(weights[k] * sar.uncertainty.sources[0, k] for k in range(3)))
+    assert torch.allclose(of_optical[0], sum(weights[3 + k] * optical.uncertainty.sources[0, k] for k in range(3)))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_uncertainty_of_a_match_spans_zero_to_one(net, level):
+    told = Uncertainty(*(torch.full(shape, level) for shape in ((1, 1, 8, 8), (1, 3, 8, 8), (1, SMALL.feature_width))))
+    maps = pair_maps(net, *(random_descriptors(32)._replace(uncertainty=told),) * 2)
+    assert torch.allclose(maps[0] + maps[1], torch.full((1, 8, 8), level))
+    assert len(SOURCES) == 6  # three sources an image, as above
+
+
+def test_matches_carry_the_doubt_of_both_ends_and_of_their_cell(net):
+    sar = random_descriptors(64)
+    prediction = predict(net, sar, shifted(sar, (2, -1)), 16.0)
+    cells = torch.arange(256.0).reshape(1, 16, 16)
+    told = prediction._replace(pair_maps=(cells, 1000 * cells), mutual_information=cells / 256)
+    matches = pick_matches(net, told, sar.fine, shifted(sar, (2, -1)).fine, refine=False)
+    x, y = ((matches.xy_sar - 1.5) / 4).T
+    to_x, to_y = ((matches.xy_optical - 1.5) / 4).T
+    assert len(x) > 150
+    assert torch.allclose(matches.aleatoric, 16 * y + x + 1000 * (16 * to_y + to_x))
+    assert torch.allclose(matches.epistemic, (16 * y + x) / 256)
+
+
+def test_without_maps_and_passes_doubt_is_not_a_number(net):
+    sar = random_descriptors(64)
+    prediction = predict(net, sar, shifted(sar, (2, -1)), 16.0)
+    assert prediction == Prediction(prediction.forward, prediction.backward)
+    matches = pick_matches(net, prediction, sar.fine, shifted(sar, (2, -1)).fine)
+    assert matches.aleatoric.isnan().all()
+    assert matches.epistemic.isnan().all()
+
+
+def test_pairs_of_a_batch_are_predicted_each_by_itself(net):
+    pairs = [(doubtful(random_descriptors(64, s), s), doubtful(random_descriptors(64, s + 9), s + 9)) for s in (0, 1)]
+    singles = [predict(net, *pair, 16.0) for pair in pairs]
+    stacked = []
+    for ends in zip(*pairs, strict=True):
+        told = Uncertainty(*(torch.cat(t) for t in zip(*(e.uncertainty for e in ends), strict=True)))
+        stacked.append(Descriptors(torch.cat([e.coarse for e in ends]), torch.cat([e.fine for e in ends]), told))
+    both = predict(net, *stacked, 16.0)
+    assert torch.allclose(both.forward, torch.cat([s.forward for s in singles]), atol=1e-3)
+    assert torch.allclose(both.backward, torch.cat([s.backward for s in singles]), atol=1e-3)
+    assert torch.allclose(both.pair_maps[1], torch.cat([s.pair_maps[1] for s in singles]), atol=1e-5)

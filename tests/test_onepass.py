@@ -118,7 +118,7 @@ class TestInputs:
     def test_other_sizes_and_batches_are_rejected(self, described):
         _, prediction, sar, optical = described
         smaller = optical._replace(coarse=optical.coarse[..., :-1])
-        with pytest.raises(ValueError, match="optical: expected coarse descriptors"):
+        with pytest.raises(ValueError, match="optical: expected"):
             match_inputs(prediction, sar, smaller)
         two = Prediction(prediction.forward.repeat(2, 1, 1, 1), prediction.backward)
         with pytest.raises(ValueError, match="one pair at a time"):
@@ -286,28 +286,30 @@ class TestDensity:
     def density(described, pairs) -> Density:
         return Density.fit(described[0], pairs, CONFIG, 0, show_progress=False)
 
-    def test_images_as_in_training_are_nearer_than_noise(self, described, density):
-        net, prediction, sar, optical = described
-        inlier = density.distance(sar, optical, prediction)
-        generator = torch.Generator().manual_seed(0)
-        size = (1, 1, CONFIG.data.patch_size, CONFIG.data.patch_size)
-        noise = torch.rand(size, generator=generator), torch.rand((1, 3, *size[2:]), generator=generator)
-        with torch.no_grad():
-            odd_sar, odd_optical = net(*noise)
-        assert inlier.shape == (1, *sar.coarse.shape[-2:]) and (inlier >= 0).all()
-        for first, second in ((odd_sar, optical), (sar, odd_optical), (odd_sar, odd_optical)):
-            outlier = density.distance(first, second, predict(net, first, second, RADIUS))
-            assert outlier.median() > inlier.median()
+    def test_images_as_in_training_are_nearer_than_patterns(self, described, pairs, density):
+        net, prediction, *_ = described
+
+        def distance(sar, optical):
+            with torch.no_grad():
+                maps = net.sar_encoder.encode(sar), net.optical_encoder.encode(optical)
+            return density.distance(*maps, prediction)
+
+        sar, optical = pairs[0].sar[None], pairs[0].optical[None]
+        stripes = (torch.arange(CONFIG.data.patch_size) % 4 < 2).float().expand_as(sar)
+        inlier = distance(sar, optical)
+        assert inlier.shape == (1, *prediction.forward.shape[-2:]) and (inlier >= 0).all()
+        for outlier in ((stripes, optical), (sar, stripes.expand_as(optical))):
+            assert distance(*outlier).median() > inlier.median() + 0.1
         assert inlier.expm1().mean() == pytest.approx(1, abs=0.5)
 
     def test_against_scikit_learn(self):
         rng = np.random.default_rng(0)
         fits = [LedoitWolf().fit(rng.normal(size=(50, 2)) @ [[1, 2], [0, 1]]) for _ in range(2)]
         density = Density(*(torch.tensor(np.array([getattr(f, n) for f in fits])) for n in ("location_", "precision_")))
-        sar, optical = numbered(1, None), numbered(2, None)
+        sar, optical = numbered(1, None).coarse, numbered(2, None).coarse
         got = density.distance(sar, optical, certain([(1, 0), (0, 0), (-1, 0)], (1, 3), 0.6))
-        first = fits[0].mahalanobis(sar.coarse[0, :, 0].T.numpy())
-        second = fits[1].mahalanobis(optical.coarse[0, :, 0].T.numpy())[1]
+        first = fits[0].mahalanobis(sar[0, :, 0].T.numpy())
+        second = fits[1].mahalanobis(optical[0, :, 0].T.numpy())[1]
         assert np.allclose(got.flatten(), np.log1p((first + second) / 4), rtol=1e-5)
 
     def test_repeats_by_seed(self, described, pairs, density):
@@ -315,8 +317,11 @@ class TestDensity:
         assert torch.equal(density.means, again.means) and torch.equal(density.precisions, again.precisions)
 
     def test_rejected_inputs(self, described, pairs, density):
-        net, prediction, sar, optical = described
-        with pytest.raises(ValueError, match="channels"):
-            density.distance(sar._replace(coarse=sar.coarse[:, :5]), optical, prediction)
+        net, prediction, sar, _ = described
+        features = torch.zeros(1, CONFIG.model.feature_width, *prediction.forward.shape[-2:])
+        with pytest.raises(ValueError, match="expected features of 48 channels"):
+            density.distance(features, sar.coarse, prediction)
+        with pytest.raises(ValueError, match="one pair at a time"):
+            density.distance(features, features[..., :-1], prediction)
         with pytest.raises(ValueError, match="training pair"):
             Density.fit(net, pairs.subset([]), CONFIG, 0)

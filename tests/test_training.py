@@ -15,12 +15,8 @@ import torch
 
 from sarmatch.config import Config, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.data.transforms import TrainingCrops
 from sarmatch.experiments import records_or_load, run_path, train_or_load
-from sarmatch.geometry import translation
 from sarmatch.loop import StepSampler, learning_rate, total_steps
-from sarmatch.models import SarOpticalNet
-from sarmatch.objective import Objective, true_displacements
 from sarmatch.profiles import profile
 
 PROJECT = Path(__file__).parents[1]
@@ -84,38 +80,6 @@ def test_learning_rate_warms_up_and_falls():
     assert max(rates) == pytest.approx(1.0, rel=0.05)
     assert rates[100] == pytest.approx(0.05)
     assert learning_rate(50, 100, TrainingConfig(learning_rate=1.0)) == 1.0
-
-
-def test_true_displacements_of_a_shift():
-    images = torch.zeros(1, 1, 16, 16)
-    valid = torch.ones(1, 16, 16, dtype=torch.bool)
-    batch = {"sar": images, "optical": images, "sar_valid": valid, "optical_valid": valid}
-    forward, backward, sar_mask, optical_mask = true_displacements(translation(4.0, -2.0).float()[None], batch)
-    assert torch.equal(forward, torch.tensor([4.0, -2.0]).expand(1, 4, 4, 2))
-    assert torch.allclose(backward, forward)
-    assert sar_mask[0].tolist() == [[False] * 4] + [[True, True, True, False]] * 3  # the rest leaves the image
-    assert optical_mask[0].tolist() == [[False, True, True, True]] * 3 + [[False] * 4]
-
-
-def test_losses_fall_on_a_batch_that_repeats():
-    config = tiny()
-    crops = TrainingCrops(open_pairs(config.data), config.data, seed=0)
-    batch = torch.utils.data.default_collate([crops[0, i] for i in range(4)])
-    torch.manual_seed(0)
-    objective = Objective(SarOpticalNet(config.model), config.training)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
-    history = []
-    for _ in range(25):
-        losses = objective(batch)
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-        history.append({name: value.item() for name, value in losses.items()})
-    assert set(history[0]) == {"loss", "plain", "consensus", "fine", "mismatch", "residual"}
-    weights = {"mismatch": config.training.uncertainty_weight, "residual": config.training.uncertainty_weight}
-    terms = [weights.get(k, config.training.matching_weight) * v for k, v in history[0].items() if k != "loss"]
-    assert history[0]["loss"] == pytest.approx(sum(terms), rel=1e-4)
-    assert all(history[-1][name] < history[0][name] for name in ("plain", "consensus", "loss"))
 
 
 def test_a_run_is_trained_once_and_loaded_ever_after(tmp_path):

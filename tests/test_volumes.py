@@ -15,6 +15,7 @@ from sarmatch.volumes import (
     combine,
     consensus,
     disc,
+    displaced,
     fine_volume,
     log_softmax,
     swap,
@@ -63,6 +64,21 @@ def test_coarse_volume_leaves_out_cells_without_data():
     assert not volume.valid[0, 0, 1, 3, 3]  # one up from the cell below
     assert volume.valid[0, 1, 1, 2, 2]
     assert (volume.values[~volume.valid] == 0).all()
+
+
+@pytest.mark.parametrize("optical_size", [(5, 6), (7, 4)])
+def test_displaced_reads_the_map_where_the_volume_compares(optical_size):
+    height, width = optical_size
+    optical_map = torch.rand(2, height, width, generator=torch.Generator().manual_seed(0))
+    seen = displaced(optical_map, (5, 6), 2)
+    assert seen.shape == (2, 5, 5, 5, 6)
+    for i in range(5):
+        for j in range(5):
+            for y in range(5):
+                for x in range(6):
+                    # Off the grid, the nearest cell.
+                    to_y, to_x = min(max(y + i - 2, 0), height - 1), min(max(x + j - 2, 0), width - 1)
+                    assert torch.equal(seen[:, i, j, y, x], optical_map[:, to_y, to_x])
 
 
 def test_fine_volume_is_its_definition():

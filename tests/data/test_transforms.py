@@ -8,7 +8,15 @@ import torch
 
 from sarmatch.config import DataConfig
 from sarmatch.data import Pair, Pairs, synthetic_pairs
-from sarmatch.data.transforms import TrainingCrops, mix_bands, random_maps, speckle
+from sarmatch.data.transforms import (
+    HAZE_BRIGHTNESS,
+    TrainingCrops,
+    haze,
+    mix_bands,
+    optical_radiometry,
+    random_maps,
+    speckle,
+)
 from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.profiles import profile
 
@@ -108,3 +116,39 @@ def test_mixed_bands_stay_in_range_and_keep_a_grey_image():
         mixed = mix_bands(colour, rng)
         assert mixed.min() >= 0
         assert mixed.max() <= 1
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_haze_veils_unevenly_smoothly_and_alike_in_all_bands(density):
+    image = torch.rand(3, 64, 48, generator=torch.Generator().manual_seed(0)) * 0.8
+    veiled = haze(image, density, np.random.default_rng(0))
+    opacity = (veiled - image) / (HAZE_BRIGHTNESS - image)  # what the blend was made with
+    assert torch.allclose(opacity, opacity[:1].expand(3, -1, -1), atol=1e-4)
+    assert float(opacity.min()) == pytest.approx(0.0, abs=1e-4)
+    assert float(opacity.max()) == pytest.approx(density, abs=1e-4)
+    steps = [opacity[0].diff(dim=axis).abs().max() for axis in (0, 1)]
+    assert max(steps) < density * 0.15  # against an image whose neighbours differ by up to its whole range
+    assert veiled.min() >= 0
+    assert veiled.max() <= 1
+
+
+def test_haze_brightens_what_is_dark_and_flattens_contrast():
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.5
+    light, dense = (haze(image, density, np.random.default_rng(1)) for density in (0.2, 0.8))
+    assert dense.mean() > light.mean() > image.mean()
+    thick = (dense - image)[0] / (HAZE_BRIGHTNESS - image)[0] > 0.6
+    assert dense[:, thick].std() < 0.6 * image[:, thick].std()
+    assert torch.allclose(haze(image, 0.0, np.random.default_rng(1)), image)
+
+
+def test_haze_comes_as_often_as_asked():
+    grey = torch.full((3, 32, 32), 0.3)
+
+    def share_hazy(probability: float) -> float:
+        config = dataclasses.replace(PLAIN, haze_probability=probability)
+        rng = np.random.default_rng(0)
+        return float(np.mean([float(optical_radiometry(grey, config, rng).std()) > 1e-3 for _ in range(200)]))
+
+    assert share_hazy(0.0) == 0.0
+    assert share_hazy(1.0) == 1.0
+    assert share_hazy(0.3) == pytest.approx(0.3, abs=0.1)  # three standard errors

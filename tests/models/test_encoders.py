@@ -103,8 +103,8 @@ def compare_modes(net: SarOpticalNet) -> dict[str, tuple[torch.Tensor, torch.Ten
             net.train(training)
             sar, optical = net(image(1), image(3))
             maps = net.uncertainty_maps(image(1), image(3))
-            named = {f"{name}.{k}": v for name, d in (("sar", sar), ("optical", optical)) for k, v in zip(d._fields, d)}
-            flat = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)} | maps._asdict()
+            dense = {"sar": sar.coarse, "optical": optical.coarse, "sar fine": sar.fine, "optical fine": optical.fine}
+            flat = dense | {f"{name} of the maps": values for name, values in maps._asdict().items()}
             result.append(flat)
     return {name: (result[0][name], result[1][name]) for name in result[0]}
 

@@ -1,0 +1,342 @@
+"""Several confidences of the same matches side by side: what each is worth, and what it costs.
+
+All of them are judged on one set of matches: areas under risk-coverage curves can be compared on no other. What is
+fitted is fitted on validation scenes; intervals resample whole scenes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from sarmatch.calibration import aurc, bootstrap_scores
+from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature, pair_weights
+from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table, pair_agreements
+from sarmatch.config import EvaluationConfig
+from sarmatch.data.pairs import Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation import EvaluationCrops, spread
+from sarmatch.experiments import Run
+from sarmatch.files import atomic_path
+from sarmatch.inference import Matcher
+from sarmatch.matching import RawMatches
+from sarmatch.statistics import Interval
+
+SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")
+ALL_SCORES = ("logit_probability", "aleatoric", "epistemic")
+SAME_PX = 0.01
+"""Two ways of matching chose the same optical cell where their errors differ by less: only rounding sets them apart."""
+
+
+class Recipe(NamedTuple):
+    """How a confidence is fitted, and which columns of `shared_matches` stand for its probability and its doubt."""
+
+    fit: Callable[..., Calibrator]
+    probability: str = "probability"
+    epistemic: str = "epistemic"
+
+    def features(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(probability=table[self.probability], epistemic=table[self.epistemic])
+
+
+def logistic(*names: str) -> Callable[..., Calibrator]:
+    """Logistic regression on these scores, then isotonic, as `fit_calibrator` does it."""
+    return partial(Logistic.fit, names=names, isotonic=True)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "plain softmax": Recipe(Isotonic.fit),
+    "plain, temperature": Recipe(Temperature.fit),
+    "aleatoric": Recipe(logistic("aleatoric")),
+    "epistemic": Recipe(logistic("epistemic")),
+    "both": Recipe(logistic("aleatoric", "epistemic")),
+    "all three": Recipe(logistic(*ALL_SCORES), "mean_probability"),
+}
+"""Confidences of the chapter on calibration; `all three` is what a matcher with Monte Carlo passes reports."""
+
+
+def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFrame:
+    """Matches that one pass and the passes with dropout both find, with the scores of both.
+
+    Args:
+        single, monte_carlo: match tables of the same pairs, see `sarmatch.confidence.match_table`; pairs that stand in
+            one only are left out.
+
+    Returns:
+        columns id, dataset, scene, x, y, error_px; `probability` and `aleatoric` of the one pass; `mean_probability`
+        and `epistemic` (mutual information, nats) of the passes.
+
+    Raises:
+        ValueError: there are none.
+    """
+    there = monte_carlo.rename(columns={"probability": "mean_probability", "error_px": "other_px"})
+    there = there[["id", "x", "y", "mean_probability", "epistemic", "other_px"]]
+    both = single.drop(columns="epistemic").merge(there, on=["id", "x", "y"], validate="one_to_one")
+    both = both[(both["error_px"] - both["other_px"]).abs() < SAME_PX].drop(columns="other_px")
+    if both.empty:
+        raise ValueError("the two tables share no match; are they of the same pairs under the same protocol?")
+    return both.reset_index(drop=True)
+
+
+def raw_confidences(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores of `shared_matches` taken at face value, in [0, 1], a column each."""
+    certain = 1 - table["aleatoric"]
+    informed = np.exp(-table["epistemic"])
+    return pd.DataFrame(
+        {
+            "plain softmax": table["probability"],
+            "mean of passes": table["mean_probability"],
+            "1 - aleatoric": certain,
+            "exp(-information)": informed,
+            "product of both": certain * informed,
+        }
+    ).clip(0, 1)
+
+
+def calibrated_confidences(
+    fitted_on: pd.DataFrame,
+    measured: pd.DataFrame,
+    recipes: Mapping[str, Recipe] = RECIPES,
+    threshold_px: float = CONFIDENT_PX,
+) -> pd.DataFrame:
+    """Confidences of the measured matches, a column a recipe, each fitted on the others; pairs count alike in fitting.
+
+    Raises:
+        ValueError: all matches to fit on are correct or all wrong, or a score is missing.
+    """
+    correct = fitted_on["error_px"].to_numpy() <= threshold_px
+    weights = pair_weights(fitted_on["id"])
+    found = {}
+    for name, recipe in recipes.items():
+        calibrator = recipe.fit(recipe.features(fitted_on), correct, weights)
+        found[name] = calibrator(recipe.features(measured))
+    return pd.DataFrame(found, index=measured.index)
+
+
+def score_table(
+    table: pd.DataFrame,
+    confidences: pd.DataFrame,
+    threshold_px: float = CONFIDENT_PX,
+    scores: Sequence[str] = SHOWN_SCORES,
+    n: int = 200,
+) -> pd.DataFrame:
+    """`bootstrap_scores` of each confidence, a row each: confidence, then each score with `<score>_low` and `_high`.
+
+    Args:
+        table: of matches; `confidences` has its rows.
+        n: number of resamples of whole scenes.
+    """
+    rows = []
+    for name in confidences:
+        values = table.assign(confidence=confidences[name].to_numpy())
+        found = bootstrap_scores(values, threshold_px=threshold_px, n=n).set_index("score")
+        row: dict[str, Any] = {"confidence": name}
+        for score in scores:
+            ends = found.loc[score, ["value", "low", "high"]]
+            row |= dict(zip((score, f"{score}_low", f"{score}_high"), ends, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def scores_by_threshold(
+    fitted_on: pd.DataFrame, measured: pd.DataFrame, thresholds_px: Sequence[float], recipes: Mapping[str, Recipe]
+) -> pd.DataFrame:
+    """`score_table` of confidences fitted and measured at each threshold, in a column `threshold_px`.
+
+    A threshold within which all matches to fit on are wrong, or all correct, is left out: nothing can be fitted.
+    """
+    rows = []
+    for threshold in thresholds_px:
+        if (fitted_on["error_px"] <= threshold).nunique() == 2:
+            confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
+            found = score_table(measured, confidences, threshold, ("ece", "brier", "auroc", "aurc"), n=100)
+            found.insert(0, "accuracy", float((measured["error_px"] <= threshold).mean()))
+            found.insert(0, "threshold_px", threshold)
+            rows.append(found)
+    return pd.concat(rows, ignore_index=True)
+
+
+def scores_by_dataset(table: pd.DataFrame, confidences: pd.DataFrame) -> pd.DataFrame:
+    """`score_table` for the matches of each dataset, with its numbers of pairs and scenes."""
+    rows = []
+    for name, part in table.groupby("dataset"):
+        found = score_table(part, confidences.loc[part.index], scores=("ece", "brier", "auroc", "aurc"), n=100)
+        found.insert(0, "n_scenes", part["scene"].nunique())
+        found.insert(0, "n_pairs", part["id"].nunique())
+        found.insert(0, "dataset", name)
+        rows.append(found)
+    return pd.concat(rows, ignore_index=True)
+
+
+def paired_aurc_difference(
+    table: pd.DataFrame,
+    a: np.ndarray,
+    b: np.ndarray,
+    threshold_px: float = CONFIDENT_PX,
+    cluster: str = "scene",
+    n: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """AURC of confidence a less that of b on the same matches, resampling whole clusters for both at once.
+
+    Args:
+        table: one row a match: id, error_px and `cluster`.
+        a, b: (N,) in [0, 1]; negative says that a sorts the matches better.
+
+    Returns:
+        the difference with its 95 % interval; ends are NaN where there is a single cluster.
+    """
+    confidences = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b)})
+    return _aurc_differences(table, confidences, "b", threshold_px, cluster, n, seed)["a"]
+
+
+def aurc_verdicts(
+    table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float = CONFIDENT_PX, n: int = 200
+) -> pd.DataFrame:
+    """`paired_aurc_difference` of each confidence and one of them, and whether it is better than that one.
+
+    Returns:
+        columns confidence, against, difference, difference_low, difference_high and better: "yes" or "worse" where the
+        interval excludes 0, "open" where it does not, "one scene" where there is none.
+    """
+    rows = []
+    for name, found in _aurc_differences(table, confidences, against, threshold_px, "scene", n, 0).items():
+        ends = (found.mean, found.low, found.high)
+        rows.append((name, against, *ends, _verdict(found)))
+    columns = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _verdict(difference: Interval) -> str:
+    if np.isnan(difference.low):
+        return "one scene"
+    return "yes" if difference.high < 0 else "worse" if difference.low > 0 else "open"
+
+
+def _aurc_differences(
+    table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float, cluster: str, n: int, seed: int
+) -> dict[str, Interval]:
+    """Of all columns to the column `against`, which is computed once a resample."""
+    if len(table) != len(confidences):
+        raise ValueError(f"confidences must have a row a match: {len(confidences)} rows for {len(table)} matches")
+    correct = (table["error_px"] <= threshold_px).to_numpy()
+    codes, names = pd.factorize(table[cluster], sort=True)
+    order = np.argsort(codes, kind="stable")
+    ends = np.append(0, np.cumsum(np.bincount(codes)))
+    rows = [order[start:end] for start, end in pairwise(ends)]
+    columns = {str(name): confidences[name].to_numpy(np.float64) for name in confidences}
+
+    def areas(chosen: np.ndarray) -> np.ndarray:
+        return np.array([aurc(values[chosen], correct[chosen]) for values in columns.values()])
+
+    draws = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
+    resampled = [areas(np.concatenate([rows[i] for i in draw])) for draw in draws] if len(names) > 1 else []
+    reference = list(columns).index(against)
+    values = areas(np.arange(len(table)))
+    values = values - values[reference]
+    low, high = np.full((2, len(columns)), np.nan)
+    if resampled:
+        drawn = np.stack(resampled)
+        low, high = np.quantile(drawn - drawn[:, [reference]], [0.025, 0.975], axis=0)
+    n_pairs = table["id"].nunique()
+    return {
+        name: Interval(float(values[i]), float(low[i]), float(high[i]), n_pairs, len(names))
+        for i, name in enumerate(columns)
+        if name != against
+    }
+
+
+def agreements(table: pd.DataFrame, calibrator: Calibrator, pairs: Pairs) -> pd.Series:
+    """`pair_agreements` of all pairs of a table, by id; pairs without matches have 0."""
+    found = pair_agreements(table.assign(confidence=calibrator(table)))
+    return found.reindex(pairs.index["id"], fill_value=0.0)
+
+
+def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:
+    """How often the decision on a pair is wrong, with exact (Clopper-Pearson) 95 % intervals.
+
+    The intervals take pairs as independent; pairs of one scene are not.
+
+    Args:
+        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
+        threshold: pairs at or above it are accepted.
+
+    Returns:
+        two rows: images, n_pairs, wrong, error_rate, error_rate_low, error_rate_high.
+    """
+    rows = []
+    refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
+    for name, wrong in (("of one place, refused", refused), ("of two places, accepted", accepted)):
+        interval = scipy.stats.binomtest(int(wrong.sum()), len(wrong)).proportion_ci()
+        rows.append((name, len(wrong), int(wrong.sum()), float(wrong.mean()), interval.low, interval.high))
+    rate = "error_rate"
+    return pd.DataFrame(rows, columns=["images", "n_pairs", "wrong", rate, f"{rate}_low", f"{rate}_high"])
+
+
+def scores_by_passes(run: Run, split: Split, n_pairs: int) -> pd.DataFrame:
+    """Scores and seconds for each number of `studies.passes`, the same calibrator fitted anew for each.
+
+    The matches differ between numbers of passes too, not only their order. One pass carries no mutual information; its
+    calibrator does without.
+
+    Args:
+        n_pairs: of validation to fit on, and as many of the test part to measure.
+
+    Returns:
+        a row a number: passes, seconds (median a test pair), accuracy, and ece, brier, auroc, aurc with intervals.
+    """
+    config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
+    for passes in run.config.studies.passes:
+        fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.validation, split.test))
+        names = ALL_SCORES if passes > 1 else ALL_SCORES[:2]
+        confidence = pd.DataFrame({"passes": fit_calibrator(fitted_on, names)(measured)})
+        scores = score_table(measured, confidence, scores=("ece", "brier", "auroc", "aurc"))
+        seconds = float(measured.groupby("id")["seconds"].first().median())
+        accuracy = float((measured["error_px"] <= CONFIDENT_PX).mean())
+        about = {"passes": passes, "seconds": seconds, "accuracy": accuracy}
+        rows.append(scores.drop(columns="confidence").assign(**about))
+    table = pd.concat(rows, ignore_index=True)
+    first = ["passes", "seconds", "accuracy"]
+    return table[[*first, *(c for c in table if c not in first)]]
+
+
+def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    """A match table with the seconds that its pair took, measured once and kept with the run."""
+    matcher, seconds = Matcher(run.net, mc_passes=passes), []
+
+    def timed(crops: EvaluationCrops) -> RawMatches:
+        start = time.perf_counter()
+        raw = matcher.raw_matches(crops, config.headline_radius)
+        raw.probability.cpu()  # waits for an accelerator
+        seconds.append(time.perf_counter() - start)
+        return raw
+
+    def make() -> pd.DataFrame:
+        table = match_table(timed, pairs, "shift", config)
+        ids = spread(pairs, config.max_pairs).index["id"]
+        return table.assign(seconds=table["id"].map(dict(zip(ids, seconds, strict=True))))
+
+    return kept_table(run.path, f"timed-{passes}", (passes, pairs.fingerprint(), dataclasses.asdict(config)), make)
+
+
+def kept_table(folder: Path, name: str, asked: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table in the records of a run, made where it is not there yet."""
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    path = folder / "records" / f"{name}-{key}.parquet"
+    if not path.exists():
+        table = make()
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as partial_path:
+            table.to_parquet(partial_path)
+    return pd.read_parquet(path)

@@ -1,0 +1,257 @@
+"""One-pass estimates of epistemic uncertainty beside Monte Carlo passes: cost, agreement and gain (section 5.5).
+
+What is learned for them (the head, the density) is learned on training scenes once and kept with the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.calibrators import Isotonic
+from sarmatch.checkpoints import load_weights, save_weights
+from sarmatch.confidence_tables import ALL_SCORES, Recipe, kept_table, logistic
+from sarmatch.config import EvaluationConfig
+from sarmatch.data.pairs import Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
+from sarmatch.experiments import Run
+from sarmatch.files import atomic_path
+from sarmatch.geometry import cell_centres, cell_valid
+from sarmatch.inference import Matcher
+from sarmatch.matching import Prediction, pick_matches, predict
+from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
+from sarmatch.montecarlo import predict_monte_carlo
+from sarmatch.onepass import Density, distil, distilled_information, row_entropy
+
+DISTILLED_FILE, CURVE_FILE, DENSITY_FILE = "distilled.safetensors", "distilled.parquet", "density.safetensors"
+CHEAP = 1.2
+"""An estimate that costs at most this many passes counts as one pass."""
+
+ONE_PASS: Mapping[str, Recipe] = {
+    "plain softmax": Recipe(Isotonic.fit),
+    "no estimate": Recipe(logistic("logit_probability", "aleatoric")),
+    "row entropy": Recipe(logistic(*ALL_SCORES), epistemic="row entropy"),
+    "feature density": Recipe(logistic(*ALL_SCORES), epistemic="feature density"),
+    "distilled": Recipe(logistic(*ALL_SCORES), epistemic="distilled"),
+    "passes, doubt only": Recipe(logistic(*ALL_SCORES)),
+    "passes": Recipe(logistic(*ALL_SCORES), "mean_probability"),
+}
+"""Confidences of the chapter on one pass; all but the last two come from one. `passes, doubt only` takes the mutual
+information of the passes and nothing else of them: what a perfect estimate of it would give."""
+ESTIMATES = ("row entropy", "feature density", "distilled")
+
+
+class Seen(NamedTuple):
+    """A pair as the network sees it; of both images the prefix, the descriptors and which cells carry data."""
+
+    prefixes: tuple[Prefix, Prefix]
+    descriptors: tuple[Descriptors, Descriptors]
+    valid: tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def see(net: SarOpticalNet, crops: EvaluationCrops) -> Seen:
+    """Both encoders over the crops of an evaluation protocol, with the fine level, on the network's device."""
+    device = next(net.parameters()).device
+    masks = [mask[None].to(device) for mask in (crops.sar_valid, crops.optical_valid)]
+    encoders = net.sar_encoder, net.optical_encoder
+    images = [fill_invalid(x[None].to(device), m) for x, m in zip((crops.sar, crops.optical), masks, strict=True)]
+    prefixes = encoders[0].prefix(images[0]), encoders[1].prefix(images[1])
+    descriptors = (net.describe(encoders[0].finish(prefixes[0])), net.describe(encoders[1].finish(prefixes[1])))
+    return Seen(prefixes, descriptors, (cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)))
+
+
+def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
+    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w)."""
+    seen = see(net, crops)
+    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net))
+
+
+def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
+    """Error of the match of each SAR cell, px, (h, w); NaN where a cell has none."""
+    height, width = (side // STRIDE for side in crops.sar.shape[-2:])
+    errors = np.full((height, width), np.nan)
+    cells = np.rint((np.asarray(xy_sar) - (STRIDE - 1) / 2) / STRIDE).astype(int)
+    errors[cells[:, 1], cells[:, 0]] = errors_px
+    return errors
+
+
+def distilled_or_load(run: Run, split: Split) -> tuple[Run, pd.DataFrame]:
+    """The run with a taught `epistemic_head`, and the loss curve of its teaching, see `sarmatch.onepass.distil`.
+
+    Taught once on training scenes and kept as `distilled.safetensors` in the run's folder; `load_matcher` takes that
+    file too. The network of `run` stays as it is.
+    """
+    weights, curve_path = run.path / DISTILLED_FILE, run.path / CURVE_FILE
+    if not (weights.exists() and curve_path.exists()):
+        net = copy.deepcopy(run.net)
+        curve = distil(net, split.train, run.config, run.config.seed)
+        with atomic_path(curve_path) as partial:
+            curve.to_parquet(partial)
+        save_weights(net, weights)
+    return dataclasses.replace(run, net=load_weights(weights)[0].eval()), pd.read_parquet(curve_path)
+
+
+def density_or_load(run: Run, split: Split) -> Density:
+    """`Density.fit` on training scenes, once; kept as `density.safetensors` in the run's folder."""
+    path = run.path / DENSITY_FILE
+    if not path.exists():
+        density = Density.fit(run.net, split.train, run.config, run.config.seed)
+        with atomic_path(path) as partial:
+            save_file({"means": density.means.contiguous(), "precisions": density.precisions.contiguous()}, partial)
+    return Density(**load_file(path))
+
+
+def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Seen], Tensor]]:
+    """The one-pass estimates by name: functions of a prediction and what it was made of, to a map (1, h, w)."""
+    return {
+        "row entropy": lambda prediction, seen: row_entropy(prediction),
+        "feature density": lambda prediction, seen: density.distance(*seen.descriptors, prediction),
+        "distilled": lambda prediction, seen: distilled_information(net, prediction, *seen.descriptors),
+    }
+
+
+def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    """One-pass estimates for all SAR cells of pairs under `shift`, measured once and kept with the run.
+
+    Args:
+        run: with a taught head, as `distilled_or_load` returns.
+
+    Returns:
+        columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
+    """
+    asked = ("estimates", pairs.fingerprint(), dataclasses.asdict(config))
+    return kept_table(run.path, "estimates", asked, lambda: _estimates(run.net, density, pairs, config))
+
+
+def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    parts = []
+    for pair in tqdm(spread(pairs, config.max_pairs), "estimates", disable=None):
+        seen, prediction = _predicted(net, evaluation_crops(pair, "shift", config), config.headline_radius)
+        maps = {name: estimate(prediction, seen) for name, estimate in estimators(net, density).items()}
+        xy = cell_centres(*prediction.forward.shape[-2:], STRIDE).flatten(0, 1).numpy()
+        columns = {"x": xy[:, 0], "y": xy[:, 1]} | {name: m.flatten().cpu().numpy() for name, m in maps.items()}
+        parts.append(pd.DataFrame(columns).assign(id=pair.id))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _predicted(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float) -> tuple[Seen, Prediction]:
+    seen = see(net, crops)
+    return seen, predict(net, *seen.descriptors, search_radius, *seen.valid, _voting(net))
+
+
+def _voting(net: SarOpticalNet) -> bool:
+    return bool(net.config.consensus_cells)
+
+
+def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.DataFrame:
+    """Spearman's correlation of each estimate with the mutual information of the passes, within each pair.
+
+    Within pairs, because a difference between easy and hard images is told by any score.
+
+    Args:
+        table: of `shared_matches` with the columns `ESTIMATES`.
+
+    Returns:
+        a row a pair and estimate: id, scene, estimate, correlation; NaN where a side is constant.
+    """
+    rows = []
+    for (pair, scene), part in table.groupby(["id", "scene"]):
+        for name in ESTIMATES:
+            known = part[name].nunique() > 1 and part[against].nunique() > 1
+            value = part[name].corr(part[against], method="spearman") if known else np.nan
+            rows.append((pair, scene, name, value))
+    return pd.DataFrame(rows, columns=["id", "scene", "estimate", "correlation"])
+
+
+def measure_costs(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig, passes: int = 20,
+                  repeats: int = 3) -> pd.DataFrame:  # fmt: skip
+    """Seconds of each confidence of `ONE_PASS` but the doubt alone, a row each, in this process and on this machine.
+
+    One pass is everything from images to refined matches. An estimate costs that and its own computation.
+
+    Args:
+        pairs: a few; the median over them counts, each the least of `repeats`.
+        passes: with dropout.
+
+    Returns:
+        columns confidence, seconds, and `passes`: seconds over those of one pass.
+    """
+    radius, rows = config.headline_radius, []
+    for pair in pairs:
+        crops = evaluation_crops(pair, "shift", config)
+
+        def one_pass(crops: EvaluationCrops = crops) -> Any:
+            seen, prediction = _predicted(net, crops, radius)
+            fine = (d.fine for d in seen.descriptors)
+            return pick_matches(net, prediction, *fine, *seen.valid, _voting(net))
+
+        base = _seconds(one_pass, repeats)
+        row = {"plain softmax": base, "no estimate": base}
+        seen, prediction = _predicted(net, crops, radius)
+        for name, estimate in estimators(net, density).items():
+            row[name] = base + _seconds(lambda e=estimate, p=prediction, s=seen: e(p, s), repeats)
+        many = Matcher(net, next(net.parameters()).device, mc_passes=passes)
+        row["passes"] = _seconds(lambda m=many, c=crops: m.raw_matches(c, radius), 1)
+        rows.append(row)
+    seconds = pd.DataFrame(rows)
+    relative = seconds.div(seconds["plain softmax"], axis=0).median()
+    return pd.DataFrame({"confidence": seconds.columns, "seconds": seconds.median(), "passes": relative}).reset_index(
+        drop=True
+    )
+
+
+def _seconds(function: Callable[[], Any], repeats: int) -> float:
+    """The least time of a call, waiting for an accelerator."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Which share of what the passes gain over no estimate each one-pass estimate keeps.
+
+    Args:
+        verdicts: of `aurc_verdicts` against `no estimate`.
+        costs: of `measure_costs`.
+
+    Returns:
+        the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms,
+        above 1 where it beats the passes; NaN where the passes do not gain beyond their interval.
+    """
+    table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")
+    passes = table[table["confidence"] == "passes"].iloc[0]
+    gained = passes["better"] == "yes"
+    return table.assign(kept=table["difference"] / passes["difference"] if gained else np.nan)
+
+
+def kept_statement(gains: pd.DataFrame, cheap: float = CHEAP) -> str:
+    """In words what `kept_gains` says of the estimates that cost at most so many passes."""
+    estimates = gains[gains["confidence"].isin(ESTIMATES)]
+    affordable = estimates[estimates["passes"] <= cheap]
+    if affordable.empty:
+        return f"No estimate costs at most {cheap:g} passes."
+    names = ", ".join(f"{row.confidence} ({row.passes:.2f})" for row in affordable.itertuples())
+    costs = f"Estimates that cost at most {cheap:g} passes: {names}."
+    better = affordable[affordable["better"] == "yes"]["confidence"].tolist()
+    gain = f" Better than no estimate beyond the interval: {', '.join(better) or 'none of them'}."
+    if affordable["kept"].isna().all():
+        return costs + gain + " The passes themselves do not gain beyond their interval: there is no gain to keep."
+    best = affordable.loc[affordable["kept"].idxmax()]
+    return f"{costs}{gain} Of the gain of the passes {best['confidence']} keeps most: {best['kept']:.0%}."
