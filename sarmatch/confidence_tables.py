@@ -112,12 +112,13 @@ def calibrated_confidences(
 ) -> pd.DataFrame:
     """Confidences of the measured matches, a column a recipe, each fitted on the others; pairs count alike in fitting.
 
-    Raises:
-        ValueError: all matches to fit on are correct or all wrong, or a score is missing.
+    Where all matches to fit on are correct, or all wrong, nothing tells scores apart: every confidence is 1, or 0.
     """
     correct = fitted_on["error_px"].to_numpy() <= threshold_px
-    weights = pair_weights(fitted_on["id"])
-    found = {}
+    if correct.all() or not correct.any():
+        constant = np.full((len(measured), len(recipes)), float(correct.mean()))
+        return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
+    weights, found = pair_weights(fitted_on["id"]), {}
     for name, recipe in recipes.items():
         calibrator = recipe.fit(recipe.features(fitted_on), correct, weights)
         found[name] = calibrator(recipe.features(measured))
@@ -152,18 +153,14 @@ def score_table(
 def scores_by_threshold(
     fitted_on: pd.DataFrame, measured: pd.DataFrame, thresholds_px: Sequence[float], recipes: Mapping[str, Recipe]
 ) -> pd.DataFrame:
-    """`score_table` of confidences fitted and measured at each threshold, in a column `threshold_px`.
-
-    A threshold within which all matches to fit on are wrong, or all correct, is left out: nothing can be fitted.
-    """
+    """`score_table` of confidences fitted and measured at each threshold; also `threshold_px` and `accuracy`."""
     rows = []
     for threshold in thresholds_px:
-        if (fitted_on["error_px"] <= threshold).nunique() == 2:
-            confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
-            found = score_table(measured, confidences, threshold, ("ece", "brier", "auroc", "aurc"), n=100)
-            found.insert(0, "accuracy", float((measured["error_px"] <= threshold).mean()))
-            found.insert(0, "threshold_px", threshold)
-            rows.append(found)
+        confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
+        found = score_table(measured, confidences, threshold, ("ece", "brier", "auroc", "aurc"), n=100)
+        found.insert(0, "accuracy", float((measured["error_px"] <= threshold).mean()))
+        found.insert(0, "threshold_px", threshold)
+        rows.append(found)
     return pd.concat(rows, ignore_index=True)
 
 

@@ -196,6 +196,9 @@ class PretrainingConfig(Schedule):
     epochs: int = 50
     contrastive: bool = True
     """Contrastive learning over the images of a batch (section 3.3.1)."""
+    contrast_over: Literal["cells", "image"] = "cells"
+    """What stands for an image in eq. 3: `cells`, all its descriptors side by side, on aligned crops; `image`, a single
+    one of its pooled features."""
     contrastive_form: Literal["infonce", "printed"] = "infonce"
     """`infonce`: the positive stands in the denominator too, both directions; `printed`: eq. 4 as it stands."""
     temperature: float = 0.07
@@ -208,7 +211,11 @@ class PretrainingConfig(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
-        _require(0 <= self.unpaired_share < 1, f"unpaired_share must lie in [0, 1), got {self.unpaired_share}")
+        _require(0 <= self.unpaired_share <= 1, f"unpaired_share must lie in [0, 1], got {self.unpaired_share}")
+        _require(
+            self.contrast_over in ("cells", "image"),
+            f"contrast_over must be 'cells' or 'image', got {self.contrast_over!r}",
+        )
         _require(
             self.contrastive_form in ("infonce", "printed"),
             f"contrastive_form must be 'infonce' or 'printed', got {self.contrastive_form!r}",
@@ -320,7 +327,8 @@ class Config:
         Args:
             without: sections that do not matter, as `training` does not to pretraining.
         """
-        content = {name: section for name, section in self.to_dict().items() if name not in (*without, "studies")}
+        unread = {*without, "studies"} | (set() if self.pretraining.enabled else {"pretraining"})
+        content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
         # Of the evaluation, only what validation reads can change the weights that are kept.
         if "evaluation" in content:

@@ -26,7 +26,7 @@ from torch import Tensor
 from sarmatch.config import ModelConfig
 from sarmatch.inference import MULTIPLE, TILE, Matcher
 from sarmatch.matching import pick_matches, predict
-from sarmatch.models import STRIDE, Descriptors, SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.models.encoder import Encoding
 
 BASE = "base"
@@ -250,7 +250,7 @@ def _match(matcher: Matcher, work: Workload) -> None:
 
 def _part_runs(work: Workload) -> Runs:
     """The parts of one pass with uncertainty, each on what the ones before made of the pair."""
-    net, (sar, optical, *masks), radius = work.full, work.inputs, work.search_radius
+    net, (sar, optical, sar_valid, optical_valid) = work.full, work.inputs
     encoders, voting = (net.sar_encoder, net.optical_encoder), bool(net.config.consensus_cells)
 
     def each(part: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
@@ -263,11 +263,11 @@ def _part_runs(work: Workload) -> Runs:
     doubts = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
     fine = each(*steps.setdefault("fine", (_fine, encoders, prefixes, features)))
     encodings = each(Encoding, features, fine, doubts)
-    described: list[Descriptors] = each(*steps.setdefault("head", (net.describe, encodings)))
-    prediction = predict(net, *described, radius, *masks, voting)
+    first, second = each(*steps.setdefault("head", (net.describe, encodings)))
+    level = partial(predict, net, first, second, work.search_radius, sar_valid, optical_valid, voting)
     runs: dict[str, Callable[[], object]] = {name: partial(each, *step) for name, step in steps.items()}
-    runs["coarse"] = partial(predict, net, *described, radius, *masks, voting)
-    runs["pick"] = partial(pick_matches, net, prediction, described[0].fine, described[1].fine, *masks, voting)
+    runs["coarse"] = level
+    runs["pick"] = partial(pick_matches, net, level(), first.fine, second.fine, sar_valid, optical_valid, voting)
     return runs
 
 

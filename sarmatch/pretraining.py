@@ -6,10 +6,12 @@ archives would, and takes part in the rotation task alone.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from sarmatch.files import atomic_path
 from sarmatch.losses import info_nce, info_nce_printed, rotation_loss
 from sarmatch.models import SarOpticalNet, fill_invalid
 
+ContrastOver: TypeAlias = Literal["cells", "image"]
 TURNS = 4
 """Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise."""
 CHUNK = 16
@@ -39,13 +42,19 @@ class PretrainingCrops(TrainingCrops):
     """Random crops, some of which have the optical image of another place.
 
     Args:
-        pairs, config, seed, cache: as for `TrainingCrops`.
-        unpaired_share: probability of an optical image from another pair, of another scene where there is one.
+        pairs, data, seed, cache: as for `TrainingCrops`.
+        config: `unpaired_share` is the probability of an optical image from another pair, of another scene where there
+            is one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
+            at its own position, and knowing the position helps to choose none of them.
     """
 
-    def __init__(self, pairs: Pairs, config: DataConfig, seed: int, unpaired_share: float, cache: bool = False) -> None:
-        super().__init__(pairs, config, seed, cache)
-        self.unpaired_share = unpaired_share
+    def __init__(
+        self, pairs: Pairs, data: DataConfig, seed: int, config: PretrainingConfig, cache: bool = False
+    ) -> None:
+        if config.contrast_over == "cells":
+            data = dataclasses.replace(data, relative_shift_px=0.0, pure_shift_probability=1.0)
+        super().__init__(pairs, data, seed, cache)
+        self.unpaired_share = config.unpaired_share
         self._scenes = np.unique(pairs.index["scene"].to_numpy(str), return_inverse=True)[1]
 
     def __getitem__(self, key: tuple[int, int]) -> PretrainingSample:
@@ -121,7 +130,7 @@ class PretrainingObjective(nn.Module):
         losses = {}
         if self.config.contrastive:
             contrast = info_nce if self.config.contrastive_form == "infonce" else info_nce_printed
-            z_sar, z_optical = self.net.head.embed(sar), self.net.head.embed(optical)
+            z_sar, z_optical = (embed(self.net, features, self.config.contrast_over) for features in (sar, optical))
             losses["contrastive"] = contrast(z_sar, z_optical, self.config.temperature, paired)
         if self.config.rotation:
             logits = self.rotation_heads["sar"](sar), self.rotation_heads["optical"](optical)
@@ -141,14 +150,31 @@ def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     return torch.stack([torch.rot90(image, k, (-2, -1)) for image, k in zip(images, turns.tolist(), strict=True)])
 
 
-def embed_pairs(net: SarOpticalNet, pairs: Pairs, crop_size: int) -> tuple[Tensor, Tensor]:
+def embed(net: SarOpticalNet, features: Tensor, over: ContrastOver) -> Tensor:
+    """One unit vector an image, whose inner products are the similarities of eq. 3.
+
+    Args:
+        features: F, (B, C, h, w).
+        over: `image` projects the pooled features, (B, descriptor_dim). `cells` projects every cell and puts the
+            descriptors side by side, (B, descriptor_dim h w): the similarity of two images is then the mean over cells.
+    """
+    if over == "image":
+        return net.head.embed(features)
+    cells = net.head(features)
+    return cells.flatten(1) / math.sqrt(cells.shape[-2] * cells.shape[-1])
+
+
+def embed_pairs(
+    net: SarOpticalNet, pairs: Pairs, crop_size: int, over: ContrastOver = "cells"
+) -> tuple[Tensor, Tensor]:
     """Embeddings of the central, aligned windows of all pairs, without gradients or dropout.
 
     Args:
         crop_size: side of the windows, px; a multiple of 16.
+        over: as for `embed`.
 
     Returns:
-        L2-normalised (N, descriptor_dim) of the SAR and of the optical images, on the CPU.
+        L2-normalised, of the SAR and of the optical images, on the CPU; shapes as from `embed`.
 
     Raises:
         ValueError: a pair is smaller than the window.
@@ -156,7 +182,7 @@ def embed_pairs(net: SarOpticalNet, pairs: Pairs, crop_size: int) -> tuple[Tenso
     chunks = []
     with _evaluating(net):
         for sar, optical in _windows(pairs, crop_size, _device(net)):
-            chunks.append([net.head.embed(features).cpu() for features in encode(net, sar, optical)])
+            chunks.append([embed(net, features, over).cpu() for features in encode(net, sar, optical)])
     z_sar, z_optical = (torch.cat(z) for z in zip(*chunks, strict=True))
     return z_sar, z_optical
 
@@ -207,7 +233,7 @@ def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: 
 
 def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
     """What validation logs: `recall_1`, `recall_5`, and the accuracies of `rotation_accuracy` where that task is on."""
-    embeddings = embed_pairs(objective.net, pairs, crop_size)
+    embeddings = embed_pairs(objective.net, pairs, crop_size, objective.config.contrast_over)
     scores = {f"recall_{k}": retrieval_recall(*embeddings, k) for k in (1, 5)}
     return scores | (rotation_accuracy(objective, pairs, crop_size) if objective.rotation_heads else {})
 

@@ -87,20 +87,25 @@ def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
 
 
 def contrastive_sweep(config: Config, split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Contrastive pretraining at several temperatures, and by eq. 4 as printed; resumable.
+    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
 
     Returns:
-        one row a training: form, temperature, loss (of the last step), recall_1, recall_5 on validation pairs,
-        n_pairs, run.
+        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on
+        validation pairs, n_pairs, run.
     """
-    forms: list[tuple[str, float]] = [("infonce", t) for t in config.studies.temperatures]
-    forms.append(("printed", config.pretraining.temperature))
+    own = config.pretraining.temperature
+    forms = [("infonce", "cells", t) for t in config.studies.temperatures]
+    forms += [("infonce", "image", own), ("printed", "cells", own)]
     n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
     rows = []
-    for form, temperature in forms:
-        tasks = dict(contrastive=True, rotation=False, contrastive_form=form, temperature=temperature)
+    for form, over, temperature in forms:
+        tasks = dict(
+            contrastive=True, rotation=False, contrastive_form=form, contrast_over=over, temperature=temperature
+        )
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
         last = run.history.iloc[-1]
         row = {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
-        rows.append({"form": form, "temperature": temperature, **row, "n_pairs": n_pairs, "run": run.path.name})
+        rows.append(
+            {"form": form, "over": over, "temperature": temperature, **row, "n_pairs": n_pairs, "run": run.path.name}
+        )
     return pd.DataFrame(rows)

@@ -51,7 +51,7 @@ def pretrain(
     set_seed(config.seed)
     objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
     cache = len(split.train) <= CACHE_AT_MOST
-    crops = PretrainingCrops(split.train, config.data, config.seed, schedule.unpaired_share, cache)
+    crops = PretrainingCrops(split.train, config.data, config.seed, schedule, cache)
     fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
     if schedule.rotation and PartialState().is_main_process:
         save_rotation_heads(objective, folder / ROTATION_HEADS)

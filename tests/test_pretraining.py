@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sarmatch.checkpoints import save_weights
-from sarmatch.config import Config
+from sarmatch.config import Config, PretrainingConfig
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
 from sarmatch.losses import info_nce
@@ -19,6 +19,7 @@ from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import (
     PretrainingCrops,
     PretrainingObjective,
+    embed,
     embed_pairs,
     encode,
     load_rotation_heads,
@@ -49,14 +50,36 @@ def make_objective(config: Config, seed: int = 0) -> PretrainingObjective:
     return PretrainingObjective(SarOpticalNet(config.model), config.pretraining)
 
 
+def share(unpaired: float) -> PretrainingConfig:
+    """Contrast over images, whose crops are moved against each other as in fine-tuning."""
+    return PretrainingConfig(unpaired_share=unpaired, contrast_over="image")
+
+
 def make_batch(split: Split, config: Config, unpaired_share: float = 0.0):
-    crops = PretrainingCrops(split.train, config.data, 0, unpaired_share)
+    crops = PretrainingCrops(split.train, config.data, 0, share(unpaired_share))
     return torch.utils.data.default_collate([crops[0, i] for i in range(4)])
+
+
+def test_similarity_over_cells_is_the_mean_over_cells_and_over_the_image_one_cosine():
+    net = make_objective(tiny()).net.eval()
+    one, two = torch.randn(2, 48, 3, 4), torch.randn(2, 48, 3, 4)
+    with torch.no_grad():
+        cells = [net.head(f) for f in (one, two)]
+        similarity = embed(net, one, "cells") @ embed(net, two, "cells").T
+        assert torch.allclose(similarity, torch.einsum("achw,bchw->ab", *cells) / 12, atol=1e-6)
+        pooled = embed(net, one, "image")
+    assert pooled.shape == (2, net.config.descriptor_dim)
+    assert torch.allclose(pooled.norm(dim=1), torch.ones(2))
+
+
+def test_contrast_over_cells_takes_aligned_crops(split):
+    crops = PretrainingCrops(split.train, tiny().data, 0, PretrainingConfig(unpaired_share=0.0))
+    assert torch.allclose(crops[0, 0]["A_sar_to_optical"], torch.eye(3), atol=1e-5)
 
 
 def test_paired_samples_are_the_crops_of_fine_tuning(split):
     config = tiny()
-    crops, plain = PretrainingCrops(split.train, config.data, 0, 0.0), TrainingCrops(split.train, config.data, 0)
+    crops, plain = PretrainingCrops(split.train, config.data, 0, share(0.0)), TrainingCrops(split.train, config.data, 0)
     sample = crops[3, 2]
     assert bool(sample["paired"])
     for name, value in plain[3, 2].items():
@@ -65,7 +88,7 @@ def test_paired_samples_are_the_crops_of_fine_tuning(split):
 
 def test_unpaired_samples_show_another_scene_and_are_functions_of_seed_and_epoch(split):
     config = tiny()
-    crops = PretrainingCrops(split.train, config.data, 0, 1.0)
+    crops = PretrainingCrops(split.train, config.data, 0, share(1.0))
     scenes = split.train.index["scene"].to_numpy()
     rng = np.random.default_rng(0)
     assert all(scenes[crops._elsewhere(i, rng)] != scenes[i] for i in range(len(crops)) for _ in range(5))
@@ -84,14 +107,14 @@ def test_pairs_of_one_scene_are_unpaired_with_another_pair(split):
     config = tiny()
     one = split.train.subset([0, 1, 2])
     one.index["scene"] = "only"
-    crops = PretrainingCrops(one, config.data, 0, 1.0)
+    crops = PretrainingCrops(one, config.data, 0, share(1.0))
     rng = np.random.default_rng(0)
     assert {crops._elsewhere(1, rng) for _ in range(20)} == {0, 2}
-    assert bool(PretrainingCrops(one.subset([0]), config.data, 0, 1.0)[0, 0]["paired"])  # there is no other
+    assert bool(PretrainingCrops(one.subset([0]), config.data, 0, share(1.0))[0, 0]["paired"])  # there is no other
 
 
 def test_the_share_of_unpaired_samples_is_as_asked(split):
-    crops = PretrainingCrops(split.train, tiny().data, 0, 0.25, cache=True)
+    crops = PretrainingCrops(split.train, tiny().data, 0, share(0.25), cache=True)
     paired = [bool(crops[epoch, i]["paired"]) for epoch in range(12) for i in range(len(crops))]
     assert np.mean(paired) == pytest.approx(0.75, abs=4 * np.sqrt(0.25 * 0.75 / len(paired)))
 
@@ -125,8 +148,9 @@ def test_images_of_one_place_turn_together_and_others_do_not(split, monkeypatch)
     assert set(torch.stack(seen).unique().tolist()) == {0, 1, 2, 3}
 
 
-def test_losses_are_those_of_the_turned_images(split):
-    config = tiny()
+@pytest.mark.parametrize("over", ["cells", "image"])
+def test_losses_are_those_of_the_turned_images(split, over):
+    config = tiny(contrast_over=over)
     objective = make_objective(config).eval()
     batch = make_batch(split, config)
     batch["paired"] = torch.tensor([True, True, False, True])
@@ -136,7 +160,7 @@ def test_losses_are_those_of_the_turned_images(split):
     turns = torch.randint(4, (2, 4))
     turns[1, batch["paired"]] = turns[0, batch["paired"]]
     sar, optical = encode(objective.net, *map(quarter_turns, (batch["sar"], batch["optical"]), turns))
-    contrast = info_nce(objective.net.head.embed(sar), objective.net.head.embed(optical), 0.07, batch["paired"])
+    contrast = info_nce(*(embed(objective.net, f, over) for f in (sar, optical)), 0.07, batch["paired"])
     rotation = sum(
         F.cross_entropy(objective.rotation_heads[name](features), t) / 2
         for name, features, t in zip(("sar", "optical"), (sar, optical), turns, strict=True)

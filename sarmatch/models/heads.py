@@ -10,7 +10,7 @@ class ProjectionHead(nn.Module):
     """Two-layer MLP with 512 and 128 units and a ReLU between, the same for both modalities (section 3.3.1).
 
     Written as 1x1 convolutions, it serves twice with the same weights: on every cell of F for the dense descriptors
-    of matching, and on the globally pooled F for the image embedding of contrastive pretraining.
+    of matching and of contrastive pretraining, or on the globally pooled F for one embedding an image.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
