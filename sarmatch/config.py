@@ -281,16 +281,16 @@ class StudyConfig:
     pretraining_steps: int = 100
     steps: int = 200
     validate_every: int = 40
-    temperatures: tuple[float, ...] = (0.02, 0.07, 0.2, 0.5)
+    temperatures: tuple[float, ...] = (0.03, 0.07, 0.3)
     """Of the contrastive loss."""
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     """Monte Carlo passes; the paper takes 20."""
-    calibration_pairs: int = 60
+    calibration_pairs: int = 48
     """Validation pairs on which confidence is fitted, and unrelated ones for the decision on overlap."""
     scenes: int = 16
     """Generated scenes for the response of uncertainty to one nuisance at a time."""
     scene_px: int = 128
-    distillation_crops: int = 400
+    distillation_crops: int = 200
     """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from sarmatch.costs import ONE_PASS
 from sarmatch.losses import info_nce, info_nce_printed
 from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral
 
@@ -176,24 +177,43 @@ def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px"
     return neutral(ax)
 
 
-def stacked_bars(ax: Axes, parts: Mapping[str, pd.Series], unit: str = "ms") -> Axes:
-    """Horizontal bars made of parts, a bar a name; equal parts have equal colours.
+def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
+    """Milliseconds of each part of one pass, the first on top, coloured by whether further passes need it again.
 
     Args:
-        parts: for each bar, the length of its parts by name.
-
-    Raises:
-        ValueError: more parts than there are colours.
+        parts: as `sarmatch.costs.measure_parts` returns.
     """
-    names = list(dict.fromkeys(part for bar in parts.values() for part in bar.index))
-    if len(names) > len(COLOURS):
-        raise ValueError(f"stacked_bars tells {len(COLOURS)} parts apart, got {len(names)}; add up the small ones")
-    left = np.zeros(len(parts))
-    for name, colour in zip(names, COLOURS, strict=False):
-        lengths = np.array([float(bar.get(name, 0)) for bar in parts.values()])
-        ax.barh(list(parts), lengths, left=left, color=colour, height=0.6, label=name)
-        left += lengths
+    width = 1e3 * parts["seconds"]
+    again = (parts["per_pass"] > 0).to_numpy()
+    for chosen, colour, label in zip((~again, again), COLOURS, ("computed once", "again in each pass"), strict=False):
+        ax.barh(np.flatnonzero(chosen), width[chosen], color=colour, height=0.7, label=label)
+    ends = 1e3 * parts[["seconds_low", "seconds_high"]]
+    error = np.clip([width - ends["seconds_low"], ends["seconds_high"] - width], 0, None)
+    ax.errorbar(width, np.arange(len(parts)), xerr=error, fmt="none", ecolor=NEUTRAL, elinewidth=1.1, capsize=2.5)
+    ax.set(yticks=range(len(parts)), xlabel="ms")
+    ax.set_yticklabels(list(parts.index))
     ax.invert_yaxis()
-    ax.set_xlabel(unit)
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    ax.legend(frameon=False)
+    return neutral(ax)
+
+
+def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
+    """Seconds of Monte Carlo inference against the number of passes, between what sharing allows and none at all.
+
+    Args:
+        modes: as `sarmatch.costs.measure_modes` returns, with the one pass with uncertainty.
+        bound: least ratio to that one pass by the number of passes.
+        paper: the paper's ratio for its 20 passes.
+    """
+    one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
+    rows = modes[modes["passes"] > 0].sort_values("passes")
+    n, seconds = rows["passes"].to_numpy(), rows["seconds"]
+    error = np.clip([seconds - rows["seconds_low"], rows["seconds_high"] - seconds], 0, None)
+    ax.errorbar(n, seconds, yerr=error, color=COLOURS[0], marker="o", markersize=4.5, capsize=2.5, label="measured")
+    ax.plot(n, [one_pass * bound(int(k)) for k in n], "--", color=COLOURS[1], label="all shared that can be")
+    ax.plot(n, one_pass * n, ":", color=COLOURS[2], label="nothing shared")
+    ax.plot(20, one_pass * paper, "X", color=COLOURS[3], markersize=9, label="at the paper's ratio")
+    ax.set(xlabel="passes", ylabel="seconds", xticks=n)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
     return neutral(ax)

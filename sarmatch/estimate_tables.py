@@ -53,9 +53,10 @@ ESTIMATES = ("row entropy", "feature density", "distilled")
 
 
 class Seen(NamedTuple):
-    """A pair as the network sees it; of both images the prefix, the descriptors and which cells carry data."""
+    """A pair as the network sees it; of both images the prefix, features F, descriptors, and which cells carry data."""
 
     prefixes: tuple[Prefix, Prefix]
+    features: tuple[Tensor, Tensor]
     descriptors: tuple[Descriptors, Descriptors]
     valid: tuple[Tensor, Tensor]
 
@@ -68,8 +69,9 @@ def see(net: SarOpticalNet, crops: EvaluationCrops) -> Seen:
     encoders = net.sar_encoder, net.optical_encoder
     images = [fill_invalid(x[None].to(device), m) for x, m in zip((crops.sar, crops.optical), masks, strict=True)]
     prefixes = encoders[0].prefix(images[0]), encoders[1].prefix(images[1])
-    descriptors = (net.describe(encoders[0].finish(prefixes[0])), net.describe(encoders[1].finish(prefixes[1])))
-    return Seen(prefixes, descriptors, (cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)))
+    first, second = (encoder.finish(prefix) for encoder, prefix in zip(encoders, prefixes, strict=True))
+    valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)
+    return Seen(prefixes, (first.features, second.features), (net.describe(first), net.describe(second)), valid)
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
@@ -117,7 +119,7 @@ def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Pred
     """The one-pass estimates by name: functions of a prediction and what it was made of, to a map (1, h, w)."""
     return {
         "row entropy": lambda prediction, seen: row_entropy(prediction),
-        "feature density": lambda prediction, seen: density.distance(*seen.descriptors, prediction),
+        "feature density": lambda prediction, seen: density.distance(*seen.features, prediction),
         "distilled": lambda prediction, seen: distilled_information(net, prediction, *seen.descriptors),
     }
 

@@ -129,17 +129,26 @@ def test_convergence_draws_a_line_a_seed_and_their_mean() -> None:
     assert ax.get_ylabel() == "MMA" and ax.get_ylim()[0] == 0
 
 
-def test_bars_add_up_and_share_colours() -> None:
-    parts = {"one": pd.Series({"a": 1.0, "b": 2.0}), "two": pd.Series({"b": 3.0, "c": 4.0})}
-    ax = plots.stacked_bars(plt.subplots()[1], parts)
-    assert [[(bar.get_x(), bar.get_width()) for bar in bars] for bars in ax.containers] == [
-        [(0, 1), (0, 0)],
-        [(1, 2), (0, 3)],
-        [(3, 0), (3, 4)],
-    ]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="add up the small ones"):
-        plots.stacked_bars(ax, {"one": pd.Series(dict.fromkeys("abcdefg", 1.0))})
+def test_bars_have_the_length_of_parts_and_the_colour_of_what_repeats() -> None:
+    seconds = {"seconds": [0.1, 0.3, 0.2], "seconds_low": [0.1, 0.2, 0.2], "seconds_high": [0.1, 0.6, 0.2]}
+    parts = pd.DataFrame(seconds | {"per_pass": [0, 1, 1]}, index=["prefix", "trunk", "head"])
+    ax = plots.part_bars(plt.subplots()[1], parts)
+    bars = {round(bar.get_y() + bar.get_height() / 2): bar for bar in ax.patches}
+    assert [bars[i].get_width() for i in range(3)] == pytest.approx([100, 300, 200])
+    assert [to_hex(bars[i].get_facecolor()) for i in range(3)] == [COLOURS[0], COLOURS[1], COLOURS[1]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["prefix", "trunk", "head"]
+    np.testing.assert_allclose(ax.containers[-1].lines[2][0].get_segments()[1][:, 0], [200, 600])
+
+
+def test_passes_lie_between_sharing_and_none() -> None:
+    columns = ["mode", "passes", "seconds", "seconds_low", "seconds_high"]
+    rows = [("base", 0, 1.5, 1, 2), ("with uncertainty", 0, 2, 1, 3), ("MC 5", 5, 8, 7, 9), ("MC 1", 1, 2.5, 2, 3)]
+    ax = plots.seconds_by_passes(plt.subplots()[1], pd.DataFrame(rows, columns=columns), lambda n: 1 + n / 2, 2.5)
+    measured, bound, nothing, paper = (line.get_xydata() for line in [ax.containers[0].lines[0], *ax.lines[-3:]])
+    np.testing.assert_allclose(measured, [[1, 2.5], [5, 8]])
+    np.testing.assert_allclose(bound, [[1, 3], [5, 7]])
+    np.testing.assert_allclose(nothing, [[1, 2], [5, 10]])
+    np.testing.assert_allclose(paper, [[20, 5]])
 
 
 def test_text_can_be_read_on_white_and_on_black() -> None:

@@ -205,7 +205,7 @@ def test_losses_fall_on_a_batch_that_repeats(split):
 def test_embeddings_are_unit_vectors_and_repeatable(split):
     config = tiny()
     net = make_objective(config).net.train()
-    one, two = (embed_pairs(net, split.train, 64) for _ in range(2))
+    one, two = (embed_pairs(net, split.train, 64, "image") for _ in range(2))
     assert net.training  # as it was before
     for z, again in zip(one, two, strict=True):
         assert z.shape == (len(split.train), config.model.descriptor_dim)

@@ -1,0 +1,179 @@
+"""Several confidences of one match table: hand-made scores, and the same numbers computed another way."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from sarmatch.calibration import aurc
+from sarmatch.confidence_tables import (
+    RECIPES,
+    Recipe,
+    agreements,
+    aurc_verdicts,
+    calibrated_confidences,
+    decision_errors,
+    kept_table,
+    logistic,
+    paired_aurc_difference,
+    raw_confidences,
+    score_table,
+    scores_by_dataset,
+    scores_by_threshold,
+    shared_matches,
+)
+from sarmatch.data.pairs import Pairs
+
+
+def simulated(seed: int, n_scenes: int = 6, per_scene: int = 300) -> pd.DataFrame:
+    """Matches that are right with the probability `truth`, which `probability` tells and the rest does not."""
+    rng = np.random.default_rng(seed)
+    n = n_scenes * per_scene
+    truth = rng.uniform(0.05, 0.95, n)
+    scene = np.repeat([f"s{i}" for i in range(n_scenes)], per_scene)
+    return pd.DataFrame(
+        {
+            "id": scene,
+            "dataset": np.where(np.char.endswith(scene.astype(str), "0"), "a", "b"),
+            "scene": scene,
+            "error_px": np.where(rng.random(n) < truth, 1.5, 20.0),
+            "probability": truth**3,
+            "aleatoric": rng.uniform(0, 1, n),
+            "mean_probability": truth,
+            "epistemic": rng.uniform(0, 1, n),
+        }
+    )
+
+
+def found(rows: list[tuple[float, float, float]], **columns: float) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["x", "y", "error_px"]).astype(np.float32)
+    table = table.assign(id="p", dataset="d", scene="s", probability=0.2, aleatoric=0.3, epistemic=np.nan)
+    return table.assign(**columns)
+
+
+def test_shared_matches_are_those_of_one_cell_and_one_error():
+    single = found([(1.5, 1.5, 1.0), (5.5, 1.5, 2.0), (9.5, 1.5, 3.0)])
+    passes = found([(1.5, 1.5, 1.0), (5.5, 1.5, 7.0), (1.5, 9.5, 1.0)], probability=0.6, epistemic=0.1, aleatoric=0.9)
+    shared = shared_matches(single, passes)
+    assert shared[["x", "y"]].to_numpy().tolist() == [[1.5, 1.5]], "another optical cell, and cells of one table only"
+    row = shared.iloc[0]
+    assert (row["probability"], row["mean_probability"]) == (0.2, 0.6)
+    assert (row["aleatoric"], row["epistemic"]) == (0.3, 0.1)
+
+
+def test_tables_of_different_pairs_share_nothing():
+    with pytest.raises(ValueError, match="share no match"):
+        shared_matches(found([(1.5, 1.5, 1.0)]), found([(1.5, 1.5, 1.0)]).assign(id="other"))
+
+
+def test_raw_confidences_are_scores_at_face_value():
+    table = pd.DataFrame(
+        {"probability": [0.2], "mean_probability": [0.4], "aleatoric": [0.25], "epistemic": [np.log(2)]}
+    )
+    assert raw_confidences(table).iloc[0].tolist() == pytest.approx([0.2, 0.4, 0.75, 0.5, 0.375])
+
+
+def test_a_recipe_uses_its_scores_and_no_others():
+    """Only recipes that see the probability learn anything from matches that nothing else tells apart."""
+    table = simulated(1)
+    confidences = calibrated_confidences(simulated(0), table)
+    right = table["error_px"] <= 3
+    areas = {name: roc_auc_score(right, confidences[name]) for name in RECIPES}
+    assert min(areas[name] for name in ("plain softmax", "plain, temperature", "all three")) > 0.75
+    assert max(abs(areas[name] - 0.5) for name in ("aleatoric", "epistemic", "both")) < 0.06
+    scores = score_table(table, confidences, n=20).set_index("confidence")
+    assert scores.loc["plain softmax", "ece"] < 0.06, "isotonic mends a wrong scale"
+    assert scores.loc["all three", "auroc"] == pytest.approx(areas["all three"])
+    assert (scores["aurc_low"] <= scores["aurc_high"]).all()
+
+
+def test_a_recipe_can_take_its_doubt_from_another_column():
+    fitted_on, measured = (simulated(seed).assign(estimate=lambda t: t["mean_probability"]) for seed in (0, 1))
+    recipes = {name: Recipe(logistic("epistemic"), epistemic=name) for name in ("estimate", "epistemic")}
+    confidences = calibrated_confidences(fitted_on, measured, recipes)
+    right = measured["error_px"] <= 3
+    assert roc_auc_score(right, confidences["estimate"]) > 0.75
+    assert roc_auc_score(right, confidences["epistemic"]) < 0.56
+
+
+@pytest.mark.parametrize(("threshold_px", "expected"), [(1.0, 0.0), (20.0, 1.0)])
+def test_where_nothing_tells_matches_apart_all_have_one_confidence(threshold_px, expected):
+    confidences = calibrated_confidences(simulated(0), simulated(1), threshold_px=threshold_px)
+    assert (confidences == expected).all(axis=None) and list(confidences) == list(RECIPES)
+
+
+def test_each_threshold_and_dataset_has_its_rows():
+    fitted_on, table = simulated(0), simulated(1)
+    recipes = {"plain softmax": RECIPES["plain softmax"]}
+    by_threshold = scores_by_threshold(fitted_on, table, (1, 3), recipes)
+    assert by_threshold["threshold_px"].tolist() == [1, 3]
+    assert by_threshold["accuracy"].tolist() == [0.0, pytest.approx((table["error_px"] <= 3).mean())]
+    by_dataset = scores_by_dataset(table, calibrated_confidences(fitted_on, table, recipes))
+    assert by_dataset[["dataset", "n_pairs", "n_scenes"]].to_numpy().tolist() == [["a", 1, 1], ["b", 5, 5]]
+    assert np.isnan(by_dataset["ece_low"][0]) and by_dataset["ece_low"][1] < by_dataset["ece_high"][1]
+
+
+def test_difference_in_aurc_is_that_of_the_same_resamples():
+    table, rng = simulated(2, n_scenes=4, per_scene=30), np.random.default_rng(3)
+    a, b = table["mean_probability"].to_numpy(), rng.uniform(size=len(table))
+    difference = paired_aurc_difference(table, a, b, n=50, seed=5)
+    right = (table["error_px"] <= 3).to_numpy()
+    assert difference.mean == pytest.approx(aurc(a, right) - aurc(b, right))
+    expected = []
+    for draw in np.random.default_rng(5).integers(0, 4, size=(50, 4)):
+        rows = np.concatenate([np.flatnonzero(table["scene"] == f"s{i}") for i in draw])
+        expected.append(aurc(a[rows], right[rows]) - aurc(b[rows], right[rows]))
+    assert (difference.low, difference.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
+    assert (difference.n_pairs, difference.n_clusters) == (4, 4)
+
+
+def test_exchanged_confidences_exchange_the_sign_and_equal_ones_do_not_differ():
+    table = simulated(2, n_scenes=4, per_scene=30)
+    a, b = table["mean_probability"].to_numpy(), table["aleatoric"].to_numpy()
+    one, other = paired_aurc_difference(table, a, b, n=30), paired_aurc_difference(table, b, a, n=30)
+    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
+    same = paired_aurc_difference(table, a, a, n=30)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_verdicts_follow_the_interval():
+    table = simulated(4)
+    truth = table["mean_probability"]
+    confidences = pd.DataFrame({"good": truth, "bad": 1 - truth, "noise": table["aleatoric"], "constant": 0.5})
+    verdicts = aurc_verdicts(table, confidences, "constant", n=50).set_index("confidence")
+    assert verdicts["better"].to_dict() == {"good": "yes", "bad": "worse", "noise": "open"}
+    assert (verdicts["against"] == "constant").all()
+    alone = aurc_verdicts(table.assign(scene="s"), confidences, "constant", n=50)
+    assert (alone["better"] == "one scene").all() and alone["difference_low"].isna().all()
+
+
+def test_confidences_must_belong_to_the_matches():
+    table = simulated(0)
+    with pytest.raises(ValueError, match="row a match"):
+        aurc_verdicts(table, pd.DataFrame({"a": [0.1], "b": [0.2]}), "b")
+
+
+def test_pairs_without_matches_do_not_agree():
+    index = pd.DataFrame({"id": ["p", "q"], "dataset": "d", "scene": "s", "season": "", "land_cover": ""})
+    table = pd.DataFrame({"id": ["p", "p"], "probability": [0.2, 0.6]})
+    means = agreements(table, lambda features: features["probability"], Pairs(index, lambda row: row))
+    assert means.to_dict() == {"p": pytest.approx(0.4), "q": 0.0}
+
+
+def test_decision_errors_by_hand():
+    table = decision_errors([0.9, 0.8, 0.1], [0.2, 0.5], threshold=0.5)
+    assert table[["n_pairs", "wrong"]].to_numpy().tolist() == [[3, 1], [2, 1]], "at the threshold a pair is accepted"
+    none = decision_errors(np.ones(20), np.zeros(20), threshold=0.5)
+    assert none["error_rate"].tolist() == [0, 0]
+    assert none["error_rate_high"].tolist() == pytest.approx([1 - 0.025 ** (1 / 20)] * 2), "no error in 20 is not zero"
+
+
+def test_a_kept_table_is_made_once_for_the_same_question(tmp_path):
+    calls = []
+
+    def make() -> pd.DataFrame:
+        calls.append(1)
+        return pd.DataFrame({"n": [len(calls)]})
+
+    values = [kept_table(tmp_path, "t", asked, make)["n"][0] for asked in (("a", 1), ("a", 1), ("a", 2))]
+    assert values == [1, 1, 2]
