@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from sarmatch.calibrators import Calibrator, Logistic, calibrator_from_dict, pair_weights
+from sarmatch.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict, pair_weights
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
@@ -100,7 +100,7 @@ def match_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Logistic:
+def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Calibrator:
     """Logistic regression on raw scores, then isotonic; pairs count alike however many matches they have.
 
     Args:
@@ -108,6 +108,8 @@ def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: fl
         names: features, keys of `calibrators.FEATURES`.
     """
     correct = table["error_px"].to_numpy() <= threshold_px
+    if correct.all() or not correct.any():  # nothing tells right from wrong, as after a few steps of training
+        return Isotonic((0.5,), (float(correct.mean()),))
     return Logistic.fit(table, correct, pair_weights(table["id"]), names, isotonic=True)
 
 

@@ -137,7 +137,7 @@ def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Seque
         ends = [places[:, [0, second]] for places in (projection.sar, projection.optical)]
         ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
         for places, marker in zip(ends, MARKERS, strict=False):
-            ax.scatter(*places.T, c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
+            ax.scatter(places[:, 0], places[:, 1], c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
         labels = [f"component {i + 1} ({100 * projection.explained[i]:.2g} %)" for i in (0, second)]
         ax.set(xlabel=labels[0], ylabel=labels[1])
         neutral(ax)

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +143,8 @@ def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: Evalu
     for pair in tqdm(spread(pairs, config.max_pairs), "estimates", disable=None):
         seen, prediction = _predicted(net, evaluation_crops(pair, "shift", config), config.headline_radius)
         maps = {name: estimate(prediction, seen) for name, estimate in estimators(net, density).items()}
-        xy = cell_centres(*prediction.forward.shape[-2:], STRIDE).flatten(0, 1).numpy()
+        height, width = prediction.forward.shape[-2:]
+        xy = cell_centres(height, width, STRIDE).flatten(0, 1).numpy()
         columns = {"x": xy[:, 0], "y": xy[:, 1]} | {name: m.flatten().cpu().numpy() for name, m in maps.items()}
         parts.append(pd.DataFrame(columns).assign(id=pair.id))
     return pd.concat(parts, ignore_index=True)
@@ -196,16 +198,16 @@ def measure_costs(net: SarOpticalNet, density: Density, pairs: Pairs, config: Ev
 
         def one_pass(crops: EvaluationCrops = crops) -> Any:
             seen, prediction = _predicted(net, crops, radius)
-            fine = (d.fine for d in seen.descriptors)
-            return pick_matches(net, prediction, *fine, *seen.valid, _voting(net))
+            sar, optical = seen.descriptors
+            return pick_matches(net, prediction, sar.fine, optical.fine, *seen.valid, _voting(net))
 
         base = _seconds(one_pass, repeats)
         row = {"plain softmax": base, "no estimate": base}
         seen, prediction = _predicted(net, crops, radius)
         for name, estimate in estimators(net, density).items():
-            row[name] = base + _seconds(lambda e=estimate, p=prediction, s=seen: e(p, s), repeats)
+            row[name] = base + _seconds(partial(estimate, prediction, seen), repeats)
         many = Matcher(net, next(net.parameters()).device, mc_passes=passes)
-        row["passes"] = _seconds(lambda m=many, c=crops: m.raw_matches(c, radius), 1)
+        row["passes"] = _seconds(partial(many.raw_matches, crops, radius), 1)
         rows.append(row)
     seconds = pd.DataFrame(rows)
     relative = seconds.div(seconds["plain softmax"], axis=0).median()

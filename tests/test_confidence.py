@@ -60,6 +60,11 @@ def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
     assert calibrated[table["aleatoric"] > 0.5].mean() == pytest.approx(0.2, abs=0.03)
 
 
+def test_where_all_are_wrong_confidence_is_zero():
+    table = simulated(4).assign(error_px=20.0)
+    assert (fit_calibrator(table, ("logit_probability", "aleatoric"))(table) == 0).all()
+
+
 def test_confidence_survives_json():
     assert Confidence.from_json(CONFIDENCE.to_json()) == CONFIDENCE
 

@@ -122,9 +122,12 @@ def test_histories_are_trained_once_and_loaded_ever_after(tmp_path, split, monke
     pd.testing.assert_frame_equal(convergence_histories(smoke(), split, tmp_path), found)
 
 
-def test_sweep_has_a_row_a_temperature_and_one_for_the_printed_form(tmp_path, split, monkeypatch) -> None:
+def test_sweep_has_a_row_a_temperature_and_one_each_for_pooled_images_and_the_printed_form(
+    tmp_path, split, monkeypatch
+) -> None:
     found = contrastive_sweep(smoke(), split, tmp_path)
-    assert found[["form", "temperature"]].to_numpy().tolist() == [["infonce", 0.5], ["printed", 0.07]]
+    expected = [["infonce", "cells", 0.5], ["infonce", "image", 0.07], ["printed", "cells", 0.07]]
+    assert found[["form", "over", "temperature"]].to_numpy().tolist() == expected
     assert found[["recall_1", "recall_5"]].stack().between(0, 1).all()
     assert (found["n_pairs"] == 2).all() and found["run"].is_unique
     assert found["loss"].notna().all() and found["loss"].iloc[0] >= 0
