@@ -34,7 +34,7 @@ def _logit(probability: np.ndarray) -> np.ndarray:
 FEATURES: Mapping[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = {
     "logit_probability": ("probability", 1.0, _logit),
     "aleatoric": ("aleatoric", 1.0, _logit),
-    "epistemic": ("epistemic", float("inf"), lambda variance: np.log(variance + 1e-6)),
+    "epistemic": ("epistemic", float("inf"), lambda information: np.log(information + 1e-6)),
 }
 """What `Logistic` can use: the column it comes from, that column's upper limit, and the function of it."""
 
@@ -146,7 +146,7 @@ class Logistic:
         Args:
             features: see `Features`.
             correct: (N,) bool, both of which must occur.
-            weights: (N,) > 0, as from `pair_weights`; only their ratios count. None weighs all matches alike.
+            weights: (N,) > 0; only their ratios count. None weighs all matches alike.
             names: features to use. The penalty is half the squared norm of their weights, against N matches.
             isotonic: whether to fit an `Isotonic` on top.
 
@@ -203,14 +203,6 @@ def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
         return kinds[kind](**entries)
     except TypeError as error:
         raise ValueError(f"these are not the entries of a {kind} calibrator: {sorted(entries)}") from error
-
-
-def pair_weights(ids: Any) -> np.ndarray:
-    """Weights (N,) that sum to one over the matches of each pair, so that pairs count alike; `ids` (N,) name pairs."""
-    codes, _ = pd.factorize(pd.Series(ids))
-    if not len(codes) or (codes < 0).any():
-        raise ValueError("ids must name the pair of every match; there are none, or some are missing")
-    return 1 / np.bincount(codes)[codes]
 
 
 def _check_names(names: Sequence[str]) -> None:

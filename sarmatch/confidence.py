@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from sarmatch.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict, pair_weights
+from sarmatch.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
@@ -36,11 +36,12 @@ class Overlap:
 
     Attributes:
         threshold: least mean confidence of pairs that are accepted.
-        false_accept: share of unrelated validation pairs that the threshold was chosen to let through at most.
+        n_unrelated, n_accepted: unrelated validation pairs that it was chosen on, and how many of them pass.
     """
 
     threshold: float
-    false_accept: float
+    n_unrelated: int
+    n_accepted: int
 
     def accepts(self, confidence: np.ndarray) -> bool:
         return agreement(confidence) >= self.threshold
@@ -53,16 +54,24 @@ class Confidence:
     Attributes:
         calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
         overlaps: the decision on a pair, by mode.
+        search_radius: px, with which both were fitted; the decision is not taken with another, since fewer candidates
+            make any match look likelier.
+        mc_passes: of the mode `monte_carlo`; with another number, whose mutual information has another scale, the
+            calibrator of a single pass serves.
     """
 
     calibrators: Mapping[str, Calibrator]
     overlaps: Mapping[str, Overlap]
+    search_radius: float
+    mc_passes: int
 
     def to_json(self) -> str:
         return json.dumps(
             {
                 "calibrators": {mode: c.to_dict() for mode, c in self.calibrators.items()},
                 "overlaps": {mode: asdict(o) for mode, o in self.overlaps.items()},
+                "search_radius": self.search_radius,
+                "mc_passes": self.mc_passes,
             }
         )
 
@@ -72,7 +81,8 @@ class Confidence:
         try:
             content = json.loads(text)
             calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
-            return cls(calibrators, {mode: Overlap(**o) for mode, o in content["overlaps"].items()})
+            overlaps = {mode: Overlap(**o) for mode, o in content["overlaps"].items()}
+            return cls(calibrators, overlaps, float(content["search_radius"]), int(content["mc_passes"]))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
 
@@ -101,7 +111,7 @@ def match_table(
 
 
 def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Calibrator:
-    """Logistic regression on raw scores, then isotonic; pairs count alike however many matches they have.
+    """Logistic regression on raw scores, then isotonic; every match counts alike, as it does in the scores of eq. 8.
 
     Args:
         table: matches of validation pairs, see `match_table`.
@@ -109,8 +119,8 @@ def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: fl
     """
     correct = table["error_px"].to_numpy() <= threshold_px
     if correct.all() or not correct.any():  # nothing tells right from wrong, as after a few steps of training
-        return Isotonic((0.5,), (float(correct.mean()),))
-    return Logistic.fit(table, correct, pair_weights(table["id"]), names, isotonic=True)
+        return Isotonic((0.5,), (float(len(correct) > 0 and correct.all()),))
+    return Logistic.fit(table, correct, None, names, isotonic=True)
 
 
 def agreement(confidence: np.ndarray) -> float:
@@ -118,16 +128,17 @@ def agreement(confidence: np.ndarray) -> float:
     return float(np.mean(confidence)) if len(confidence) else 0.0
 
 
-def pair_agreements(table: pd.DataFrame, confidence: str = "confidence") -> pd.Series:
-    """`agreement` of each pair of a match table that has a column of confidence, by id."""
-    return table.groupby("id")[confidence].mean()
+def pair_agreements(table: pd.DataFrame, calibrator: Calibrator, pairs: Pairs) -> pd.Series:
+    """`agreement` of all pairs of a match table, by id; pairs without matches have 0."""
+    found = table[["id"]].assign(confidence=calibrator(table)).groupby("id")["confidence"].mean()
+    return found.reindex(pairs.index["id"], fill_value=0.0)
 
 
 def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
     """The lowest threshold that lets at most this share of unrelated validation pairs through.
 
-    With n pairs no share below 1 / n can be seen; the threshold then lies halfway between the most confident unrelated
-    pair and the next related one above it.
+    It lies halfway between the most confident unrelated pair that it refuses and the next related one above. With fewer
+    than 1 / `false_accept` pairs it refuses all of them, which does not show that the rate is that low.
 
     Args:
         related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
@@ -137,7 +148,8 @@ def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float 
     allowed = int(false_accept * len(unrelated))
     highest = np.sort(unrelated)[::-1][allowed]
     above = related[related > highest]
-    return Overlap(float((highest + above.min()) / 2 if len(above) else np.nextafter(highest, np.inf)), false_accept)
+    threshold = float((highest + above.min()) / 2 if len(above) else np.nextafter(highest, np.inf))
+    return Overlap(threshold, len(unrelated), int((unrelated >= threshold).sum()))
 
 
 def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
@@ -151,12 +163,18 @@ def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame
     return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
 
 
-def apply(raw: RawMatches, confidence: Confidence | None, mode: str) -> Matches:
-    """Matches with calibrated confidence and the decision on the pair; raw probabilities where nothing is fitted."""
+def apply(raw: RawMatches, confidence: Confidence | None, mode: str, search_radius: float | None) -> Matches:
+    """Matches with calibrated confidence and the decision on the pair; raw probabilities where nothing is fitted.
+
+    Args:
+        mode: key of `confidence`.
+        search_radius: px, with which the matches were found; None where they were found otherwise.
+    """
     arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
     scores = {name: arrays[name] for name in SCORES}
     calibrator = confidence.calibrators.get(mode) if confidence else None
-    overlap = confidence.overlaps.get(mode) if confidence else None
+    fits = confidence is not None and confidence.search_radius == search_radius
+    overlap = confidence.overlaps.get(mode) if confidence is not None and fits else None
     value = scores["probability"] if calibrator is None else calibrator(scores)
     return Matches(
         arrays["xy_sar"],

@@ -21,8 +21,8 @@ import pandas as pd
 import scipy.stats
 
 from sarmatch.calibration import aurc, bootstrap_scores
-from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature, pair_weights
-from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table, pair_agreements
+from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature
+from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
@@ -31,7 +31,7 @@ from sarmatch.experiments import Run
 from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
-from sarmatch.statistics import Interval
+from sarmatch.statistics import FEWEST_CLUSTERS, Interval
 
 SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")
 ALL_SCORES = ("logit_probability", "aleatoric", "epistemic")
@@ -63,7 +63,7 @@ RECIPES: Mapping[str, Recipe] = {
     "both": Recipe(logistic("aleatoric", "epistemic")),
     "all three": Recipe(logistic(*ALL_SCORES), "mean_probability"),
 }
-"""Confidences of the chapter on calibration; `all three` is what a matcher with Monte Carlo passes reports."""
+"""Confidences of the chapter on calibration; `all three` has the scores of a matcher with Monte Carlo passes."""
 
 
 def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFrame:
@@ -118,9 +118,9 @@ def calibrated_confidences(
     if correct.all() or not correct.any():
         constant = np.full((len(measured), len(recipes)), float(correct.mean()))
         return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
-    weights, found = pair_weights(fitted_on["id"]), {}
+    found = {}
     for name, recipe in recipes.items():
-        calibrator = recipe.fit(recipe.features(fitted_on), correct, weights)
+        calibrator = recipe.fit(recipe.features(fitted_on), correct, None)
         found[name] = calibrator(recipe.features(measured))
     return pd.DataFrame(found, index=measured.index)
 
@@ -205,7 +205,7 @@ def aurc_verdicts(
 
     Returns:
         columns confidence, against, difference, difference_low, difference_high and better: "yes" or "worse" where the
-        interval excludes 0, "open" where it does not, "one scene" where there is none.
+        interval excludes 0, "open" where it does not, "too few scenes" below `FEWEST_CLUSTERS`.
     """
     rows = []
     for name, found in _aurc_differences(table, confidences, against, threshold_px, "scene", n, 0).items():
@@ -216,8 +216,8 @@ def aurc_verdicts(
 
 
 def _verdict(difference: Interval) -> str:
-    if np.isnan(difference.low):
-        return "one scene"
+    if np.isnan(difference.low) or difference.n_clusters < FEWEST_CLUSTERS:
+        return "too few scenes"
     return "yes" if difference.high < 0 else "worse" if difference.low > 0 else "open"
 
 
@@ -252,12 +252,6 @@ def _aurc_differences(
         for i, name in enumerate(columns)
         if name != against
     }
-
-
-def agreements(table: pd.DataFrame, calibrator: Calibrator, pairs: Pairs) -> pd.Series:
-    """`pair_agreements` of all pairs of a table, by id; pairs without matches have 0."""
-    found = pair_agreements(table.assign(confidence=calibrator(table)))
-    return found.reindex(pairs.index["id"], fill_value=0.0)
 
 
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:

@@ -279,6 +279,8 @@ class StudyConfig:
     """Seeds of the trainings with and without pretraining that are compared."""
     crop_size: int = 96
     pretraining_steps: int = 100
+    sweep_steps: int = 60
+    """Of each contrastive training that is compared with others."""
     steps: int = 200
     validate_every: int = 40
     temperatures: tuple[float, ...] = (0.03, 0.07, 0.3)

@@ -30,7 +30,7 @@ from sarmatch.experiments import Run
 from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.inference import Matcher
-from sarmatch.matching import Prediction, pick_matches, predict
+from sarmatch.matching import Prediction, predict
 from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import Density, distil, distilled_information, row_entropy
@@ -196,18 +196,13 @@ def measure_costs(net: SarOpticalNet, density: Density, pairs: Pairs, config: Ev
     for pair in pairs:
         crops = evaluation_crops(pair, "shift", config)
 
-        def one_pass(crops: EvaluationCrops = crops) -> Any:
-            seen, prediction = _predicted(net, crops, radius)
-            sar, optical = seen.descriptors
-            return pick_matches(net, prediction, sar.fine, optical.fine, *seen.valid, _voting(net))
-
-        base = _seconds(one_pass, repeats)
+        single, many = (Matcher(net, next(net.parameters()).device, mc_passes=n) for n in (0, passes))
+        base = _seconds(partial(single.raw_matches, crops, radius), repeats)
         row = {"plain softmax": base, "no estimate": base}
         seen, prediction = _predicted(net, crops, radius)
         for name, estimate in estimators(net, density).items():
             row[name] = base + _seconds(partial(estimate, prediction, seen), repeats)
-        many = Matcher(net, next(net.parameters()).device, mc_passes=passes)
-        row["passes"] = _seconds(partial(many.raw_matches, crops, radius), 1)
+        row["passes"] = _seconds(partial(many.raw_matches, crops, radius), repeats)
         rows.append(row)
     seconds = pd.DataFrame(rows)
     relative = seconds.div(seconds["plain softmax"], axis=0).median()
@@ -257,5 +252,8 @@ def kept_statement(gains: pd.DataFrame, cheap: float = CHEAP) -> str:
     gain = f" Better than no estimate beyond the interval: {', '.join(better) or 'none of them'}."
     if affordable["kept"].isna().all():
         return costs + gain + " The passes themselves do not gain beyond their interval: there is no gain to keep."
+    affordable = affordable[affordable["better"] == "yes"]
+    if affordable.empty:
+        return costs + gain
     best = affordable.loc[affordable["kept"].idxmax()]
     return f"{costs}{gain} Of the gain of the passes {best['confidence']} keeps most: {best['kept']:.0%}."

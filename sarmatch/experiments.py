@@ -39,7 +39,6 @@ from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
-RUN_FILES = ("provenance.json", "last.pt", "metrics.jsonl", "model.safetensors", ROTATION_HEADS)
 NOT_PRETRAINING = ("training", "evaluation")
 """Sections of the config that do not matter to pretraining."""
 SHIPPED = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
@@ -173,10 +172,9 @@ def _prepare(folder: Path, fresh: bool) -> bool:
     state = PartialState()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in RUN_FILES if fresh else ():
-            (folder / file).unlink(missing_ok=True)
-        if fresh:
-            shutil.rmtree(folder / "records", ignore_errors=True)
+        if fresh:  # with all that was fitted or measured with the old weights
+            shutil.rmtree(folder)
+            folder.mkdir()
     state.wait_for_everyone()
     return _read_json(folder / "provenance.json").get("finished", False)
 
@@ -255,10 +253,12 @@ def matches_or_load(
     return pd.read_parquet(path)
 
 
+MC_PASSES = 20
+"""Of section 3.2.4."""
 MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "single": ({}, ("logit_probability", "aleatoric")),
     "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic")),
-    "monte_carlo": ({"mc_passes": 20}, ("logit_probability", "aleatoric", "epistemic")),
+    "monte_carlo": ({"mc_passes": MC_PASSES}, ("logit_probability", "aleatoric", "epistemic")),
 }
 """Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
 
@@ -268,23 +268,26 @@ def confidence_or_load(run: Run, split: Split) -> Confidence:
 
     The distilled mode is left out where the head was not distilled.
     """
+    taught = bool(run.net.epistemic_head.distilled)
     stored = read_confidence(run.path)
-    if stored is not None:
+    if stored is not None and ("distilled" in stored.calibrators or not taught):
         return stored
     config = dataclasses.replace(run.config.evaluation, max_pairs=run.config.studies.calibration_pairs)
     calibrators, overlaps = {}, {}
     for mode, (arguments, names) in MODES.items():
-        if mode == "distilled" and not run.net.epistemic_head.distilled:
+        if mode == "distilled" and not taught:
             continue
         matcher = Matcher(run.net, **arguments)
         usable = names if run.config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
         table = matches_or_load(run, matcher, "validation", split.validation, "shift", config)
         calibrators[mode] = fit_calibrator(table, usable)
         if split.validation.index["scene"].nunique() > 1:  # else there are no unrelated pairs
-            unrelated = matches_or_load(run, matcher, "unrelated", mismatched(split.validation), "shift", config)
-            agreements = (pair_agreements(t.assign(confidence=calibrators[mode](t))) for t in (table, unrelated))
-            overlaps[mode] = fit_overlap(*(a.to_numpy() for a in agreements))
-    confidence = Confidence(calibrators, overlaps)
+            others = mismatched(split.validation)
+            unrelated = matches_or_load(run, matcher, "unrelated", others, "shift", config)
+            parts = ((table, split.validation), (unrelated, others))
+            of_pairs = (pair_agreements(t, calibrators[mode], spread(p, config.max_pairs)) for t, p in parts)
+            overlaps[mode] = fit_overlap(*(a.to_numpy() for a in of_pairs))
+    confidence = Confidence(calibrators, overlaps, config.headline_radius, MC_PASSES)
     with atomic_path(run.path / CONFIDENCE_FILE) as partial:
         partial.write_text(confidence.to_json())
     return confidence

@@ -40,12 +40,18 @@ CONFIDENCE_FILE = "confidence.json"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool = True, mc_passes: int = 0) -> Matcher:
+def load_matcher(
+    source: str | Path,
+    device: str = "auto",
+    use_consensus: bool = True,
+    mc_passes: int = 0,
+    distilled: bool = False,
+) -> Matcher:
     """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
-        device, use_consensus, mc_passes: as for `Matcher`.
+        device, use_consensus, mc_passes, distilled: as for `Matcher`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
@@ -60,7 +66,7 @@ def load_matcher(source: str | Path, device: str = "auto", use_consensus: bool =
         )
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
-    return Matcher(net, device, use_consensus, mc_passes, confidence)
+    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled)
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -78,7 +84,8 @@ class Matcher:
         use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
         mc_passes: passes with dropout (section 3.2.4 takes 20); 0 makes one deterministic pass.
         confidence: how raw scores become the calibrated probability of lying within 3 px, and the decision whether two
-            images overlap; None leaves the raw dual-softmax probability.
+            images overlap; None leaves the raw dual-softmax probability. Fitted for shifts within one search radius:
+            elsewhere the probability is an extrapolation, and nothing is decided.
         distilled: estimate the epistemic uncertainty of one pass by the network's distilled head.
     """
 
@@ -95,6 +102,10 @@ class Matcher:
         self.net = net.to(self.device).eval()
         self.use_consensus = use_consensus
         self.mc_passes = _checked_passes(mc_passes)
+        if distilled and not net.epistemic_head.distilled:
+            raise ValueError(
+                "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.onepass.distil`"
+            )
         self.confidence, self.distilled = confidence, distilled
 
     def match(
@@ -136,21 +147,26 @@ class Matcher:
             "optical_transform": second.transform,
             "optical_crs": second.crs,
         }
-        return dataclasses.replace(self._to_matches(raw), **georeference)
+        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
+        matches = apply(raw, self.confidence, self.mode, None if turned else search_radius)
+        return dataclasses.replace(matches, **georeference)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
-        return self._to_matches(self.raw_matches(crops, search_radius))
+        turned = crops.max_rotation_deg > 0 or crops.scale_range != (1.0, 1.0)
+        return apply(
+            self.raw_matches(crops, search_radius), self.confidence, self.mode, None if turned else search_radius
+        )
 
     @property
     def mode(self) -> str:
         """How this matcher infers, a key of `Confidence`; the matcher without consensus has no calibration."""
         if not self.use_consensus:
             return "per cell"
-        return "monte_carlo" if self.mc_passes else "distilled" if self.distilled else "single"
-
-    def _to_matches(self, raw: RawMatches) -> Matches:
-        return apply(raw, self.confidence, self.mode)
+        if self.mc_passes:
+            as_fitted = self.confidence is None or self.mc_passes == self.confidence.mc_passes
+            return "monte_carlo" if as_fitted else "single"
+        return "distilled" if self.distilled else "single"
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """The same before calibration, with the parts of which confidence is made."""
@@ -195,7 +211,8 @@ class Matcher:
         ).A_sar_to_optical
         if turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
-            first = self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
+            one_pass = Matcher(self.net, self.device, self.use_consensus)
+            first = one_pass._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
             prior = _refit(first, prior)
         return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
 

@@ -35,8 +35,9 @@ class Matches:
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
         sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
             (rasterio's), or None.
-        overlaps: whether the images seem to show the same ground at all; None where nobody decided.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
+        overlaps: whether the images seem to show the same ground at all; None where nobody decided. It was said of all
+            matches, stays with a selection of them, and is not saved.
 
     Raises:
         ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1].

@@ -36,7 +36,8 @@ class RawMatches(NamedTuple):
 
     Attributes:
         xy_sar, xy_optical: (N, 2) px.
-        probability: (N,) dual-softmax probability, mean over passes; not calibrated.
+        probability: (N,) dual-softmax probability, of passes the product of the mean row and the mean column; not
+            calibrated.
         aleatoric: (N,) in [0, 1], the fused uncertainty of both ends; NaN where the network has no such modules.
         epistemic: (N,) mutual information in nats; NaN without Monte Carlo passes.
     """
@@ -123,7 +124,8 @@ def pick_matches(
     if prediction.pair_maps is not None:
         of_sar, of_optical = prediction.pair_maps
         to = cells + displacement
-        aleatoric = of_sar[0, cells[:, 1], cells[:, 0]] + of_optical[0, to[:, 1], to[:, 0]]
+        both = of_sar[0, cells[:, 1], cells[:, 0]] + of_optical[0, to[:, 1], to[:, 0]]
+        aleatoric = both.clamp(0, 1)  # weights sum to one but for rounding
     if prediction.mutual_information is not None:
         epistemic = prediction.mutual_information[0, cells[:, 1], cells[:, 0]]
     raw = RawMatches(xy_sar, xy_sar + moved, probability, aleatoric, epistemic)

@@ -19,8 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import LedoitWolf
-from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 from tqdm import tqdm
 
@@ -277,6 +275,8 @@ class Density:
         tables = [torch.cat(rows).double().numpy() for rows in seen]
         if min(map(len, tables)) < 2:
             raise ValueError("pairs: fewer than two cells of training crops carry data; check their valid masks")
+        from sklearn.covariance import LedoitWolf
+
         fits = [LedoitWolf().fit(table) for table in tables]
         means, precisions = (np.stack([getattr(fit, name) for fit in fits]) for name in ("location_", "precision_"))
         return cls(torch.from_numpy(means).float(), torch.from_numpy(precisions).float())
@@ -384,6 +384,8 @@ def _check_lesson(lesson: Lesson) -> None:
 
 def _hold_out(lesson: Lesson, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to learn from and rows to be judged on, of different scenes where there are at least two."""
+    from sklearn.model_selection import GroupShuffleSplit
+
     groups = lesson.scene if len(lesson.scene.unique()) > 1 else lesson.crop
     splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
     train, held_out = next(splitter.split(lesson.inputs, groups=groups.numpy()))

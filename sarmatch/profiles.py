@@ -36,7 +36,7 @@ def _smoke() -> Config:
             max_pairs=2,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), crop_size=64, pretraining_steps=2, steps=4, validate_every=2, temperatures=(0.07, 0.5),
+            seeds=(0, 1), crop_size=64, pretraining_steps=2, sweep_steps=2, steps=4, validate_every=2, temperatures=(0.07, 0.5),
             passes=(1, 2), calibration_pairs=4, scenes=2, scene_px=64, distillation_crops=4,
         ),
     )  # fmt: skip
@@ -59,7 +59,7 @@ def _demo() -> Config:
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), pretraining_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5),
+            seeds=(0, 1), pretraining_steps=20, sweep_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5),
             passes=(1, 5, 20), calibration_pairs=12, scenes=4, distillation_crops=48,
         ),
     )  # fmt: skip

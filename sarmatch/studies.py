@@ -20,7 +20,7 @@ LEVELS = (0.5, 0.75, 0.9)
 
 
 def study_config(config: Config, seed: int, pretraining: Mapping[str, Any]) -> Config:
-    """A short training of the profile at a constant learning rate, so that no schedule sets the pace.
+    """A short training of the profile, at a learning rate that is constant after the warm-up.
 
     Args:
         pretraining: fields of `PretrainingConfig` that this training has of its own.
@@ -51,7 +51,8 @@ def convergence_histories(config: Config, split: Split, runs_dir: str | Path) ->
 def convergence(histories: pd.DataFrame, score: str = "mma_3px") -> pd.DataFrame:
     """Steps until a score, with and without pretraining, and their ratio.
 
-    The score is a share of what the training from scratch of the same seed reached at best.
+    The score is a share of what the training from scratch of the same seed reached at best. A score that the first
+    validation already exceeds counts as reached there: the steps are then too many.
 
     Args:
         histories: as `convergence_histories` returns.
@@ -75,12 +76,12 @@ def convergence(histories: pd.DataFrame, score: str = "mma_3px") -> pd.DataFrame
 def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Geometric mean of positive ratios over seeds with its interval under the t distribution of their logarithms.
 
-    NaN where fewer than two ratios are known.
+    The interval is NaN where fewer than two different ratios are known.
     """
     logs = np.log(np.asarray(ratios, dtype=float))
     logs = logs[np.isfinite(logs)]
-    if len(logs) < 2:
-        return (float(np.exp(logs[0])) if len(logs) else math.nan), math.nan, math.nan
+    if len(logs) < 2 or np.ptp(logs) == 0:  # equal ratios come from equal validations, not from certainty
+        return (float(np.exp(logs.mean())) if len(logs) else math.nan), math.nan, math.nan
     half = scipy.stats.sem(logs) * scipy.stats.t.ppf((1 + confidence) / 2, len(logs) - 1)
     low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
     return float(mean), float(low), float(high)
@@ -93,14 +94,20 @@ def contrastive_sweep(config: Config, split: Split, runs_dir: str | Path) -> pd.
         one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on
         validation pairs, n_pairs, run.
     """
-    own = config.pretraining.temperature
+    own, steps = config.pretraining.temperature, config.studies.sweep_steps
     forms = [("infonce", "cells", t) for t in config.studies.temperatures]
     forms += [("infonce", "image", own), ("printed", "cells", own)]
     n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
     rows = []
     for form, over, temperature in forms:
         tasks = dict(
-            contrastive=True, rotation=False, contrastive_form=form, contrast_over=over, temperature=temperature
+            contrastive=True,
+            rotation=False,
+            contrastive_form=form,
+            contrast_over=over,
+            temperature=temperature,
+            max_steps=steps,
+            validate_every=steps,
         )
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
         last = run.history.iloc[-1]

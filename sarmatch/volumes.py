@@ -263,9 +263,13 @@ def consensus(volume: Volume, sides: Sequence[int], votes: Tensor | None = None)
     result = []
     for side in sides:
         total = _box(weights, side)
-        valid = total > 1e-3
-        result.append(Volume(_box(weighted, side) / total.clamp(min=1e-3) * valid, valid))
+        valid = total > NO_VOTE
+        result.append(Volume(_box(weighted, side) / total.clamp(min=NO_VOTE) * valid, valid))
     return result
+
+
+NO_VOTE = 1e-12
+"""Sum of weights below which nobody voted; far below any vote, so that doubt alone makes no cell invalid."""
 
 
 def _box(x: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 
-from sarmatch import calibrators
+from sarmatch import calibration, calibrators
 from sarmatch.calibrators import Isotonic, Logistic, Temperature, calibrator_from_dict
 
 SCORES = ["ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc", "accuracy", "n"]
@@ -73,7 +73,7 @@ def test_logistic_recovers_the_chance_of_each_match_and_uses_what_it_is_given() 
     np.testing.assert_allclose(np.array(fitted.weights) / fitted.scale, [0.8, -0.7, 0], atol=0.07)
     blind = Logistic.fit(table, table["error_px"] <= 3, names=("logit_probability",))
     correct = other["error_px"] <= 3
-    assert calibrators.auroc(fitted(other), correct) > calibrators.auroc(blind(other), correct) + 0.03
+    assert calibration.auroc(fitted(other), correct) > calibration.auroc(blind(other), correct) + 0.03
     without = other.assign(epistemic=np.nan, aleatoric=np.nan)  # not looked at
     np.testing.assert_array_equal(blind(without), blind(other))
 
@@ -84,22 +84,18 @@ def test_isotonic_on_top_of_the_logistic_maps_its_result() -> None:
     plain, topped = (Logistic.fit(table, correct, isotonic=on_top) for on_top in (False, True))
     assert plain.isotonic is None and topped.isotonic is not None
     np.testing.assert_allclose(topped(table), topped.isotonic({"probability": plain(table)}))
-    assert calibrators.expected_calibration_error(topped(table), correct) < 0.02
+    assert calibration.expected_calibration_error(topped(table), correct) < 0.02
 
 
-def test_only_ratios_of_weights_count_and_pairs_can_count_alike() -> None:
-    np.testing.assert_allclose(calibrators.pair_weights(["b", "a", "b", "b"]), [1 / 3, 1, 1 / 3, 1 / 3])
+def test_only_ratios_of_weights_count() -> None:
     table = simulate(600)
     correct = table["error_px"] <= 3
-    weights = calibrators.pair_weights(table["id"])
-    assert weights.sum() == pytest.approx(table["id"].nunique())
+    weights = 1 / table.groupby("id")["id"].transform("size").to_numpy()
     for kind in (Temperature, Isotonic, Logistic):
         once, scaled = kind.fit(table, correct, weights), kind.fit(table, correct, 1000 * weights)
         np.testing.assert_allclose(once(table), scaled(table), atol=1e-4)
         twice = kind.fit(table, correct, 1 + (table["id"] == 0))
         assert not np.allclose(twice(table), kind.fit(table, correct)(table), atol=1e-6)
-    with pytest.raises(ValueError, match="ids must name the pair"):
-        calibrators.pair_weights(["a", None])
 
 
 def examples() -> list[calibrators.Calibrator]:

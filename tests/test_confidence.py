@@ -50,7 +50,7 @@ def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-CONFIDENCE = Confidence({"single": Temperature(2.0)}, {"single": Overlap(0.6, 0.01)})
+CONFIDENCE = Confidence({"single": Temperature(2.0)}, {"single": Overlap(0.6, 40, 0)}, search_radius=32.0, mc_passes=20)
 
 
 def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
@@ -63,6 +63,7 @@ def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
 def test_where_all_are_wrong_confidence_is_zero():
     table = simulated(4).assign(error_px=20.0)
     assert (fit_calibrator(table, ("logit_probability", "aleatoric"))(table) == 0).all()
+    assert (fit_calibrator(table.head(0), ("aleatoric",))(table) == 0).all()
 
 
 def test_confidence_survives_json():
@@ -77,18 +78,18 @@ def test_other_text_is_rejected(text):
 
 def test_raw_scores_become_matches_by_the_calibrator_of_the_mode():
     raw = raw_matches([0.1, 0.5, 0.9])
-    matches = apply(raw, CONFIDENCE, "single")
+    matches = apply(raw, CONFIDENCE, "single", 32.0)
     assert matches.confidence.tolist() == pytest.approx([0.25, 0.5, 0.75], abs=1e-6)  # logits halved: 1:9 to 1:3
     assert matches.overlaps is False
-    assert apply(raw_matches([0.9, 0.9]), CONFIDENCE, "single").overlaps is True
-    other = apply(raw, CONFIDENCE, "monte_carlo")
+    assert apply(raw_matches([0.9, 0.9]), CONFIDENCE, "single", 32.0).overlaps is True
+    other = apply(raw, CONFIDENCE, "monte_carlo", 32.0)
     assert other.confidence.tolist() == pytest.approx([0.1, 0.5, 0.9])
     assert other.overlaps is None
-    assert apply(raw, None, "single").aleatoric.tolist() == pytest.approx([0.2] * 3)
+    assert apply(raw, None, "single", 32.0).aleatoric.tolist() == pytest.approx([0.2] * 3)
 
 
 def test_a_pair_without_matches_does_not_overlap():
-    matches = apply(raw_matches([]), CONFIDENCE, "single")
+    matches = apply(raw_matches([]), CONFIDENCE, "single", 32.0)
     assert len(matches) == 0
     assert matches.overlaps is False
     assert agreement(np.zeros(0)) == 0.0
@@ -98,10 +99,12 @@ def test_threshold_keeps_unrelated_pairs_out_by_hand():
     related, unrelated = np.array([0.9, 0.5, 0.7]), np.array([0.1, 0.6, 0.2])
     overlap = fit_overlap(related, unrelated, 0.01)
     assert overlap.threshold == pytest.approx(0.65)
+    assert (overlap.n_unrelated, overlap.n_accepted) == (3, 0)
     assert not overlap.accepts(np.array([0.6]))
     assert overlap.accepts(np.array([0.7]))
     half = fit_overlap(related, unrelated, 0.34)  # one of three may pass
     assert half.threshold == pytest.approx(0.35)
+    assert half.n_accepted == 1
     assert fit_overlap(np.array([0.1]), np.array([0.9])).threshold > 0.9
     with pytest.raises(ValueError, match="unrelated"):
         fit_overlap(related, np.zeros(0))
@@ -114,9 +117,27 @@ def test_acceptance_rates_by_hand():
     assert rates["false_accept"].tolist() == [0.0, 0.5, 1.0]
 
 
+def test_nothing_is_decided_beyond_the_radius_that_was_fitted():
+    raw = raw_matches([0.9, 0.9])
+    for radius in (16.0, None):
+        matches = apply(raw, CONFIDENCE, "single", radius)
+        assert matches.overlaps is None
+        assert matches.confidence == pytest.approx(apply(raw, CONFIDENCE, "single", 32.0).confidence)
+
+
+def test_other_numbers_of_passes_take_the_calibrator_of_one():
+    modes = {n: Matcher(PatchNet(), "cpu", mc_passes=n, confidence=CONFIDENCE).mode for n in (0, 5, 20)}
+    assert modes == {0: "single", 5: "single", 20: "monte_carlo"}
+    with pytest.raises(ValueError, match="distil"):
+        Matcher(SarOpticalNet(profile("smoke").model), "cpu", distilled=True)
+
+
 def test_agreement_of_each_pair():
-    table = pd.DataFrame({"id": ["a", "b", "a"], "confidence": [0.2, 0.5, 0.6]})
-    assert pair_agreements(table).to_dict() == {"a": pytest.approx(0.4), "b": 0.5}
+    pairs = synthetic_pairs(3, 96, seed=0)
+    a, b, c = pairs.index["id"]
+    table = pd.DataFrame({"id": [a, b, a], "probability": [0.2, 0.5, 0.6]})
+    agreements = pair_agreements(table, Temperature(1.0), pairs)
+    assert agreements.to_dict() == pytest.approx({a: 0.4, b: 0.5, c: 0.0})
 
 
 def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
@@ -132,9 +153,9 @@ def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
 
 def test_a_matcher_applies_what_was_fitted_for_its_mode():
     image = texture(64)
-    plain = Matcher(PatchNet(), "cpu").match(image[0], image[0].expand(3, -1, -1), 8.0)
     matcher = Matcher(PatchNet(), "cpu", confidence=CONFIDENCE)
-    matches = matcher.match(image[0], image[0].expand(3, -1, -1), 8.0)
+    matches = matcher.match(image[0], image[0].expand(3, -1, -1), 32.0)
+    plain = Matcher(PatchNet(), "cpu").match(image[0], image[0].expand(3, -1, -1), 32.0)
     logit = np.log(plain.confidence / (1 - plain.confidence).clip(1e-7)) / 2
     assert matches.confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=2e-3)
     assert matches.overlaps is not None

@@ -9,7 +9,6 @@ from sarmatch.calibration import aurc
 from sarmatch.confidence_tables import (
     RECIPES,
     Recipe,
-    agreements,
     aurc_verdicts,
     calibrated_confidences,
     decision_errors,
@@ -22,7 +21,6 @@ from sarmatch.confidence_tables import (
     scores_by_threshold,
     shared_matches,
 )
-from sarmatch.data.pairs import Pairs
 
 
 def simulated(seed: int, n_scenes: int = 6, per_scene: int = 300) -> pd.DataFrame:
@@ -144,20 +142,13 @@ def test_verdicts_follow_the_interval():
     assert verdicts["better"].to_dict() == {"good": "yes", "bad": "worse", "noise": "open"}
     assert (verdicts["against"] == "constant").all()
     alone = aurc_verdicts(table.assign(scene="s"), confidences, "constant", n=50)
-    assert (alone["better"] == "one scene").all() and alone["difference_low"].isna().all()
+    assert (alone["better"] == "too few scenes").all() and alone["difference_low"].isna().all()
 
 
 def test_confidences_must_belong_to_the_matches():
     table = simulated(0)
     with pytest.raises(ValueError, match="row a match"):
         aurc_verdicts(table, pd.DataFrame({"a": [0.1], "b": [0.2]}), "b")
-
-
-def test_pairs_without_matches_do_not_agree():
-    index = pd.DataFrame({"id": ["p", "q"], "dataset": "d", "scene": "s", "season": "", "land_cover": ""})
-    table = pd.DataFrame({"id": ["p", "p"], "probability": [0.2, 0.6]})
-    means = agreements(table, lambda features: features["probability"], Pairs(index, lambda row: row))
-    assert means.to_dict() == {"p": pytest.approx(0.4), "q": 0.0}
 
 
 def test_decision_errors_by_hand():

@@ -128,7 +128,7 @@ def test_a_share_of_the_gain_is_kept_and_harm_is_negative():
     assert "beyond the interval: distilled." in said and "distilled keeps most: 75%" in said
 
 
-@pytest.mark.parametrize("better", ["open", "worse", "one scene"])
+@pytest.mark.parametrize("better", ["open", "worse", "too few scenes"])
 def test_a_share_of_no_gain_is_not_stated(better):
     table = gains(better)
     assert table["kept"].isna().all()

@@ -279,12 +279,12 @@ def test_matches_carry_the_doubt_of_both_ends_and_of_their_cell(net):
     sar = random_descriptors(64)
     prediction = predict(net, sar, shifted(sar, (2, -1)), 16.0)
     cells = torch.arange(256.0).reshape(1, 16, 16)
-    told = prediction._replace(pair_maps=(cells, 1000 * cells), mutual_information=cells / 256)
+    told = prediction._replace(pair_maps=(cells / 1024, cells / 512), mutual_information=cells / 256)
     matches = pick_matches(net, told, sar.fine, shifted(sar, (2, -1)).fine, refine=False)
     x, y = ((matches.xy_sar - 1.5) / 4).T
     to_x, to_y = ((matches.xy_optical - 1.5) / 4).T
     assert len(x) > 150
-    assert torch.allclose(matches.aleatoric, 16 * y + x + 1000 * (16 * to_y + to_x))
+    assert torch.allclose(matches.aleatoric, (16 * y + x) / 1024 + (16 * to_y + to_x) / 512)
     assert torch.allclose(matches.epistemic, (16 * y + x) / 256)
 
 

@@ -49,8 +49,8 @@ class SarOpticalNet(nn.Module):
         coarse_log_scales, fine_log_scales: log of the scale of each voting neighbourhood, the cell alone first. They
             start in proportion to its side, since the noise of a mean falls with the root of the number of votes.
         vote_log_scale: log of beta, the weight of uncertainty in the votes.
-        residual_log_scales: logs of the expected residual in px where both ends are certain, and of how fast it grows
-            with their uncertainty; only the loss reads them.
+        residual_log_scales: log of the expected residual in px where the uncertainty of both ends sums to one, and log
+            of how fast it grows with that sum; only the loss reads them.
         source_weights: the fusion of section 3.2.3, or None without uncertainty.
         epistemic_head: one-pass estimate of the epistemic uncertainty; untrained until it was distilled.
     """

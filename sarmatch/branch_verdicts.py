@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from sarmatch.calibration import auroc
-from sarmatch.statistics import cluster_bootstrap
+from sarmatch.statistics import FEWEST_CLUSTERS, Interval, cluster_bootstrap
 
 NAMED: Mapping[str, str] = {
     "speckle": "speckle",
@@ -64,12 +64,16 @@ def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, 
     """Mean of a column over pairs, its interval over scenes, and whether that lies above the neutral value.
 
     Returns:
-        mean, low, high, n_pairs, n_scenes, verdict: `yes`, `opposite` or `open` (also without an interval).
+        mean, low, high, n_pairs, n_scenes, verdict: `yes`, `opposite`, `open` or `too few scenes`.
     """
     interval = cluster_bootstrap(records, value)
-    verdict = "yes" if interval.low > neutral else "opposite" if interval.high < neutral else "open"
+    verdict = "too few scenes" if interval.n_clusters < FEWEST_CLUSTERS else _side(interval, neutral)
     numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {**numbers, "n_pairs": interval.n_pairs, "n_scenes": interval.n_clusters, "verdict": verdict}
+
+
+def _side(interval: Interval, neutral: float) -> str:
+    return "yes" if interval.low > neutral else "opposite" if interval.high < neutral else "open"
 
 
 def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
@@ -96,19 +100,24 @@ def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFr
     """AUROC of one less the aleatoric uncertainty for a match being right: pooled, and as the mean within pairs.
 
     Within a pair, the difficulty of the whole image cannot help; pairs whose matches are all right or all wrong are
-    left out there.
+    left out there. The interval is one over scenes.
 
     Args:
         table: of `confidence.match_table`.
 
     Returns:
-        one row a dataset: dataset, pooled, within_pairs, n_pairs.
+        one row a dataset: dataset, pooled, within_pairs, low, high, n_pairs (that count within), n_scenes.
     """
     rows = []
     for dataset, group in table.groupby("dataset"):
         right = group["error_px"] <= threshold_px
-        each = [auroc(1 - g["aleatoric"], right[g.index]) for _, g in group.groupby("id")]
-        within = pd.Series(each).dropna()
-        pooled = auroc(1 - group["aleatoric"], right)
-        rows.append({"dataset": dataset, "pooled": pooled, "within_pairs": within.mean(), "n_pairs": len(each)})
-    return pd.DataFrame(rows)
+        each = [(scene, auroc(1 - g["aleatoric"], right[g.index])) for (scene, _), g in group.groupby(["scene", "id"])]
+        row = {"dataset": dataset, "pooled": auroc(1 - group["aleatoric"], right)}
+        known = pd.DataFrame(each, columns=["scene", "auroc"]).dropna()
+        if len(known):
+            within = cluster_bootstrap(known, "auroc")
+            row |= {"within_pairs": within.mean, "low": within.low, "high": within.high}
+            row |= {"n_pairs": within.n_pairs, "n_scenes": within.n_clusters}
+        rows.append(row)
+    columns = ["dataset", "pooled", "within_pairs", "low", "high", "n_pairs", "n_scenes"]
+    return pd.DataFrame(rows, columns=columns)

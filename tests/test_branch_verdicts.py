@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sarmatch import nuisances
-from sarmatch.uncertainty_tables import NAMED, aleatoric_order, branch_verdicts, claim, group_correlations
+from sarmatch.branch_verdicts import NAMED, aleatoric_order, branch_verdicts, claim, group_correlations
 
 
 def correlations(rho: float, effect: float, low: float | None = None, high: float | None = None) -> pd.DataFrame:
@@ -39,11 +39,11 @@ def test_every_dose_has_a_branch_named_for_it():
 
 @pytest.mark.parametrize(("values", "verdict"), [([1, 2], "yes"), ([-1, -2], "opposite"), ([-1, 2], "open")])
 def test_claims_need_an_interval_on_one_side(values, verdict):
-    records = pd.DataFrame({"scene": list("aabb"), "value": np.repeat(values, 2).astype(float)})
+    records = pd.DataFrame({"scene": list("abcdefgh"), "value": np.tile(values, 4).astype(float)})
     found = claim(records, "value")
     assert found["verdict"] == verdict
-    assert (found["n_pairs"], found["n_scenes"]) == (4, 2)
-    assert claim(records.assign(scene="a"), "value")["verdict"] == "open"
+    assert (found["n_pairs"], found["n_scenes"]) == (8, 8)
+    assert claim(records.assign(scene=list("aabbccdd")), "value")["verdict"] == "too few scenes"
 
 
 def test_correlations_of_groups():
@@ -59,6 +59,7 @@ def test_order_within_pairs_does_not_profit_from_levels_of_pairs():
         {
             "dataset": "a",
             "id": list("pppqqq"),
+            "scene": list("sssttt"),
             "aleatoric": [0.1, 0.1, 0.1, 0.9, 0.9, 0.9],
             "error_px": [1.0, 1.0, 9.0, 9.0, 9.0, 1.0],
         }
@@ -66,4 +67,4 @@ def test_order_within_pairs_does_not_profit_from_levels_of_pairs():
     row = aleatoric_order(table).iloc[0]
     assert row["within_pairs"] == pytest.approx(0.5)
     assert row["pooled"] == pytest.approx(2 / 3 * 2 / 3 + 0.5 * 4 / 9)
-    assert row["n_pairs"] == 2
+    assert (row["n_pairs"], row["n_scenes"]) == (2, 2)
