@@ -36,8 +36,9 @@ def _smoke() -> Config:
             max_pairs=2,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), crop_size=64, pretraining_steps=2, sweep_steps=2, steps=4, validate_every=2, temperatures=(0.07, 0.5),
-            passes=(1, 2), calibration_pairs=4, scenes=2, scene_px=64, distillation_crops=4,
+            seeds=(0, 1), crop_size=64, pretraining_steps=2, sweep_steps=2, steps=4, validate_every=2,
+            temperatures=(0.07, 0.5), passes=(1, 2), calibration_pairs=4, scenes=2, scene_px=64,
+            distillation_crops=4,
         ),
     )  # fmt: skip
 
