@@ -39,7 +39,7 @@ def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         one row a nuisance and measure (its branch, U of its modality, total): nuisance, measure, rho, rho_low,
-        rho_high, effect, verdict.
+        rho_high, effect, change (of a mean map in [0, 1], from the lowest to the highest dose), verdict.
     """
     rows = []
     for nuisance, group in correlations.groupby("nuisance", sort=False):
@@ -47,7 +47,8 @@ def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
         for measure in (NAMED[str(nuisance)], MODALITY.get(str(nuisance), "optical"), "total"):
             row = of.loc[measure]
             numbers = {name: float(row[name]) for name in ("rho", "rho_low", "rho_high", "effect")}
-            rows.append({"nuisance": nuisance, "measure": measure, **numbers, "verdict": _verdict(**numbers)})
+            named = {"nuisance": nuisance, "measure": measure, **numbers, "change": float(row["change"])}
+            rows.append({**named, "verdict": _verdict(**numbers)})
     return pd.DataFrame(rows)
 
 

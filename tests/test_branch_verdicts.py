@@ -12,7 +12,7 @@ def correlations(rho: float, effect: float, low: float | None = None, high: floa
     low, high = rho - 0.1 if low is None else low, rho + 0.1 if high is None else high
     rows = [(s, rho, low, high, effect) for s in nuisances.MEASURED]
     table = pd.DataFrame(rows, columns=["source", "rho", "rho_low", "rho_high", "effect"])
-    return table.assign(nuisance="haze")
+    return table.assign(nuisance="haze", change=0.01)
 
 
 @pytest.mark.parametrize(
