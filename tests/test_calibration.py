@@ -12,7 +12,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import expit, logit
+from simulated_matches import simulate
 
 from sarmatch import calibration
 from sarmatch.calibration import calibration_scores
@@ -22,17 +22,6 @@ ties = st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]) | st.floats(0, 1)
 rows = st.integers(2, 40).flatmap(
     lambda n: st.tuples(arrays(np.float64, n, elements=ties), arrays(np.bool_, n), st.permutations(range(n)))
 )
-
-
-def simulate(n: int = 4000, seed: int = 0, scenes: int = 12) -> pd.DataFrame:
-    """Matches whose chance of being correct is known: logit = 0.8 logit(probability) - 0.7 logit(aleatoric) + 0.3."""
-    rng = np.random.default_rng(seed)
-    table = pd.DataFrame({"probability": rng.uniform(0.01, 0.99, n), "aleatoric": rng.uniform(0.05, 0.95, n)})
-    truth = expit(0.8 * logit(table["probability"]) - 0.7 * logit(table["aleatoric"]) + 0.3)
-    scene = rng.integers(0, scenes, n)
-    known = {"truth": truth, "epistemic": rng.uniform(0, 0.1, n), "scene": scene, "id": scene}
-    error = np.where(rng.random(n) < truth, 1.0, 9.0)
-    return table.assign(**known, error_px=error, confidence=table["probability"])
 
 
 def test_reliability_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class Prefix(NamedTuple):
     maps: tuple[Tensor, ...]
 
 
-class DenseEncoder(nn.Module):
-    """Base of the encoders: `prefix` and `trunk` are theirs, the rest is common.
+class DenseEncoder(nn.Module, ABC):
+    """Base of the encoders: `prefix` and `trunk` are each encoder's own, the rest is common.
 
     Args:
         channels: bands of the image.
@@ -49,13 +50,13 @@ class DenseEncoder(nn.Module):
         self.fine = FineBranch(channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm)
         self.uncertainty = uncertainty
 
+    @abstractmethod
     def prefix(self, image: Tensor) -> Prefix:
         """The part that is the same in every Monte Carlo pass."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         """From the maps of a prefix to F, through the early dropout."""
-        raise NotImplementedError
 
     def encode(self, image: Tensor) -> Tensor:
         """F alone: (B, C, H, W) in [0, 1], H and W multiples of 16, to (B, feature_width, H/4, W/4)."""
