@@ -25,6 +25,8 @@ from sarmatch.confidence_tables import ALL_SCORES, Recipe, kept_table, logistic
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
+from sarmatch.density import Density
+from sarmatch.distillation import distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.experiments import Run
 from sarmatch.files import atomic_path
@@ -33,7 +35,7 @@ from sarmatch.inference import Matcher
 from sarmatch.matching import Prediction, predict
 from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
-from sarmatch.onepass import Density, distil, distilled_information, row_entropy
+from sarmatch.onepass import distilled_information, row_entropy
 
 DISTILLED_FILE, CURVE_FILE, DENSITY_FILE = "distilled.safetensors", "distilled.parquet", "density.safetensors"
 CHEAP = 1.2
@@ -91,7 +93,7 @@ def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray)
 
 
 def distilled_or_load(run: Run, split: Split) -> tuple[Run, pd.DataFrame]:
-    """The run with a taught `epistemic_head`, and the loss curve of its teaching, see `sarmatch.onepass.distil`.
+    """The run with a taught `epistemic_head`, and the loss curve of its teaching, see `sarmatch.distillation.distil`.
 
     Taught once on training scenes and kept as `distilled.safetensors` in the run's folder; `load_matcher` takes that
     file too. The network of `run` stays as it is.

@@ -104,7 +104,7 @@ class Matcher:
         self.mc_passes = _checked_passes(mc_passes)
         if distilled and not net.epistemic_head.distilled:
             raise ValueError(
-                "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.onepass.distil`"
+                "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.distillation.distil`"
             )
         self.confidence, self.distilled = confidence, distilled
 

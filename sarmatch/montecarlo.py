@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sarmatch.matching import Prediction, pair_maps, plain_logits, vote_weights, voted_logits
 from sarmatch.models import STRIDE, DenseEncoder, Descriptors, Prefix, SarOpticalNet
-from sarmatch.models.encoder import Encoding
 from sarmatch.volumes import Volume, coarse_similarity, coarse_valid, disc, log_softmax, swap
 
 PASSES_AT_ONCE = 1
@@ -93,9 +92,7 @@ def predict_monte_carlo(
 
 def _dropped(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix, n: int) -> Descriptors:
     """Descriptors of n passes over one image, each with masks of its own; without the fine level."""
-    features = encoder.trunk(tuple(x.expand(n, -1, -1, -1) for x in prefix.maps))
-    uncertainty = encoder.uncertainty(features) if encoder.uncertainty else None
-    return net.describe(Encoding(features, features[:, :0], uncertainty))
+    return net.describe(encoder.coarse(tuple(x.expand(n, -1, -1, -1) for x in prefix.maps)))
 
 
 def _valid(

@@ -16,22 +16,12 @@ from sklearn.covariance import LedoitWolf
 
 from sarmatch.checkpoints import load_weights, save_weights
 from sarmatch.data import synthetic_pairs
+from sarmatch.density import Density
+from sarmatch.distillation import Lesson, collect, distil, train_head
 from sarmatch.matching import Prediction, pick_matches, predict
 from sarmatch.models import Descriptors, SarOpticalNet, Uncertainty
 from sarmatch.models.uncertainty import EpistemicHead
-from sarmatch.onepass import (
-    FLOOR,
-    Density,
-    Lesson,
-    attach,
-    collect,
-    distil,
-    distilled_information,
-    match_inputs,
-    row_doubt,
-    row_entropy,
-    train_head,
-)
+from sarmatch.onepass import FLOOR, attach, distilled_information, match_inputs, row_doubt, row_entropy
 from sarmatch.profiles import profile
 from sarmatch.volumes import MASKED
 

@@ -72,6 +72,11 @@ class DenseEncoder(nn.Module, ABC):
         uncertainty = self.uncertainty(features) if self.uncertainty else None
         return Encoding(features, self.fine(prefix.image, prefix.maps[0], features), uncertainty)
 
+    def coarse(self, maps: tuple[Tensor, ...]) -> Encoding:
+        """What follows the maps of a prefix, without the fine level, which has no part in the choice of a cell."""
+        features = self.trunk(maps)
+        return Encoding(features, features[:, :0], self.uncertainty(features) if self.uncertainty else None)
+
     def _prepared(self, image: Tensor) -> Tensor:
         check_input(image, self.channels, f"image for {type(self).__name__}")
         return standardise(image)
