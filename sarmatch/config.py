@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Norm = Literal["group", "batch"]
+N_ORIENTATIONS = 9
+"""Of oriented gradients, over 180 degrees."""
 Protocol = Literal["aligned", "shift", "affine"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
 
@@ -134,6 +136,9 @@ class ModelConfig:
     """Second place: before the uncertainty modules."""
     fusion_dropout: float = 0.15
     """Third place: where the features of both modalities enter the common space, and in the fusion of uncertainty."""
+    oriented_gradients: bool = False
+    """Whether nine fixed channels of oriented gradients stand beside the learned ones in every descriptor. Ours, not
+    the paper's: what SAR and optical images share without learning does not have to be learned."""
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)
     """Odd sides of the neighbourhoods that vote, in cells of 4 px; empty is the paper-literal per-cell matcher."""
 
@@ -147,6 +152,11 @@ class ModelConfig:
         )
         _require(self.bifpn_repeats >= 2, f"bifpn_repeats must be at least 2, got {self.bifpn_repeats}")
         _require(self.sar_channels in (1, 2), f"sar_channels must be 1 or 2, got {self.sar_channels}")
+
+    @property
+    def coarse_dim(self) -> int:
+        """Channels of the descriptor of a cell."""
+        return self.descriptor_dim + (N_ORIENTATIONS if self.oriented_gradients else 0)
 
 
 @dataclass(frozen=True)
@@ -332,6 +342,8 @@ class Config:
         unread = {*without, "studies"} | (set() if self.pretraining.enabled else {"pretraining"})
         content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
+        if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
+            del content["model"]["oriented_gradients"]
         # Of the evaluation, only what validation reads can change the weights that are kept.
         if "evaluation" in content:
             content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}

@@ -188,7 +188,7 @@ def training_crops(
         optical = fill_invalid(sample["optical"][None].to(device), masks[1])
         with torch.no_grad():
             prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
-            first, second = net.sar_encoder.coarse(prefixes[0].maps), net.optical_encoder.coarse(prefixes[1].maps)
+            first, second = net.sar_encoder.coarse(prefixes[0]), net.optical_encoder.coarse(prefixes[1])
             descriptors = net.describe(first), net.describe(second)
         valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)
         yield SeenCrop(

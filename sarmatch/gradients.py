@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-N_ORIENTATIONS = 9
+from sarmatch.config import N_ORIENTATIONS
+
 SAR_SIGMA_PX = 1.5
 """Smoothing of SAR images before differentiation; more than optical ones need, because of speckle."""
 OPTICAL_SIGMA_PX = 1.0
 _CHANNEL_SIGMA_PX = 1.5
-_BORDER_PX = 4  # reach of most of the smoothing
+BORDER_PX = 4
+"""Reach of most of the smoothing: channels closer to the edge of the image mean little."""
 _FLOOR = 0.5  # gradients much weaker than half the image's mean say little about orientation
 
 
@@ -58,35 +60,42 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
         nine channels, usable away from invalid pixels and from the border, which would look like an edge that both
         images have in the same place.
     """
-    smooth = gaussian_blur(image.float(), sigma_px)
-    along_x = F.pad(smooth[:, :, 2:] - smooth[:, :, :-2], (1, 1, 0, 0))
-    along_y = F.pad(smooth[:, 2:, :] - smooth[:, :-2, :], (0, 0, 1, 1))
-    angles = torch.arange(N_ORIENTATIONS, device=image.device) * (math.pi / N_ORIENTATIONS)
-    cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
-    channels = gaussian_blur((along_x * cos + along_y * sin).abs().mean(dim=1), _CHANNEL_SIGMA_PX)
-    channels = (channels.roll(1, dims=0) + 2 * channels + channels.roll(-1, dims=0)) / 4
-    strength = channels.norm(dim=0).mean()
-    channels = channels - channels.mean(dim=0)
-    channels = channels / (channels.norm(dim=0) + _FLOOR * strength).clamp(min=1e-12)
     usable = _eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
-    return Features(channels * usable, usable)
+    return Features(orientation_channels(image[None], sigma_px)[0] * usable, usable)
+
+
+@torch.no_grad()
+def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
+    """The channels of `oriented_gradients` of a batch (B, C, H, W) up to the edges, (B, 9, H, W) float32."""
+    with torch.autocast(images.device.type, enabled=False):
+        smooth = gaussian_blur(images.float(), sigma_px)
+        along_x = F.pad(smooth[..., 2:] - smooth[..., :-2], (1, 1, 0, 0))
+        along_y = F.pad(smooth[..., 2:, :] - smooth[..., :-2, :], (0, 0, 1, 1))
+        angles = [math.pi * i / N_ORIENTATIONS for i in range(N_ORIENTATIONS)]
+        along = [(along_x * math.cos(a) + along_y * math.sin(a)).abs().mean(dim=1) for a in angles]
+        channels = gaussian_blur(torch.stack(along, dim=1), _CHANNEL_SIGMA_PX)
+        channels = (channels.roll(1, dims=1) + 2 * channels + channels.roll(-1, dims=1)) / 4
+        strength = channels.norm(dim=1, keepdim=True).mean(dim=(-2, -1), keepdim=True)
+        channels = channels - channels.mean(dim=1, keepdim=True)
+        return channels / (channels.norm(dim=1, keepdim=True) + _FLOOR * strength).clamp(min=1e-12)
 
 
 def _eroded(valid: Tensor) -> Tensor:
-    """Pixels further than `_BORDER_PX` from the border and from any invalid pixel."""
-    invalid = F.pad((~valid).float()[None, None], (_BORDER_PX,) * 4, value=1.0)
-    return F.max_pool2d(invalid, 2 * _BORDER_PX + 1, stride=1)[0, 0] == 0
+    """Pixels further than `BORDER_PX` from the border and from any invalid pixel of (H, W) or (B, H, W)."""
+    invalid = F.pad((~valid).float()[None], (BORDER_PX,) * 4, value=1.0)
+    return F.max_pool2d(invalid, 2 * BORDER_PX + 1, stride=1)[0] == 0
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian smoothing of (C, H, W), edges replicated."""
+    """Separable Gaussian smoothing of (..., H, W), edges replicated."""
     radius = math.ceil(3 * sigma)
     x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    out = F.conv2d(F.pad(image[:, None], (radius, radius, 0, 0), mode="replicate"), kernel)
+    bands = image.flatten(0, -3)[:, None]
+    out = F.conv2d(F.pad(bands, (radius, radius, 0, 0), mode="replicate"), kernel)
     out = F.conv2d(F.pad(out, (0, 0, radius, radius), mode="replicate"), kernel.transpose(-1, -2))
-    return out[:, 0]
+    return out.view(image.shape)
 
 
 def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:

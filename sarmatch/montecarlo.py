@@ -92,7 +92,7 @@ def predict_monte_carlo(
 
 def _dropped(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix, n: int) -> Descriptors:
     """Descriptors of n passes over one image, each with masks of its own; without the fine level."""
-    return net.describe(encoder.coarse(tuple(x.expand(n, -1, -1, -1) for x in prefix.maps)))
+    return net.describe(encoder.coarse(prefix.expand(n)))
 
 
 def _valid(

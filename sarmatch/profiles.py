@@ -71,10 +71,8 @@ def _s1s2() -> Config:
         profile="s1s2",
         data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
         model=ModelConfig(**_REDUCED),
-        # Off: the chapter on self-supervision measures what it brings at this scale.
         pretraining=PretrainingConfig(
-            contrastive=False, rotation=False,
-            learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=250, warmup_steps=25,
+            learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=100, warmup_steps=25,
             cosine=True, validate_every=100, rotation_width=64,
         ),
         training=TrainingConfig(
@@ -96,10 +94,12 @@ def _sen12ms() -> Config:
 _REDUCED: dict[str, Any] = dict(
     sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
     feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16, uncertainty_width=16,
+    oriented_gradients=True,
 )  # fmt: skip
 _NARROW: dict[str, Any] = dict(
     sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=2,
     feature_width=48, head_width=48, descriptor_dim=32, fine_width=8, fine_dim=8, uncertainty_width=8,
+    oriented_gradients=True,
 )  # fmt: skip
 
 PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2": _s1s2, "sen12ms": _sen12ms}

@@ -20,7 +20,7 @@ LEVELS = (0.5, 0.75, 0.9)
 
 
 def study_config(config: Config, seed: int, pretraining: Mapping[str, Any]) -> Config:
-    """A short training of the profile, at a learning rate that is constant after the warm-up.
+    """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
     Args:
         pretraining: fields of `PretrainingConfig` that this training has of its own.
@@ -29,7 +29,8 @@ def study_config(config: Config, seed: int, pretraining: Mapping[str, Any]) -> C
     changed = dict(max_steps=study.pretraining_steps, validate_every=study.pretraining_steps) | dict(pretraining)
     training = dict(max_steps=study.steps, validate_every=study.validate_every, cosine=False, patience=None)
     data = dict(crop_size=min(study.crop_size, config.data.crop_size))
-    return config.replace(seed=seed, data=data, pretraining=changed, training=training)
+    model = dict(oriented_gradients=False)
+    return config.replace(seed=seed, data=data, model=model, pretraining=changed, training=training)
 
 
 def convergence_histories(config: Config, split: Split, runs_dir: str | Path) -> pd.DataFrame:

@@ -43,6 +43,8 @@ def test_the_hash_names_what_determines_a_run_and_nothing_else():
     assert config.hash() == config.replace(data={"root": "elsewhere"}).hash()
     assert config.hash() == config.replace(evaluation={"search_radii": (8.0,)}).hash()
     assert config.hash() != config.replace(evaluation={"headline_radius": 8.0}).hash()  # it chooses the best weights
+    with_gradients, without = (config.replace(model={"oriented_gradients": on}).hash() for on in (True, False))
+    assert with_gradients != without
 
 
 def test_replace_leaves_the_original_alone():

@@ -45,7 +45,8 @@ def test_true_displacements_of_a_shift():
 
 
 def test_losses_fall_on_a_batch_that_repeats():
-    config = profile("smoke").replace(data={"n_synthetic": 12})
+    # Without oriented gradients, which are half right from the start: then being right is no longer learned here.
+    config = profile("smoke").replace(data={"n_synthetic": 12}, model={"oriented_gradients": False})
     objective, batch = build(config), crops(config, 4)
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     history = []

@@ -100,6 +100,7 @@ def test_study_config_changes_what_the_study_says_and_nothing_else() -> None:
     expected = base.replace(
         seed=5,
         data={"crop_size": 64},
+        model={"oriented_gradients": False},
         pretraining={"max_steps": 7, "validate_every": 7, "temperature": 0.2, "rotation": False},
         training={"max_steps": 9, "validate_every": 3, "cosine": False, "patience": None},
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
-from sarmatch.models.layers import FineBranch, check_input, norm_layer, standardise
+from sarmatch.gradients import BORDER_PX, orientation_channels
+from sarmatch.models.layers import STRIDE, FineBranch, check_input, norm_layer, standardise
 from sarmatch.models.uncertainty import Uncertainty, UncertaintyModule
 
 
@@ -17,20 +20,35 @@ class Encoding(NamedTuple):
 
     Attributes:
         features: F of eqs. 1 and 2, (B, feature_width, H/4, W/4).
-        fine: L2-normalised full-resolution descriptors, (B, fine_dim, H, W).
+        fine: full-resolution descriptors (B, D, H, W): `fine_dim` learned channels of length one and, where the encoder
+            has them, the oriented gradients.
         uncertainty: U of eqs. 1 and 2 and what it is made of, or None where the encoder has no such module.
+        gradients: oriented gradients on the cells, (B, 9, H/4, W/4), or None.
     """
 
     features: Tensor
     fine: Tensor
     uncertainty: Uncertainty | None = None
+    gradients: Tensor | None = None
 
 
 class Prefix(NamedTuple):
-    """All that comes before the first dropout: the standardised image and the first maps, the stem's first."""
+    """All that comes before the first dropout: the standardised image, the first maps, the stem's first, and the
+    oriented gradients (B, 9, H, W), or None."""
 
     image: Tensor
     maps: tuple[Tensor, ...]
+    gradients: Tensor | None = None
+
+    def expand(self, n: int) -> Prefix:
+        """One image's prefix, seen n times."""
+        return Prefix(*(_expanded(part, n) for part in self))
+
+
+def _expanded(part: Any, n: int) -> Any:
+    if isinstance(part, tuple):
+        return tuple(_expanded(x, n) for x in part)
+    return None if part is None else part.expand(n, -1, -1, -1)
 
 
 class DenseEncoder(nn.Module, ABC):
@@ -40,11 +58,19 @@ class DenseEncoder(nn.Module, ABC):
         channels: bands of the image.
         stem: channels of the stem.
         uncertainty: the module of the modality, or None.
+        sigma_px: smoothing of the image before it is differentiated.
+
+    Attributes:
+        gradient_log_scales: log of what the oriented gradients are multiplied with beside the learned descriptors of
+            length one, on the cells and at full resolution; None where the encoder goes without them.
     """
 
-    def __init__(self, channels: int, stem: int, config: ModelConfig, uncertainty: UncertaintyModule | None) -> None:
+    def __init__(
+        self, channels: int, stem: int, config: ModelConfig, uncertainty: UncertaintyModule | None, sigma_px: float
+    ) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.sigma_px = channels, sigma_px
+        self.gradient_log_scales = nn.Parameter(torch.full((2,), 0.5)) if config.oriented_gradients else None
         self.early_dropout = nn.Dropout2d(config.early_dropout)
         norm = norm_layer(config.norm)
         self.fine = FineBranch(channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm)
@@ -68,14 +94,27 @@ class DenseEncoder(nn.Module, ABC):
 
     def finish(self, prefix: Prefix) -> Encoding:
         """What follows the prefix."""
-        features = self.trunk(prefix.maps)
-        uncertainty = self.uncertainty(features) if self.uncertainty else None
-        return Encoding(features, self.fine(prefix.image, prefix.maps[0], features), uncertainty)
+        encoding = self.coarse(prefix)
+        fine = self.fine(prefix.image, prefix.maps[0], encoding.features)
+        if self.gradient_log_scales is not None and prefix.gradients is not None:
+            fine = torch.cat([fine, self.gradient_log_scales[1].exp() * prefix.gradients], 1)
+        return encoding._replace(fine=fine)
 
-    def coarse(self, maps: tuple[Tensor, ...]) -> Encoding:
-        """What follows the maps of a prefix, without the fine level, which has no part in the choice of a cell."""
-        features = self.trunk(maps)
-        return Encoding(features, features[:, :0], self.uncertainty(features) if self.uncertainty else None)
+    def coarse(self, prefix: Prefix) -> Encoding:
+        """What follows a prefix without the fine level, which has no part in the choice of a cell."""
+        features = self.trunk(prefix.maps)
+        gradients = None
+        if self.gradient_log_scales is not None and prefix.gradients is not None:
+            gradients = self.gradient_log_scales[0].exp() * F.avg_pool2d(prefix.gradients, STRIDE)
+        uncertainty = self.uncertainty(features) if self.uncertainty else None
+        return Encoding(features, features[:, :0], uncertainty, gradients)
+
+    def _gradients(self, image: Tensor) -> Tensor | None:
+        """Oriented gradients of a prepared image; zero at its border, which would look like an edge of both images."""
+        if self.gradient_log_scales is None:
+            return None
+        inner = (..., slice(BORDER_PX, -BORDER_PX), slice(BORDER_PX, -BORDER_PX))
+        return F.pad(orientation_channels(image, self.sigma_px)[inner], (BORDER_PX,) * 4)
 
     def _prepared(self, image: Tensor) -> Tensor:
         check_input(image, self.channels, f"image for {type(self).__name__}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
+from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX
 from sarmatch.models.encoder import DenseEncoder, Encoding
 from sarmatch.models.heads import ProjectionHead
 from sarmatch.models.optical_encoder import OpticalEncoder
@@ -31,8 +32,9 @@ class Descriptors(NamedTuple):
     """What matching needs of one image.
 
     Attributes:
-        coarse: L2-normalised, (B, descriptor_dim, H/4, W/4).
-        fine: L2-normalised, (B, fine_dim, H, W).
+        coarse: (B, D, H/4, W/4): `descriptor_dim` learned channels of length one and, where the network has them, the
+            oriented gradients of the cells.
+        fine: the same at full resolution, (B, D', H, W).
         uncertainty: maps on the cells, or None.
     """
 
@@ -63,8 +65,10 @@ class SarOpticalNet(nn.Module):
             self.optical_encoder: DenseEncoder = OpticalEncoder(config)
         else:
             modules = (sar_uncertainty(config), optical_uncertainty(config)) if config.uncertainty else (None, None)
-            self.sar_encoder = TimmEncoder(SAR_BACKBONE, config.sar_channels, config, modules[0])
-            self.optical_encoder = TimmEncoder(OPTICAL_BACKBONE, config.optical_channels, config, modules[1])
+            self.sar_encoder = TimmEncoder(SAR_BACKBONE, config.sar_channels, config, modules[0], SAR_SIGMA_PX)
+            self.optical_encoder = TimmEncoder(
+                OPTICAL_BACKBONE, config.optical_channels, config, modules[1], OPTICAL_SIGMA_PX
+            )
         self.fusion_dropout = nn.Dropout2d(config.fusion_dropout)
         self.head = ProjectionHead(config.feature_width, config.head_width, config.descriptor_dim)
         sides = (1, *config.consensus_cells)
@@ -77,7 +81,7 @@ class SarOpticalNet(nn.Module):
             self.vote_log_scale = nn.Parameter(torch.tensor(0.0))
             self.residual_log_scales = nn.Parameter(torch.tensor([math.log(10.0), math.log(3.0)]))
         # Its turn comes after training; until then it stays as it is.
-        self.epistemic_head = EpistemicHead(config.descriptor_dim).requires_grad_(False)
+        self.epistemic_head = EpistemicHead(config.coarse_dim).requires_grad_(False)
 
     def describe_sar(self, sar: Tensor) -> Descriptors:
         """(B, 1 or 2, H, W) in [0, 1] to descriptors."""
@@ -106,5 +110,7 @@ class SarOpticalNet(nn.Module):
         """Descriptors of what an encoder said; here the features of both modalities enter the common space."""
         # In mixed precision the encoders may run in 16 bits, but sums over hundreds of similarities must not.
         coarse = self.head(self.fusion_dropout(encoding.features)).float()
+        if encoding.gradients is not None:
+            coarse = torch.cat([coarse, encoding.gradients], 1)
         doubt = encoding.uncertainty and Uncertainty(*(t.float() for t in encoding.uncertainty))
         return Descriptors(coarse, encoding.fine.float(), doubt)

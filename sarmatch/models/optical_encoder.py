@@ -11,6 +11,7 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
+from sarmatch.gradients import OPTICAL_SIGMA_PX
 from sarmatch.models.bifpn import BiFPN
 from sarmatch.models.encoder import DenseEncoder, Prefix
 from sarmatch.models.layers import NormLayer, norm_layer
@@ -44,7 +45,7 @@ class OpticalEncoder(DenseEncoder):
         norm = norm_layer(config.norm)
         stem, *widths = config.optical_widths
         uncertainty = optical_uncertainty(config) if config.uncertainty else None
-        super().__init__(config.optical_channels, stem, config, uncertainty)
+        super().__init__(config.optical_channels, stem, config, uncertainty, OPTICAL_SIGMA_PX)
         self.stem = ConvNormAct(config.optical_channels, stem, 7, stride=2, norm_layer=norm, act_layer=nn.SiLU)
         self.layers = nn.ModuleList(
             mbconv_layer(inputs, outputs, norm)
@@ -55,7 +56,7 @@ class OpticalEncoder(DenseEncoder):
 
     def prefix(self, image: Tensor) -> Prefix:
         prepared = self._prepared(image)
-        return Prefix(prepared, (self.stem(prepared),))
+        return Prefix(prepared, (self.stem(prepared),), self._gradients(prepared))
 
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         x = self.early_dropout(maps[0])

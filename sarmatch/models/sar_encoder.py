@@ -6,6 +6,7 @@ from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
+from sarmatch.gradients import SAR_SIGMA_PX
 from sarmatch.models.encoder import DenseEncoder, Prefix
 from sarmatch.models.layers import XceptionBlock, norm_layer
 from sarmatch.models.uncertainty import sar_uncertainty
@@ -22,7 +23,8 @@ class SarEncoder(DenseEncoder):
     def __init__(self, config: ModelConfig) -> None:
         norm = norm_layer(config.norm)
         stem, *widths = config.sar_widths
-        super().__init__(config.sar_channels, stem, config, sar_uncertainty(config) if config.uncertainty else None)
+        uncertainty = sar_uncertainty(config) if config.uncertainty else None
+        super().__init__(config.sar_channels, stem, config, uncertainty, SAR_SIGMA_PX)
         self.stem = ConvNormAct(config.sar_channels, stem, 3, stride=2, norm_layer=norm)
         self.blocks = nn.ModuleList()
         for i, (width, dilation) in enumerate(zip(widths, config.sar_dilations, strict=True)):
@@ -32,7 +34,7 @@ class SarEncoder(DenseEncoder):
 
     def prefix(self, image: Tensor) -> Prefix:
         prepared = self._prepared(image)
-        return Prefix(prepared, (self.stem(prepared),))
+        return Prefix(prepared, (self.stem(prepared),), self._gradients(prepared))
 
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         x = self.early_dropout(maps[0])

@@ -26,14 +26,17 @@ class TimmEncoder(DenseEncoder):
         name: a timm model that offers `features_only`.
         channels: bands of the image; timm adapts pretrained stems to any number.
         uncertainty: the module of the modality, or None.
+        sigma_px: smoothing of the image before it is differentiated.
     """
 
-    def __init__(self, name: str, channels: int, config: ModelConfig, uncertainty: UncertaintyModule | None) -> None:
+    def __init__(
+        self, name: str, channels: int, config: ModelConfig, uncertainty: UncertaintyModule | None, sigma_px: float
+    ) -> None:
         backbone: Any = timm.create_model(
             name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
         )
         stem, *widths = backbone.feature_info.channels()
-        super().__init__(channels, stem, config, uncertainty)
+        super().__init__(channels, stem, config, uncertainty, sigma_px)
         self.backbone = backbone
         norm = norm_layer(config.norm)
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
@@ -44,7 +47,7 @@ class TimmEncoder(DenseEncoder):
         height, width = prepared.shape[-2:]
         # Stock stems pad differently and end a cell short; all maps go onto the grid of the contract.
         maps = (_onto(x, height >> (i + 1), width >> (i + 1)) for i, x in enumerate(self.backbone(prepared)))
-        return Prefix(prepared, tuple(maps))
+        return Prefix(prepared, tuple(maps), self._gradients(prepared))
 
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         # A stock backbone has no seam behind its stem, so the early dropout acts on the finest level it hands out.

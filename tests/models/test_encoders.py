@@ -1,13 +1,16 @@
 """Both encoders: shapes, strides, widths of the paper, and what must not matter to them."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sarmatch.config import ModelConfig
+from sarmatch.config import N_ORIENTATIONS, ModelConfig
 from sarmatch.data import open_pairs
 from sarmatch.data.transforms import TrainingCrops
+from sarmatch.gradients import SAR_SIGMA_PX, oriented_gradients
 from sarmatch.models import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.models.bifpn import BiFPN, Fusion
 from sarmatch.models.layers import norm_layer, standardise
@@ -25,8 +28,29 @@ def image(channels: int, height: int = 64, width: int = 48, seed: int = 0) -> to
 def test_features_have_stride_4_and_fine_descriptors_full_resolution(kind, channels):
     encoding = kind(SMALL)(image(channels))
     assert encoding.features.shape == (2, SMALL.feature_width, 16, 12)
-    assert encoding.fine.shape == (2, SMALL.fine_dim, 64, 48)
-    assert torch.allclose(encoding.fine.norm(dim=1), torch.ones(2, 64, 48), atol=1e-5)
+    learned, gradients = encoding.fine.split([SMALL.fine_dim, N_ORIENTATIONS], 1)
+    assert torch.allclose(learned.norm(dim=1), torch.ones(2, 64, 48), atol=1e-5)
+    assert gradients.shape == (2, N_ORIENTATIONS, 64, 48) and encoding.gradients.shape == (2, N_ORIENTATIONS, 16, 12)
+
+
+def test_oriented_gradients_stand_beside_learned_channels_and_count_by_their_scale():
+    encoder = SarEncoder(SMALL).eval()
+    picture = image(1)
+    with torch.no_grad():
+        encoder.gradient_log_scales.copy_(torch.tensor([0.0, 1.0]))
+        encoding = encoder(picture)
+    for i, one in enumerate(picture):
+        expected = oriented_gradients(one, SAR_SIGMA_PX).channels
+        assert torch.allclose(encoding.fine[i, SMALL.fine_dim :], math.e * expected, atol=1e-3)
+        assert torch.allclose(encoding.gradients[i], F.avg_pool2d(expected, 4), atol=1e-3)
+
+
+def test_the_paper_network_goes_without_oriented_gradients():
+    literal = dataclasses.replace(SMALL, oriented_gradients=False)
+    net = SarOpticalNet(literal).eval()
+    sar, _ = net(image(1), image(3))
+    assert sar.coarse.shape == (2, SMALL.descriptor_dim, 16, 12) and sar.fine.shape[1] == SMALL.fine_dim
+    assert not any("gradient" in name for name, _ in net.named_parameters())
 
 
 def test_full_width_is_that_of_the_paper():
@@ -170,5 +194,5 @@ def test_a_forward_pass_is_its_prefix_and_the_rest(backbone):
 def test_timm_backbones_keep_the_contract():
     config = dataclasses.replace(SMALL, backbone="timm")
     sar, optical = SarOpticalNet(config).eval()(image(1), image(3))
-    assert sar.coarse.shape == optical.coarse.shape == (2, SMALL.descriptor_dim, 16, 12)
-    assert sar.fine.shape == optical.fine.shape == (2, SMALL.fine_dim, 64, 48)
+    assert sar.coarse.shape == optical.coarse.shape == (2, SMALL.coarse_dim, 16, 12)
+    assert sar.fine.shape == optical.fine.shape == (2, SMALL.fine_dim + N_ORIENTATIONS, 64, 48)
