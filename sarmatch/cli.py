@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -17,13 +17,40 @@ from sarmatch.config import Config, from_dict
 from sarmatch.profiles import PROFILES
 from sarmatch.profiles import profile as named_profile
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ProfileName = Literal["smoke", "demo", "s1s2", "sen12ms"]
+StudyName = Literal["ablation", "data", "transfer", "settings"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 app = SubcommandApp()
 data_app = SubcommandApp()
+
+
+@app.command
+def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int = 0, device: str = "auto") -> int:
+    """Match a small generated pair that comes with the package, and draw its matches; nothing is downloaded.
+
+    Of accuracy on real images it says nothing: the pair is generated, and the shift to be found is known.
+
+    Args:
+        model: shipped weights by name, a run folder, or a .safetensors file.
+        mc_passes: Monte Carlo passes with dropout; 0 makes none.
+        device: auto, cpu, cuda or mps.
+        output: picture of the matches: .png, .pdf, .svg or another format of matplotlib.
+    """
+    from sarmatch.demo import check_picture, draw_pair, match_pair
+    from sarmatch.inference import load_matcher
+
+    check_picture(output)
+    result = match_pair(load_matcher(model, device=device, mc_passes=mc_passes))
+    print(result)
+    draw_pair(result, output)
+    print(f"matches -> {output}")
+    return 0
 
 
 @app.command
@@ -35,6 +62,7 @@ def match(
     max_rotation_deg: float = 0.0,
     scale_range: tuple[float, float] = (1.0, 1.0),
     mc_passes: int = 0,
+    distilled: bool = False,
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
@@ -48,6 +76,7 @@ def match(
         max_rotation_deg: how far they may be turned against each other.
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
+        distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
@@ -55,7 +84,12 @@ def match(
     from sarmatch.matches import check_output
 
     check_output(output)
-    matcher = load_matcher(model, device=device, mc_passes=mc_passes)
+    if distilled and mc_passes:
+        raise ValueError(
+            f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
+            "uncertainty, give one of them"
+        )
+    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
@@ -139,6 +173,42 @@ def train(
 
 
 @app.command
+def experiments(
+    study: Positional[StudyName],
+    profile: ProfileName = "demo",
+    data: Path | None = None,
+    runs: Path = Path("runs"),
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> int:
+    """Train and measure all rows of a study; stopped at any moment, it goes on where it was.
+
+    Args:
+        study: ablation (table 3), data (fewer labelled pairs), transfer (one source only) or settings.
+        profile: size of the trainings and kind of the data.
+        data: folder of the data, for the profiles on real data.
+        runs: store of runs.
+        output: also write one record a training and test pair, .parquet or .csv.
+    """
+    from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, study_matches
+    from sarmatch.ablation_tables import calibration_table, metrics_table
+    from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.statistics import with_intervals
+
+    if output is not None:
+        _check_records(output)
+    config = named_profile(profile, str(data) if data else None)
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    matches = study_matches(config, STUDIES[study], split, runs)
+    scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
+    metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
+    table = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
+    print(with_intervals(table, 3).to_string(index=False))
+    if output is not None:
+        _save_records(scores, output)
+    return 0
+
+
+@app.command
 def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,
@@ -166,22 +236,33 @@ def evaluate(
     """
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import evaluate as evaluate_pairs
-    from sarmatch.files import atomic_path
     from sarmatch.inference import load_matcher
 
-    if output.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{output}: records are saved as .parquet or .csv; got suffix {output.suffix!r}")
+    _check_records(output)
     matcher = load_matcher(model, device=device)
     config = _config_of(model, profile, data)
     if max_pairs is not None:
         config = config.replace(evaluation={"max_pairs": max_pairs})
     pairs = getattr(split_pairs(open_pairs(config.data, config.seed), config.data), part)
     records = evaluate_pairs(matcher, pairs, protocol, search_radius, config.evaluation)
-    with atomic_path(output) as partial:
-        records.to_csv(partial, index=False) if output.suffix == ".csv" else records.to_parquet(partial, index=False)
+    _save_records(records, output)
     print(records.drop(columns=["search_radius", "crop_size"]).mean(numeric_only=True).to_string())
     print(f"{len(records)} pairs, {part}, {protocol}, search radius {search_radius} -> {output}")
     return 0
+
+
+def _check_records(path: Path) -> None:
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: records are saved as .parquet or .csv; got suffix {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def _save_records(records: pd.DataFrame, path: Path) -> None:
+    from sarmatch.files import atomic_path
+
+    with atomic_path(path) as partial:
+        records.to_csv(partial, index=False) if path.suffix == ".csv" else records.to_parquet(partial, index=False)
 
 
 def _config_of(model: str, profile: str | None, data: Path | None) -> Config:

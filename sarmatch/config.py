@@ -302,6 +302,12 @@ class StudyConfig:
     scenes: int = 16
     """Generated scenes for the response of uncertainty to one nuisance at a time."""
     scene_px: int = 128
+    ablation_passes: int = 5
+    """Monte Carlo passes of the rows of the ablation that have them."""
+    test_pairs: int = 48
+    """Test pairs that each training of a study is measured on."""
+    fit_pairs: int = 24
+    """Validation pairs that the confidence of each training of a study is fitted on."""
     distillation_crops: int = 200
     """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
 

@@ -95,6 +95,7 @@ def train_or_load(
     split: Split | None = None,
     fresh: bool = False,
     show_progress: bool = True,
+    unlabelled: Split | None = None,
 ) -> Run:
     """The finished run of this config on these data: loaded, resumed or trained.
 
@@ -105,14 +106,18 @@ def train_or_load(
         name: what the run is called in its folder's name.
         split: the parts to train and validate on; None opens the data that the config names.
         fresh: train again from the start even where a run exists; a stored pretraining is used all the same.
+        unlabelled: the parts to pretrain on where these are others than `split`.
     """
     split = split or _open_split(config)
-    folder = run_path(config, _fingerprint(split), runs_dir, name)
+    fingerprint = _fingerprint(split)
+    if config.pretraining.enabled and unlabelled and _fingerprint(unlabelled) != fingerprint:
+        fingerprint += f"-{_fingerprint(unlabelled)}"
+    folder = run_path(config, fingerprint, runs_dir, name)
     loaded = _prepare(folder, fresh)
     if not loaded:
         first = None
         if config.pretraining.enabled:
-            first = pretrain_or_load(config, runs_dir, split, show_progress=show_progress)
+            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
         scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
 
         def validate(net: SarOpticalNet) -> dict[str, float]:
@@ -122,7 +127,7 @@ def train_or_load(
             initial = first.path / "model.safetensors" if first else None
             finetune(config, split, folder, validate, initial, show_progress)
 
-        about = provenance(config, _fingerprint(split)) | {"pretraining": first.path.name if first else None}
+        about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
         _train(config, folder, about, train)
     return _load(config, folder, loaded)
 

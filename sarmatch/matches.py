@@ -37,7 +37,7 @@ class Matches:
             (rasterio's), or None.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
         overlaps: whether the images seem to show the same ground at all; None where nobody decided. It was said of all
-            matches, stays with a selection of them, and is not saved.
+            matches, and stays with a selection of them.
 
     Raises:
         ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1].
@@ -128,7 +128,9 @@ class Matches:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a table (.csv, .parquet) or points for a GIS (.geojson); an existing file is replaced in one step.
 
-        Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only.
+        Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only. `overlaps` is a member
+        of the GeoJSON collection (null where nobody decided); in tables it is a column, the same in every row, where
+        somebody decided. Of a table without rows only Parquet keeps it.
 
         Raises:
             ValueError: another suffix.
@@ -141,6 +143,8 @@ class Matches:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
         """Read matches from a .csv or .parquet file written by `save`.
+
+        `overlaps` is None where rows disagree, as in a table put together from several pairs.
 
         Raises:
             FileNotFoundError: no such file.
@@ -160,7 +164,7 @@ class Matches:
             frame[["x_sar", "y_sar"]].to_numpy(),
             frame[["x_optical", "y_optical"]].to_numpy(),
             *(frame[name].to_numpy() for name in COLUMNS[4:]),
-            **_georeference(frame.attrs),
+            **(_georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
         )
 
 
@@ -190,16 +194,32 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _write_csv(matches: Matches, path: Path) -> None:
-    matches.to_frame().to_csv(path, index=False)
+    _table(matches).to_csv(path, index=False)
 
 
 def _write_parquet(matches: Matches, path: Path) -> None:
-    frame = matches.to_frame()
+    frame = _table(matches)
     for name in _GEOREFERENCE:
         value = getattr(matches, name)
         if value is not None:
             frame.attrs[name] = value if isinstance(value, str) else list(value)[:6]
+    if matches.overlaps is not None:
+        frame.attrs["overlaps"] = bool(matches.overlaps)
     frame.to_parquet(path, index=False)
+
+
+def _table(matches: Matches) -> pd.DataFrame:
+    """The matches, and the decision on their pair in every row where there is one."""
+    frame = matches.to_frame()
+    return frame if matches.overlaps is None else frame.assign(overlaps=bool(matches.overlaps))
+
+
+def _overlaps(frame: pd.DataFrame) -> bool | None:
+    """The decision that all rows of a table share; that of its attributes where it has no rows."""
+    if len(frame) == 0:
+        return frame.attrs.get("overlaps")
+    said = frame["overlaps"].unique() if "overlaps" in frame else []
+    return bool(said[0]) if len(said) == 1 and isinstance(said[0], bool | np.bool_) else None
 
 
 def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +239,8 @@ def _write_geojson(matches: Matches, path: Path) -> None:
         }
         for px, py, row in zip(x, y, rows, strict=True)
     ]
-    content = {"type": "FeatureCollection", "note": note, "features": features}
+    overlaps = None if matches.overlaps is None else bool(matches.overlaps)
+    content = {"type": "FeatureCollection", "note": note, "overlaps": overlaps, "features": features}
     path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 

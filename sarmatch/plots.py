@@ -275,6 +275,25 @@ def mma_by_radius(
     return neutral(ax)
 
 
+def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | None = None, label: str = "row") -> Axes:
+    """A metric of each row of a table with its interval, the first row on top; beside it what a paper printed.
+
+    Args:
+        table: columns `label`, `metric`, `<metric>_low`, `<metric>_high`, and `printed` where that is given.
+    """
+    y = np.arange(len(table))[::-1]
+    mean = table[metric].to_numpy(float)
+    error = np.stack([mean - table[f"{metric}_low"], table[f"{metric}_high"] - mean])
+    error = np.nan_to_num(np.clip(error, 0, None))
+    ax.errorbar(mean, y, xerr=error, fmt="o", color=COLOURS[0], capsize=2.5, markersize=5, label="measured here")
+    if printed is not None:
+        ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
+        ax.legend(frameon=False)
+    ax.set(xlabel=_metric_name(metric), yticks=y, yticklabels=table[label])
+    ax.grid(axis="x", alpha=0.3)
+    return neutral(ax)
+
+
 def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
     """One small line under a figure (or under the figure of an axes): profile, data, commit."""
     figure = target if isinstance(target, Figure) else target.figure

@@ -38,7 +38,7 @@ def _smoke() -> Config:
         studies=StudyConfig(
             seeds=(0, 1), crop_size=64, pretraining_steps=2, sweep_steps=2, steps=4, validate_every=2,
             temperatures=(0.07, 0.5), passes=(1, 2), calibration_pairs=4, scenes=2, scene_px=64,
-            distillation_crops=4,
+            distillation_crops=4, ablation_passes=2, test_pairs=2, fit_pairs=2,
         ),
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def _demo() -> Config:
         ),
         studies=StudyConfig(
             seeds=(0, 1), pretraining_steps=20, sweep_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5),
-            passes=(1, 5, 20), calibration_pairs=12, scenes=4, distillation_crops=48,
+            passes=(1, 5, 20), calibration_pairs=12, scenes=4, distillation_crops=48, test_pairs=8, fit_pairs=8,
         ),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,29 @@ from sarmatch.experiments import pretrain_or_load, steps_to_score, train_or_load
 
 LEVELS = (0.5, 0.75, 0.9)
 """Shares of the score that training from scratch reaches in the end, at which times are compared."""
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
-def study_config(config: Config, seed: int, pretraining: Mapping[str, Any]) -> Config:
+def study_config(
+    config: Config,
+    seed: int,
+    pretraining: Mapping[str, Any],
+    model: Mapping[str, Any] = NOTHING,
+    data: Mapping[str, Any] = NOTHING,
+    training: Mapping[str, Any] = NOTHING,
+) -> Config:
     """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
     Args:
-        pretraining: fields of `PretrainingConfig` that this training has of its own.
+        pretraining, model, data, training: fields of these sections that this training has of its own.
     """
     study = config.studies
     changed = dict(max_steps=study.pretraining_steps, validate_every=study.pretraining_steps) | dict(pretraining)
-    training = dict(max_steps=study.steps, validate_every=study.validate_every, cosine=False, patience=None)
-    data = dict(crop_size=min(study.crop_size, config.data.crop_size))
-    model = dict(oriented_gradients=False)
+    training = dict(max_steps=study.steps, validate_every=study.validate_every, cosine=False, patience=None) | dict(
+        training
+    )
+    data = dict(crop_size=min(study.crop_size, config.data.crop_size)) | dict(data)
+    model = dict(oriented_gradients=False) | dict(model)
     return config.replace(seed=seed, data=data, model=model, pretraining=changed, training=training)
 
 
@@ -43,7 +54,7 @@ def convergence_histories(config: Config, split: Split, runs_dir: str | Path) ->
     for seed in config.studies.seeds:
         for pretrained in (False, True):
             tasks = dict(contrastive=pretrained, rotation=pretrained)
-            run = train_or_load(study_config(config, seed, tasks), runs_dir, "convergence", split)
+            run = train_or_load(study_config(config, seed, tasks), runs_dir, "study", split)
             rows = run.history.dropna(subset=["mma_3px"])
             parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
     return pd.concat(parts, ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import typing
@@ -12,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import cli
+from sarmatch import ablation, cli
+from sarmatch.ablation import STUDIES, Variant
 from sarmatch.config import PROTOCOLS
 from sarmatch.profiles import PROFILES
 
-COMMANDS = ["match", "train", "evaluate", "book", "data get", "data check"]
+COMMANDS = ["demo", "match", "train", "experiments", "evaluate", "book", "data get", "data check"]
 
 
 @pytest.fixture
@@ -38,8 +40,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_choices_are_those_of_the_config() -> None:
+    assert set(typing.get_args(cli.StudyName)) == set(STUDIES)
     assert set(typing.get_args(cli.ProfileName)) == set(PROFILES)
     assert typing.get_args(cli.ProtocolName) == PROTOCOLS
+
+
+def test_a_study_prints_its_rows_and_writes_its_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ablation.STUDIES, "transfer", (Variant("all data"), Variant("half", share=0.5)))
+    command = ["experiments", "transfer", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    assert cli.main([*command, "-o", str(tmp_path / "none" / "records.csv")]) == 2
+    assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert cli.main([*command, "-o", str(tmp_path / "records.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "all data" in printed and "half" in printed and "ece" in printed
+    records = pd.read_csv(tmp_path / "records.csv")
+    assert set(records["row"]) == {"all data", "half"} and set(records["seed"]) == {0, 1}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -135,6 +152,33 @@ def test_match_two_files(run: Path, images: tuple[Path, Path], tmp_path: Path) -
     assert len(matches) and shift.max() < 8 + 8, "the fine level may leave the coarse radius by a cell"
 
 
+def test_match_estimates_the_epistemic_uncertainty_in_one_pass(images: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "matches.csv"
+    command = ["match", *map(str, images), "--device", "cpu", "-o", str(output)]
+    assert cli.main(command) == 0
+    assert pd.read_csv(output)["epistemic"].isna().all()
+    assert cli.main([*command, "--distilled"]) == 0
+    assert (pd.read_csv(output)["epistemic"] > 0).all()
+
+
+def test_an_untaught_head_is_refused(
+    run: Path, images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "matches.csv"
+    assert cli.main(["match", *map(str, images), "--model", str(run), "--distilled", "-o", str(output)]) == 2
+    assert "epistemic_head was taught" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_decision_on_overlap_is_printed_and_saved(
+    images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "matches.geojson"
+    assert cli.main(["match", *map(str, images), "--device", "cpu", "-o", str(output)]) == 0
+    assert "look unrelated" in capsys.readouterr().err  # noise against other noise
+    assert json.loads(output.read_text())["overlaps"] is False
+
+
 def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sarmatch import book
 
@@ -164,6 +208,7 @@ def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytes
         (["match", "a.tif", "b.tif", "-o", "m.txt"], "matches are saved as"),
         (["match", "a.tif", "b.tif", "-o", "nowhere/m.csv"], "make it first"),
         (["match", "a.tif", "b.tif", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["match", "a.tif", "b.tif", "--distilled", "--mc-passes", "20"], "give one of them"),
         (["train", "--max-steps", "-3"], "max_steps must be positive"),
         (["train", "--seed", "-1"], "seed must not be negative"),
         (["train", "--runs", "file", "--profile", "smoke"], "file"),

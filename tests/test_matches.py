@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rasterio import Affine
@@ -102,6 +103,47 @@ def test_files_restore_the_matches(tmp_path: Path, suffix: str) -> None:
         assert loaded.sar_transform == UTM and loaded.sar_crs == "EPSG:32632"
         assert loaded.optical_transform == matches.optical_transform and loaded.optical_crs is None
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("overlaps", [True, False, np.bool_(False), None])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_keep_the_decision_on_overlap(tmp_path: Path, suffix: str, overlaps: bool | None) -> None:
+    path = tmp_path / f"matches{suffix}"
+    matches = some_matches(overlaps=overlaps)
+    matches.save(path)
+    loaded = Matches.load(path)
+    assert loaded.overlaps is (None if overlaps is None else bool(overlaps))
+    assert_same(matches, loaded)
+    assert ("overlaps" in (pd.read_csv if suffix == ".csv" else pd.read_parquet)(path)) == (overlaps is not None)
+    assert "overlaps" not in matches.to_frame()
+
+
+def test_parquet_keeps_the_decision_without_matches(tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    Matches.empty(overlaps=False).save(path)
+    assert Matches.load(path).overlaps is False
+    Matches.empty().save(path)
+    assert Matches.load(path).overlaps is None
+
+
+def test_rows_that_disagree_on_overlap_decide_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "matches.csv"
+    frames = []
+    for overlaps in (True, False, None):
+        some_matches(overlaps=overlaps).save(path)
+        frames.append(pd.read_csv(path))
+    for several in (frames[:2], frames[::2]):
+        pd.concat(several).to_csv(path, index=False)
+        assert Matches.load(path).overlaps is None
+
+
+@pytest.mark.parametrize("overlaps", [True, np.bool_(False), None])
+def test_geojson_says_beside_its_features_whether_the_images_overlap(tmp_path: Path, overlaps: bool | None) -> None:
+    path = tmp_path / "matches.geojson"
+    some_matches(2, overlaps=overlaps).save(path)
+    content = json.loads(path.read_text())
+    assert content["overlaps"] is (None if overlaps is None else bool(overlaps))
+    assert all("overlaps" not in feature["properties"] for feature in content["features"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".geojson"])

@@ -9,7 +9,16 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from sarmatch.statistics import cluster_bootstrap, paired_difference, paired_t_test, summarise, with_intervals
+from sarmatch.statistics import (
+    cluster_bootstrap,
+    crossed_bootstrap,
+    crossed_resamples,
+    crossed_sums,
+    paired_difference,
+    paired_t_test,
+    summarise,
+    with_intervals,
+)
 
 
 def simulate(rng: np.random.Generator, scenes: int = 30, pairs: int = 8, between: float = 1.0) -> pd.DataFrame:
@@ -135,3 +144,39 @@ def test_summary_has_a_row_a_group_with_the_bootstrap_of_each_column() -> None:
     assert shown.loc[0, "mma"] == "0.3 [0.1, 0.5]"
     assert shown.loc[1, "mma"] == "1.0"  # one scene: nothing to resample
     assert shown.loc[1, "rmse"] == ""
+
+
+def test_crossed_sums_and_resamples_against_the_written_out_draw() -> None:
+    records = pd.DataFrame(
+        {"seed": [0, 0, 1, 1, 1], "scene": ["a", "b", "a", "a", "c"], "x": [1.0, 2.0, 3.0, 4.0, 5.0], "one": 1.0}
+    )
+    sums = crossed_sums(records, ["x", "one"])
+    assert sums[..., 0].tolist() == [[1, 2, 0], [7, 0, 5]] and sums[..., 1].tolist() == [[1, 1, 0], [2, 0, 1]]
+    drawn = crossed_resamples(sums, n=50, seed=3)
+    rng = np.random.default_rng(3)
+    seeds, scenes = rng.integers(0, 2, size=(50, 2)), rng.integers(0, 3, size=(50, 3))
+    for i in range(50):
+        expected = sum(sums[a, b] for a in seeds[i] for b in scenes[i])
+        np.testing.assert_allclose(drawn[i], expected)
+    both = crossed_sums(records, ["x"], levels=([0, 1, 2], ["a", "b", "c", "d"]))
+    assert both.shape == (3, 4, 1) and both[2].sum() == both[:, 3].sum() == 0
+
+
+def test_crossed_bootstrap_is_wider_than_that_of_scenes_alone_where_seeds_differ() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(s, f"{c}", 0.2 * s + 0.01 * rng.normal()) for s in range(3) for c in range(10)]
+    records = pd.DataFrame(rows, columns=["seed", "scene", "x"])
+    crossed, scenes = crossed_bootstrap(records, "x"), cluster_bootstrap(records, "x")
+    assert crossed.mean == pytest.approx(scenes.mean) and crossed.n_clusters == 10
+    assert crossed.high - crossed.low > 5 * (scenes.high - scenes.low)
+
+
+def test_crossed_bootstrap_of_one_seed_is_that_of_its_scenes_and_of_one_scene_unknown() -> None:
+    rng = np.random.default_rng(1)
+    records = pd.DataFrame({"seed": 0, "scene": np.repeat(list("abcdefgh"), 5), "x": rng.normal(size=40)})
+    crossed, scenes = crossed_bootstrap(records, "x", n=4000), cluster_bootstrap(records, "x", n=4000)
+    assert (crossed.low, crossed.high) == pytest.approx((scenes.low, scenes.high), abs=0.05)
+    one = crossed_bootstrap(records.assign(scene="a"), "x")
+    assert np.isnan(one.low) and np.isnan(one.high)
+    with pytest.raises(ValueError, match="holds no values"):
+        crossed_bootstrap(records.assign(x=np.nan), "x")

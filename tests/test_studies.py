@@ -116,7 +116,7 @@ def test_histories_are_trained_once_and_loaded_ever_after(tmp_path, split, monke
     assert found[["pretrained", "step"]].to_numpy().tolist() == [[False, 1], [False, 2], [True, 1], [True, 2]]
     assert found["mma_3px"].between(0, 1).all()
     names = {path.name for path in (tmp_path / "smoke").iterdir()}
-    assert set(found["run"]) <= names and found["run"].str.startswith("convergence-").all()
+    assert set(found["run"]) <= names and found["run"].str.startswith("study-").all()
     assert len([name for name in names if name.startswith("pretraining-")]) == 1
     monkeypatch.setattr("sarmatch.experiments.finetune", None)
     monkeypatch.setattr("sarmatch.experiments.pretrain", None)

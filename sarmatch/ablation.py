@@ -1,0 +1,238 @@
+"""Trainings side by side that differ in one thing each: table 3, data efficiency, transfer, sensitivity (section 4.5).
+
+All are short trainings of a profile (`studies.study_config`), kept in the run store; what they match is kept beside
+them, so that a study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from sarmatch.calibration import BINS
+from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
+from sarmatch.config import Config, EvaluationConfig
+from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation import spread
+from sarmatch.experiments import Run, matches_or_load, train_or_load
+from sarmatch.inference import Matcher
+from sarmatch.metrics import mma, rmse
+from sarmatch.statistics import crossed_resamples, crossed_sums
+from sarmatch.studies import study_config
+
+NO_DROPOUT = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
+BOTH_TASKS = {"contrastive": True, "rotation": True}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one training of a study changes in the short training of the paper's network.
+
+    Attributes:
+        name: of the row.
+        model, data, training, pretraining: fields of these sections of `Config`; with no tasks there is no pretraining.
+        passes: whether it matches by Monte Carlo passes, whose mutual information is part of its confidence.
+        share: of the training pairs that are labelled; pretraining sees all of them.
+        datasets: of the training and validation pairs; empty takes all.
+    """
+
+    name: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
+    passes: bool = False
+    share: float = 1.0
+    datasets: tuple[str, ...] = ()
+
+
+ABLATION = (
+    Variant("baseline", {"uncertainty": False, **NO_DROPOUT}),
+    Variant("aleatoric", NO_DROPOUT),
+    Variant("epistemic", {"uncertainty": False}, passes=True),
+    Variant("both", passes=True),
+    Variant("contrastive", pretraining={"contrastive": True}, passes=True),
+    Variant("rotation", pretraining=BOTH_TASKS, passes=True),
+    Variant("gradients", {"oriented_gradients": True}, passes=True),
+)
+"""Rows of table 3 in its order, each with all that the rows before it have, but for the single uncertainties; the last
+is ours and stands on `both`."""
+SHARES = (0.1, 0.25, 0.5, 1.0)
+DATA_EFFICIENCY = tuple(
+    Variant(f"{share:.0%} {start}", share=share, pretraining=tasks)
+    for start, tasks in (("from scratch", {}), ("pretrained", BOTH_TASKS))
+    for share in SHARES
+)
+"""Fewer labelled pairs, with and without pretraining on all of them (section 5.3)."""
+TRANSFER = (
+    Variant("all data"),
+    Variant("ombria", datasets=("ombria",)),
+    Variant("ombria, bands as they are", data={"band_mixing": 0.0}, datasets=("ombria",)),
+)
+"""Trained on one source, whose optical images are in false colour, and measured on all."""
+SETTINGS = (
+    Variant("as it is", pretraining={"contrastive": True}),
+    Variant("crops of 64 px", data={"crop_size": 64}, pretraining={"contrastive": True}),
+    Variant("crops of 128 px", data={"crop_size": 128}, pretraining={"contrastive": True}),
+    Variant("batch norm", {"norm": "batch"}, pretraining={"contrastive": True}),
+    Variant("eq. 4 as printed", pretraining={"contrastive": True, "contrastive_form": "printed"}),
+    Variant("no votes at all", {"consensus_cells": ()}, pretraining={"contrastive": True}),
+)
+"""Choices that the paper leaves open, one changed at a time."""
+STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, "settings": SETTINGS}
+"""What `sarmatch experiments` runs."""
+
+
+def study_run(config: Config, variant: Variant | str, seed: int, split: Split, runs_dir: str | Path) -> Run:
+    """The finished short training of a variant: loaded, resumed or trained.
+
+    Args:
+        variant: or the name of a row of `ABLATION`.
+    """
+    if isinstance(variant, str):
+        variant = ablation_row(variant)
+    tasks = dict(contrastive=False, rotation=False) | dict(variant.pretraining)
+    own = study_config(config, seed, tasks, variant.model, variant.data, variant.training)
+    return train_or_load(own, runs_dir, "study", labelled(split, variant, seed), unlabelled=split)
+
+
+def ablation_row(name: str) -> Variant:
+    """Raises ValueError where `ABLATION` has no such row."""
+    found = [variant for variant in ABLATION if variant.name == name]
+    if not found:
+        raise ValueError(f"no row {name!r} in the ablation; there are {[variant.name for variant in ABLATION]}")
+    return found[0]
+
+
+def labelled(split: Split, variant: Variant, seed: int) -> Split:
+    """The split with only those pairs for training and validation that the variant may learn from.
+
+    Smaller shares of one seed lie within larger ones.
+    """
+    train, validation = split.train, split.validation
+    if variant.datasets:
+        train, validation = (part.subset(part.index["dataset"].isin(variant.datasets)) for part in (train, validation))
+    if variant.share < 1:
+        n = max(1, round(variant.share * len(train)))
+        train = train.subset(np.sort(np.random.default_rng((seed, 2)).permutation(len(train))[:n]))
+    return Split(train, validation, split.test)
+
+
+def study_matches(
+    config: Config,
+    variants: Sequence[Variant],
+    split: Split,
+    runs_dir: str | Path,
+    test: Pairs | None = None,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """All matches of all variants and seeds of a study under `shift`, with calibrated confidence; resumable.
+
+    Confidence is fitted on validation pairs of each training by itself. The bar counts trainings with their
+    measurement and says how long the rest will take.
+
+    Args:
+        test: what to match; None takes the test part, at most `studies.test_pairs` of it.
+
+    Returns:
+        one row a match: row, seed, voting (bool: neighbours vote, or each cell by itself), id, dataset, scene,
+        error_px, probability (as the softmax gives it) and confidence (NaN without voting), run.
+    """
+    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
+    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
+    parts = []
+    for seed, variant in _progress(variants, config.studies.seeds, show_progress):
+        run = study_run(config, variant, seed, split, runs_dir)
+        matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
+        validation = matches_or_load(run, matcher, "study validation", split.validation, "shift", fitted)
+        calibrator = fit_calibrator(validation, _scores(run, variant))
+        pairs = test or split.test
+        voted = matches_or_load(run, matcher, "study", pairs, "shift", measured)
+        per_cell = Matcher(run.net, use_consensus=False)
+        alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
+        for table, voting in ((voted.assign(confidence=calibrator(voted)), True), (alone, False)):
+            parts.append(table.assign(row=variant.name, seed=seed, voting=voting, run=run.path.name))
+    names = ["row", "seed", "voting", "id", "dataset", "scene", "error_px", "probability", "confidence", "run"]
+    return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
+
+
+def _progress(variants: Sequence[Variant], seeds: Sequence[int], show_progress: bool) -> Iterator[tuple[int, Variant]]:
+    jobs = [(seed, variant) for seed in seeds for variant in variants]  # a study that was stopped has whole seeds
+    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
+        bar.set_postfix_str(f"{variant.name}, seed {seed}")
+        yield seed, variant
+
+
+def _scores(run: Run, variant: Variant) -> tuple[str, ...]:
+    names = ["logit_probability"]
+    if run.net.config.uncertainty:
+        names.append("aleatoric")
+    if variant.passes:
+        names.append("epistemic")
+    return tuple(names)
+
+
+def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    """The metrics of section 4.3 for each training and pair.
+
+    Args:
+        matches: as `study_matches` returns.
+        pairs: that were matched; those without a match count with an accuracy of 0.
+
+    Returns:
+        row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
+    """
+    index, rows = pairs.index[list(INDEX_COLUMNS)].to_dict("records"), []
+    for (row, seed, voting), found in matches.groupby(["row", "seed", "voting"], sort=False):
+        errors = {name: part.to_numpy() for name, part in found.groupby("id")["error_px"]}
+        for pair in index:
+            own = errors.get(pair["id"], np.empty(0))
+            accuracy = {f"mma_{t:g}px": mma(own, t) for t in config.thresholds_px}
+            rest = {"rmse_px": rmse(own), "n_matches": float(len(own))}
+            rows.append({"row": row, "seed": seed, "voting": voting} | pair | accuracy | rest)
+    return pd.DataFrame(rows)
+
+
+def measured_pairs(config: Config, split: Split) -> Pairs:
+    """The test pairs that `study_matches` takes."""
+    return spread(split.test, config.studies.test_pairs)
+
+
+def calibration_resamples(
+    found: pd.DataFrame,
+    score: str,
+    levels: Sequence[Sequence[Any]] | None = None,
+    n: int = 2000,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    """A calibration score of one row's matches, and its values under resampling of seeds and scenes, (n,).
+
+    Args:
+        found: matches with a confidence, as `study_matches` returns.
+        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
+        levels: all seeds and all scenes of a table of several rows, so that each row sees the same draws.
+        n, seed: of the resampling.
+
+    Raises:
+        ValueError: unknown score.
+    """
+    if score not in ("ece", "ece_raw", "brier"):
+        raise ValueError(f"score must be 'ece', 'ece_raw' or 'brier', got {score!r}")
+    x = found["probability" if score == "ece_raw" else "confidence"].to_numpy(float)
+    right = (found["error_px"] <= CONFIDENT_PX).to_numpy(float)
+    place = np.zeros(len(x), int) if score == "brier" else np.minimum((x * BINS).astype(int), BINS - 1)
+    missed = (x - right) ** 2 if score == "brier" else right - x
+    columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in np.unique(place)}
+    table = pd.DataFrame({"seed": found["seed"], "scene": found["scene"], "n": 1.0} | columns)
+    sums = crossed_sums(table, [*columns, "n"], levels=levels)
+    both = np.concatenate([sums.sum((0, 1))[None], crossed_resamples(sums, n, seed)])
+    values = np.abs(both[:, :-1]).sum(1) / both[:, -1]
+    return float(values[0]), values[1:]
