@@ -15,6 +15,7 @@ COLUMNS = {"mma_1px": "within 1 px", "mma_3px": "within 3 px", "n_matches": "mat
 METHODS = {
     "consensus": "sarmatch, neighbours vote",
     "per cell": "sarmatch, each cell by itself (most literal reading of the paper)",
+    "gradients only": "the same network, its fixed oriented gradients alone",
     "template": "oriented-gradient template, 65 px, no learning",
 }
 

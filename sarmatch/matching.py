@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sarmatch.fine_points import fine_consensus
 from sarmatch.geometry import cell_centres, inside
 from sarmatch.models import STRIDE, Descriptors, SarOpticalNet
 from sarmatch.volumes import (
-    FineMaps,
     Volume,
     best,
     coarse_volume,
@@ -251,19 +251,10 @@ def refine_displacement(
         cells: (N, 2) long (x, y).
         displacement: (N, 2) long, in cells.
     """
-    correction = torch.zeros(len(cells), 2, device=sar.device)
-    if not len(cells):
-        return correction
-    reach = int(displacement.abs().max()) * STRIDE + FINE_RADIUS
-    maps = FineMaps(sar, optical, reach, STRIDE)
-    for shared in displacement.unique(dim=0):
-        rows = (displacement == shared).all(-1).nonzero()[:, 0]
-        dx, dy = (int(v) * STRIDE for v in shared)
-        logits = fine_logits(net, maps.volume((dx, dy), FINE_RADIUS))
-        at_cells = logits.values[..., cells[rows, 1], cells[rows, 0]]
-        valid = logits.valid[..., cells[rows, 1], cells[rows, 0]]
-        correction[rows] = local_expectation(at_cells[0].masked_fill(~valid[0], -torch.inf).permute(2, 0, 1))
-    return correction
+    sides = (1, *net.config.consensus_cells)
+    values, valid = fine_consensus(sar, optical, cells, displacement * STRIDE, FINE_RADIUS, sides, STRIDE)
+    logits = torch.einsum("s,snij->nij", net.fine_log_scales.exp(), values)
+    return local_expectation(logits.masked_fill(~valid[-1], -torch.inf))
 
 
 def fine_logits(net: SarOpticalNet, volume: Volume) -> Volume:

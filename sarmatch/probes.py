@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sarmatch.geometry import cell_centres
-from sarmatch.models import STRIDE, Descriptors, Encoding
+from sarmatch.models import STRIDE, Descriptors, Encoding, SarOpticalNet
 
 
 def receptive_field(
@@ -79,6 +80,24 @@ def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> T
     mean = middle.mean(dim=(0, 2, 3), keepdim=True)
     spread = (middle - mean).square().sum(dim=1).mean().sqrt()
     return (descriptors.mean(dim=0) - mean[0]).norm(dim=0) / spread
+
+
+def without_learned_channels(net: SarOpticalNet) -> SarOpticalNet:
+    """A copy of a network whose descriptors keep their oriented gradients only: its learned channels are zero.
+
+    Votes and scales stay as they were learned.
+
+    Raises:
+        ValueError: the network has no oriented gradients.
+    """
+    if not net.config.oriented_gradients:
+        raise ValueError("without its learned channels nothing is left of a network with oriented_gradients=False")
+    muted = copy.deepcopy(net)
+    for layer in (muted.head.out, muted.sar_encoder.fine.out, muted.optical_encoder.fine.out):
+        layer.requires_grad_(False).weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return muted
 
 
 def border_profile(cells: Tensor) -> tuple[Tensor, Tensor]:

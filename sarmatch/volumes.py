@@ -210,41 +210,6 @@ def _shift(image: Tensor, offset: Tensor, margin: int) -> tuple[Tensor, Tensor]:
     return torch.stack(crops), torch.cat(masks)
 
 
-class FineMaps:
-    """Fine similarities of one pair at any whole-pixel displacement, each computed once and kept.
-
-    Matches of one pair share most displacements, so a map (H / cell, W / cell) a displacement is cheaper than a window
-    a match.
-
-    Args:
-        sar, optical: (1, C, H, W) as in `fine_volume`.
-        reach: largest displacement that will be asked for, px.
-    """
-
-    def __init__(self, sar: Tensor, optical: Tensor, reach: int, cell: int) -> None:
-        reach += reach % PIXEL_STEP
-        self._every = _phases(sar)[:, 0]
-        self._optical = _phases(F.pad(optical, (reach, reach, reach, reach)))
-        self._on_image = F.pad(optical.new_ones(1, *optical.shape[-2:]), (reach, reach, reach, reach))
-        self._reach, self._cell = reach, cell
-        self._maps: dict[tuple[int, int], Volume] = {}
-
-    def volume(self, offset: tuple[int, int], radius: int) -> Volume:
-        """The volume that `fine_volume` gives for this offset."""
-        steps = range(-radius, radius + 1)
-        maps = [self._map(offset[0] + dx, offset[1] + dy) for dy in steps for dx in steps]
-        size = (2 * radius + 1, 2 * radius + 1)
-        values = torch.cat([m.values for m in maps], 1).flatten(1, 2).unflatten(1, size)
-        valid = torch.cat([m.valid for m in maps], 1).flatten(1, 2).unflatten(1, size)
-        return Volume(values, valid)
-
-    def _map(self, dx: int, dy: int) -> Volume:
-        if (dx, dy) not in self._maps:
-            corner = (dx + self._reach, dy + self._reach)
-            self._maps[dx, dy] = _cell_means(self._every, self._optical, self._on_image, [corner], self._cell)
-        return self._maps[dx, dy]
-
-
 def consensus(volume: Volume, sides: Sequence[int], votes: Tensor | None = None) -> list[Volume]:
     """Local consensus: replace each similarity by the mean over the neighbourhood at the same displacement.
 

@@ -9,8 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarmatch.models import Descriptors, Encoding
-from sarmatch.probes import border_profile, field_radius, place_similarity, position_leak, receptive_field
+from sarmatch.models import Descriptors, Encoding, SarOpticalNet
+from sarmatch.probes import (
+    border_profile,
+    field_radius,
+    place_similarity,
+    position_leak,
+    receptive_field,
+    without_learned_channels,
+)
+from sarmatch.profiles import profile
 
 
 class Window(nn.Module):
@@ -95,3 +103,19 @@ def test_border_profile_of_a_flat_map() -> None:
     distance, value = border_profile(torch.ones(3, 8))
     assert distance.tolist() == [2, 6]
     assert value.tolist() == [1, 1]
+
+
+def test_without_learned_channels_only_the_gradients_are_left_and_the_network_stays_as_it_was() -> None:
+    net = SarOpticalNet(profile("smoke").model).eval()
+    config, image = net.config, torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = net.describe_sar(image)
+        muted = without_learned_channels(net).describe_sar(image)
+        after = net.describe_sar(image)
+    for name, learned in (("coarse", config.descriptor_dim), ("fine", config.fine_dim)):
+        was, now = getattr(before, name), getattr(muted, name)
+        assert now[:, :learned].abs().max() == 0 and torch.equal(now[:, learned:], was[:, learned:])
+        assert now[:, learned:].abs().max() > 0 and torch.equal(getattr(after, name), was)
+    literal = SarOpticalNet(profile("smoke").replace(model={"oriented_gradients": False}).model)
+    with pytest.raises(ValueError, match="nothing is left"):
+        without_learned_channels(literal)

@@ -7,7 +7,6 @@ from torch.autograd import gradcheck
 
 from sarmatch.volumes import (
     PIXEL_STEP,
-    FineMaps,
     Volume,
     _WindowProducts,
     best,
@@ -94,16 +93,6 @@ def test_fine_volume_is_its_definition():
     assert volume.values[0, i, j, row, column] == pytest.approx(float(torch.stack(products).mean()), abs=1e-6)
     assert not volume.valid[0, 0, 0, 0].any()  # reads above the image
     assert (volume.values[~volume.valid] == 0).all()
-
-
-def test_fine_maps_give_the_fine_volume():
-    sar, optical = descriptors(1, 4, 16, 16), descriptors(1, 4, 16, 16, seed=1)
-    maps = FineMaps(sar, optical, reach=9, cell=4)
-    for offset in [(0, 0), (-4, 8), (3, -5)]:
-        expected = fine_volume(sar, optical, torch.tensor([offset]), 1, 4)
-        got = maps.volume(offset, 1)
-        assert torch.allclose(got.values, expected.values, atol=1e-6)
-        assert torch.equal(got.valid, expected.valid)
 
 
 def test_gradient_of_window_products():

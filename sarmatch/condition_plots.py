@@ -1,0 +1,90 @@
+"""Figures of the chapter on conditions: accuracy by condition (figure 10) and by dose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral
+
+_OFFSET = 0.16  # rows of two methods lie this far from the middle of their level
+
+
+def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence[str]) -> Sequence[Axes]:
+    """Accuracy of each level of each condition, a point a method, with intervals where there are any.
+
+    Args:
+        axes: one for each of `values`, side by side; the first carries the names of the levels.
+        table: of `sarmatch.condition_tables.by_condition`.
+        values: columns of the table.
+    """
+    if len(axes) != len(values):
+        raise ValueError(f"axes and values must be as many, got {len(axes)} and {len(values)}")
+    levels = table[["condition", "level", "n_pairs", "n_scenes"]].drop_duplicates(["condition", "level"])
+    starts = levels["condition"].ne(levels["condition"].shift())
+    levels = levels.assign(y=np.arange(len(levels)) + 1.2 * starts.cumsum())  # room for the name of the condition
+    methods = list(table["method"].unique())
+    for ax, value in zip(axes, values, strict=True):
+        for i, method in enumerate(methods):
+            rows = table[table["method"] == method].merge(levels[["condition", "level", "y"]])
+            y = rows["y"] + _OFFSET * (2 * i - (len(methods) - 1))
+            ends = np.array([rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]])
+            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            style |= {"label": method, "linestyle": "", "markersize": 4.5, "capsize": 2, "elinewidth": 1.1}
+            ax.errorbar(rows[value], y, xerr=np.nan_to_num(ends).clip(0), **style)
+        for y in levels["y"][starts].iloc[1:]:
+            ax.axhline(y - 1.6, color=NEUTRAL, linewidth=0.5, alpha=0.5)
+        ax.margins(x=0.08)
+        ax.set(xlabel=_name(value), yticks=[], xlim=(0, None))
+        ax.set_ylim(levels["y"].max() + 0.7, levels["y"].min() - 1.6)
+    _level_names(axes[0], levels, starts)
+    axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for ax in axes:
+        neutral(ax)
+    return axes
+
+
+def _level_names(ax: Axes, levels: pd.DataFrame, starts: pd.Series) -> None:
+    """Names of levels with their counts as ticks, and the name of each condition above its levels."""
+    names = [f"{row.level}  ({row.n_pairs} / {row.n_scenes})" for row in levels.itertuples()]
+    ax.set_yticks(levels["y"], names)
+    for name, y in zip(levels["condition"][starts], levels["y"][starts], strict=True):
+        ax.annotate(
+            name, (0, y - 0.95), xycoords=("axes fraction", "data"), xytext=(-4, 0), textcoords="offset points",
+            ha="right", va="center", color=NEUTRAL, fontweight="bold", fontsize="small", annotation_clip=False,
+        )  # fmt: skip
+
+
+def dose_curves(axes: Sequence[Axes], table: pd.DataFrame, metric: str) -> Sequence[Axes]:
+    """A metric against the dose, an axes a kind and a line a method, with intervals where there are any.
+
+    Args:
+        axes: one for each kind in the table.
+        table: of `sarmatch.condition_tables.by_dose`.
+        metric: value of its column `metric`.
+    """
+    chosen = table[table["metric"] == metric]
+    methods = list(chosen["method"].unique())
+    labels = {"speckle": "artificial speckle (1 / looks)", "haze": "artificial haze (largest opacity)"}
+    for ax, (kind, group) in zip(axes, chosen.groupby("kind", sort=False), strict=True):
+        for i, method in enumerate(methods):
+            rows = group[group["method"] == method].sort_values("dose")
+            ends = np.array([rows["mean"] - rows["mean_low"], rows["mean_high"] - rows["mean"]])
+            ax.errorbar(
+                rows["dose"] + 0.008 * (2 * i - (len(methods) - 1)), rows["mean"], yerr=np.nan_to_num(ends).clip(0),
+                color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=method, capsize=2.5,
+                linewidth=1.4, markersize=4.5, elinewidth=1.1,
+            )  # fmt: skip
+        ax.set(xlabel=labels.get(str(kind), str(kind)), ylabel=_name(metric), ylim=(0, None))
+        neutral(ax)
+    axes[0].legend(frameon=False)
+    neutral(axes[0])
+    return axes
+
+
+def _name(value: str) -> str:
+    return f"MMA within {value[4:-2]} px" if value.startswith("mma_") else value.replace("_", " ")

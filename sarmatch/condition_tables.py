@@ -1,0 +1,304 @@
+"""What conditions do to matching: tables of records by condition, by scene, by dose, and the claim on rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from sarmatch.conditions import CONDITIONS
+from sarmatch.statistics import (
+    FEWEST_CLUSTERS,
+    cluster_bootstrap,
+    crossed_resamples,
+    crossed_sums,
+    paired_difference,
+    summarise,
+)
+
+RESAMPLES = 2000
+CLAIMED_GAIN = 0.021
+"""Section 5.3: relative gain by rotation prediction in areas with significant geometric distortions."""
+ROWS = ("contrastive", "rotation")
+"""Rows of table 3 without and with rotation prediction, all else equal."""
+
+
+def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Means of records for each level of each condition and each method.
+
+    Args:
+        records: of `sarmatch.evaluate`, with a column `method`.
+        levels: of `classify`.
+        values: columns of the records.
+
+    Returns:
+        `condition`, `level`, `method` and what `summarise` adds; intervals over scenes, none (NaN) where there are
+        fewer than `FEWEST_CLUSTERS` of them.
+    """
+    joined = _joined(records, levels)
+    if joined.empty:
+        return pd.DataFrame(columns=["condition", "level", "method", "n_pairs", "n_scenes", *values])
+    return _without_few(summarise(joined, ["condition", "level", "method"], values), "n_scenes")
+
+
+def by_scene(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Means of records for each scene and method, with intervals over its pairs.
+
+    Such an interval says how far the pairs of this scene lie apart, which are not independent; none where there are
+    fewer than `FEWEST_CLUSTERS` pairs.
+    """
+    table = summarise(records, ["dataset", "scene", "method"], values, cluster="id").drop(columns="n_ids")
+    return _without_few(table, "n_pairs").sort_values(["dataset", "scene"], kind="stable", ignore_index=True)
+
+
+def _joined(records: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
+    """Records with their levels, a row for each condition that can be told, in the order of the levels."""
+    if records.duplicated(["id", "method"]).any():
+        raise ValueError("records hold a pair and method more than once; choose one protocol and one search radius")
+    return levels.merge(records, on="id", how="inner")
+
+
+def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
+    ends = [name for name in table if name.endswith(("_low", "_high"))]
+    table.loc[table[count] < FEWEST_CLUSTERS, ends] = np.nan
+    return table
+
+
+def verdict(low: float, high: float, n_scenes: int) -> str:
+    """`higher` or `lower` where an interval excludes 0, `open` where not, `too few scenes` for any verdict."""
+    if n_scenes < FEWEST_CLUSTERS or np.isnan(low):
+        return "too few scenes"
+    return "higher" if low > 0 else "lower" if high < 0 else "open"
+
+
+def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:
+    """The last level of each condition against the first: its highest third against its lowest, or its two levels.
+
+    Not paired: the levels hold different pairs, and mostly different scenes. Each resample of scenes draws both.
+
+    Args:
+        records, levels: as `by_condition`; conditions with one level, or with several that have no order, are left out.
+        value: column of the records.
+
+    Returns:
+        `condition`, `method`, `from`, `to`, `difference` (to - from), `difference_low`, `difference_high`, `n_scenes`
+        (of the level that has fewer), `verdict`.
+    """
+    ordered = {c.name for c in CONDITIONS if c.levels}
+    rows = []
+    for (condition, method), group in _joined(records, levels).groupby(["condition", "method"], sort=False):
+        names = list(group["level"].unique())
+        if len(names) < 2 or (condition not in ordered and len(names) > 2):
+            continue
+        sides = [group[group["level"] == name].assign(_all=0) for name in (names[0], names[-1])]
+        n_scenes = min(side["scene"].nunique() for side in sides)
+        means = _resampled_means(sides, [value], ("_all", "scene"), n)[:, :, 0]
+        difference = means[1] - means[0]
+        rows.append((condition, method, names[0], names[-1], *_ends(difference), n_scenes))
+    columns = ["condition", "method", "from", "to", "difference", "difference_low", "difference_high", "n_scenes"]
+    return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
+
+
+def _resampled_means(
+    tables: Sequence[pd.DataFrame], values: Sequence[str], factors: tuple[str, str], n: int
+) -> np.ndarray:
+    """Means of columns of several tables, first as they are and then under the same resamples: (tables, 1 + n, V)."""
+    every = pd.concat(tables)
+    levels = [sorted(every[factor].unique()) for factor in factors]
+    counted = [table.assign(_one=1.0) for table in tables]
+    sums = np.concatenate([crossed_sums(table, [*values, "_one"], factors, levels) for table in counted], axis=2)
+    drawn = np.concatenate([sums.sum((0, 1))[None], crossed_resamples(sums, n)])
+    parts = drawn.reshape(1 + n, len(tables), len(values) + 1).transpose(1, 0, 2)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may miss all scenes of a table
+        return parts[..., :-1] / parts[..., -1:]
+
+
+def _ends(values: np.ndarray) -> tuple[float, float, float]:
+    """The first value, and the 95 % interval of the others."""
+    known = values[1:][np.isfinite(values[1:])]
+    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (float("nan"),) * 2
+    return float(values[0]), float(low), float(high)
+
+
+def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The table with its verdicts, and without intervals where there are too few scenes for one."""
+    ends = zip(table[f"{value}_low"], table[f"{value}_high"], table["n_scenes"], strict=True)
+    return _without_few(table.assign(verdict=[verdict(*row) for row in ends]), "n_scenes")
+
+
+def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:
+    """Rank correlation of each numeric condition with a metric over the pairs of one scene, averaged over scenes.
+
+    What differs between scenes drops out: place, date, sensor mode and scaling. Scenes of fewer than `FEWEST_CLUSTERS`
+    pairs, or in which the measure or the metric does not vary, do not count.
+
+    Args:
+        records: as `by_condition`.
+        measures: of `measure_conditions`.
+        value: column of the records.
+
+    Returns:
+        `condition`, `method`, `rho`, `rho_low`, `rho_high`, `n_pairs`, `n_scenes`, `verdict`.
+    """
+    numeric = [c for c in CONDITIONS if c.levels]
+    joined = records.merge(measures[["id", *(c.measure for c in numeric)]], on="id")
+    rows = []
+    for condition in numeric:
+        for method, group in joined.groupby("method", sort=False):
+            known = group.dropna(subset=[condition.measure, value])
+            found = [
+                {"scene": scene, "rho": float(spearmanr(own[condition.measure], own[value]).statistic), "n": len(own)}
+                for scene, own in known.groupby("scene")
+                if len(own) >= FEWEST_CLUSTERS and own[condition.measure].nunique() > 1 and own[value].nunique() > 1
+            ]
+            row: dict[str, Any] = {"condition": condition.name, "method": method, "n_pairs": 0, "n_scenes": 0}
+            row |= {"rho": float("nan"), "rho_low": float("nan"), "rho_high": float("nan")}
+            if found:
+                scenes = pd.DataFrame(found)
+                rho = cluster_bootstrap(scenes, "rho", "scene", n)
+                row |= {"rho": rho.mean, "rho_low": rho.low, "rho_high": rho.high}
+                row |= {"n_pairs": int(scenes["n"].sum()), "n_scenes": len(scenes)}
+            rows.append(row)
+    columns = ["condition", "method", "rho", "rho_low", "rho_high", "n_pairs", "n_scenes"]
+    return _with_verdict(pd.DataFrame(rows, columns=columns), "rho")
+
+
+def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """After minus before over the same pairs, for each method and metric.
+
+    Args:
+        before, after: records with a column `method`; of `before`, only the pairs that `after` has too count.
+        values: columns of the records.
+
+    Returns:
+        `method`, `metric`, `before`, `after`, `difference`, `difference_low`, `difference_high`, `n_pairs`,
+        `n_scenes`, `verdict`; no rows where `after` has none.
+    """
+    rows = []
+    for method, late in after.groupby("method", sort=False) if len(after) else ():
+        early = before[(before["method"] == method) & before["id"].isin(late["id"])]
+        for value in values:
+            change = paired_difference(late, early, value)
+            means = float(early[value].mean()), float(late[value].mean())
+            ends = change.mean, change.low, change.high
+            rows.append((method, value, *means, *ends, change.n_pairs, change.n_clusters))
+    columns = ["method", "metric", "before", "after", "difference", "difference_low", "difference_high"]
+    return _with_verdict(pd.DataFrame(rows, columns=[*columns, "n_pairs", "n_scenes"]), "difference")
+
+
+def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Means for each kind, dose and method, and how they differ from dose 0 on the same pairs.
+
+    Args:
+        records: with columns `kind`, `dose` and `method`; dose 0 of each kind among them.
+        values: columns of the records.
+
+    Returns:
+        `kind`, `method`, `metric`, `dose`, `mean`, `mean_low`, `mean_high`, `difference`, `difference_low`,
+        `difference_high`, `n_pairs`, `n_scenes`.
+    """
+    rows = []
+    for (kind, method), group in records.groupby(["kind", "method"], sort=False):
+        none = group[group["dose"] == 0]
+        if none.empty:
+            raise ValueError(f"records of {kind!r} by {method!r} lack dose 0, with which the others are compared")
+        for value in values:
+            for dose, own in group.groupby("dose"):
+                level, change = cluster_bootstrap(own, value), paired_difference(own, none, value)
+                row = {"kind": kind, "method": method, "metric": value, "dose": dose}
+                row |= {"mean": level.mean, "mean_low": level.low, "mean_high": level.high}
+                row |= {"difference": change.mean, "difference_low": change.low, "difference_high": change.high}
+                rows.append(row | {"n_pairs": level.n_pairs, "n_scenes": level.n_clusters})
+    return _without_few(pd.DataFrame(rows), "n_scenes")
+
+
+def rotation_gain(
+    records: pd.DataFrame, parts: Mapping[str, Sequence[str]], values: Sequence[str], n: int = RESAMPLES
+) -> pd.DataFrame:
+    """Does rotation prediction help, and does it help more where geometry is distorted (section 5.3)?
+
+    Networks with and without it that share everything else, seed by seed on the same pairs. Intervals resample seeds
+    and scenes, each by itself; all parts see the same draws, so that their gains can be compared.
+
+    Args:
+        records: of `sarmatch.evaluate` of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and
+            pairs.
+        parts: ids of the pairs of two parts by name, the distorted one first.
+        values: columns of the records.
+
+    Returns:
+        for each of `values` and part, and for the first part minus the second: `metric`, `part`, `contrastive` and
+        `rotation` (means), `difference` and `relative` (difference over `contrastive`), each with `_low` and `_high`,
+        `n_pairs`, `n_scenes` (the smaller of both for their difference), `n_seeds`, `seeds_better` (how many of them),
+        `verdict` on the difference, and `claim`: whether the interval of `relative` holds `CLAIMED_GAIN`.
+
+    Raises:
+        ValueError: rows, seeds or pairs are missing or repeated; an empty part, or other than two parts.
+    """
+    if len(parts) != 2:
+        raise ValueError(f"parts must be two, the distorted one first, got {list(parts)}")
+    wide = _paired_rows(records, values)
+    tables = {name: wide[wide["id"].isin(set(ids))] for name, ids in parts.items()}
+    for name, table in tables.items():
+        if table.empty:
+            raise ValueError(f"part {name!r} holds none of the records' pairs; leave the comparison out")
+    names = [f"{row} {value}" for value in values for row in ROWS]
+    means = _resampled_means(list(tables.values()), names, ("seed", "scene"), n)
+    rows = []
+    for i, value in enumerate(values):
+        without, with_task = means[:, :, 2 * i], means[:, :, 2 * i + 1]
+        gain, relative = with_task - without, with_task / np.where(without > 0, without, np.nan) - 1
+        found = []
+        for j, (name, table) in enumerate(tables.items()):
+            base = {"metric": value, "part": name, ROWS[0]: without[j, 0], ROWS[1]: with_task[j, 0]}
+            by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
+            found.append(base | _counts(table, by_seed) | _gains(gain[j], relative[j]))
+        apart = {"metric": value, "part": " minus ".join(tables)} | _gains(gain[0] - gain[1], relative[0] - relative[1])
+        fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
+        rows += [*found, apart | fewer]
+    table = pd.DataFrame(rows)
+    holds = table["relative_low"].le(CLAIMED_GAIN) & table["relative_high"].ge(CLAIMED_GAIN)
+    judged = table["n_scenes"].ge(FEWEST_CLUSTERS) & table[ROWS[0]].notna() & table["relative_low"].notna()
+    table["claim"] = np.where(judged, np.where(holds, "within", "outside"), "")
+    columns = ["metric", "part", *ROWS, *(f"{name}{end}" for name in ("difference", "relative") for end in _ENDS)]
+    columns += ["n_pairs", "n_scenes", "n_seeds", "seeds_better", "claim"]
+    return _with_verdict(table[columns], "difference")
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _gains(gain: np.ndarray, relative: np.ndarray) -> dict[str, float]:
+    named = (("difference", gain), ("relative", relative))
+    return {f"{name}{end}": x for name, values in named for end, x in zip(_ENDS, _ends(values), strict=True)}
+
+
+def _counts(table: pd.DataFrame, by_seed: pd.Series) -> dict[str, float]:
+    return {
+        "n_pairs": table["id"].nunique(),
+        "n_scenes": table["scene"].nunique(),
+        "n_seeds": len(by_seed),
+        "seeds_better": int((by_seed > 0).sum()),
+    }
+
+
+def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """One row a seed and pair: `seed`, `id`, `scene`, and each metric of both rows as "<row> <metric>"."""
+    keys = ["seed", "id", "scene"]
+    missing = {*keys, "row", *values} - set(records)
+    if missing:
+        raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records)}")
+    chosen = records[records["row"].isin(ROWS)]
+    if chosen.duplicated([*keys, "row"]).any():
+        raise ValueError("records hold a row, seed and pair more than once; choose one protocol")
+    parts = [
+        chosen[chosen["row"] == row][[*keys, *values]].rename(columns={v: f"{row} {v}" for v in values}) for row in ROWS
+    ]
+    wide = parts[0].merge(parts[1], on=keys)
+    n_pairs, n_seeds = chosen["id"].nunique(), chosen["seed"].nunique()
+    if wide.empty or not len(wide) == len(parts[0]) == len(parts[1]) == n_pairs * n_seeds:
+        raise ValueError(f"rows {ROWS} must have the same seeds and pairs; got {[len(part) for part in parts]} records")
+    return wide

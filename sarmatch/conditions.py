@@ -1,0 +1,386 @@
+"""Conditions of a pair: what it shows and how hard it is, told without any network (section 4.6, figure 10).
+
+Figure 10 speaks of "environmental conditions and land cover types" without saying how they were told apart. Here each
+condition follows from the data or their metadata by a rule that was fixed before any result: `CONDITIONS` lists them.
+Fixed limits are physical; measures without a scale of their own are cut at the terciles of the part that is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
+from sarmatch.data.transforms import haze, speckle
+from sarmatch.evaluation import spread
+from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
+from sarmatch.groundtruth import residual_shift
+from sarmatch.nuisances import AUGMENTATION_DOSES, Kind, haze_index
+
+FALSE_COLOUR = ("ombria",)
+"""Datasets whose three optical bands are B11, B8 and B3."""
+GREEN_AND_SWIR = {3: (2, 0), 13: (2, 11)}
+"""Positions of B3 and B11 in a false-colour image and in a full Sentinel-2 one."""
+WATER_SHARE = 0.1
+"""Share of water-like pixels from which a pair counts as one with open water."""
+WHITE = 0.8
+"""Value above which all bands lie in a cloud-like pixel."""
+WHITE_SHARE = 0.01
+"""Share of cloud-like pixels from which a pair counts as one with clouds."""
+TEXTURE_REACH_PX = 4
+"""Of the smoothing and the gradient behind `texture`."""
+LOOKS_WINDOW_PX = 8
+LOOKS_DARKEST = 0.05
+"""Windows darker than this say little about speckle: 8 bits leave them a few grey levels."""
+ONE_LOOK_VARIATION = 4 / np.pi - 1
+"""Squared coefficient of variation of the amplitude of fully developed speckle of one look (Goodman 1976)."""
+MISFIT_GRID = 3
+"""Windows a side in which a residual shift is measured; each is half as wide as the pair, so they overlap."""
+FEWEST_WINDOWS = 4
+"""Windows below which neither the misfit nor the speckle of a pair is given."""
+ECHO, SHADOW = 0.15, 0.10
+"""How far an echo must rise above its surroundings and a shadow fall below them, as shares of the range of values."""
+SURROUNDINGS_PX = 31
+ECHO_TO_SHADOW_PX = 10
+"""Reach along the row: Sentinel-1 looks sideways from near-polar orbits, so range runs roughly along rows."""
+
+
+class Condition(NamedTuple):
+    """A condition and the rule behind it.
+
+    Attributes:
+        name: as tables show it; a proxy says so.
+        measure: column of `measure_conditions`.
+        levels: names of the thirds of a number, from low to high; empty for text, whose values are the levels.
+        rule: how the measure is made, in words for a table.
+    """
+
+    name: str
+    measure: str
+    levels: tuple[str, ...]
+    rule: str
+
+
+CONDITIONS = (
+    Condition("season", "season", (), "as the data state it"),
+    Condition("land cover", "land_cover", (), "as the data state it"),
+    Condition(
+        "water", "water", (), f"B3 > B11 (MNDWI > 0) on {WATER_SHARE:.0%} of the pixels or more; not in true colour"
+    ),
+    Condition(
+        "texture (proxy of land cover)",
+        "texture",
+        ("smooth", "middle", "textured"),
+        "mean gradient of the optical image over its standard deviation",
+    ),
+    Condition(
+        "local misfit (proxy of distortion)",
+        "misfit_px",
+        ("low", "middle", "high"),
+        f"scatter of the residual shifts of {MISFIT_GRID} x {MISFIT_GRID} windows, px; where {FEWEST_WINDOWS} or more "
+        "are reliable",
+    ),
+    Condition(
+        "echo by shadow (proxy of relief)",
+        "layover",
+        ("low", "middle", "high"),
+        f"share of SAR pixels {ECHO:g} above their surroundings with one {SHADOW:g} below within "
+        f"{ECHO_TO_SHADOW_PX} px along the row",
+    ),
+    Condition("haze", "haze", ("clear", "middle", "bright"), "mean of the dark channel; bright ground raises it too"),
+    Condition(
+        "cloud-like", "cloud", (), f"all bands above {WHITE:g} on {WHITE_SHARE:.0%} of the pixels or more; snow too"
+    ),
+    Condition(
+        "speckle",
+        "speckle",
+        ("weak", "middle", "strong"),
+        "1 / equivalent number of looks where the optical image is most even, values taken for amplitudes",
+    ),
+)
+DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px", "layover")}
+"""The two proxies of geometric distortion; the first is the one that claims are tested with."""
+
+
+def measure_conditions(pairs: Pairs) -> pd.DataFrame:
+    """All measures of `CONDITIONS`, one row a pair, over the whole of each pair.
+
+    Returns:
+        the columns of `INDEX_COLUMNS`, and
+
+        - `water`, `cloud`: "yes", "no", or "" where it cannot be told;
+        - `texture`: (1 / px) of the optical image;
+        - `misfit_px`, `misfit_windows`: see `local_misfit`;
+        - `layover`: share of pixels, see `echo_by_shadow`;
+        - `haze`: see `sarmatch.nuisances.haze_index`;
+        - `speckle`: 1 / looks, see `speckle_strength`.
+
+        A number that cannot be told is NaN.
+    """
+    rows = []
+    for pair in tqdm(pairs, desc="conditions", total=len(pairs), disable=None):
+        misfit, windows = local_misfit(pair)
+        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        row |= {
+            "water": _at_least(water_share(pair), WATER_SHARE),
+            "texture": texture(pair),
+            "misfit_px": misfit,
+            "misfit_windows": windows,
+            "layover": echo_by_shadow(pair),
+            "haze": haze_index(pair.optical, pair.valid),
+            "cloud": _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE),
+            "speckle": speckle_strength(pair),
+        }
+        rows.append(row)
+    names = {c.measure for c in CONDITIONS} - set(INDEX_COLUMNS)
+    return pd.DataFrame(rows, columns=[*INDEX_COLUMNS, *sorted(names), "misfit_windows"])
+
+
+def _at_least(share: float, limit: float) -> str:
+    return "" if np.isnan(share) else "yes" if share >= limit else "no"
+
+
+def _mean(values: Tensor, where: Tensor) -> float:
+    """Mean of (H, W) over a mask; NaN where it is empty."""
+    return float(values[where].double().mean())
+
+
+def water_share(pair: Pair) -> float:
+    """Share of valid pixels whose green exceeds the short-wave infrared, the sign of the MNDWI (Xu 2006).
+
+    NaN for images without B11: those with three bands that are not of `FALSE_COLOUR`.
+    """
+    if len(pair.optical) == 3 and pair.dataset not in FALSE_COLOUR:
+        return float("nan")
+    green, swir = (pair.optical[band] for band in GREEN_AND_SWIR[len(pair.optical)])
+    return _mean(green > swir, pair.valid)
+
+
+def texture(pair: Pair) -> float:
+    """Mean length of the gradient of the optical image, averaged over bands, over its standard deviation, 1 / px.
+
+    Contrast and brightness drop out; what is left is how finely the image is structured. NaN of a flat image.
+    """
+    grey = gaussian_blur(pair.optical.mean(dim=0)[None], OPTICAL_SIGMA_PX)[0]
+    dy, dx = torch.gradient(grey)
+    inner = _far_from_invalid(pair.valid, TEXTURE_REACH_PX)
+    if not bool(inner.any()):
+        return float("nan")
+    spread = float(grey[inner].double().std(correction=0))
+    return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else float("nan")
+
+
+def _far_from_invalid(valid: Tensor, distance: int) -> Tensor:
+    """Pixels (H, W) with nothing invalid within `distance` px along both axes; the border of the image is no data."""
+    missing = F.pad((~valid).float()[None], (distance,) * 4, value=1.0)
+    return F.max_pool2d(missing, 2 * distance + 1, 1)[0] == 0
+
+
+def local_misfit(pair: Pair) -> tuple[float, int]:
+    """How differently the parts of a pair are shifted: what no single shift of the image could mend.
+
+    `residual_shift` of `MISFIT_GRID` x `MISFIT_GRID` overlapping windows, each half as wide as the pair. Terrain and
+    layover move places apart, and so does their estimate where sensors share little; a common shift drops out.
+
+    Returns:
+        root mean square distance (px) of the reliable shifts from their median, NaN where fewer than `FEWEST_WINDOWS`
+        are reliable; and how many are.
+    """
+    height, width = pair.size
+    shifts = []
+    for y in np.linspace(0, height - height // 2, MISFIT_GRID).astype(int):
+        for x in np.linspace(0, width - width // 2, MISFIT_GRID).astype(int):
+            cut = (..., slice(y, y + height // 2), slice(x, x + width // 2))
+            images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
+            shift = residual_shift(dataclasses.replace(pair, **images, transform=None))
+            if shift.reliable:
+                shifts.append((shift.dx, shift.dy))
+    if len(shifts) < FEWEST_WINDOWS:
+        return float("nan"), len(shifts)
+    apart = np.array(shifts) - np.median(shifts, axis=0)
+    return float(np.sqrt((apart**2).sum(axis=1).mean())), len(shifts)
+
+
+def echo_by_shadow(pair: Pair) -> float:
+    """Share of valid SAR pixels that are much brighter than their surroundings and have a shadow beside them.
+
+    Slopes and walls that face the radar return strongly, and behind them lies a shadow. So do shores and fields of
+    strong contrast: a proxy. First band, smoothed; surroundings are the mean over `SURROUNDINGS_PX`.
+    """
+    weight = pair.valid.float()[None]
+    half = SURROUNDINGS_PX // 2
+    total, count = (F.avg_pool2d(x, SURROUNDINGS_PX, 1, half) for x in (pair.sar[:1] * weight, weight))
+    rise = gaussian_blur(pair.sar[:1], SAR_SIGMA_PX) - total / count.clamp(min=1e-6)
+    shadow = ((rise < -SHADOW) & pair.valid).float()
+    near = F.max_pool2d(shadow, (1, 2 * ECHO_TO_SHADOW_PX + 1), 1, (0, ECHO_TO_SHADOW_PX)) > 0
+    return _mean(((rise > ECHO) & near)[0], pair.valid)
+
+
+def speckle_strength(pair: Pair) -> float:
+    """1 / equivalent number of looks of the first SAR band, its values taken for amplitudes.
+
+    Median squared coefficient of variation over windows of `LOOKS_WINDOW_PX`, over that of one look. The windows are
+    the quarter in which the *optical* image varies least: a choice by the SAR image itself would prefer windows whose
+    noise is small by chance. Of images in decibels the absolute number means little, their order less than that of
+    amplitudes. NaN where too few windows are full, unclipped and bright enough.
+    """
+    sar, optical, valid = (_windows(image) for image in (pair.sar[:1], pair.optical, pair.valid.float()[None]))
+    sar_mean, known = sar[0].mean(dim=-1), valid[0].mean(dim=-1) == 1
+    usable = known & (sar[0].amin(dim=-1) > 0) & (sar[0].amax(dim=-1) < 1) & (sar_mean >= LOOKS_DARKEST)
+    n_even = int(usable.sum()) // 4
+    if n_even < FEWEST_WINDOWS:
+        return float("nan")
+    unevenness = optical.var(dim=-1).mean(dim=0)[usable]
+    variation = (sar[0].var(dim=-1) / sar_mean**2)[usable]
+    even = torch.argsort(unevenness, stable=True)[:n_even]
+    return float(np.median(variation[even].numpy())) / ONE_LOOK_VARIATION
+
+
+def _windows(image: Tensor) -> Tensor:
+    """Windows side by side of (C, H, W), their pixels last: (C, n, LOOKS_WINDOW_PX ** 2) float64."""
+    side = LOOKS_WINDOW_PX
+    tiles = image.double().unfold(1, side, side).unfold(2, side, side)
+    return tiles.reshape(len(image), -1, side * side)
+
+
+def classify(measures: pd.DataFrame) -> pd.DataFrame:
+    """Levels of all conditions, a row for each pair and condition that can be told.
+
+    Args:
+        measures: of `measure_conditions`, all pairs of the part: the terciles are theirs.
+
+    Returns:
+        `id`, `condition`, `level`, in the order of `CONDITIONS` and of their levels.
+    """
+    parts = []
+    for condition in CONDITIONS:
+        values = measures[condition.measure]
+        levels = _thirds(values, condition.levels) if condition.levels else values.fillna("").astype(str)
+        known = pd.DataFrame({"id": measures["id"], "condition": condition.name, "level": levels})[levels != ""]
+        order = {name: i for i, name in enumerate(condition.levels or sorted(known["level"].unique()))}
+        parts.append(known.sort_values("level", key=lambda column, order=order: column.map(order), kind="stable"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _cuts(values: pd.Series) -> tuple[float, float]:
+    """The terciles; NaN where there are fewer than three different values."""
+    known = values.dropna()
+    if known.nunique() < 3:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, (1 / 3, 2 / 3))
+    return float(low), float(high)
+
+
+def _thirds(values: pd.Series, names: tuple[str, ...]) -> pd.Series:
+    """Name of the third of each value, "" where it is NaN or nothing can be cut."""
+    low, high = _cuts(values)
+    third = 0 + (values > low).astype(int) + (values > high).astype(int)
+    return third.map(dict(enumerate(names))).where(values.notna() & ~np.isnan(low), "")
+
+
+def rules(measures: pd.DataFrame) -> pd.DataFrame:
+    """The rule of each condition, where its thirds were cut, and on how many pairs and scenes it can be told.
+
+    Returns:
+        `condition`, `rule`, `below`, `above` (ends of the middle third, NaN for text), `n_pairs`, `n_scenes`.
+    """
+    levels = classify(measures).merge(measures[["id", "scene"]], on="id")
+    rows = []
+    for condition in CONDITIONS:
+        known = levels[levels["condition"] == condition.name]
+        cuts = _cuts(measures[condition.measure]) if condition.levels else (float("nan"),) * 2
+        rows.append((condition.name, condition.rule, *cuts, len(known), known["scene"].nunique()))
+    return pd.DataFrame(rows, columns=["condition", "rule", "below", "above", "n_pairs", "n_scenes"])
+
+
+def absent(levels: pd.DataFrame) -> list[str]:
+    """Conditions of which the part holds fewer than two levels, so that nothing can be compared."""
+    counts = levels.groupby("condition")["level"].nunique()
+    return [c.name for c in CONDITIONS if counts.get(c.name, 0) < 2]
+
+
+def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]:
+    """Ids of the most distorted third of the pairs and of the rest, "distorted" and "rest"; {} where it is absent.
+
+    Args:
+        levels: of `classify`.
+        measure: of `DISTORTION`, the proxy that tells.
+    """
+    own = levels[levels["condition"] == DISTORTION[measure]]
+    if own.empty:
+        return {}
+    high = own["level"] == "high"
+    return {"distorted": own["id"][high].tolist(), "rest": own["id"][~high].tolist()}
+
+
+def judged_pairs(pairs: Pairs, levels: pd.DataFrame) -> Pairs:
+    """The most distorted third and as many of the rest, evenly spread over scenes; no pairs where nothing can be told.
+
+    The proxy is the first of `DISTORTION` that is not absent.
+    """
+    parts: dict[str, list[str]] = next(filter(None, (distortion_parts(levels, name) for name in DISTORTION)), {})
+    ids = pairs.index["id"]
+    rest = spread(pairs.subset(ids.isin(parts.get("rest", []))), len(parts.get("distorted", [])))
+    return pairs.subset(ids.isin([*parts.get("distorted", []), *rest.index["id"]]))
+
+
+def later_pairs(pairs: Pairs) -> Pairs:
+    """Pairs that have a later SAR image, each with that image in place of its own; possibly none.
+
+    Ids stay, and with them the crops of every protocol, so that records can be compared pair by pair.
+    """
+    has_later = [pairs.later_sar(i) is not None for i in range(len(pairs))]
+    kept = pairs.subset(np.array(has_later, dtype=bool))
+
+    def read(row: pd.Series) -> Pair:
+        later = kept.read_later(row)
+        assert later is not None  # for the type checker: `kept` holds no other
+        return dataclasses.replace(kept.read(row), sar=later)
+
+    # The partner enters the fingerprint, so that no stored record takes these for the pairs themselves.
+    return Pairs(kept.index.assign(partner="later SAR image"), read)
+
+
+def dosed(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
+    """The same pairs under artificial speckle on the SAR image or artificial haze on the optical one.
+
+    Values beyond 1 are clipped, as in training. The haze of a pair keeps its field, and its opacity grows.
+
+    Args:
+        kind: "speckle" or "haze".
+        dose: 1 / looks of the speckle, which comes on top of the image's own; or the largest opacity; in [0, 1], 0
+            leaves the images as they are.
+        seed: with the id of a pair it determines the noise.
+
+    Raises:
+        ValueError: another kind, or a dose out of range.
+    """
+    if kind not in AUGMENTATION_DOSES:
+        raise ValueError(f"kind must be one of {sorted(AUGMENTATION_DOSES)}, got {kind!r}")
+    if not 0 <= dose <= 1:
+        raise ValueError(f"dose must lie in [0, 1] (speckle: 1 / looks), got {dose}")
+    if dose == 0:
+        return pairs
+
+    def read(row: pd.Series) -> Pair:
+        pair = pairs.read(row)
+        rng = np.random.default_rng([seed, zlib.crc32(f"{kind}/{pair.id}".encode())])
+        if kind == "haze":
+            return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
+        return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1))
+
+    return Pairs(pairs.index.assign(partner=f"{kind} {dose:g}, seed {seed}"), read)
+
+
+def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:
+    """What the scenes are like: one row each, with the median of every numeric condition over its pairs."""
+    numeric = [c.measure for c in CONDITIONS if c.levels]
+    return measures.groupby(["dataset", "scene"], as_index=False)[numeric].median()

@@ -1,0 +1,59 @@
+"""Published numbers agree with each other, and with what the shipped weights give when measured again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sarmatch import load_matcher
+from sarmatch.checkpoints import load_weights
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.evaluation import evaluate
+from sarmatch.inference import WEIGHTS
+from sarmatch.profiles import profile
+
+RESULTS = Path(__file__).parents[1] / "book" / "results" / "s1s2"
+DRIFT = 0.03
+"""Of the accuracy of a pair: weights are shipped in half precision, and a few doubtful matches change sides."""
+
+
+@pytest.fixture(scope="module")
+def published() -> pd.DataFrame:
+    """The headline, pair by pair."""
+    return pd.read_csv(RESULTS / "matching_pairs.csv")
+
+
+def test_the_published_table_is_the_mean_of_its_pairs(published: pd.DataFrame) -> None:
+    table = pd.read_csv(RESULTS / "matching.csv")
+    source = np.where(published["id"].str.startswith("ombria"), "OMBRIA", "SEN12")
+    for (name, method), rows in published.groupby([source, "method"]):
+        stated = table[(table["source"] == name) & (table["method"] == method)].iloc[0]
+        for column in ("mma_1px", "mma_3px", "n_matches"):
+            assert rows[column].mean() == pytest.approx(stated[column], rel=1e-4)
+        assert len(rows) == stated["n_pairs"]
+
+
+def test_the_shipped_weights_are_those_that_were_published() -> None:
+    _, header = load_weights(WEIGHTS / "s1s2.safetensors")
+    about = json.loads((RESULTS / "matching.json").read_text())
+    for name in ("profile", "config_hash", "data_fingerprint", "steps"):
+        assert header[name] == str(about[name]), name
+
+
+def test_measured_again_the_shipped_weights_give_what_was_published(published: pd.DataFrame, data_root: Path) -> None:
+    config = profile("s1s2", str(data_root))
+    test = split_pairs(open_pairs(config.data), config.data).test
+    own = published[published["method"] == "consensus"].set_index("id")
+    assert set(own.index) == set(test.index["id"])
+    few = dataclasses.replace(config.evaluation, max_pairs=6)
+    records = evaluate(load_matcher("s1s2", device="cpu"), test, "shift", config.evaluation.headline_radius, few, False)
+    for record in records.to_dict("records"):
+        stated = own.loc[record["id"]]
+        for column in ("mma_1px", "mma_3px"):
+            assert abs(record[column] - stated[column]) < DRIFT, (record["id"], column)
+        assert record["n_matches"] == pytest.approx(stated["n_matches"], rel=0.05)
