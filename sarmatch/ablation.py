@@ -7,7 +7,7 @@ them, so that a study that was stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from sarmatch.evaluation import spread
 from sarmatch.experiments import Run, matches_or_load, train_or_load
 from sarmatch.inference import Matcher
 from sarmatch.metrics import mma, rmse
-from sarmatch.statistics import crossed_resamples, crossed_sums
+from sarmatch.statistics import crossed_sums
 from sarmatch.studies import study_config
 
 NO_DROPOUT = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
+CALIBRATION = ("ece", "ece_raw", "brier")
 BOTH_TASKS = {"contrastive": True, "rotation": True}
 
 
@@ -40,7 +41,8 @@ class Variant:
         name: of the row.
         model, data, training, pretraining: fields of these sections of `Config`; with no tasks there is no pretraining.
         passes: whether it matches by Monte Carlo passes, whose mutual information is part of its confidence.
-        share: of the training pairs that are labelled; pretraining sees all of them.
+        share: of the training pairs that are labelled; pretraining sees all of them. Contrast over cells learns from
+            their co-registration too, so that only what fine-tuning sees grows with the share.
         datasets: of the training and validation pairs; empty takes all.
     """
 
@@ -139,7 +141,7 @@ def study_matches(
     measurement and says how long the rest will take.
 
     Args:
-        test: what to match; None takes the test part, at most `studies.test_pairs` of it.
+        test: what to match, at most `studies.test_pairs` of it; None takes the test part.
 
     Returns:
         one row a match: row, seed, voting (bool: neighbours vote, or each cell by itself), id, dataset, scene,
@@ -147,13 +149,15 @@ def study_matches(
     """
     measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
     fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
+    _check(config, variants, split)
     parts = []
     for seed, variant in _progress(variants, config.studies.seeds, show_progress):
         run = study_run(config, variant, seed, split, runs_dir)
         matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
-        validation = matches_or_load(run, matcher, "study validation", split.validation, "shift", fitted)
+        own = labelled(split, variant, seed).validation
+        validation = matches_or_load(run, matcher, "study validation", own, "shift", fitted)
         calibrator = fit_calibrator(validation, _scores(run, variant))
-        pairs = test or split.test
+        pairs = split.test if test is None else test
         voted = matches_or_load(run, matcher, "study", pairs, "shift", measured)
         per_cell = Matcher(run.net, use_consensus=False)
         alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
@@ -161,6 +165,18 @@ def study_matches(
             parts.append(table.assign(row=variant.name, seed=seed, voting=voting, run=run.path.name))
     names = ["row", "seed", "voting", "id", "dataset", "scene", "error_px", "probability", "confidence", "run"]
     return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
+
+
+def _check(config: Config, variants: Sequence[Variant], split: Split) -> None:
+    """Reject before the first training what a later one could not do."""
+    for variant in variants:
+        study_config(config, 0, {}, variant.model, variant.data, variant.training)
+        part = labelled(split, variant, 0)
+        if len(part.train) < config.training.batch_size or not len(part.validation):
+            raise ValueError(
+                f"row {variant.name!r} has {len(part.train)} training and {len(part.validation)} validation pairs, "
+                f"fewer than a batch ({config.training.batch_size}); leave it out or give more data"
+            )
 
 
 def _progress(variants: Sequence[Variant], seeds: Sequence[int], show_progress: bool) -> Iterator[tuple[int, Variant]]:
@@ -188,7 +204,13 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
 
     Returns:
         row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
+
+    Raises:
+        ValueError: matches of other pairs.
     """
+    strange = set(matches["id"]) - set(pairs.index["id"])
+    if strange:
+        raise ValueError(f"matches are of {len(strange)} pairs that are not among `pairs`, e.g. {min(strange)}")
     index, rows = pairs.index[list(INDEX_COLUMNS)].to_dict("records"), []
     for (row, seed, voting), found in matches.groupby(["row", "seed", "voting"], sort=False):
         errors = {name: part.to_numpy() for name, part in found.groupby("id")["error_px"]}
@@ -205,33 +227,25 @@ def measured_pairs(config: Config, split: Split) -> Pairs:
     return spread(split.test, config.studies.test_pairs)
 
 
-def calibration_resamples(
-    found: pd.DataFrame,
-    score: str,
-    levels: Sequence[Sequence[Any]] | None = None,
-    n: int = 2000,
-    seed: int = 0,
-) -> tuple[float, np.ndarray]:
-    """A calibration score of one row's matches, and its values under resampling of seeds and scenes, (n,).
+def calibration_score(
+    found: pd.DataFrame, score: str, levels: Sequence[Sequence[Any]] | None = None
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """A calibration score of one row's matches as sums and a statistic of them, as `statistics.crossed` takes them.
 
     Args:
         found: matches with a confidence, as `study_matches` returns.
         score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
         levels: all seeds and all scenes of a table of several rows, so that each row sees the same draws.
-        n, seed: of the resampling.
 
     Raises:
         ValueError: unknown score.
     """
-    if score not in ("ece", "ece_raw", "brier"):
-        raise ValueError(f"score must be 'ece', 'ece_raw' or 'brier', got {score!r}")
+    if score not in CALIBRATION:
+        raise ValueError(f"score must be among {CALIBRATION}, got {score!r}")
     x = found["probability" if score == "ece_raw" else "confidence"].to_numpy(float)
     right = (found["error_px"] <= CONFIDENT_PX).to_numpy(float)
     place = np.zeros(len(x), int) if score == "brier" else np.minimum((x * BINS).astype(int), BINS - 1)
     missed = (x - right) ** 2 if score == "brier" else right - x
-    columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in np.unique(place)}
+    columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in range(BINS)}
     table = pd.DataFrame({"seed": found["seed"], "scene": found["scene"], "n": 1.0} | columns)
-    sums = crossed_sums(table, [*columns, "n"], levels=levels)
-    both = np.concatenate([sums.sum((0, 1))[None], crossed_resamples(sums, n, seed)])
-    values = np.abs(both[:, :-1]).sum(1) / both[:, -1]
-    return float(values[0]), values[1:]
+    return crossed_sums(table, [*columns, "n"], levels=levels), lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sarmatch.ablation import calibration_resamples
-from sarmatch.statistics import crossed_bootstrap, paired_t_test
+from sarmatch.ablation import CALIBRATION, calibration_score
+from sarmatch.statistics import FEWEST_CLUSTERS, Crossed, crossed, crossed_bootstrap, paired_t_test
 
 PAPER = pd.DataFrame(
     {
@@ -19,7 +19,6 @@ PAPER = pd.DataFrame(
     }
 )
 """Table 3 as printed, MMA as a share."""
-CALIBRATION = ("ece", "ece_raw", "brier")
 
 
 def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -55,28 +54,27 @@ def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
     for name, found in matches.dropna(subset=["confidence"]).groupby("row", sort=False):
         row = {"row": name, "matches": len(found)}
         for score in CALIBRATION:
-            value, drawn = calibration_resamples(found, score)
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            row |= {score: value, f"{score}_low": low, f"{score}_high": high}
+            measured = crossed(*calibration_score(found, score))
+            low, high = measured.interval()
+            row |= {score: measured.value, f"{score}_low": max(low, 0.0), f"{score}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a metric between rows, over the same seeds and pairs.
+    """Differences of a metric of which more is better between rows, over the same seeds and pairs.
 
-    The interval draws seeds and scenes. The t-test is the paper's (section 4.4): it takes the pairs as independent,
-    each pair's value being the mean over seeds. Pairs of one scene share terrain, season and both acquisitions, so
-    there is less evidence than its p-value believes.
+    The interval is that of other seeds and scenes. The t-test is the paper's (section 4.4): it takes the pairs as
+    independent, each pair's value being the mean over seeds. Pairs of one scene share terrain, season and both
+    acquisitions, so there is less evidence than its p-value believes.
 
     Args:
         scores: as for `metrics_table`.
         steps: (row, the row it is compared with).
 
     Returns:
-        one row a step: row, against, difference, low, high, verdict (`better`, `worse`, or `undecided` where zero lies
-        in the interval), relative (the difference over the mean of `against`; NaN
-            where that is zero), t, p.
+        one row a step: row, against, difference, low, high, verdict (see `verdict`), relative (the difference over the
+        mean of `against`; NaN where that is zero), t, p.
 
     Raises:
         ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
@@ -88,8 +86,8 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
             if wanted not in table.index.get_level_values("row"):
                 raise ValueError(f"no row {wanted!r} among {sorted(scores['row'].unique())}")
         one, other = (table.loc[wanted].sort_index() for wanted in (name, against))
-        if not one.index.equals(other.index):
-            raise ValueError(f"rows {name!r} and {against!r} were not measured with the same seeds and pairs")
+        if not one.index.is_unique or not one.index.equals(other.index):
+            raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
         difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
         interval = crossed_bootstrap(difference, "difference")
         mean, mean_against = (part.groupby("id")[metric].mean().reset_index() for part in (one, other))
@@ -98,7 +96,8 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
         rows.append(
             {
                 "row": name, "against": against, "difference": interval.mean, "low": interval.low,
-                "high": interval.high, "verdict": verdict(interval.low, interval.high),
+                "high": interval.high,
+                "verdict": verdict(interval.low, interval.high, interval.n_clusters, len(one.groupby("seed"))),
                 "relative": interval.mean / before if before else np.nan, "t": test.t, "p": test.p,
             }
         )  # fmt: skip
@@ -106,24 +105,38 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
 
 
 def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a calibration score between rows under the same resamples; negative is better calibrated.
+    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated.
 
     Returns:
         one row a step: row, against, difference, low, high, verdict.
+
+    Raises:
+        ValueError: a row of a step is not in the table.
     """
     known = matches.dropna(subset=["confidence"])
     levels = [sorted(known[factor].unique()) for factor in ("seed", "scene")]
-    values = {name: calibration_resamples(part, score, levels) for name, part in known.groupby("row", sort=False)}
+    found = {name: crossed(*calibration_score(part, score, levels)) for name, part in known.groupby("row", sort=False)}
     rows = []
     for name, against in steps:
-        value, drawn = values[name][0] - values[against][0], values[name][1] - values[against][1]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append((name, against, value, low, high, verdict(-high, -low)))
+        missing = {name, against} - set(found)
+        if missing:
+            raise ValueError(f"no row {min(missing)!r} among {sorted(found)}")
+        one, other = found[name], found[against]
+        n_scenes = min(one.n_second, other.n_second)
+        apart = Crossed(one.value - other.value, one.by_first - other.by_first, one.by_draw - other.by_draw, n_scenes)
+        low, high = apart.interval()
+        rows.append((name, against, apart.value, low, high, verdict(-high, -low, n_scenes, len(levels[0]))))
     return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])
 
 
-def verdict(low: float, high: float) -> str:
-    """What the interval of a gain says, of which more is better."""
-    if np.isnan(low):
-        return "one scene"
+def verdict(low: float, high: float, n_scenes: int, n_seeds: int | None = None) -> str:
+    """What the interval of a gain says, of which more is better; nothing where there is too little to tell from.
+
+    Args:
+        n_seeds: of the trainings that are compared; None where one and the same network was used in two ways.
+    """
+    if n_seeds is not None and n_seeds < 2:
+        return "one seed"
+    if n_scenes < FEWEST_CLUSTERS or np.isnan(low):
+        return "too few scenes"
     return "better" if low > 0 else "worse" if high < 0 else "undecided"

@@ -187,7 +187,7 @@ def experiments(
         profile: size of the trainings and kind of the data.
         data: folder of the data, for the profiles on real data.
         runs: store of runs.
-        output: also write one record a training and test pair, .parquet or .csv.
+        output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
     """
     from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, study_matches
     from sarmatch.ablation_tables import calibration_table, metrics_table
@@ -201,8 +201,12 @@ def experiments(
     matches = study_matches(config, STUDIES[study], split, runs)
     scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
     metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
-    table = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
-    print(with_intervals(table, 3).to_string(index=False))
+    voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
+    alone = metrics_table(scores[~scores["voting"]], metrics)
+    radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
+    print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
+    for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
+        print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
     if output is not None:
         _save_records(scores, output)
     return 0

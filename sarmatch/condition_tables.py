@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from scipy.stats import spearmanr
 from sarmatch.conditions import CONDITIONS
 from sarmatch.statistics import (
     FEWEST_CLUSTERS,
+    Crossed,
     cluster_bootstrap,
-    crossed_resamples,
+    crossed,
     crossed_sums,
     paired_difference,
     summarise,
@@ -95,32 +96,46 @@ def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str, n: int = RE
             continue
         sides = [group[group["level"] == name].assign(_all=0) for name in (names[0], names[-1])]
         n_scenes = min(side["scene"].nunique() for side in sides)
-        means = _resampled_means(sides, [value], ("_all", "scene"), n)[:, :, 0]
-        difference = means[1] - means[0]
+        sums, ((first,), (last,)) = _means(sides, [value], ("_all", "scene"))
+        difference = crossed(sums, _minus(last, first), n)
         rows.append((condition, method, names[0], names[-1], *_ends(difference), n_scenes))
     columns = ["condition", "method", "from", "to", "difference", "difference_low", "difference_high", "n_scenes"]
     return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
 
 
-def _resampled_means(
-    tables: Sequence[pd.DataFrame], values: Sequence[str], factors: tuple[str, str], n: int
-) -> np.ndarray:
-    """Means of columns of several tables, first as they are and then under the same resamples: (tables, 1 + n, V)."""
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def _means(
+    tables: Sequence[pd.DataFrame], values: Sequence[str], factors: tuple[str, str]
+) -> tuple[np.ndarray, list[list[Statistic]]]:
+    """Sums of columns of several tables over the same levels, and for each table and column its mean from them."""
     every = pd.concat(tables)
     levels = [sorted(every[factor].unique()) for factor in factors]
-    counted = [table.assign(_one=1.0) for table in tables]
-    sums = np.concatenate([crossed_sums(table, [*values, "_one"], factors, levels) for table in counted], axis=2)
-    drawn = np.concatenate([sums.sum((0, 1))[None], crossed_resamples(sums, n)])
-    parts = drawn.reshape(1 + n, len(tables), len(values) + 1).transpose(1, 0, 2)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may miss all scenes of a table
-        return parts[..., :-1] / parts[..., -1:]
+    parts = []
+    for table in tables:
+        known = {f"_{value}": table[value].notna().astype(float) for value in values}
+        parts.append(crossed_sums(table.assign(**known).fillna(0.0), [*values, *known], factors, levels))
+    width = len(values)
+
+    def mean(j: int, i: int) -> Statistic:
+        at = 2 * width * j + i
+        return lambda sums: sums[:, at] / sums[:, at + width]
+
+    return np.concatenate(parts, axis=2), [[mean(j, i) for i in range(width)] for j in range(len(tables))]
 
 
-def _ends(values: np.ndarray) -> tuple[float, float, float]:
-    """The first value, and the 95 % interval of the others."""
-    known = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (float("nan"),) * 2
-    return float(values[0]), float(low), float(high)
+def _minus(a: Statistic, b: Statistic) -> Statistic:
+    return lambda sums: a(sums) - b(sums)
+
+
+def _relative(a: Statistic, b: Statistic) -> Statistic:
+    """a / b - 1; NaN where b is zero."""
+    return lambda sums: a(sums) / np.where(b(sums) > 0, b(sums), np.nan) - 1
+
+
+def _ends(found: Crossed) -> tuple[float, float, float]:
+    return (found.value, *found.interval())
 
 
 def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -220,8 +235,8 @@ def rotation_gain(
 ) -> pd.DataFrame:
     """Does rotation prediction help, and does it help more where geometry is distorted (section 5.3)?
 
-    Networks with and without it that share everything else, seed by seed on the same pairs. Intervals resample seeds
-    and scenes, each by itself; all parts see the same draws, so that their gains can be compared.
+    Networks with and without it that share everything else, seed by seed on the same pairs. Intervals are those
+    of other seeds and scenes; all parts see the same draws of scenes, so that their gains can be compared.
 
     Args:
         records: of `sarmatch.evaluate` of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and
@@ -246,19 +261,20 @@ def rotation_gain(
         if table.empty:
             raise ValueError(f"part {name!r} holds none of the records' pairs; leave the comparison out")
     names = [f"{row} {value}" for value in values for row in ROWS]
-    means = _resampled_means(list(tables.values()), names, ("seed", "scene"), n)
+    sums, means = _means(list(tables.values()), names, ("seed", "scene"))
     rows = []
     for i, value in enumerate(values):
-        without, with_task = means[:, :, 2 * i], means[:, :, 2 * i + 1]
-        gain, relative = with_task - without, with_task / np.where(without > 0, without, np.nan) - 1
-        found = []
+        gain = [_minus(of[2 * i + 1], of[2 * i]) for of in means]
+        relative = [_relative(of[2 * i + 1], of[2 * i]) for of in means]
+        found: list[dict[str, Any]] = []
         for j, (name, table) in enumerate(tables.items()):
-            base = {"metric": value, "part": name, ROWS[0]: without[j, 0], ROWS[1]: with_task[j, 0]}
+            base = {row: crossed(sums, means[j][2 * i + k], 1).value for k, row in enumerate(ROWS)}
             by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
-            found.append(base | _counts(table, by_seed) | _gains(gain[j], relative[j]))
-        apart = {"metric": value, "part": " minus ".join(tables)} | _gains(gain[0] - gain[1], relative[0] - relative[1])
+            of_part = _gains(crossed(sums, gain[j], n), crossed(sums, relative[j], n))
+            found.append({"metric": value, "part": name} | base | _counts(table, by_seed) | of_part)
+        apart = _gains(crossed(sums, _minus(*gain), n), crossed(sums, _minus(*relative), n))
         fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
-        rows += [*found, apart | fewer]
+        rows += [*found, {"metric": value, "part": " minus ".join(tables)} | apart | fewer]
     table = pd.DataFrame(rows)
     holds = table["relative_low"].le(CLAIMED_GAIN) & table["relative_high"].ge(CLAIMED_GAIN)
     judged = table["n_scenes"].ge(FEWEST_CLUSTERS) & table[ROWS[0]].notna() & table["relative_low"].notna()
@@ -271,9 +287,9 @@ def rotation_gain(
 _ENDS = ("", "_low", "_high")
 
 
-def _gains(gain: np.ndarray, relative: np.ndarray) -> dict[str, float]:
+def _gains(gain: Crossed, relative: Crossed) -> dict[str, float]:
     named = (("difference", gain), ("relative", relative))
-    return {f"{name}{end}": x for name, values in named for end, x in zip(_ENDS, _ends(values), strict=True)}
+    return {f"{name}{end}": x for name, found in named for end, x in zip(_ENDS, _ends(found), strict=True)}
 
 
 def _counts(table: pd.DataFrame, by_seed: pd.Series) -> dict[str, float]:

@@ -321,15 +321,26 @@ def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]
     return {"distorted": own["id"][high].tolist(), "rest": own["id"][~high].tolist()}
 
 
-def judged_pairs(pairs: Pairs, levels: pd.DataFrame) -> Pairs:
-    """The most distorted third and as many of the rest, evenly spread over scenes; no pairs where nothing can be told.
+def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
+    """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; no pairs where nothing
+    can be told.
 
-    The proxy is the first of `DISTORTION` that is not absent.
+    The proxy is the first of `DISTORTION` that is not absent; pairs of which it cannot be told are in neither part.
+
+    Args:
+        at_most: pairs of both parts together; None takes the whole third.
     """
     parts: dict[str, list[str]] = next(filter(None, (distortion_parts(levels, name) for name in DISTORTION)), {})
     ids = pairs.index["id"]
-    rest = spread(pairs.subset(ids.isin(parts.get("rest", []))), len(parts.get("distorted", [])))
-    return pairs.subset(ids.isin([*parts.get("distorted", []), *rest.index["id"]]))
+    n = len(parts.get("distorted", []))
+    n = n if at_most is None else min(n, at_most // 2)
+    chosen = [spread(pairs.subset(ids.isin(part)), n).index["id"] for part in parts.values()]
+    return pairs.subset(ids.isin([name for part in chosen for name in part]))
+
+
+def _changed(pairs: Pairs, how: str) -> pd.Series | str:
+    """The `partner` of pairs that were changed, after what was changed before."""
+    return pairs.index["partner"] + ", " + how if "partner" in pairs.index else how
 
 
 def later_pairs(pairs: Pairs) -> Pairs:
@@ -346,7 +357,7 @@ def later_pairs(pairs: Pairs) -> Pairs:
         return dataclasses.replace(kept.read(row), sar=later)
 
     # The partner enters the fingerprint, so that no stored record takes these for the pairs themselves.
-    return Pairs(kept.index.assign(partner="later SAR image"), read)
+    return Pairs(kept.index.assign(partner=_changed(kept, "later SAR image")), read)
 
 
 def dosed(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
@@ -377,7 +388,7 @@ def dosed(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
             return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
         return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1))
 
-    return Pairs(pairs.index.assign(partner=f"{kind} {dose:g}, seed {seed}"), read)
+    return Pairs(pairs.index.assign(partner=_changed(pairs, f"{kind} {dose:g}, seed {seed}")), read)
 
 
 def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:

@@ -36,6 +36,9 @@ def fine_consensus(
         values (len(sides), N, K, K) float32, the entries of `consensus(fine_volume(...))`, zero where not valid, and
         valid (len(sides), N, K, K) bool.
     """
+    if sar.device.type == "mps":  # which has no double precision
+        found = fine_consensus(sar.cpu(), optical.cpu(), cells.cpu(), displacement.cpu(), radius, sides, cell)
+        return found[0].to(sar.device), found[1].to(sar.device)
     size = 2 * radius + 1
     values = torch.zeros(len(sides), len(cells), size, size, device=sar.device)
     valid = torch.zeros_like(values, dtype=torch.bool)

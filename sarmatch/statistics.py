@@ -6,9 +6,10 @@ Pairs of one scene share terrain, season and acquisition, so they are not indepe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -133,24 +134,60 @@ def crossed_sums(
     return full.to_numpy(dtype=np.float64).reshape(len(levels[0]), len(levels[1]), len(values))
 
 
-def crossed_resamples(sums: np.ndarray, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """Total sums of n resamples in which the levels of both factors are drawn with replacement, each by itself.
+class Crossed(NamedTuple):
+    """A statistic of records that two factors cross, such as trainings of a few seeds that all match the same scenes.
 
-    For records that two factors cross, such as trainings of several seeds that all match the same scenes; resampling
-    both errs on the safe side (Owen 2007, doi 10.1214/07-AOAS122). A factor of one level stays as it is.
+    Attributes:
+        value: of all records.
+        by_first: of each level of the first factor alone, (A,).
+        by_draw: of resamples of the levels of the second factor with replacement, (n,); constant where it has one.
+        n_second: levels of the second factor.
+    """
+
+    value: float
+    by_first: np.ndarray
+    by_draw: np.ndarray
+    n_second: int
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval for other levels of both factors.
+
+        The variance is that of the mean over the first factor plus that of the bootstrap over the second, and t has the
+        degrees of freedom of Satterthwaite: from a few seeds little is known of how much seeds differ, and resampling
+        them as if they were all there are would err several times as often as it says.
+
+        Returns:
+            NaN twice where the second factor has a single level. Of a single level of the first factor nothing is known
+            beyond itself: the interval is then that of the second.
+        """
+        if self.n_second < 2:
+            return float("nan"), float("nan")
+        first, known = self.by_first[np.isfinite(self.by_first)], self.by_draw[np.isfinite(self.by_draw)]
+        of_first = float(first.var(ddof=1)) / len(first) if len(first) > 1 else 0.0
+        of_second = float(known.var()) if len(known) else 0.0
+        total = of_first + of_second
+        if total == 0:
+            return self.value, self.value
+        freedom = total**2 / (of_first**2 / max(1, len(first) - 1) + of_second**2 / (self.n_second - 1))
+        half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
+        return self.value - half, self.value + half
+
+
+def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
+    """A statistic of sums over records, for all, for each level of the first factor and for draws of the second.
 
     Args:
-        sums: as `crossed_sums` returns, (A, B, V).
-
-    Returns:
-        (n, V).
+        sums: as `crossed_sums` returns, (A, B, V). Equal shapes see equal draws.
+        statistic: of rows of sums (m, V), returns (m,).
+        n, seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    weights = []
-    for levels in sums.shape[:2]:
-        drawn = rng.integers(0, levels, size=(n, levels))
-        weights.append((drawn[..., None] == np.arange(levels)).sum(axis=1).astype(float))
-    return np.einsum("na,nb,abv->nv", *weights, sums, optimize=True)
+    drawn = np.random.default_rng(seed).integers(0, sums.shape[1], size=(n, sums.shape[1]))
+    times = (drawn[..., None] == np.arange(sums.shape[1])).sum(axis=1).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
+        value = statistic(sums.sum((0, 1))[None])
+        return Crossed(
+            float(value[0]), statistic(sums.sum(1)), statistic(times @ sums.sum(0)), int(sums.any((0, 2)).sum())
+        )
 
 
 def crossed_bootstrap(
@@ -161,14 +198,14 @@ def crossed_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of a column with a percentile interval under `crossed_resamples`, for one row a pair and training.
+    """Mean of a column with the interval of `Crossed`, for one row a pair and training.
 
     Args:
         value: numeric column; rows where it is NaN are left out.
         n, seed, level: as in `cluster_bootstrap`.
 
     Returns:
-        an interval whose `n_clusters` counts the levels of the second factor; NaN ends where that has one level only.
+        an interval whose `n_clusters` counts the levels of the second factor.
 
     Raises:
         ValueError: missing columns, or no values.
@@ -178,11 +215,8 @@ def crossed_bootstrap(
     if known.empty:
         raise ValueError(f"column {value!r} holds no values: {len(records)} records, all NaN")
     sums = crossed_sums(known, [value, "_one"], factors)
-    low = high = float("nan")
-    if sums.shape[1] > 1:
-        drawn = crossed_resamples(sums, n, seed)
-        low, high = np.nanquantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(known[value].mean()), float(low), float(high), len(known), sums.shape[1])
+    found = crossed(sums, lambda s: s[:, 0] / s[:, 1], n, seed)
+    return Interval(found.value, *found.interval(level), len(known), found.n_second)
 
 
 def paired_difference(

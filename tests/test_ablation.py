@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sarmatch.ablation import (
     ABLATION,
     Variant,
     ablation_row,
-    calibration_resamples,
+    calibration_score,
     labelled,
     measured_pairs,
     pair_scores,
@@ -136,6 +137,37 @@ def test_pairs_without_matches_count_as_nothing_right(split) -> None:
     assert scores["rmse_px"].iloc[0] == pytest.approx(np.sqrt((0.25 + 16) / 2)) and np.isnan(scores["rmse_px"].iloc[1])
 
 
+def test_matches_of_other_pairs_are_rejected(split) -> None:
+    matches = pd.DataFrame({"row": "a", "seed": 0, "voting": True, "id": ["elsewhere"], "error_px": [0.5]})
+    with pytest.raises(ValueError, match=r"1 pairs that are not among `pairs`, e.g. elsewhere"):
+        pair_scores(matches, split.test, EvaluationConfig())
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (Variant("elsewhere", datasets=("ombria",)), "row 'elsewhere' has 0 training and 0 validation pairs"),
+        (Variant("large", data={"crop_size": 128}), "crop_size must lie between"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_first_training(split, tmp_path, variant, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        study_matches(SMOKE, [ablation_row("baseline"), variant], split, tmp_path, show_progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fewer_labels_and_other_unlabelled_pairs_are_another_run(split, tmp_path, monkeypatch) -> None:
+    config = SMOKE.replace(studies={"steps": 1, "pretraining_steps": 1})
+    half = Variant("half", share=0.5, pretraining={"contrastive": True})
+    run = study_run(config, half, 0, split, tmp_path)
+    few = labelled(split, half, 0)
+    alone = study_run(config, Variant("alone", pretraining={"contrastive": True}), 0, few, tmp_path)
+    assert run.path != alone.path
+    pretrained = [tmp_path / "smoke" / r.provenance["pretraining"] for r in (run, alone)]
+    fingerprints = [json.loads((p / "provenance.json").read_text())["data_fingerprint"] for p in pretrained]
+    assert [f.split("-")[0] for f in fingerprints] == [split.train.fingerprint(), few.train.fingerprint()]
+
+
 def simulated(n: int = 4000) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"seed": rng.integers(0, 3, n), "scene": rng.integers(0, 8, n).astype(str)})
@@ -148,14 +180,16 @@ def simulated(n: int = 4000) -> pd.DataFrame:
     ("score", "column", "name"),
     [("ece", "confidence", "ece"), ("ece_raw", "probability", "ece"), ("brier", "confidence", "brier")],
 )
-def test_scores_are_those_of_the_calibration_module_and_lie_among_their_resamples(score, column, name) -> None:
+def test_scores_are_those_of_the_calibration_module(score, column, name) -> None:
     table = simulated()
-    value, drawn = calibration_resamples(table, score, n=300)
+    sums, statistic = calibration_score(table, score)
     expected = calibration_scores(table[column].to_numpy(), (table["error_px"] <= 3).to_numpy())
-    assert value == pytest.approx(expected[name], rel=1e-6)
-    assert len(drawn) == 300 and drawn.min() < value < drawn.max()
+    assert statistic(sums.sum((0, 1))[None]) == pytest.approx(expected[name], rel=1e-6)
+    one = table[(table["seed"] == 1)]
+    expected = calibration_scores(one[column].to_numpy(), (one["error_px"] <= 3).to_numpy())
+    assert statistic(sums.sum(1))[1] == pytest.approx(expected[name], rel=1e-6)
 
 
 def test_unknown_scores_are_rejected() -> None:
-    with pytest.raises(ValueError, match="score must be 'ece', 'ece_raw' or 'brier', got 'mce'"):
-        calibration_resamples(simulated(10), "mce")
+    with pytest.raises(ValueError, match=r"score must be among .* got 'mce'"):
+        calibration_score(simulated(10), "mce")

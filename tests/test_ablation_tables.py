@@ -11,20 +11,20 @@ from sarmatch.ablation_tables import PAPER, calibration_gains, calibration_table
 
 
 def scores(shift: float = 0.1, noise: float = 0.0) -> pd.DataFrame:
-    """Two rows, two seeds, four scenes of three pairs; the second row is better by `shift`."""
+    """Two rows, two seeds, six scenes of two pairs; the second row is better by `shift`."""
     rng, rows = np.random.default_rng(0), []
     for row, gain in (("baseline", 0.0), ("rotation", shift)):
         for seed in (0, 1):
             for pair in range(12):
                 value = 0.3 + 0.01 * pair + gain + noise * rng.normal()
-                rows.append((row, seed, f"p{pair}", f"s{pair // 3}", value, np.nan))
+                rows.append((row, seed, f"p{pair}", f"s{pair // 2}", value, np.nan))
     return pd.DataFrame(rows, columns=["row", "seed", "id", "scene", "mma_1px", "rmse_px"])
 
 
 def test_means_have_their_counts_and_lie_in_their_intervals() -> None:
     table = metrics_table(scores(), ["mma_1px", "rmse_px"]).set_index("row")
     assert table.loc["rotation", "mma_1px"] == pytest.approx(0.455)
-    assert table.loc["baseline", ["n_seeds", "n_pairs", "n_scenes"]].tolist() == [2, 12, 4]
+    assert table.loc["baseline", ["n_seeds", "n_pairs", "n_scenes"]].tolist() == [2, 12, 6]
     assert (table["mma_1px_low"] < table["mma_1px"]).all() and (table["mma_1px"] < table["mma_1px_high"]).all()
     assert table["rmse_px"].isna().all()
 
@@ -49,7 +49,7 @@ def test_rows_that_were_measured_otherwise_are_rejected() -> None:
     records = scores()
     with pytest.raises(ValueError, match="no row 'both'"):
         gains(records, "mma_1px", [("both", "baseline")])
-    with pytest.raises(ValueError, match="not measured with the same seeds and pairs"):
+    with pytest.raises(ValueError, match="not measured once with the same seeds and pairs"):
         gains(records.drop(index=records.index[-1]), "mma_1px", [("rotation", "baseline")])
 
 
@@ -78,14 +78,17 @@ def test_calibration_of_rows_and_their_difference() -> None:
     row = calibration_gains(matches(0.2), "ece", [("rotation", "baseline")]).iloc[0]
     assert row["difference"] == pytest.approx(table.loc["rotation", "ece"] - table.loc["baseline", "ece"])
     assert row["verdict"] == "better" and row["high"] < 0
+    with pytest.raises(ValueError, match="no row 'both'"):
+        calibration_gains(matches(0.2), "ece", [("rotation", "both")])
+    one_scene = calibration_gains(matches(0.2).assign(scene="a"), "ece", [("rotation", "baseline")]).iloc[0]
+    assert np.isnan(one_scene["low"]) and one_scene["verdict"] == "too few scenes"
     same = calibration_gains(matches(0.2), "ece", [("rotation", "rotation")]).iloc[0]
     assert (same["low"], same["high"]) == (0, 0) and same["verdict"] == "undecided"
 
 
 def test_verdicts() -> None:
-    assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1), verdict(np.nan, np.nan)] == [
-        "better", "worse", "undecided", "one scene",
-    ]  # fmt: skip
+    asked = [(0.1, 0.2, 9, 3), (-0.2, -0.1, 9, None), (-0.1, 0.1, 9, 3), (0.1, 0.2, 9, 1), (0.1, 0.2, 4, 3)]
+    assert [verdict(*one) for one in asked] == ["better", "worse", "undecided", "one seed", "too few scenes"]
 
 
 def test_the_printed_table_has_the_gain_of_the_abstract() -> None:

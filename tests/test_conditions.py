@@ -219,6 +219,8 @@ def test_distorted_third_and_rest_and_who_is_judged() -> None:
     judged = conditions.judged_pairs(Pairs(index, lambda row: a_pair()), levels)
     ids = set(judged.index["id"])
     assert len(ids) == 8 and set(parts["distorted"]) < ids
+    few = set(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), levels, 5).index["id"])
+    assert [len(few & set(part)) for part in parts.values()] == [2, 2]
     other = conditions.classify(table(layover=[float(i) for i in range(n)]))  # the first proxy is absent
     assert {"p8", "p9", "p10", "p11"} < set(
         conditions.judged_pairs(Pairs(index, lambda row: a_pair()), other).index["id"]
@@ -277,3 +279,11 @@ def test_dose_of_speckle_is_the_inverse_number_of_looks() -> None:
 def test_other_doses_are_rejected(kind: str, dose: float) -> None:
     with pytest.raises(ValueError, match=r"kind|dose"):
         conditions.dosed(some(1), kind, dose)  # type: ignore[arg-type]
+
+
+def test_pairs_changed_twice_are_neither_those_changed_once() -> None:
+    index = pd.DataFrame({"id": ["a"], "scene": "s", "dataset": "", "season": "", "land_cover": ""})
+    pairs = Pairs(index, lambda row: a_pair())
+    hazy = conditions.dosed(pairs, "haze", 0.3)
+    both = conditions.dosed(conditions.dosed(pairs, "speckle", 0.25), "haze", 0.3)
+    assert len({p.fingerprint() for p in (pairs, hazy, both, conditions.dosed(hazy, "haze", 0.3))}) == 4

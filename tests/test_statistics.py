@@ -10,9 +10,10 @@ import pytest
 import scipy.stats
 
 from sarmatch.statistics import (
+    Crossed,
     cluster_bootstrap,
+    crossed,
     crossed_bootstrap,
-    crossed_resamples,
     crossed_sums,
     paired_difference,
     paired_t_test,
@@ -146,37 +147,62 @@ def test_summary_has_a_row_a_group_with_the_bootstrap_of_each_column() -> None:
     assert shown.loc[1, "rmse"] == ""
 
 
-def test_crossed_sums_and_resamples_against_the_written_out_draw() -> None:
+def test_crossed_sums_fill_what_is_not_there() -> None:
     records = pd.DataFrame(
         {"seed": [0, 0, 1, 1, 1], "scene": ["a", "b", "a", "a", "c"], "x": [1.0, 2.0, 3.0, 4.0, 5.0], "one": 1.0}
     )
     sums = crossed_sums(records, ["x", "one"])
     assert sums[..., 0].tolist() == [[1, 2, 0], [7, 0, 5]] and sums[..., 1].tolist() == [[1, 1, 0], [2, 0, 1]]
-    drawn = crossed_resamples(sums, n=50, seed=3)
-    rng = np.random.default_rng(3)
-    seeds, scenes = rng.integers(0, 2, size=(50, 2)), rng.integers(0, 3, size=(50, 3))
-    for i in range(50):
-        expected = sum(sums[a, b] for a in seeds[i] for b in scenes[i])
-        np.testing.assert_allclose(drawn[i], expected)
     both = crossed_sums(records, ["x"], levels=([0, 1, 2], ["a", "b", "c", "d"]))
     assert both.shape == (3, 4, 1) and both[2].sum() == both[:, 3].sum() == 0
 
 
-def test_crossed_bootstrap_is_wider_than_that_of_scenes_alone_where_seeds_differ() -> None:
-    rng = np.random.default_rng(0)
-    rows = [(s, f"{c}", 0.2 * s + 0.01 * rng.normal()) for s in range(3) for c in range(10)]
-    records = pd.DataFrame(rows, columns=["seed", "scene", "x"])
-    crossed, scenes = crossed_bootstrap(records, "x"), cluster_bootstrap(records, "x")
-    assert crossed.mean == pytest.approx(scenes.mean) and crossed.n_clusters == 10
-    assert crossed.high - crossed.low > 5 * (scenes.high - scenes.low)
+def mean(sums: np.ndarray) -> np.ndarray:
+    return sums[:, 0] / sums[:, 1]
 
 
-def test_crossed_bootstrap_of_one_seed_is_that_of_its_scenes_and_of_one_scene_unknown() -> None:
+def test_crossed_is_the_statistic_of_all_of_each_seed_and_of_draws_of_scenes() -> None:
+    sums = np.array([[[1.0, 1], [2, 1], [0, 0]], [[7, 2], [0, 0], [5, 1]]])
+    found = crossed(sums, mean, n=40, seed=3)
+    assert (found.value, found.by_first.tolist(), found.n_second) == (15 / 5, [3 / 2, 12 / 3], 3)
+    drawn = np.random.default_rng(3).integers(0, 3, size=(40, 3))
+    for i in range(40):
+        total = sum(sums[a, b] for a in range(2) for b in drawn[i])
+        np.testing.assert_allclose(found.by_draw[i], total[0] / total[1])
+
+
+def test_the_interval_of_few_seeds_that_agree_is_that_of_scenes_and_grows_with_their_spread() -> None:
+    draws = np.random.default_rng(0).normal(0.5, 0.02, 4000)
+    alike = Crossed(0.5, np.array([0.5, 0.5, 0.5]), draws, 20).interval()
+    expected = scipy.stats.t.ppf(0.975, 19) * draws.std()
+    assert alike == pytest.approx((0.5 - expected, 0.5 + expected))
+    apart = Crossed(0.5, np.array([0.3, 0.5, 0.7]), np.full(100, 0.5), 20).interval()
+    assert apart[1] - 0.5 == pytest.approx(scipy.stats.t.ppf(0.975, 2) * 0.2 / np.sqrt(3))  # t with two degrees
+    assert Crossed(0.5, np.array([0.5]), np.full(100, 0.5), 20).interval() == (0.5, 0.5)
+    assert np.isnan(Crossed(0.5, np.array([0.3, 0.7]), np.full(100, 0.5), 1).interval()).all()
+
+
+@pytest.mark.parametrize("of_seeds", [0.02, 0.2])
+def test_intervals_over_three_seeds_miss_the_truth_about_as_often_as_they_say(of_seeds: float) -> None:
+    rng, missed, trials = np.random.default_rng(0), 0, 300
+    for _ in range(trials):
+        values = of_seeds * rng.normal(size=(3, 1)) + 0.1 * rng.normal(size=(1, 15)) + 0.02 * rng.normal(size=(3, 15))
+        found = crossed(np.stack([values, np.ones_like(values)], -1), mean, n=200)
+        low, high = found.interval()
+        missed += not low <= 0 <= high
+    assert missed / trials < 0.09  # resampling three seeds as if there were no others misses more than twice as often
+
+
+def test_crossed_bootstrap_leaves_out_what_is_not_known() -> None:
     rng = np.random.default_rng(1)
-    records = pd.DataFrame({"seed": 0, "scene": np.repeat(list("abcdefgh"), 5), "x": rng.normal(size=40)})
-    crossed, scenes = crossed_bootstrap(records, "x", n=4000), cluster_bootstrap(records, "x", n=4000)
-    assert (crossed.low, crossed.high) == pytest.approx((scenes.low, scenes.high), abs=0.05)
-    one = crossed_bootstrap(records.assign(scene="a"), "x")
-    assert np.isnan(one.low) and np.isnan(one.high)
+    records = pd.DataFrame(
+        {"seed": np.tile([0, 1], 20), "scene": np.repeat(list("abcdefgh"), 5), "x": rng.normal(size=40)}
+    )
+    found = crossed_bootstrap(records, "x")
+    assert found.mean == pytest.approx(records["x"].mean()) and found.low < found.mean < found.high
+    assert (found.n_pairs, found.n_clusters) == (40, 8)
+    some = crossed_bootstrap(records.assign(x=records["x"].where(records.index > 9)), "x")
+    assert some.mean == pytest.approx(records["x"][10:].mean()) and (some.n_pairs, some.n_clusters) == (30, 6)
+    assert np.isnan(crossed_bootstrap(records.assign(scene="a"), "x").low)
     with pytest.raises(ValueError, match="holds no values"):
         crossed_bootstrap(records.assign(x=np.nan), "x")
