@@ -187,7 +187,10 @@ def training_crops(
         sar = fill_invalid(sample["sar"][None].to(device), masks[0])
         optical = fill_invalid(sample["optical"][None].to(device), masks[1])
         with torch.no_grad():
-            prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
+            prefixes = (
+                net.sar_encoder.prefix(sar).masked(masks[0]),
+                net.optical_encoder.prefix(optical).masked(masks[1]),
+            )
             first, second = net.sar_encoder.coarse(prefixes[0]), net.optical_encoder.coarse(prefixes[1])
             descriptors = net.describe(first), net.describe(second)
         valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)

@@ -60,7 +60,7 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
         nine channels, usable away from invalid pixels and from the border, which would look like an edge that both
         images have in the same place.
     """
-    usable = _eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
+    usable = eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
     return Features(orientation_channels(image[None], sigma_px)[0] * usable, usable)
 
 
@@ -80,7 +80,7 @@ def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
         return channels / (channels.norm(dim=1, keepdim=True) + _FLOOR * strength).clamp(min=1e-12)
 
 
-def _eroded(valid: Tensor) -> Tensor:
+def eroded(valid: Tensor) -> Tensor:
     """Pixels further than `BORDER_PX` from the border and from any invalid pixel of (H, W) or (B, H, W)."""
     invalid = F.pad((~valid).float()[None], (BORDER_PX,) * 4, value=1.0)
     return F.max_pool2d(invalid, 2 * BORDER_PX + 1, stride=1)[0] == 0

@@ -257,7 +257,10 @@ class Matcher:
     ) -> RawMatches:
         """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells."""
         net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
-        prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
+        prefixes = (
+            net.sar_encoder.prefix(sar).masked(_pixels(sar_valid)),
+            net.optical_encoder.prefix(optical).masked(_pixels(optical_valid)),
+        )
         first, second = (
             net.describe(encoder.finish(prefix))
             for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
@@ -309,6 +312,11 @@ def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
     starts = [round((length - TILE) * i / (n - 1) / MULTIPLE) * MULTIPLE for i in range(n)]
     edges = [-1.0, *((a + TILE + b) / 2 for a, b in pairwise(starts)), float(length)]
     return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
+
+
+def _pixels(cells: Tensor) -> Tensor:
+    """A mask of cells (B, h, w) as one of pixels."""
+    return cells.repeat_interleave(STRIDE, -2).repeat_interleave(STRIDE, -1)
 
 
 def _refit(matches: RawMatches, prior: Tensor) -> Tensor:

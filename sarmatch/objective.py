@@ -33,7 +33,10 @@ class Objective(nn.Module):
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is their weighted sum (table 2)."""
         sar, optical = self.net(
-            fill_invalid(batch["sar"], batch["sar_valid"]), fill_invalid(batch["optical"], batch["optical_valid"])
+            fill_invalid(batch["sar"], batch["sar_valid"]),
+            fill_invalid(batch["optical"], batch["optical_valid"]),
+            batch["sar_valid"],
+            batch["optical_valid"],
         )
         with torch.autocast(sar.coarse.device.type, enabled=False):
             return self._losses(sar, optical, batch)

@@ -73,13 +73,13 @@ def global_prior(
     everywhere = torch.ones_like(sar[:, 0], dtype=torch.bool)
     sar_valid = everywhere if sar_valid is None else sar_valid
     optical_valid = everywhere if optical_valid is None else optical_valid
-    described = _centred(net.describe_sar(fill_invalid(sar, sar_valid)).coarse, _cells(sar_valid))
+    described = _centred(net.describe_sar(fill_invalid(sar, sar_valid), sar_valid).coarse, _cells(sar_valid))
     best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
     for chunk in maps.split(BATCH):
         turned = warp(optical.expand(len(chunk), -1, -1, -1), chunk, (height, width))
         mask = optical_valid[:, None].float().expand(len(chunk), -1, -1, -1)
         seen = warp(mask, chunk, (height, width))[:, 0] > 0.999
-        turned_descriptors = _centred(net.describe_optical(fill_invalid(turned, seen)).coarse, _cells(seen))
+        turned_descriptors = _centred(net.describe_optical(fill_invalid(turned, seen), seen).coarse, _cells(seen))
         scores, shifts = correlate(described, turned_descriptors, max_shift_px)
         i = int(scores.argmax())
         if float(scores[i]) > best.score:

@@ -27,12 +27,12 @@ class PatchNet(nn.Module):
     def describe(self, descriptors: Descriptors) -> Descriptors:
         return descriptors
 
-    def describe_sar(self, image: Tensor) -> Descriptors:
+    def describe_sar(self, image: Tensor, valid: Tensor | None = None) -> Descriptors:
         return self.sar_encoder(image)
 
     describe_optical = describe_sar
 
-    def forward(self, sar: Tensor, optical: Tensor) -> tuple[Descriptors, Descriptors]:
+    def forward(self, sar: Tensor, optical: Tensor, *_: Tensor) -> tuple[Descriptors, Descriptors]:
         return self.describe_sar(sar), self.describe_optical(optical)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
-from sarmatch.gradients import BORDER_PX, orientation_channels
+from sarmatch.gradients import BORDER_PX, eroded, orientation_channels
 from sarmatch.models.layers import STRIDE, FineBranch, check_input, norm_layer, standardise
 from sarmatch.models.uncertainty import Uncertainty, UncertaintyModule
 
@@ -39,6 +39,12 @@ class Prefix(NamedTuple):
     image: Tensor
     maps: tuple[Tensor, ...]
     gradients: Tensor | None = None
+
+    def masked(self, valid: Tensor | None) -> Prefix:
+        """Without gradients next to pixels that carry no data (B, H, W) bool, whose edge both images may share."""
+        if valid is None or self.gradients is None:
+            return self
+        return self._replace(gradients=self.gradients * eroded(valid)[:, None])
 
     def expand(self, n: int) -> Prefix:
         """One image's prefix, seen n times."""
@@ -88,9 +94,10 @@ class DenseEncoder(nn.Module, ABC):
         """F alone: (B, C, H, W) in [0, 1], H and W multiples of 16, to (B, feature_width, H/4, W/4)."""
         return self.trunk(self.prefix(image).maps)
 
-    def forward(self, image: Tensor) -> Encoding:
-        """(B, C, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`."""
-        return self.finish(self.prefix(image))
+    def forward(self, image: Tensor, valid: Tensor | None = None) -> Encoding:
+        """(B, C, H, W) in [0, 1], H and W multiples of 16, to an `Encoding`; `valid` (B, H, W) bool tells which pixels
+        carry data, None that all do."""
+        return self.finish(self.prefix(image).masked(valid))
 
     def finish(self, prefix: Prefix) -> Encoding:
         """What follows the prefix."""

@@ -83,16 +83,18 @@ class SarOpticalNet(nn.Module):
         # Its turn comes after training; until then it stays as it is.
         self.epistemic_head = EpistemicHead(config.coarse_dim).requires_grad_(False)
 
-    def describe_sar(self, sar: Tensor) -> Descriptors:
-        """(B, 1 or 2, H, W) in [0, 1] to descriptors."""
-        return self.describe(self.sar_encoder(sar))
+    def describe_sar(self, sar: Tensor, valid: Tensor | None = None) -> Descriptors:
+        """(B, 1 or 2, H, W) in [0, 1] to descriptors; `valid` (B, H, W) bool, None takes all pixels."""
+        return self.describe(self.sar_encoder(sar, valid))
 
-    def describe_optical(self, optical: Tensor) -> Descriptors:
-        """(B, 3 or 13, H, W) in [0, 1] to descriptors."""
-        return self.describe(self.optical_encoder(optical))
+    def describe_optical(self, optical: Tensor, valid: Tensor | None = None) -> Descriptors:
+        """(B, 3 or 13, H, W) in [0, 1] to descriptors; `valid` as above."""
+        return self.describe(self.optical_encoder(optical, valid))
 
-    def forward(self, sar: Tensor, optical: Tensor) -> tuple[Descriptors, Descriptors]:
-        return self.describe_sar(sar), self.describe_optical(optical)
+    def forward(
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor | None = None, optical_valid: Tensor | None = None
+    ) -> tuple[Descriptors, Descriptors]:
+        return self.describe_sar(sar, sar_valid), self.describe_optical(optical, optical_valid)
 
     def uncertainty_maps(self, sar: Tensor, optical: Tensor) -> UncertaintyMaps:
         """All maps of pairs of images as `describe_sar` and `describe_optical` take them.

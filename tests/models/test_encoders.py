@@ -45,6 +45,17 @@ def test_oriented_gradients_stand_beside_learned_channels_and_count_by_their_sca
         assert torch.allclose(encoding.gradients[i], F.avg_pool2d(expected, 4), atol=1e-3)
 
 
+def test_the_edge_of_missing_data_is_no_structure():
+    encoder = SarEncoder(SMALL).eval()
+    valid = torch.ones(2, 64, 48, dtype=torch.bool)
+    valid[:, :, :20] = False
+    with torch.no_grad():
+        encoding = encoder(torch.where(valid[:, None], image(1), 0.5), valid)
+    gradients = encoding.fine[:, SMALL.fine_dim :].abs().sum(1)
+    assert gradients[..., :24].max() == 0 and (gradients[:, 8:-8, 26:-6] > 0).all()
+    assert encoding.gradients[..., :6].abs().max() == 0
+
+
 def test_the_paper_network_goes_without_oriented_gradients():
     literal = dataclasses.replace(SMALL, oriented_gradients=False)
     net = SarOpticalNet(literal).eval()
