@@ -8,6 +8,7 @@ each of a few orientations. The template baseline and the estimate of the ground
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,10 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
 @torch.no_grad()
 def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
     """The channels of `oriented_gradients` of a batch (B, C, H, W) up to the edges, (B, 9, H, W) float32."""
-    with torch.autocast(images.device.type, enabled=False):
+    kind = images.device.type
+    # Eight bits of bfloat16 are too few for differences of smoothed pixels; the meta device knows no autocast.
+    exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with exact:
         smooth = gaussian_blur(images.float(), sigma_px)
         along_x = F.pad(smooth[..., 2:] - smooth[..., :-2], (1, 1, 0, 0))
         along_y = F.pad(smooth[..., 2:, :] - smooth[..., :-2, :], (0, 0, 1, 1))

@@ -199,8 +199,9 @@ def test_compare_sets_networks_side_by_side() -> None:
     assert table.loc["sar.blocks.0", "stock, GFLOP"] != table.loc["sar.blocks.0", "stock, GFLOP"]  # NaN
     net = on_meta(SMALL)
     assert table.loc["total", "small, M parameters"] * 1e6 == pytest.approx(sum(p.numel() for p in net.parameters()))
-    # Scales of similarity (per cell; coarse and fine, one a neighbourhood), beta of the votes, two of the residual.
-    own = 1 + 2 * (1 + len(SMALL.consensus_cells)) + 1 + 2
+    # Scales of similarity (per cell; coarse and fine, one a neighbourhood), beta of the votes, two of the residual, and
+    # those of the gradients of either image, coarse and fine.
+    own = 1 + 2 * (1 + len(SMALL.consensus_cells)) + 1 + 2 + 4
     assert table.loc["own", "small, M parameters"] * 1e6 == pytest.approx(own)
 
 
