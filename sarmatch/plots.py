@@ -288,7 +288,7 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
     ax.errorbar(mean, y, xerr=error, fmt="o", color=COLOURS[0], capsize=2.5, markersize=5, label="measured here")
     if printed is not None:
         ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
     ax.set(xlabel=_metric_name(metric), yticks=y, yticklabels=table[label])
     ax.grid(axis="x", alpha=0.3)
     return neutral(ax)

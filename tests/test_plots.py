@@ -197,3 +197,25 @@ def test_text_can_be_read_on_white_and_on_black() -> None:
         luminance = linear @ [0.2126, 0.7152, 0.0722]
         assert min(1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05) >= 4.5  # WCAG contrast for text
     assert ax.get_facecolor()[3] == 0
+
+
+def test_rows_stand_in_order_with_intervals_and_what_was_printed() -> None:
+    table = pd.DataFrame(
+        {
+            "row": ["a", "b"],
+            "ece": [0.2, 0.1],
+            "ece_low": [0.1, np.nan],
+            "ece_high": [0.4, np.nan],
+            "paper": [0.3, np.nan],
+        }
+    )
+    _, ax = plt.subplots()
+    plots.row_intervals(ax, table, "ece", "paper")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"] and ax.get_yticks()[0] > ax.get_yticks()[
+        1
+    ]
+    (segments,) = (c.get_segments() for c in ax.collections)
+    np.testing.assert_allclose(segments[0][:, 0], [0.1, 0.4])  # the first row's interval; the second has none
+    np.testing.assert_allclose(segments[1][:, 0], [0.1, 0.1])
+    assert "paper, other data" in [text.get_text() for text in ax.get_legend().get_texts()]
+    plt.close(ax.figure)
