@@ -123,10 +123,11 @@ def test_contrast_of_two_pairs_by_hand():
     assert float(info_nce_printed(z, turned, 0.5)) == pytest.approx(((-0.8 - 0.6) + (0.8 - 0.6)) / 0.5 / 2, rel=1e-5)
 
 
-@given(st.integers(2, 9), st.integers(0, 10**6), st.floats(0.05, 2.0))
+@given(st.integers(2, 9), st.integers(0, 10**6), st.floats(0.1, 2.0))
 def test_contrast_is_the_log_loss_of_a_classification_of_partners(n, seed, temperature):
     z_sar, z_optical = embeddings(n, seed)
-    cosines = cosine_similarity(z_sar, z_optical)
+    # scikit-learn clips probabilities at the precision of their type: in double that is beyond 2 / temperature.
+    cosines = cosine_similarity(z_sar.double(), z_optical.double())
     directions = [log_loss(range(n), softmax(c / temperature, axis=1), labels=range(n)) for c in (cosines, cosines.T)]
     assert float(info_nce(z_sar, z_optical, temperature)) == pytest.approx(np.mean(directions), rel=1e-5, abs=1e-9)
 
