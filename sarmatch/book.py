@@ -27,7 +27,7 @@ import pandas as pd
 from sarmatch.config import Config
 from sarmatch.files import atomic_path
 from sarmatch.headline import update
-from sarmatch.notebooks import clean_notebook
+from sarmatch.notebooks import clean_notebook, without_folders
 from sarmatch.profiles import profile as named_profile
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class ChapterSettings:
         return path
 
     def save_about(self, name: str, **about: Any) -> Path:
-        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`."""
+        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`, of paths the name."""
         path = self.results_dir / f"{name}.json"
         with atomic_path(path) as partial:
-            partial.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+            partial.write_text(without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
         return path
 
     def __repr__(self) -> str:

@@ -54,6 +54,11 @@ def _replace_text(value: Any, replacements: Mapping[str, str]) -> Any:
     return [_replace_text(item, replacements) for item in value] if isinstance(value, list) else value
 
 
+def without_folders(text: str) -> str:
+    """Absolute paths in a text cut to their last name, so that it says nothing of the machine it was written on."""
+    return _ABSOLUTE_PATH.sub(lambda path: path.group().rpartition("/")[2], text)
+
+
 def notebook_problems(path: str | Path) -> list[str]:
     """What keeps a chapter from being stored as it is: one line each, empty where it is fine."""
     import nbformat

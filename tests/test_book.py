@@ -154,6 +154,14 @@ def test_save_table(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["numbers.csv"]
 
 
+def test_what_is_saved_beside_a_table_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    settings = chapter_settings("smoke", results_dir=str(tmp_path))
+    command = "sarmatch train --data /home/someone/data --runs /var/store/runs"
+    settings.save_about("x", command=command, radius=32.0, commits=["abc"])
+    about = json.loads((tmp_path / "x.json").read_text())
+    assert about == {"command": "sarmatch train --data data --runs runs", "radius": 32.0, "commits": ["abc"]}
+
+
 def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
     settings = chapter_settings("demo", results_dir=str(tmp_path))
     shown = settings.table(pd.DataFrame({"name": ["a<b"], "value": [0.12345]}), "numbers", "Numbers & more")

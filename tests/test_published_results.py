@@ -15,6 +15,7 @@ from sarmatch.checkpoints import load_weights
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate
 from sarmatch.inference import WEIGHTS
+from sarmatch.notebooks import without_folders
 from sarmatch.profiles import profile
 
 RESULTS = Path(__file__).parents[1] / "book" / "results" / "s1s2"
@@ -57,3 +58,9 @@ def test_measured_again_the_shipped_weights_give_what_was_published(published: p
         for column in ("mma_1px", "mma_3px"):
             assert abs(record[column] - stated[column]) < DRIFT, (record["id"], column)
         assert record["n_matches"] == pytest.approx(stated["n_matches"], rel=0.05)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.iterdir()), ids=lambda path: path.name)
+def test_published_files_name_no_folder_of_the_machine_that_made_them(path: Path) -> None:
+    text = path.read_text()
+    assert without_folders(text) == text
