@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sarmatch.ablation import CALIBRATION, calibration_score
-from sarmatch.statistics import FEWEST_CLUSTERS, Crossed, crossed, crossed_bootstrap, paired_t_test
+from sarmatch.statistics import Crossed, crossed, crossed_bootstrap, paired_t_test, verdict
 
 PAPER = pd.DataFrame(
     {
@@ -73,8 +73,8 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
         steps: (row, the row it is compared with).
 
     Returns:
-        one row a step: row, against, difference, low, high, verdict (see `verdict`), relative (the difference over the
-        mean of `against`; NaN where that is zero), t, p.
+        one row a step: row, against, difference, low, high, verdict (see `statistics.verdict`), relative (the
+        difference over the mean of `against`; NaN where that is zero), t, p.
 
     Raises:
         ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
@@ -127,16 +127,3 @@ def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[s
         low, high = apart.interval()
         rows.append((name, against, apart.value, low, high, verdict(-high, -low, n_scenes, len(levels[0]))))
     return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])
-
-
-def verdict(low: float, high: float, n_scenes: int, n_seeds: int | None = None) -> str:
-    """What the interval of a gain says, of which more is better; nothing where there is too little to tell from.
-
-    Args:
-        n_seeds: of the trainings that are compared; None where one and the same network was used in two ways.
-    """
-    if n_seeds is not None and n_seeds < 2:
-        return "one seed"
-    if n_scenes < FEWEST_CLUSTERS or np.isnan(low):
-        return "too few scenes"
-    return "better" if low > 0 else "worse" if high < 0 else "undecided"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral
+from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, metric_name, neutral
 
 _OFFSET = 0.16  # rows of two methods lie this far from the middle of their level
 
@@ -39,7 +39,7 @@ def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence
         for y in levels["y"][starts].iloc[1:]:
             ax.axhline(y - 1.6, color=NEUTRAL, linewidth=0.5, alpha=0.5)
         ax.margins(x=0.08)
-        ax.set(xlabel=_name(value), yticks=[], xlim=(0, None))
+        ax.set(xlabel=metric_name(value), yticks=[], xlim=(0, None))
         ax.set_ylim(levels["y"].max() + 0.7, levels["y"].min() - 1.6)
     _level_names(axes[0], levels, starts)
     axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -79,12 +79,8 @@ def dose_curves(axes: Sequence[Axes], table: pd.DataFrame, metric: str) -> Seque
                 color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=method, capsize=2.5,
                 linewidth=1.4, markersize=4.5, elinewidth=1.1,
             )  # fmt: skip
-        ax.set(xlabel=labels.get(str(kind), str(kind)), ylabel=_name(metric), ylim=(0, None))
+        ax.set(xlabel=labels.get(str(kind), str(kind)), ylabel=metric_name(metric), ylim=(0, None))
         neutral(ax)
     axes[0].legend(frameon=False)
     neutral(axes[0])
     return axes
-
-
-def _name(value: str) -> str:
-    return f"MMA within {value[4:-2]} px" if value.startswith("mma_") else value.replace("_", " ")

@@ -18,9 +18,12 @@ from sarmatch.statistics import (
     crossed_sums,
     paired_difference,
     summarise,
+    verdict,
 )
 
 RESAMPLES = 2000
+DIRECTIONS = ("higher", "lower", "open")
+"""What verdicts here are called: a condition has no better or worse."""
 CLAIMED_GAIN = 0.021
 """Section 5.3: relative gain by rotation prediction in areas with significant geometric distortions."""
 ROWS = ("contrastive", "rotation")
@@ -66,13 +69,6 @@ def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
     ends = [name for name in table if name.endswith(("_low", "_high"))]
     table.loc[table[count] < FEWEST_CLUSTERS, ends] = np.nan
     return table
-
-
-def verdict(low: float, high: float, n_scenes: int) -> str:
-    """`higher` or `lower` where an interval excludes 0, `open` where not, `too few scenes` for any verdict."""
-    if n_scenes < FEWEST_CLUSTERS or np.isnan(low):
-        return "too few scenes"
-    return "higher" if low > 0 else "lower" if high < 0 else "open"
 
 
 def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:
@@ -141,7 +137,7 @@ def _ends(found: Crossed) -> tuple[float, float, float]:
 def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """The table with its verdicts, and without intervals where there are too few scenes for one."""
     ends = zip(table[f"{value}_low"], table[f"{value}_high"], table["n_scenes"], strict=True)
-    return _without_few(table.assign(verdict=[verdict(*row) for row in ends]), "n_scenes")
+    return _without_few(table.assign(verdict=[verdict(*row, words=DIRECTIONS) for row in ends]), "n_scenes")
 
 
 def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.transforms import haze, speckle
 from sarmatch.evaluation import spread
-from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
+from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
 from sarmatch.groundtruth import residual_shift
 from sarmatch.nuisances import AUGMENTATION_DOSES, Kind, haze_index
 
@@ -171,17 +171,11 @@ def texture(pair: Pair) -> float:
     """
     grey = gaussian_blur(pair.optical.mean(dim=0)[None], OPTICAL_SIGMA_PX)[0]
     dy, dx = torch.gradient(grey)
-    inner = _far_from_invalid(pair.valid, TEXTURE_REACH_PX)
+    inner = eroded(pair.valid, TEXTURE_REACH_PX)
     if not bool(inner.any()):
         return float("nan")
     spread = float(grey[inner].double().std(correction=0))
     return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else float("nan")
-
-
-def _far_from_invalid(valid: Tensor, distance: int) -> Tensor:
-    """Pixels (H, W) with nothing invalid within `distance` px along both axes; the border of the image is no data."""
-    missing = F.pad((~valid).float()[None], (distance,) * 4, value=1.0)
-    return F.max_pool2d(missing, 2 * distance + 1, 1)[0] == 0
 
 
 def local_misfit(pair: Pair) -> tuple[float, int]:

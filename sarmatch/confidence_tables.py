@@ -7,13 +7,10 @@ fitted is fitted on validation scenes; intervals resample whole scenes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +24,7 @@ from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import EvaluationCrops, spread
-from sarmatch.experiments import Run
-from sarmatch.files import atomic_path
+from sarmatch.experiments import Run, kept_table
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
 from sarmatch.statistics import FEWEST_CLUSTERS, Interval
@@ -319,15 +315,3 @@ def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig
         return table.assign(seconds=table["id"].map(dict(zip(ids, seconds, strict=True))))
 
     return kept_table(run.path, f"timed-{passes}", (passes, pairs.fingerprint(), dataclasses.asdict(config)), make)
-
-
-def kept_table(folder: Path, name: str, asked: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """A table in the records of a run, made where it is not there yet."""
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
-    path = folder / "records" / f"{name}-{key}.parquet"
-    if not path.exists():
-        table = make()
-        path.parent.mkdir(exist_ok=True)
-        with atomic_path(path) as partial_path:
-            table.to_parquet(partial_path)
-    return pd.read_parquet(path)

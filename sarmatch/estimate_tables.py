@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from sarmatch.calibrators import Isotonic
 from sarmatch.checkpoints import load_weights, save_weights
-from sarmatch.confidence_tables import ALL_SCORES, Recipe, kept_table, logistic
+from sarmatch.confidence_tables import ALL_SCORES, Recipe, logistic
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.density import Density
 from sarmatch.distillation import distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
-from sarmatch.experiments import Run
+from sarmatch.experiments import Run, kept_table
 from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.inference import Matcher

@@ -224,16 +224,13 @@ def records_or_load(
         config: None takes the run's own.
     """
     config = config or run.config.evaluation
-    asked = json.dumps([name, protocol, search_radius, pairs.fingerprint(), dataclasses.asdict(config)])
-    key = hashlib.sha256(asked.encode()).hexdigest()[:8]
     radius = "none" if search_radius is None else f"{search_radius:g}"
-    path = run.path / "records" / f"{name}-{protocol}-R{radius}-{key}.parquet"
-    if not path.exists():
-        records = evaluate(matcher, pairs, protocol, search_radius, config).assign(method=name, commit=commit())
-        path.parent.mkdir(exist_ok=True)
-        with atomic_path(path) as partial:
-            records.to_parquet(partial)
-    return pd.read_parquet(path)
+    asked = [name, protocol, search_radius, pairs.fingerprint(), dataclasses.asdict(config)]
+
+    def make() -> pd.DataFrame:
+        return evaluate(matcher, pairs, protocol, search_radius, config).assign(method=name, commit=commit())
+
+    return kept_table(run.path, f"{name}-{protocol}-R{radius}", asked, make)
 
 
 def matches_or_load(
@@ -244,17 +241,31 @@ def matches_or_load(
     Args:
         name: what this way of matching is called; with its mode and passes it names the file.
     """
-    asked = json.dumps(
-        [name, matcher.mode, matcher.mc_passes, protocol, pairs.fingerprint(), dataclasses.asdict(config)]
-    )
-    key = hashlib.sha256(asked.encode()).hexdigest()[:8]
-    path = run.path / "records" / f"matches-{name}-{matcher.mode.replace(' ', '-')}{matcher.mc_passes}-{key}.parquet"
-    if not path.exists():
+    asked = [name, matcher.mode, matcher.mc_passes, protocol, pairs.fingerprint(), dataclasses.asdict(config)]
+
+    def make() -> pd.DataFrame:
         radius = config.headline_radius
         table = match_table(lambda crops: matcher.raw_matches(crops, radius), pairs, protocol, config)
+        return table.assign(commit=commit())
+
+    mode = f"{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
+    return kept_table(run.path, f"matches-{name}-{mode}", asked, make)
+
+
+def kept_table(folder: Path, name: str, asked: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table in the records of a run, made where it is not there yet.
+
+    Args:
+        folder: of the run.
+        asked: all that the table depends on beside the run, as JSON takes it; with the name it names the file.
+    """
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    path = folder / "records" / f"{name}-{key}.parquet"
+    if not path.exists():
+        table = make()
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as partial:
-            table.assign(commit=commit()).to_parquet(partial)
+            table.to_parquet(partial)
     return pd.read_parquet(path)
 
 

@@ -84,10 +84,10 @@ def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
         return channels / (channels.norm(dim=1, keepdim=True) + _FLOOR * strength).clamp(min=1e-12)
 
 
-def eroded(valid: Tensor) -> Tensor:
-    """Pixels further than `BORDER_PX` from the border and from any invalid pixel of (H, W) or (B, H, W)."""
-    invalid = F.pad((~valid).float()[None], (BORDER_PX,) * 4, value=1.0)
-    return F.max_pool2d(invalid, 2 * BORDER_PX + 1, stride=1)[0] == 0
+def eroded(valid: Tensor, distance: int = BORDER_PX) -> Tensor:
+    """Pixels further than `distance` px along both axes from the border and any invalid pixel, (H, W) or (B, H, W)."""
+    invalid = F.pad((~valid).float()[None], (distance,) * 4, value=1.0)
+    return F.max_pool2d(invalid, 2 * distance + 1, stride=1)[0] == 0
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

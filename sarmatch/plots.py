@@ -269,7 +269,7 @@ def mma_by_radius(
         x = np.array(at) + 0.06 * (i - (len(groups) - 1) / 2)
         cells = [(rows[rows["_position"] == place], value) for place in at]
         _intervals(ax, x, cells, cluster, {"label": str(name), **style})
-    ax.set(xlabel="search radius (px)", ylabel=_metric_name(value), ylim=(0, None), xticks=range(len(labels)))
+    ax.set(xlabel="search radius (px)", ylabel=metric_name(value), ylim=(0, None), xticks=range(len(labels)))
     ax.set_xticklabels(labels)
     ax.legend(title=group.replace("_", " "), frameon=False)
     return neutral(ax)
@@ -289,7 +289,7 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
     if printed is not None:
         ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
         ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
-    ax.set(xlabel=_metric_name(metric), yticks=y, yticklabels=table[label])
+    ax.set(xlabel=metric_name(metric), yticks=y, yticklabels=table[label])
     ax.grid(axis="x", alpha=0.3)
     return neutral(ax)
 
@@ -311,7 +311,7 @@ def _intervals(
     ax.errorbar(x, mean, yerr=error, capsize=2.5, linewidth=1.4, markersize=4.5, elinewidth=1.1, **style)
 
 
-def _metric_name(column: str) -> str:
+def metric_name(column: str) -> str:
     threshold = _MMA_COLUMN.fullmatch(column)
     return f"MMA within {threshold[1]} px" if threshold else column.replace("_", " ")
 

@@ -21,20 +21,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
-from sarmatch.ablation_tables import verdict
-from sarmatch.confidence_tables import kept_table
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.experiments import Run, commit, records_or_load
+from sarmatch.experiments import Run, commit, kept_table, records_or_load
 from sarmatch.geometry import translation
 from sarmatch.inference import MULTIPLE, Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
-from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference
+from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
 
 SOURCES: Mapping[str, str] = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
 """Where the images of a dataset come from; one that is not named stands for itself."""
@@ -337,7 +335,7 @@ def differences(
 
     Returns:
         by, label, against, value, difference, low, high (95 %, scenes drawn again) and verdict: that of
-        `ablation_tables.verdict`, or `too few scenes` below `FEWEST_CLUSTERS`.
+        `statistics.verdict`.
 
     Raises:
         ValueError: a group has no row to compare with, or tables of different pairs.

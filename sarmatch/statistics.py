@@ -134,6 +134,27 @@ def crossed_sums(
     return full.to_numpy(dtype=np.float64).reshape(len(levels[0]), len(levels[1]), len(values))
 
 
+def verdict(
+    low: float,
+    high: float,
+    n_clusters: int,
+    n_seeds: int | None = None,
+    words: tuple[str, str, str] = ("better", "worse", "undecided"),
+) -> str:
+    """What the interval of a difference says; nothing where there is too little to tell from.
+
+    Args:
+        n_clusters: scenes that the interval was made from; fewer than `FEWEST_CLUSTERS` tell nothing.
+        n_seeds: of the trainings that are compared; None where one and the same network was used in two ways.
+        words: for an interval above 0, below 0, and one that holds it.
+    """
+    if n_seeds is not None and n_seeds < 2:
+        return "one seed"
+    if n_clusters < FEWEST_CLUSTERS or np.isnan(low):
+        return "too few scenes"
+    return words[0] if low > 0 else words[1] if high < 0 else words[2]
+
+
 class Crossed(NamedTuple):
     """A statistic of records that two factors cross, such as trainings of a few seeds that all match the same scenes.
 

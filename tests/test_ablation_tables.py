@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from sarmatch.ablation_tables import PAPER, calibration_gains, calibration_table, gains, metrics_table, verdict
+from sarmatch.ablation_tables import PAPER, calibration_gains, calibration_table, gains, metrics_table
 
 
 def scores(shift: float = 0.1, noise: float = 0.0) -> pd.DataFrame:
@@ -84,11 +84,6 @@ def test_calibration_of_rows_and_their_difference() -> None:
     assert np.isnan(one_scene["low"]) and one_scene["verdict"] == "too few scenes"
     same = calibration_gains(matches(0.2), "ece", [("rotation", "rotation")]).iloc[0]
     assert (same["low"], same["high"]) == (0, 0) and same["verdict"] == "undecided"
-
-
-def test_verdicts() -> None:
-    asked = [(0.1, 0.2, 9, 3), (-0.2, -0.1, 9, None), (-0.1, 0.1, 9, 3), (0.1, 0.2, 9, 1), (0.1, 0.2, 4, 3)]
-    assert [verdict(*one) for one in asked] == ["better", "worse", "undecided", "one seed", "too few scenes"]
 
 
 def test_the_printed_table_has_the_gain_of_the_abstract() -> None:

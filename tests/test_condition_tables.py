@@ -124,7 +124,7 @@ def test_unordered_conditions_of_three_levels_are_left_out() -> None:
      (np.nan, np.nan, 9, "too few scenes")],
 )  # fmt: skip
 def test_verdicts(low: float, high: float, n: int, expected: str) -> None:
-    assert tables.verdict(low, high, n) == expected
+    assert tables.verdict(low, high, n, words=tables.DIRECTIONS) == expected
 
 
 # --- paired ----------------------------------------------------------------------------------------------------------

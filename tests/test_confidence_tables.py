@@ -12,7 +12,6 @@ from sarmatch.confidence_tables import (
     aurc_verdicts,
     calibrated_confidences,
     decision_errors,
-    kept_table,
     logistic,
     paired_aurc_difference,
     raw_confidences,
@@ -21,6 +20,7 @@ from sarmatch.confidence_tables import (
     scores_by_threshold,
     shared_matches,
 )
+from sarmatch.experiments import kept_table
 
 
 def simulated(seed: int, n_scenes: int = 6, per_scene: int = 300) -> pd.DataFrame:

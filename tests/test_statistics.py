@@ -18,6 +18,7 @@ from sarmatch.statistics import (
     paired_difference,
     paired_t_test,
     summarise,
+    verdict,
     with_intervals,
 )
 
@@ -206,3 +207,9 @@ def test_crossed_bootstrap_leaves_out_what_is_not_known() -> None:
     assert np.isnan(crossed_bootstrap(records.assign(scene="a"), "x").low)
     with pytest.raises(ValueError, match="holds no values"):
         crossed_bootstrap(records.assign(x=np.nan), "x")
+
+
+def test_verdicts() -> None:
+    asked = [(0.1, 0.2, 9, 3), (-0.2, -0.1, 9, None), (-0.1, 0.1, 9, 3), (0.1, 0.2, 9, 1), (0.1, 0.2, 4, 3)]
+    assert [verdict(*one) for one in asked] == ["better", "worse", "undecided", "one seed", "too few scenes"]
+    assert verdict(0.1, 0.2, 9, words=("higher", "lower", "open")) == "higher"
