@@ -7,8 +7,29 @@ px between the position in the SAR image and the position in the optical image, 
 result is `sarmatch.matches.Matches`. A new method is one more file with one more subclass of `Baseline`.
 """
 
+from sarmatch.baselines.akaze import AkazeMatcher
 from sarmatch.baselines.base import Baseline
+from sarmatch.baselines.brisk import BriskMatcher
+from sarmatch.baselines.edge_orientation import EdgeOrientationMatcher
+from sarmatch.baselines.local_features import LocalFeatureMatcher, LocalFeatures
+from sarmatch.baselines.mutual_information import MutualInformationMatcher
+from sarmatch.baselines.orb import OrbMatcher
+from sarmatch.baselines.phase_correlation import PhaseCorrelationMatcher
+from sarmatch.baselines.rift import RiftMatcher
 from sarmatch.baselines.sift import SiftMatcher
 from sarmatch.baselines.template import TemplateMatcher
 
-__all__ = ["Baseline", "SiftMatcher", "TemplateMatcher"]
+__all__ = [
+    "AkazeMatcher",
+    "Baseline",
+    "BriskMatcher",
+    "EdgeOrientationMatcher",
+    "LocalFeatureMatcher",
+    "LocalFeatures",
+    "MutualInformationMatcher",
+    "OrbMatcher",
+    "PhaseCorrelationMatcher",
+    "RiftMatcher",
+    "SiftMatcher",
+    "TemplateMatcher",
+]

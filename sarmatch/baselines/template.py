@@ -39,6 +39,8 @@ class TemplateMatcher(Baseline):
     normalised correlation over the template. All keypoints are scored together, one displacement at a time, by box
     filters over the product of the two images. Templates move rigidly: rotation and scale are not searched.
 
+    Template matching by another similarity is a subclass with `_features` and `_similarities` of its own.
+
     Attributes:
         template_px: side of the square template, px; taken as an odd number of 4 px cells.
         mutual: keep a match only where no other template fits its place in the optical image better.
@@ -61,8 +63,8 @@ class TemplateMatcher(Baseline):
             matches with sub-pixel positions; confidence is how far the best score stands above the best one elsewhere,
             as a share of it, and not a probability.
         """
-        a, b = oriented_gradients(sar, SAR_SIGMA_PX), oriented_gradients(optical, OPTICAL_SIGMA_PX)
-        offset = (0, 0) if search_radius is not None else _whole_image_shift(a, b)
+        offset = (0, 0) if search_radius is not None else _whole_image_shift(*_gradients(sar, optical))
+        a, b = self._features(sar, optical)
         reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
         peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(reach)), reach)
         cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
@@ -73,6 +75,20 @@ class TemplateMatcher(Baseline):
         if self.mutual:
             keep &= is_best.numpy()
         return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
+
+    def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
+        """What is compared of both images."""
+        return _gradients(sar, optical)
+
+    def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
+        """Similarity of the template of `side` cells around every cell, (K, K, h, w) for displacements (dy, dx).
+
+        Args:
+            a: of the SAR image, or of a strip of it.
+            window: of the optical image around it, `radius` px wider on all sides.
+            radius: K = 2 radius + 1 displacements along each axis.
+        """
+        return _correlations(a, window, radius, side)
 
     def _search(self, a: Features, window: Features, reach: float) -> tuple[_Peaks, Tensor]:
         """Best displacement of every cell, and whether no other cell has a better score for the same place.
@@ -91,7 +107,9 @@ class TemplateMatcher(Baseline):
             first, last = max(top - side // 2, 0), min(bottom + side // 2, height)  # cells under these templates
             strip_a = _rows(a, first * STRIDE, last * STRIDE)
             strip_b = _rows(window, first * STRIDE, last * STRIDE + 2 * radius)
-            scores = _scores(strip_a, strip_b, reach, side, self.min_template)[..., top - first : bottom - first, :]
+            scores = self._similarities(strip_a, strip_b, radius, side)
+            scores = scores.masked_fill(~_possible(strip_a, strip_b, reach, side, self.min_template), -math.inf)
+            scores = scores[..., top - first : bottom - first, :]
             peaks.append(_peaks(scores))
             _raise_to_scores(best_at_place[top : bottom + 2 * margin], scores)
         joined = _Peaks(*(torch.cat(parts) for parts in zip(*peaks, strict=True)))
@@ -131,33 +149,50 @@ def _rows(features: Features, first: int, last: int) -> Features:
     return Features(features.channels[:, first:last], features.usable[first:last])
 
 
-def _scores(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
-    """Normalised correlation of templates of `side` cells, (K, K, h, w) for displacements (dy, dx) up to `reach` px.
+def _gradients(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
+    return oriented_gradients(sar, SAR_SIGMA_PX), oriented_gradients(optical, OPTICAL_SIGMA_PX)
 
-    Entries further away, or with too little of the template on the optical image, are -inf.
-    """
+
+def grid_size(features: Features) -> tuple[int, int]:
+    """Rows and columns of keypoints."""
+    return features.size[0] // STRIDE, features.size[1] // STRIDE
+
+
+def _possible(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
+    """Displacements within reach at which enough of the template lies on the optical image, (K, K, h, w) bool."""
     radius = math.floor(reach)
-    height, width = a.size[0] // STRIDE * STRIDE, a.size[1] // STRIDE * STRIDE
+    rows, columns = _spans(a, window, radius, side)
+    steps = torch.arange(-radius, radius + 1).square()
+    within = (steps[:, None] + steps).sqrt() <= reach
+    return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
+
+
+def _spans(a: Features, window: Features, radius: int, side: int) -> tuple[_Spans, _Spans]:
+    """Along the rows and along the columns."""
+    height, width = grid_size(a)
+    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), height, side, 2 * radius + 1)
+    return rows, _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), width, side, 2 * radius + 1)
+
+
+def _correlations(a: Features, window: Features, radius: int, side: int) -> Tensor:
+    """Normalised correlation of the channels under the template, as `TemplateMatcher._similarities`."""
+    height, width = (n * STRIDE for n in grid_size(a))
     size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
     every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
-    products, in_reach = every.new_zeros(size), torch.zeros(size[:2], dtype=torch.bool)
+    products = every.new_zeros(size)
     for dy, dx in np.ndindex(size[:2]):
-        if math.hypot(dy - radius, dx - radius) <= reach:
+        if math.hypot(dy - radius, dx - radius) < radius + 1:
             part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
             products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
-            in_reach[dy, dx] = True
     sums = _box_sum(products.flatten(0, 1), side).unflatten(0, size[:2])
-    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), size[2], side, size[0])
-    columns = _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), size[3], side, size[1])
+    rows, columns = _spans(a, window, radius, side)
     energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
     steps = torch.arange(size[0])[:, None]
     energy_b = _rectangle_sums(
         window.channels.square().sum(dim=0),
         *(rows.first + steps, rows.last + steps, columns.first + steps, columns.last + steps),
     )
-    scores = sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
-    share = rows.share[:, None, :, None] * columns.share[:, None]
-    return scores.masked_fill((share < min_template) | ~in_reach[..., None, None], -math.inf)
+    return sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
 
 
 class _Spans(NamedTuple):

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sarmatch import metrics
 from sarmatch.baselines import SiftMatcher
-from sarmatch.baselines.sift import _mutual
 from sarmatch.geometry import rotation_scale, translation, warp
 from sarmatch.gradients import gaussian_blur
 
@@ -52,12 +51,6 @@ def test_unrelated_images_give_nearly_nothing() -> None:
     related = SiftMatcher(ratio=0.8).match(*moved_pair(translation(0, 0)))
     unrelated = SiftMatcher(ratio=0.8).match(texture(128, seed=1), texture(128, seed=2))
     assert len(unrelated) < 0.05 * len(related)
-
-
-def test_mutual_neighbours_by_hand() -> None:
-    distance = np.array([[1.0, 4.0, np.inf], [2.0, 3.0, np.inf], [np.inf, np.inf, np.inf]])
-    rows, columns, ratio = _mutual(distance)
-    assert (rows.tolist(), columns.tolist(), ratio.tolist()) == ([0], [0], [0.25])
 
 
 def test_images_without_keypoints_give_no_matches() -> None:
