@@ -213,6 +213,46 @@ def experiments(
 
 
 @app.command
+def compare(
+    profile: ProfileName = "demo",
+    data: Path | None = None,
+    runs: Path = Path("runs"),
+    search_radius: float | None = 32.0,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> int:
+    """Measure our network and all other methods on the same test pairs; stopped at any moment, it goes on.
+
+    Trains the profile's network first where the store has none.
+
+    Args:
+        profile: whose network, data, split and crops to use.
+        data: folder of the data, for the profiles on real data.
+        runs: store of runs.
+        search_radius: px around the predicted position; None searches the whole image.
+        output: also write the records, .parquet or .csv: one a method and test pair.
+    """
+    from sarmatch.comparison import compare as compare_methods
+    from sarmatch.comparison import methods, ranked, registration_table
+    from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.experiments import train_or_load
+    from sarmatch.statistics import with_intervals
+
+    if output is not None:
+        _check_records(output)
+    config = named_profile(profile, str(data) if data else None)
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    run = train_or_load(config, runs, split=split)
+    records, _ = compare_methods(run, methods(run.net, config.evaluation.crop_size), split, config, search_radius)
+    table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
+    where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
+    print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
+    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+    if output is not None:
+        _save_records(records, output)
+    return 0
+
+
+@app.command
 def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,

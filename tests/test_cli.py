@@ -18,7 +18,7 @@ from sarmatch.ablation import STUDIES, Variant
 from sarmatch.config import PROTOCOLS
 from sarmatch.profiles import PROFILES
 
-COMMANDS = ["demo", "match", "train", "experiments", "evaluate", "book", "data get", "data check"]
+COMMANDS = ["demo", "match", "train", "experiments", "compare", "evaluate", "book", "data get", "data check"]
 
 
 @pytest.fixture

@@ -1,0 +1,314 @@
+"""Every method of the paper's tables over the same pairs, with the same prior and keypoint budget (table 1, figure 9).
+
+One pass over the pairs gives all matches of a method, kept in the run store beside the network that they are compared
+with; accuracy, calibration and registration are computed from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+from sarmatch.baselines import (
+    AkazeMatcher,
+    BriskMatcher,
+    EdgeOrientationMatcher,
+    MutualInformationMatcher,
+    OrbMatcher,
+    PhaseCorrelationMatcher,
+    RiftMatcher,
+    SiftMatcher,
+    TemplateMatcher,
+)
+from sarmatch.calibration import bootstrap_scores
+from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
+from sarmatch.config import Config, EvaluationConfig
+from sarmatch.costs import interleave
+from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
+from sarmatch.experiments import MC_PASSES, Run, commit, kept_table
+from sarmatch.inference import Matcher
+from sarmatch.matches import Matches
+from sarmatch.metrics import match_errors, pair_record, registration_success
+from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
+from sarmatch.statistics import summarise
+
+CORNER_PX = (1.0, 3.0, 5.0, 10.0)
+"""Corner errors within which an image counts as registered."""
+
+TABLE_1 = pd.DataFrame(
+    [
+        ("SIFT-based", "10", "not stated", "MMA 2.94 % (<2 px), 7.92 % (<3 px), 13.01 % (<4 px); mean error 9.92 px"),
+        ("RIFT", "13", "several multimodal sets", "MMA 8.6 % (<2 px), 25.9 % (<3 px), 53.6 % (<4 px); 2.80 px"),
+        ("pseudo-siamese CNN", "7", "generated patches", "high patch accuracy, no number"),
+        ("CAM-Net + CAMM", "3", "not stated", "repeatability .434; LE 1.96 px; NN mAP .3090; ACE 7.15"),
+        ("three-step CNN", "8", "Sentinel-1/2, urban", "no MMA"),
+        ("MOEFC", "15", "urban and rural pairs", "RMSE .645 px (rural), .489 px (urban)"),
+        ("the paper's own", "", "SEN12MS", "MMA .145 (1 px); aNM 1298.3; ECE .09"),
+    ],
+    columns=["method", "reference", "data", "accuracy as printed"],
+)
+"""Table 1 of the paper."""
+
+STANDS_FOR: Mapping[str, str] = {
+    "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",
+    "network, 20 passes": "the same by Monte Carlo dropout",
+    "network, cell by cell": "the same network, each cell by itself: the paper's matcher",
+    "oriented gradients": "CFOG (Ye et al. 2019); the strongest classical method known to us",
+    "edge orientations": "MOEFC (ref. 15), its idea",
+    "mutual information": "area-based matching by grey values",
+    "phase correlation": "area-based matching in frequency",
+    "RIFT": "RIFT (ref. 13)",
+    "SIFT": "SIFT (refs. 10, 16)",
+    "RootSIFT": "SIFT with a better distance",
+    "ORB": "ORB (ref. 10)",
+    "AKAZE": "local features of a nonlinear scale space",
+    "BRISK": "binary local features",
+}
+"""What each row is, or what it stands for."""
+
+MISSING: Mapping[str, str] = {
+    "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
+    "pseudo-siamese CNN (ref. 7)": "not trained here yet",
+    "three-step sparse matching (ref. 8)": "not trained here yet",
+    "CAM-Net (ref. 3)": "not trained here yet; no code is published",
+    "learning features and attention (ref. 30)": "not trained here yet; as printed 12.0 % within 1 px",
+    "LoFTR (ref. 24)": "not trained here yet",
+    "D2-Net (ref. 5)": "not trained here yet",
+    "conditional GAN, then matching (ref. 18)": "not trained here yet",
+    "patch CNN of Mou et al. (ref. 19)": "not trained here yet",
+    "multiscale chain of Zampieri et al. (ref. 29)": "not trained here yet",
+    "RDFM (ref. 2)": "not run: matches features of a network pretrained on photographs, whose weights are a download",
+    "DarkFeat (ref. 6)": "not run: made for raw camera images in the dark; a sensor's Bayer pattern is its input",
+    "Chen and Bruzzone (ref. 4)": "not run: fuses registered images and does not match; its contrast over pixels "
+    "of one grid is what our contrastive pretraining does",
+}
+"""Systems that the paper names and that have no row, with the reason."""
+
+
+def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
+    """All methods by the names of `STANDS_FOR`.
+
+    Detectors may keep as many keypoints as the others have: one a cell of the grid with a spacing of `STRIDE`.
+
+    Args:
+        crop_size: side of the images that are matched, px.
+    """
+    n = (crop_size // STRIDE) ** 2
+    return {
+        "network": Matcher(net),
+        "network, 20 passes": Matcher(net, mc_passes=MC_PASSES),
+        "network, cell by cell": Matcher(net, use_consensus=False),
+        "oriented gradients": TemplateMatcher(),
+        "edge orientations": EdgeOrientationMatcher(),
+        "mutual information": MutualInformationMatcher(),
+        "phase correlation": PhaseCorrelationMatcher(),
+        "RIFT": RiftMatcher(n),
+        "SIFT": SiftMatcher(n, root=False),
+        "RootSIFT": SiftMatcher(n),
+        "ORB": OrbMatcher(n),
+        "AKAZE": AkazeMatcher(n),
+        "BRISK": BriskMatcher(n),
+    }
+
+
+def compared_matches(
+    run: Run,
+    matcher: CropMatcher,
+    name: str,
+    pairs: Pairs,
+    search_radius: float | None,
+    config: EvaluationConfig,
+) -> pd.DataFrame:
+    """All matches of a method under `shift`, once; then kept with the run.
+
+    Args:
+        name: of the method; with the radius it names the file.
+        pairs: of which `config.max_pairs` are matched.
+
+    Returns:
+        one row a match: id, scene, dataset, x_sar, y_sar, x_optical, y_optical, confidence (as the method gives it),
+        error_px, commit.
+    """
+
+    def make() -> pd.DataFrame:
+        parts = []
+        for pair in tqdm(spread(pairs, config.max_pairs), name, disable=None):
+            crops = evaluation_crops(pair, "shift", config)
+            matches = matcher.match_crops(crops, search_radius)
+            table = matches.to_frame()[["x_sar", "y_sar", "x_optical", "y_optical", "confidence"]]
+            table["error_px"] = match_errors(matches, crops.A_sar_to_optical)
+            parts.append(table.assign(id=pair.id, scene=pair.scene, dataset=pair.dataset))
+        return pd.concat(parts, ignore_index=True).assign(commit=commit())
+
+    radius = "none" if search_radius is None else f"{search_radius:g}"
+    asked = [name, repr(matcher) if dataclasses.is_dataclass(matcher) else "", search_radius, pairs.fingerprint()]
+    return kept_table(run.path, f"compared-{name}-R{radius}", [*asked, dataclasses.asdict(config)], make)
+
+
+def compared_records(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    """The records that `sarmatch.evaluate` gives, from the matches of one method.
+
+    Args:
+        matches: as `compared_matches` returns, of these pairs.
+        pairs: that were matched; those without a match have their record too.
+    """
+    by_pair = dict(list(matches.groupby("id")))
+    rows = []
+    for pair in spread(pairs, config.max_pairs):
+        found = _as_matches(by_pair[pair.id]) if pair.id in by_pair else Matches.empty()
+        crops = evaluation_crops(pair, "shift", config)
+        size = (crops.sar.shape[-2], crops.sar.shape[-1])
+        record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        rows.append(record | pair_record(found, crops.A_sar_to_optical, size, config.thresholds_px))
+    return pd.DataFrame(rows)
+
+
+def _as_matches(table: pd.DataFrame) -> Matches:
+    xy_sar, xy_optical = (table[[f"x_{image}", f"y_{image}"]].to_numpy() for image in ("sar", "optical"))
+    return Matches(xy_sar, xy_optical, table["confidence"].to_numpy())
+
+
+def compare(
+    run: Run, matchers: Mapping[str, CropMatcher], split: Split, config: Config, search_radius: float | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All methods on test pairs, and each one's confidence calibrated on validation pairs by itself; resumable.
+
+    The confidence of every method goes through the same steps as ours: logistic regression of its logit, then isotonic.
+
+    Returns:
+        records of all methods, as `compared_records`, with columns method and commit; their matches, with columns
+        method, `probability` (the confidence as the method gives it) and `confidence` (calibrated).
+    """
+    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
+    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
+    records, tables = [], []
+    for name, matcher in matchers.items():
+        known = compared_matches(run, matcher, name, split.validation, search_radius, fitted)
+        found = compared_matches(run, matcher, name, split.test, search_radius, measured)
+        calibrator = fit_calibrator(known.rename(columns={"confidence": "probability"}), ("logit_probability",))
+        found = found.rename(columns={"confidence": "probability"})
+        confidence = calibrator(found) if len(found) else np.empty(0)
+        tables.append(found.assign(confidence=confidence, method=name))
+        own = compared_records(found.assign(confidence=confidence), split.test, measured)
+        records.append(own.assign(method=name, commit=found["commit"].iloc[0] if len(found) else commit()))
+    return pd.concat(records, ignore_index=True), pd.concat(tables, ignore_index=True)
+
+
+def ranked(records: pd.DataFrame, metrics: Sequence[str], by: str = "mma_3px") -> pd.DataFrame:
+    """Mean of each metric of each method with intervals over scenes, the best first."""
+    table = summarise(records, ["method"], list(metrics))
+    return table.sort_values(by, ascending=False, kind="stable", ignore_index=True)
+
+
+def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
+    """Scores of each method's calibrated confidence within 3 px, with intervals over scenes.
+
+    Returns:
+        method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
+    """
+    rows = []
+    for name, found in matches.groupby("method", sort=False):
+        row = {"method": name, "matches": len(found), "accuracy": float((found["error_px"] <= CONFIDENT_PX).mean())}
+        scores = bootstrap_scores(found, n=100).set_index("score")
+        for score in ("ece", "brier", "auroc"):
+            ends = scores.loc[score, ["value", "low", "high"]]
+            row |= dict(zip((score, f"{score}_low", f"{score}_high"), ends, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def registration_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Share of pairs whose corners a robust affine map of all matches places within `CORNER_PX`; failures count.
+
+    Returns:
+        method, success_<t>px, failures (pairs without any map), median_corner_error_px (inf where most fail).
+    """
+    rows = []
+    for name, found in records.groupby("method", sort=False):
+        errors = found["corner_error_px"].to_numpy(float)
+        success = registration_success(errors, CORNER_PX)
+        row = {"method": name} | {f"success_{t:g}px": share for t, share in success.items()}
+        lost = ~np.isfinite(errors)
+        row |= {"failures": int(lost.sum()), "median_corner_error_px": float(np.median(np.where(lost, np.inf, errors)))}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def seconds_per_pair(
+    matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float | None, repeats: int = 3
+) -> pd.DataFrame:
+    """Time of each method for one pair of images, all in turn in one process.
+
+    Returns:
+        method, seconds (median), seconds_low and seconds_high (fastest and slowest), threads.
+    """
+    runs = {name: lambda m=matcher: m.match_crops(crops, search_radius) for name, matcher in matchers.items()}
+    rows = []
+    for name, seconds in interleave(runs, repeats, torch.device("cpu")).items():
+        row = {"method": name, "seconds": float(np.median(seconds))}
+        rows.append(row | {"seconds_low": min(seconds), "seconds_high": max(seconds)})
+    return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
+
+
+def bars_of_methods(ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3) -> Axes:
+    """Figure 9: a metric of each method with its interval, on a logarithmic axis; the best on the left.
+
+    Args:
+        table: as `ranked` returns.
+        floor: lower end of the axis; methods below are drawn there, as open triangles.
+    """
+    table = table.sort_values(metric, ascending=False, kind="stable")
+    mean = table[metric].to_numpy(float)
+    ends = np.stack([mean - np.maximum(table[f"{metric}_low"], floor), table[f"{metric}_high"] - mean])
+    x, seen = np.arange(len(table)), mean > floor
+    ours = table["method"].str.startswith("network").to_numpy()
+    for group, colour, label in ((ours, COLOURS[1], "this network"), (~ours, COLOURS[0], "other methods")):
+        at = seen & group
+        ax.errorbar(
+            x[at],
+            mean[at],
+            np.clip(ends[:, at], 0, None),
+            fmt="o",
+            color=colour,
+            capsize=2.5,
+            markersize=5,
+            label=label,
+        )
+        ax.plot(x[~seen & group], np.full((~seen & group).sum(), floor), "v", color=colour, markerfacecolor="none")
+    ax.set(yscale="log", ylim=(floor * 0.8, 1), ylabel=metric_name(metric), xlim=(-0.6, len(table) - 0.4))
+    ax.set_xticks(x, table["method"], rotation=40, ha="right")
+    ax.legend(frameon=False)
+    ax.grid(axis="y", alpha=0.3)
+    return neutral(ax)
+
+
+def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
+    """Accuracy of each method against its time for a pair; the line joins those that no other beats in both.
+
+    Args:
+        table: columns method, seconds and `metric`.
+    """
+    table = table.sort_values(["seconds", metric], ascending=[True, False])
+    best = table[metric].cummax()
+    front = table[(table[metric] >= best) & ~best.duplicated()]
+    ax.plot(front["seconds"], front[metric], color="0.6", linewidth=1, drawstyle="steps-post", zorder=0)
+    for i, (name, row) in enumerate(table.set_index("method").iterrows()):
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
+        }
+        ax.plot(row["seconds"], row[metric], linestyle="none", markersize=7, label=name, **style)
+    ax.set(xscale="log", xlabel="seconds a pair", ylabel=metric_name(metric), ylim=(-0.03, 1))
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    ax.grid(alpha=0.3)
+    return neutral(ax)

@@ -1,0 +1,149 @@
+"""The comparison: one pass gives what `evaluate` gives, confidences are calibrated alike, failures count."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from sarmatch import comparison
+from sarmatch.ablation import study_run
+from sarmatch.baselines import Baseline, EdgeOrientationMatcher, SiftMatcher, TemplateMatcher
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.evaluation import evaluate, evaluation_crops, spread
+from sarmatch.matches import Matches
+from sarmatch.profiles import profile
+
+SMOKE = profile("smoke").replace(studies={"seeds": (0,), "test_pairs": 4, "fit_pairs": 3})
+MEASURED = dataclasses.replace(SMOKE.evaluation, max_pairs=4)
+
+
+class Silent(Baseline):
+    """Finds nothing."""
+
+    def match(self, sar, optical, search_radius=None):
+        return Matches.empty()
+
+
+@pytest.fixture(scope="module")
+def split():
+    return split_pairs(open_pairs(SMOKE.data, SMOKE.seed), SMOKE.data)
+
+
+@pytest.fixture(scope="module")
+def run(split, tmp_path_factory):
+    return study_run(SMOKE, "both", 0, split, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def compared(run, split):
+    matchers = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(300), "nothing": Silent()}
+    return comparison.compare(run, matchers, split, SMOKE, 16.0)
+
+
+def test_one_pass_gives_the_records_of_evaluate(run, split) -> None:
+    for matcher, radius in ((TemplateMatcher(29), 16.0), (SiftMatcher(300), None), (Silent(), 16.0)):
+        matches = comparison.compared_matches(run, matcher, type(matcher).__name__, split.test, radius, MEASURED)
+        expected = evaluate(matcher, split.test, "shift", radius, MEASURED)
+        found = comparison.compared_records(matches, split.test, MEASURED)
+        pd.testing.assert_frame_equal(found, expected[list(found)])
+
+
+def test_matches_are_kept_and_each_setting_has_its_own(run, split, monkeypatch) -> None:
+    first = comparison.compared_matches(run, SiftMatcher(300), "kept", split.test, 16.0, MEASURED)
+    other = comparison.compared_matches(run, SiftMatcher(20), "kept", split.test, 16.0, MEASURED)
+    assert len(other) < len(first)
+    monkeypatch.setattr(SiftMatcher, "match", None)  # a second call does not match again
+    again = comparison.compared_matches(run, SiftMatcher(300), "kept", split.test, 16.0, MEASURED)
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_every_method_and_every_pair_counts(compared, split) -> None:
+    records, matches = compared
+    assert records.groupby("method")["id"].nunique().to_dict() == {"template": 4, "SIFT": 4, "nothing": 4}
+    nothing = records[records["method"] == "nothing"]
+    assert (nothing["mma_3px"] == 0).all() and (nothing["n_matches"] == 0).all()
+    assert set(matches["method"]) == {"template", "SIFT"}
+    assert matches["confidence"].between(0, 1).all() and matches["probability"].between(0, 1).all()
+    ids = {pair.id for pair in spread(split.test, 4)}
+    assert set(records["id"]) == ids
+
+
+def test_confidence_is_fitted_on_validation_pairs_of_the_method_itself(run, split) -> None:
+    matcher = TemplateMatcher(29)
+    _, whole = comparison.compare(run, {"template": matcher}, split, SMOKE, 16.0)
+    other = dataclasses.replace(split, validation=split.train)
+    _, changed = comparison.compare(run, {"template": matcher}, other, SMOKE, 16.0)
+    np.testing.assert_array_equal(whole["probability"], changed["probability"])
+    assert not np.array_equal(whole["confidence"], changed["confidence"])
+
+
+def test_ranking_puts_the_best_first() -> None:
+    records = pd.DataFrame(
+        {"method": ["a", "a", "b", "b"], "scene": ["s", "t", "s", "t"], "mma_3px": [0.1, 0.2, 0.5, 0.7]}
+    )
+    table = comparison.ranked(records, ["mma_3px"])
+    assert table["method"].tolist() == ["b", "a"]
+    np.testing.assert_allclose(table["mma_3px"], [0.6, 0.15])
+
+
+def test_registration_counts_failures() -> None:
+    records = pd.DataFrame(
+        {"method": ["a"] * 4 + ["b"] * 2, "corner_error_px": [0.5, 2.0, np.inf, 30.0, np.inf, np.inf]}
+    )
+    table = comparison.registration_table(records).set_index("method")
+    assert table.loc["a", [f"success_{t}px" for t in (1, 3, 5, 10)]].tolist() == [0.25, 0.5, 0.5, 0.5]
+    assert table.loc["a", "failures"] == 1 and table.loc["a", "median_corner_error_px"] == 16
+    assert table.loc["b", "failures"] == 2 and np.isinf(table.loc["b", "median_corner_error_px"])
+
+
+def test_calibration_scores_by_hand() -> None:
+    sure = pd.DataFrame({"confidence": [1.0] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "sure"})
+    fair = pd.DataFrame({"confidence": [0.5] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "fair"})
+    matches = pd.concat([sure, fair]).assign(scene=["s", "t"] * 8, id=["p", "q"] * 8)
+    table = comparison.calibration_by_method(matches).set_index("method")
+    assert table["ece"].tolist() == [0.5, 0.0] and table["brier"].tolist() == [0.5, 0.25]
+    assert table["accuracy"].tolist() == [0.5, 0.5] and table["matches"].tolist() == [8, 8]
+
+
+def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
+    found = comparison.methods(run.net, 96)
+    assert list(found) == list(comparison.STANDS_FOR)
+    budgets = {m.max_keypoints for m in found.values() if hasattr(m, "max_keypoints")}
+    assert budgets == {24 * 24}
+
+
+def test_every_method_of_table_1_is_a_row_or_has_a_reason() -> None:
+    words = " ".join([*comparison.STANDS_FOR, *comparison.STANDS_FOR.values(), *comparison.MISSING])
+    for reference in filter(None, comparison.TABLE_1["reference"]):
+        assert f"ref. {reference})" in words or f"refs. {reference}, " in words or f"{reference})" in words
+    assert all(
+        reason.startswith(("not run: ", "not trained here yet", "patented")) for reason in comparison.MISSING.values()
+    )
+
+
+def test_times_are_of_every_method(run, split) -> None:
+    crops = evaluation_crops(split.test[0], "shift", MEASURED)
+    matchers = {"SIFT": SiftMatcher(100), "edges": EdgeOrientationMatcher(29)}
+    table = comparison.seconds_per_pair(matchers, crops, 8.0, repeats=2)
+    assert table["method"].tolist() == list(matchers)
+    assert (table["seconds_low"] <= table["seconds"]).all() and (table["seconds"] <= table["seconds_high"]).all()
+
+
+def test_the_front_joins_methods_that_no_other_beats_in_both() -> None:
+    table = pd.DataFrame({"method": list("abcd"), "seconds": [1.0, 2.0, 3.0, 4.0], "mma_3px": [0.3, 0.2, 0.6, 0.6]})
+    ax = comparison.accuracy_against_time(Figure().subplots(), table)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [1, 3])
+    assert len(ax.lines) == 5 and ax.get_xscale() == "log"
+
+
+def test_methods_below_the_axis_are_drawn_at_its_end() -> None:
+    table = pd.DataFrame({"method": ["network", "a", "b"], "mma_1px": [0.5, 0.0, 0.1]})
+    table = table.assign(mma_1px_low=[0.4, 0.0, 0.05], mma_1px_high=[0.6, 0.0, 0.2])
+    ax = comparison.bars_of_methods(Figure().subplots(), table)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["network", "b", "a"]
+    (triangle,) = [line for line in ax.lines if line.get_marker() == "v" and len(line.get_xdata())]
+    assert triangle.get_ydata().tolist() == [1e-3] and triangle.get_xdata().tolist() == [2]
