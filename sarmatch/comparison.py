@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -40,7 +41,7 @@ from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record, registration_success
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
-from sarmatch.statistics import summarise
+from sarmatch.statistics import paired_difference, summarise, verdict
 
 CORNER_PX = (1.0, 3.0, 5.0, 10.0)
 """Corner errors within which an image counts as registered."""
@@ -204,6 +205,38 @@ def compare(
     return pd.concat(records, ignore_index=True), pd.concat(tables, ignore_index=True)
 
 
+def radius_sweep(
+    run: Run,
+    matchers: Mapping[str, CropMatcher],
+    pairs: Pairs,
+    config: EvaluationConfig,
+    radii: Sequence[float | None],
+) -> pd.DataFrame:
+    """Records of each method for each search radius, px; None searches the whole image. Kept with the run."""
+    parts = []
+    for name, matcher in matchers.items():
+        for radius in radii:
+            found = compared_matches(run, matcher, name, pairs, radius, config)
+            parts.append(compared_records(found, pairs, config).assign(method=name, search_radius=radius))
+    return pd.concat(parts, ignore_index=True)
+
+
+def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "network") -> pd.DataFrame:
+    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first.
+
+    Returns:
+        against, metric, difference, low, high, n_pairs, n_scenes and `statistics.verdict`.
+    """
+    by_method, rows = dict(list(records.groupby("method", sort=False))), []
+    for name, other in by_method.items():
+        for metric in metrics if name != ours else ():
+            found = paired_difference(by_method[ours], other, metric)
+            row = {"against": name, "metric": metric, "difference": found.mean, "low": found.low, "high": found.high}
+            counts = {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters}
+            rows.append(row | counts | {"verdict": verdict(found.low, found.high, found.n_clusters)})
+    return pd.DataFrame(rows).sort_values("difference", kind="stable", ignore_index=True)
+
+
 def ranked(records: pd.DataFrame, metrics: Sequence[str], by: str = "mma_3px") -> pd.DataFrame:
     """Mean of each metric of each method with intervals over scenes, the best first."""
     table = summarise(records, ["method"], list(metrics))
@@ -247,14 +280,19 @@ def registration_table(records: pd.DataFrame) -> pd.DataFrame:
 def seconds_per_pair(
     matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float | None, repeats: int = 3
 ) -> pd.DataFrame:
-    """Time of each method for one pair of images, all in turn in one process.
+    """Time of each method for one pair of images, all in turn in one process, with as many threads as torch has.
 
     Returns:
         method, seconds (median), seconds_low and seconds_high (fastest and slowest), threads.
     """
     runs = {name: lambda m=matcher: m.match_crops(crops, search_radius) for name, matcher in matchers.items()}
-    rows = []
-    for name, seconds in interleave(runs, repeats, torch.device("cpu")).items():
+    rows, before = [], cv2.getNumThreads()
+    cv2.setNumThreads(torch.get_num_threads())
+    try:
+        measured = interleave(runs, repeats, torch.device("cpu"))
+    finally:
+        cv2.setNumThreads(before)
+    for name, seconds in measured.items():
         row = {"method": name, "seconds": float(np.median(seconds))}
         rows.append(row | {"seconds_low": min(seconds), "seconds_high": max(seconds)})
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())

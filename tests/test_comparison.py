@@ -90,6 +90,24 @@ def test_ranking_puts_the_best_first() -> None:
     np.testing.assert_allclose(table["mma_3px"], [0.6, 0.15])
 
 
+def test_the_network_is_compared_over_the_same_pairs_and_the_worst_comes_first() -> None:
+    ours = pd.DataFrame(
+        {"id": list("pqrs"), "scene": list("aabb"), "mma_1px": [0.5, 0.6, 0.7, 0.8], "method": "network"}
+    )
+    better = ours.assign(method="better", mma_1px=ours["mma_1px"] + 0.1)
+    worse = ours.assign(method="worse", mma_1px=0.1)
+    table = comparison.network_ahead(pd.concat([worse, ours, better]), ["mma_1px"])
+    assert table["against"].tolist() == ["better", "worse"]
+    np.testing.assert_allclose(table["difference"], [-0.1, 0.55])
+    assert table["n_pairs"].tolist() == [4, 4] and table["n_scenes"].tolist() == [2, 2]
+
+
+def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
+    matchers = {"SIFT": SiftMatcher(100), "nothing": Silent()}
+    table = comparison.radius_sweep(run, matchers, split.test, MEASURED, (8.0, None))
+    assert len(table) == 2 * 2 * 4 and table["search_radius"].isna().sum() == 8
+
+
 def test_registration_counts_failures() -> None:
     records = pd.DataFrame(
         {"method": ["a"] * 4 + ["b"] * 2, "corner_error_px": [0.5, 2.0, np.inf, 30.0, np.inf, np.inf]}
