@@ -60,8 +60,8 @@ def _demo() -> Config:
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), pretraining_steps=20, sweep_steps=20, steps=40, validate_every=20, temperatures=(0.07, 0.5),
-            passes=(1, 5, 20), calibration_pairs=12, scenes=4, distillation_crops=48, test_pairs=8, fit_pairs=8,
+            seeds=(0, 1), pretraining_steps=12, sweep_steps=20, steps=24, validate_every=12, temperatures=(0.07, 0.5),
+            passes=(1, 5, 20), calibration_pairs=12, scenes=4, distillation_crops=48, test_pairs=6, fit_pairs=6,
         ),
     )  # fmt: skip
 
