@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from patch_net import texture
 from torch import Tensor
 
 from sarmatch import metrics
@@ -21,7 +22,6 @@ from sarmatch.baselines import (
     TemplateMatcher,
 )
 from sarmatch.geometry import translation, warp
-from sarmatch.gradients import gaussian_blur
 
 LOCAL = [SiftMatcher(), SiftMatcher(root=False), OrbMatcher(), AkazeMatcher(), BriskMatcher(), RiftMatcher()]
 DENSE = [
@@ -31,12 +31,6 @@ DENSE = [
     EdgeOrientationMatcher(template_px=29),
 ]
 DX, DY = 6, -3
-
-
-def texture(side: int, seed: int = 0, sigma: float = 2.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = gaussian_blur(torch.rand((1, side, side), generator=generator), sigma)
-    return (noise - noise.min()) / (noise.max() - noise.min())
 
 
 def pair(dx: float, dy: float, side: int = 128) -> tuple[Tensor, Tensor]:

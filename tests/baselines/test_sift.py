@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from patch_net import texture
 from torch import Tensor
 
 from sarmatch import metrics
 from sarmatch.baselines import SiftMatcher
 from sarmatch.geometry import rotation_scale, translation, warp
-from sarmatch.gradients import gaussian_blur
-
-
-def texture(side: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = gaussian_blur(torch.rand((1, side, side), generator=generator), 2.0)
-    return (noise - noise.min()) / (noise.max() - noise.min())
 
 
 def moved_pair(sar_to_optical: Tensor) -> tuple[Tensor, Tensor]:

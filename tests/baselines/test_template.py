@@ -5,18 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from patch_net import texture
 from torch import Tensor
 
 from sarmatch import metrics
 from sarmatch.baselines import TemplateMatcher, template
 from sarmatch.geometry import translation, warp
 from sarmatch.gradients import Features, gaussian_blur
-
-
-def texture(side: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = gaussian_blur(torch.rand((1, side, side), generator=generator), 2.0)
-    return (noise - noise.min()) / (noise.max() - noise.min())
 
 
 def shifted_pair(dx: float, dy: float, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, Tensor]:
