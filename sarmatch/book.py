@@ -76,7 +76,7 @@ class ChapterSettings:
 
         self.save_table(table, name)
         content = (table if shown is None else shown).to_html(
-            index=False, float_format="{:.3g}".format, na_rep="", border=0
+            index=False, float_format=_three_digits, na_rep="", border=0
         )
         words = html.escape(f"{caption} (profile {self.config.profile})")
         return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
@@ -102,6 +102,11 @@ class ChapterSettings:
 
     def _repr_html_(self) -> str:
         return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, but never an exponent for large numbers."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def chapter_settings(

@@ -314,3 +314,9 @@ def test_run_metadata_is_a_problem(tmp_path: Path) -> None:
         "cell 1: execution metadata",
         "cell 1: injected parameters",
     ]
+
+
+def test_tables_show_three_digits_and_no_exponent_for_large_numbers(tmp_path: Path) -> None:
+    settings = chapter_settings("smoke", results_dir=str(tmp_path))
+    shown = settings.table(pd.DataFrame({"x": [1298.34, 0.012345, 27100.0]}), "numbers", "words").data
+    assert all(f"<td>{text}</td>" in shown for text in ("1298", "0.0123", "27100"))
