@@ -81,7 +81,7 @@ MISSING: Mapping[str, str] = {
     "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
     "pseudo-siamese CNN (ref. 7)": "not trained here yet",
     "three-step sparse matching (ref. 8)": "not trained here yet",
-    "CAM-Net (ref. 3)": "not trained here yet; no code is published",
+    "CAM-Net (ref. 3)": "not trained here yet",
     "learning features and attention (ref. 30)": "not trained here yet; as printed 12.0 % within 1 px",
     "LoFTR (ref. 24)": "not trained here yet",
     "D2-Net (ref. 5)": "not trained here yet",
