@@ -12,8 +12,9 @@ import pytest
 
 from sarmatch import load_matcher
 from sarmatch.checkpoints import load_weights
+from sarmatch.comparison import methods
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.evaluation import evaluate
+from sarmatch.evaluation import evaluate, spread
 from sarmatch.inference import WEIGHTS
 from sarmatch.notebooks import without_folders
 from sarmatch.profiles import profile
@@ -58,6 +59,29 @@ def test_measured_again_the_shipped_weights_give_what_was_published(published: p
         for column in ("mma_1px", "mma_3px"):
             assert abs(record[column] - stated[column]) < DRIFT, (record["id"], column)
         assert record["n_matches"] == pytest.approx(stated["n_matches"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["oriented gradients", "RIFT", "SIFT", "AKAZE"])
+def test_measured_again_other_methods_give_what_was_published(name: str, data_root: Path) -> None:
+    config = profile("s1s2", str(data_root))
+    published = pd.read_csv(RESULTS / "comparison_pairs.csv").set_index(["method", "id"]).loc[name]
+    measured = spread(split_pairs(open_pairs(config.data), config.data).test, config.studies.test_pairs)
+    assert list(published.index) == list(measured.index["id"])
+    few = measured.subset(np.arange(len(measured)) % 20 == 7)
+    matcher = methods(load_matcher("s1s2", device="cpu").net, config.evaluation.crop_size)[name]
+    records = evaluate(matcher, few, "shift", config.evaluation.headline_radius, config.evaluation, False)
+    for record in records.to_dict("records"):
+        stated = published.loc[record["id"]]
+        assert record["n_matches"] == pytest.approx(stated["n_matches"], rel=0.05, abs=2)
+        for column in ("mma_1px", "mma_3px"):
+            assert abs(record[column] - stated[column]) < DRIFT, (record["id"], column)
+
+
+def test_the_published_ranking_is_the_mean_of_its_pairs() -> None:
+    table = pd.read_csv(RESULTS / "comparison.csv").set_index("method")
+    for name, rows in pd.read_csv(RESULTS / "comparison_pairs.csv").groupby("method"):
+        for column in ("mma_1px", "mma_3px", "n_matches"):
+            assert rows[column].mean() == pytest.approx(table.loc[name, column], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.iterdir()), ids=lambda path: path.name)
