@@ -234,9 +234,11 @@ def compare(
     from sarmatch.comparison import compare as compare_methods
     from sarmatch.comparison import methods, ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.evaluation import check_search
     from sarmatch.experiments import train_or_load
     from sarmatch.statistics import with_intervals
 
+    check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
     if output is not None:
         _check_records(output)
     config = named_profile(profile, str(data) if data else None)

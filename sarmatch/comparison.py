@@ -34,7 +34,7 @@ from sarmatch.config import Config, EvaluationConfig
 from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
+from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
 from sarmatch.experiments import MC_PASSES, Run, commit, kept_table
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
@@ -139,7 +139,11 @@ def compared_matches(
     Returns:
         one row a match: id, scene, dataset, x_sar, y_sar, x_optical, y_optical, confidence (as the method gives it),
         error_px, commit.
+
+    Raises:
+        ValueError: a search radius that is not positive.
     """
+    check_search(search_radius, 0.0, (1.0, 1.0))
 
     def make() -> pd.DataFrame:
         parts = []

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import ablation, cli
+from sarmatch import ablation, cli, comparison
 from sarmatch.ablation import STUDIES, Variant
+from sarmatch.baselines import SiftMatcher, TemplateMatcher
 from sarmatch.config import PROTOCOLS
 from sarmatch.profiles import PROFILES
 
@@ -57,6 +58,20 @@ def test_a_study_prints_its_rows_and_writes_its_records(
     assert "all data" in printed and "half" in printed and "ece" in printed
     records = pd.read_csv(tmp_path / "records.csv")
     assert set(records["row"]) == {"all data", "half"} and set(records["seed"]) == {0, 1}
+
+
+def test_compare_prints_a_ranking_and_writes_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(200)}
+    monkeypatch.setattr(comparison, "methods", lambda net, crop_size: two)
+    command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    assert cli.main([*command, "--search-radius", "-5"]) == 2
+    assert "search_radius must be positive" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert cli.main([*command, "--search-radius", "16", "-o", str(tmp_path / "records.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "template" in printed and "success_3px" in printed and "search radius 16" in printed
+    assert set(pd.read_csv(tmp_path / "records.csv")["method"]) == set(two)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
