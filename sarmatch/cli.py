@@ -189,14 +189,14 @@ def experiments(
         runs: store of runs.
         output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
     """
-    from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, study_matches
+    from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
     from sarmatch.ablation_tables import calibration_table, metrics_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.statistics import with_intervals
 
     if output is not None:
         _check_records(output)
-    config = named_profile(profile, str(data) if data else None)
+    config = studied(named_profile(profile, str(data) if data else None), study)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
     matches = study_matches(config, STUDIES[study], split, runs)
     scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)

@@ -293,6 +293,9 @@ class StudyConfig:
     """Of each contrastive training that is compared with others."""
     steps: int = 200
     validate_every: int = 40
+    label_steps: int = 120
+    """Of each training of the studies of labels, sources and settings, which have many rows."""
+    label_warmup_steps: int = 30
     temperatures: tuple[float, ...] = (0.03, 0.07, 0.3)
     """Of the contrastive loss."""
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)

@@ -18,6 +18,7 @@ from sarmatch.ablation import (
     labelled,
     measured_pairs,
     pair_scores,
+    studied,
     study_matches,
     study_run,
 )
@@ -48,6 +49,16 @@ def test_rows_of_table_3_build_on_each_other() -> None:
     assert [row.name for row in ABLATION if row.pretraining.get("contrastive")] == ["contrastive", "rotation"]
     with pytest.raises(ValueError, match=r"no row 'both of them'.*baseline"):
         ablation_row("both of them")
+
+
+def test_studies_with_many_rows_train_shorter() -> None:
+    base = profile("s1s2", "nowhere")
+    assert studied(base, "ablation") == base
+    own = studied(base, "data")
+    assert (own.studies.steps, own.training.warmup_steps) == (120, 30) and own.studies.validate_every == 40
+    assert own.replace(studies=dataclasses.asdict(base.studies), training={"warmup_steps": 100}) == base
+    with pytest.raises(ValueError, match=r"study must be one of .*transfer.*got 'labels'"):
+        studied(base, "labels")
 
 
 def test_smaller_shares_of_one_seed_lie_within_larger_ones(split) -> None:
