@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from docutils.nodes import make_id
 from matplotlib.figure import Figure
 
 from sarmatch.book import toc_files
@@ -213,8 +214,7 @@ def anchors(page: str) -> set[str]:
     else:
         figures, text = set(), (BOOK / f"{page}.md").read_text()
     headings = re.findall(r"^#+ (.+)$", text, re.M)
-    slugs = {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
-    return figures | slugs | set(re.findall(r"^\((.+)\)=$", text, re.M))
+    return figures | {make_id(heading) for heading in headings} | set(re.findall(r"^\((.+)\)=$", text, re.M))
 
 
 def test_every_link_of_the_ledger_exists(published: pd.DataFrame) -> None:
