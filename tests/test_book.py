@@ -165,7 +165,7 @@ def test_what_is_saved_beside_a_table_names_no_folder_of_this_machine(tmp_path: 
 def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
     settings = chapter_settings("demo", results_dir=str(tmp_path))
     shown = settings.table(pd.DataFrame({"name": ["a<b"], "value": [0.12345]}), "numbers", "Numbers & more")
-    assert "<caption>Numbers &amp; more (profile demo)</caption>" in shown.data
+    assert "<caption>Numbers &amp; more (profile demo, seed 0)</caption>" in shown.data
     assert "a&lt;b" in shown.data and "0.123" in shown.data and "0.12345" not in shown.data
     assert (tmp_path / "numbers.csv").read_text() == "name,value\na<b,0.12345\n"
 
@@ -176,7 +176,7 @@ def test_figures_say_which_profile_made_them() -> None:
     matplotlib.use("agg")
     figure, axes = chapter_settings("demo").subplots(1, 2)
     assert len(axes) == 2
-    assert figure.get_supxlabel() == "profile demo"
+    assert figure.get_supxlabel() == "profile demo, seed 0"
 
 
 # Build
