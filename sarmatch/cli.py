@@ -63,6 +63,7 @@ def match(
     scale_range: tuple[float, float] = (1.0, 1.0),
     mc_passes: int = 0,
     distilled: bool = False,
+    coverage: float = 0.9,
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
@@ -77,6 +78,8 @@ def match(
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
+        coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
+            radii are calibrated for this search.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
@@ -89,7 +92,7 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled)
+    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled, coverage=coverage)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
