@@ -81,11 +81,11 @@ class ChapterSettings:
         from IPython.display import HTML
 
         self.save_table(table, name)
-        content = (table if shown is None else shown).to_html(
-            index=False, float_format=_three_digits, na_rep="", border=0
-        )
-        words = html.escape(f"{caption} ({self.made_by})")
-        return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
+        content = table if shown is None else shown
+        words = [f"text-{i}" for i, name in enumerate(content, start=1) if _has_words(content[name])]
+        shown_html = content.to_html(index=False, float_format=_three_digits, na_rep="", border=0, classes=words)
+        said = html.escape(f"{caption} ({self.made_by})")
+        return HTML(shown_html.replace("<thead>", f"<caption>{said}</caption>\n  <thead>", 1))
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
@@ -108,6 +108,11 @@ class ChapterSettings:
 
     def _repr_html_(self) -> str:
         return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def _has_words(column: pd.Series) -> bool:
+    """Whether a column is to be read rather than compared: it then stands at the left, numbers at the right."""
+    return any(isinstance(value, str) and any(map(str.isalpha, value)) for value in column)
 
 
 def _three_digits(value: float) -> str:

@@ -170,6 +170,12 @@ def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
     assert (tmp_path / "numbers.csv").read_text() == "name,value\na<b,0.12345\n"
 
 
+def test_columns_of_words_are_marked_to_stand_at_the_left(tmp_path: Path) -> None:
+    settings = chapter_settings("demo", results_dir=str(tmp_path))
+    table = pd.DataFrame({"n": [1, 2], "interval": ["0.1 [0.0, 0.2]", ""], "verdict": ["open", ""], "x": [0.5, 1.0]})
+    assert 'class="dataframe text-3"' in settings.table(table, "numbers", "words").data
+
+
 def test_figures_say_which_profile_made_them() -> None:
     import matplotlib
 

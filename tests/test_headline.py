@@ -20,7 +20,7 @@ def test_the_front_page_begins_with_the_published_summary():
     shown = summary(RESULTS)
     assert shown in (PROJECT / "book" / "index.md").read_text()
     counts = pd.read_csv(RESULTS / "claims_counts.csv")
-    assert f"| Claims of the paper | {counts['claims'].sum()} |" in shown
+    assert f"| Claims | {counts['claims'].sum()} |" in shown
     matching = pd.read_csv(RESULTS / "matching.csv")
     row = matching[(matching["source"] == "OMBRIA") & (matching["method"] == "per cell")].iloc[0]
     assert f"| 0.145 | {row['mma_1px']:.2f} [{row['mma_1px_low']:.2f}, {row['mma_1px_high']:.2f}] |" in shown
