@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio.warp
 from rasterio import Affine
 
-from sarmatch.files import atomic_path
+from sarmatch.match_files import GEOREFERENCE, write_matches
 from sarmatch.registration import AffineFit, AffineModel, fit_affine
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
 """Columns of every table of matches."""
 MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")
 """Further columns where the images are georeferenced, in the units of each image's reference system."""
-_GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")
+COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")
+"""Further columns where the covariance of any match is known, px^2."""
+RADIUS_COLUMN = "radius_px"
+"""Further column where the radius of any match is known."""
+_ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,10 @@ class Matches:
         xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
         confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
+        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, for a match that is correct (within 3 px);
+            NaN where unknown (the default). How likely it is to be correct is `confidence`.
+        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for; NaN where
+            nothing is calibrated (the default).
         sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
             (rasterio's), or None.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
@@ -40,7 +45,8 @@ class Matches:
             matches, and stays with a selection of them.
 
     Raises:
-        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1].
+        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1],
+            negative uncertainties, variances or radii, or a covariance that is not symmetric.
     """
 
     xy_sar: np.ndarray
@@ -48,6 +54,8 @@ class Matches:
     confidence: np.ndarray
     aleatoric: np.ndarray = None  # type: ignore[assignment]  # filled with NaN below
     epistemic: np.ndarray = None  # type: ignore[assignment]
+    covariance: np.ndarray = None  # type: ignore[assignment]
+    radius: np.ndarray = None  # type: ignore[assignment]
     sar_transform: Affine | None = None
     sar_crs: str | None = None
     optical_transform: Affine | None = None
@@ -56,17 +64,22 @@ class Matches:
 
     def __post_init__(self) -> None:
         n = len(self.confidence)
-        for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic"):
-            shape = (n, 2) if name.startswith("xy") else (n,)
-            object.__setattr__(self, name, _array(getattr(self, name), shape, name))
+        shapes = {"xy_sar": (n, 2), "xy_optical": (n, 2), "covariance": (n, 2, 2)}
+        for name in _ARRAYS:
+            object.__setattr__(self, name, _array(getattr(self, name), shapes.get(name, (n,)), name))
         for name in ("xy_sar", "xy_optical"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
             raise ValueError("confidence must lie in [0, 1] and not be NaN")
-        for name in ("aleatoric", "epistemic"):
+        for name in ("aleatoric", "epistemic", "radius"):
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
+        if (np.diagonal(self.covariance, axis1=1, axis2=2) < 0).any():
+            raise ValueError("covariance must not have negative variances; use NaN where it is unknown")
+        transposed = self.covariance.transpose(0, 2, 1)
+        if not np.allclose(self.covariance, transposed, rtol=1e-4, atol=1e-4, equal_nan=True):  # but for rounding
+            raise ValueError("covariance must hold symmetric matrices")
 
     @classmethod
     def empty(cls, **georeference: Any) -> Matches:
@@ -81,8 +94,7 @@ class Matches:
         rows = np.asarray(rows)
         if rows.size == 0 and rows.dtype != bool:
             rows = rows.astype(np.intp)
-        arrays = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic")
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in arrays})
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def above(self, confidence: float) -> Matches:
         """The matches whose confidence exceeds this threshold (M* of eq. 9)."""
@@ -120,13 +132,20 @@ class Matches:
         return known
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a match: `COLUMNS`, and `MAP_COLUMNS` where the image is georeferenced."""
+        """One row a match: `COLUMNS`; `COVARIANCE_COLUMNS` and `RADIUS_COLUMN` where any is known; `MAP_COLUMNS` where
+        the image is georeferenced."""
         pixels = np.hstack([self.xy_sar, self.xy_optical]).T
         values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
-        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)) | self.map_coordinates())
+        columns = dict(zip(COLUMNS, values, strict=True))
+        if not np.isnan(self.covariance).all():
+            upper = self.covariance[:, [0, 0, 1], [0, 1, 1]].T
+            columns |= dict(zip(COVARIANCE_COLUMNS, upper, strict=True))
+        if not np.isnan(self.radius).all():
+            columns[RADIUS_COLUMN] = self.radius
+        return pd.DataFrame(columns | self.map_coordinates())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a table (.csv, .parquet) or points for a GIS (.geojson); an existing file is replaced in one step.
+        """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
 
         Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only. `overlaps` is a member
         of the GeoJSON collection (null where nobody decided); in tables it is a column, the same in every row, where
@@ -136,9 +155,7 @@ class Matches:
             ValueError: another suffix.
             FileNotFoundError: the folder does not exist.
         """
-        write = check_output(path)
-        with atomic_path(path) as temporary:
-            write(self, temporary)
+        write_matches(path, [self], self.overlaps)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
@@ -164,24 +181,8 @@ class Matches:
             frame[["x_sar", "y_sar"]].to_numpy(),
             frame[["x_optical", "y_optical"]].to_numpy(),
             *(frame[name].to_numpy() for name in COLUMNS[4:]),
-            **(_georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
+            **(_precision(frame) | _georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
         )
-
-
-def check_output(path: str | os.PathLike[str]) -> Callable[[Matches, Path], None]:
-    """The writer for a file of matches; asked before a long computation, it spares the user a late error.
-
-    Raises:
-        ValueError: unknown suffix.
-        FileNotFoundError: the folder does not exist.
-    """
-    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".geojson": _write_geojson}
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
-    return writers[suffix]
 
 
 def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -193,25 +194,15 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     return array
 
 
-def _write_csv(matches: Matches, path: Path) -> None:
-    _table(matches).to_csv(path, index=False)
-
-
-def _write_parquet(matches: Matches, path: Path) -> None:
-    frame = _table(matches)
-    for name in _GEOREFERENCE:
-        value = getattr(matches, name)
-        if value is not None:
-            frame.attrs[name] = value if isinstance(value, str) else list(value)[:6]
-    if matches.overlaps is not None:
-        frame.attrs["overlaps"] = bool(matches.overlaps)
-    frame.to_parquet(path, index=False)
-
-
-def _table(matches: Matches) -> pd.DataFrame:
-    """The matches, and the decision on their pair in every row where there is one."""
-    frame = matches.to_frame()
-    return frame if matches.overlaps is None else frame.assign(overlaps=bool(matches.overlaps))
+def _precision(frame: pd.DataFrame) -> dict[str, Any]:
+    """Covariance (N, 2, 2) and radius (N,) of a table, those that it has columns of."""
+    known: dict[str, Any] = {}
+    if set(COVARIANCE_COLUMNS) <= set(frame.columns):
+        var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
+        known["covariance"] = np.stack([var_x, var_xy, var_xy, var_y], -1).reshape(-1, 2, 2)
+    if RADIUS_COLUMN in frame:
+        known["radius"] = frame[RADIUS_COLUMN].to_numpy()
+    return known
 
 
 def _overlaps(frame: pd.DataFrame) -> bool | None:
@@ -223,33 +214,5 @@ def _overlaps(frame: pd.DataFrame) -> bool | None:
 
 
 def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
-    known = {name: attributes[name] for name in _GEOREFERENCE if name in attributes}
+    known = {name: attributes[name] for name in GEOREFERENCE if name in attributes}
     return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}
-
-
-def _write_geojson(matches: Matches, path: Path) -> None:
-    """One point a match in WGS84 (RFC 7946), at its place in the SAR image, or else in the optical one."""
-    x, y, note = _places(matches)
-    rows = matches.to_frame().astype(float).to_dict("records")
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": [float(px), float(py)]},
-            "properties": {name: value if np.isfinite(value) else None for name, value in row.items()},
-        }
-        for px, py, row in zip(x, y, rows, strict=True)
-    ]
-    overlaps = None if matches.overlaps is None else bool(matches.overlaps)
-    content = {"type": "FeatureCollection", "note": note, "overlaps": overlaps, "features": features}
-    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-
-
-def _places(matches: Matches) -> tuple[np.ndarray, np.ndarray, str]:
-    for image in ("sar", "optical"):
-        crs = getattr(matches, f"{image}_crs")
-        if crs is not None and getattr(matches, f"{image}_transform") is not None:
-            known = matches.map_coordinates()
-            places = rasterio.warp.transform(crs, "EPSG:4326", known[f"map_x_{image}"], known[f"map_y_{image}"])
-            return np.asarray(places[0]), np.asarray(places[1]), f"WGS84 positions in the {image} image"
-    note = "not georeferenced: coordinates are (x, y) pixels of the SAR image, y pointing down"
-    return matches.xy_sar[:, 0], matches.xy_sar[:, 1], note

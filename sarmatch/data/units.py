@@ -62,19 +62,19 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
     Raises:
         PairError: complex values, or units that the sample contradicts.
     """
-    units = _sar_units(sample, what) if units is None else _known(units, SarUnits, what)
-    if units in ("byte", "unit"):
-        return Scaling(units)
+    known = _sar_units(sample, what) if units is None else _known(units, SarUnits, what)
+    if known in ("byte", "unit"):
+        return Scaling(known)
     low, high = [], []
-    for band, values in zip(bands, _decibel(sample, units), strict=True):
+    for band, values in zip(bands, _decibel(sample, known), strict=True):
         finite = values[np.isfinite(values)]
         if not finite.size:
-            raise PairError(f"{what}: band {band} holds no positive value, so {units} has no decibel; choose its units")
+            raise PairError(f"{what}: band {band} holds no positive value, so {known} has no decibel; choose its units")
         ends, (start, stop) = SAR_RANGES_DB[min(band, 1)], np.percentile(finite, _STRETCH)
         calibrated = ends[0] < np.median(finite) < ends[1]
         low.append(float(ends[0] if calibrated else start))
         high.append(float(ends[1] if calibrated else max(stop, start + 1)))
-    return Scaling(units, tuple(low), tuple(high))
+    return Scaling(known, tuple(low), tuple(high))
 
 
 def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what: str = "optical image") -> Scaling:

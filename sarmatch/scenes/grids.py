@@ -15,6 +15,8 @@ from rasterio.errors import RasterioError
 
 from sarmatch.data.pairs import PairError
 
+_CORNER = np.array([[0, 0], [1, 0], [0, 1]])  # a px and its neighbours to the right and below
+
 
 class Region(NamedTuple):
     """A window of a grid in whole px; `x + width` and `y + height` are outside. It may lie outside the grid."""
@@ -82,7 +84,7 @@ class Grid:
         if not self.located:
             return None
         middle = np.array([[self.width / 2, self.height / 2]])
-        around = self.to_map(np.concatenate([middle, middle + [[1, 0]], middle + [[0, 1]]]))
+        around = self.to_map(middle + _CORNER)
         x, y = (np.radians(v) for v in _transformed(self.crs, CRS.from_epsg(4326), around).T)
         steps = np.hypot((x[1:] - x[0]) * np.cos(y[0]), y[1:] - y[0]) * 6_371_008.8
         return float(np.sqrt(np.prod(steps)))
@@ -118,7 +120,7 @@ def extent(source: Grid, target: Grid) -> Region:
 def scale_ratio(source: Grid, target: Grid) -> float:
     """How many px of `target` one px of `source` is wide, at the middle of what `source` shows."""
     middle = np.array([[source.width / 2, source.height / 2]])
-    xy = between(source, target, np.concatenate([middle, middle + [[1, 0]], middle + [[0, 1]]]))
+    xy = between(source, target, middle + _CORNER)
     steps = np.linalg.norm(xy[1:] - xy[0], axis=1)
     ratio = float(np.sqrt(np.prod(steps)))
     if not (math.isfinite(ratio) and ratio > 0):

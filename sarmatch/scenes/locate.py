@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +23,29 @@ N_WINDOWS = 3
 WHOLE_SIDE = 1024
 """Side to which images are reduced where the displacement is unknown, px."""
 
+SEARCH_RADIUS = 64.0
+"""How far georeferences may disagree by default, px."""
 
-def check_radius(search_radius: float | None) -> None:
+SearchRadius: TypeAlias = float | Literal["auto"] | None
+Masked: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+def check_radius(search_radius: SearchRadius) -> None:
     """Raise ValueError for a radius that scenes cannot be searched with."""
-    if search_radius is not None and not 0 < search_radius <= MARGIN / 4:
+    if search_radius is None or search_radius == "auto":
+        return
+    if isinstance(search_radius, str) or not 0 < search_radius <= MARGIN / 4:
         raise ValueError(
-            f"search_radius must lie above 0 and up to {MARGIN // 4} px, or be None to search the whole image; got "
-            f"{search_radius:g}"
+            f"search_radius must be a number above 0 and up to {MARGIN // 4} px, None to search the whole image, or "
+            f"'auto'; got {search_radius!r}"
         )
+
+
+def radius_of(pair: ScenePair, search_radius: SearchRadius) -> float | None:
+    """The radius that `auto` means: `SEARCH_RADIUS` between georeferences, else none."""
+    if isinstance(search_radius, str):
+        return SEARCH_RADIUS if pair.located else None
+    return search_radius
 
 
 @torch.no_grad()
@@ -37,18 +53,21 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
     """Displacement (dx, dy) px of the moving image on the common grid, to within a few px.
 
     Descriptors of up to nine windows are correlated over all shifts within the radius, and their sum decides: consensus
-    at its widest. Without a radius, or without a georeference, both images are reduced and searched as a whole.
+    at its widest. Without a radius both images are reduced and searched as a whole.
 
     Raises:
         SceneRefusal: the images have no ground in common.
     """
-    if search_radius is None or not pair.located:
+    if search_radius is None:
         return _whole(pair, matcher)
     if search_radius <= RADIUS:
         return 0, 0
     common = pair.region()
-    side = tuple(min(WINDOW, n + -n % MULTIPLE) for n in (common.width, common.height))
-    products, overlap, cells = 0.0, 0.0, 0.0
+    side = (
+        min(WINDOW, common.width + -common.width % MULTIPLE),
+        min(WINDOW, common.height + -common.height % MULTIPLE),
+    )
+    total: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for x in _starts(common.x, common.width, side[0]):
         for y in _starts(common.y, common.height, side[1]):
             region = Region(x, y, *side)
@@ -57,9 +76,11 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
                 continue
             first, second = _described(pair, matcher, reference, moving)
             product, overlapping = cross_correlation(first, second)
-            products, overlap, cells = products + product[0], overlap + overlapping[0], cells + first[1].sum()
-    if isinstance(products, float):
+            one = (product[0], overlapping[0], first[1].sum())
+            total = one if total is None else (total[0] + one[0], total[1] + one[1], total[2] + one[2])
+    if total is None:
         return 0, 0
+    products, overlap, cells = total
     size = (products.shape[-2], products.shape[-1])
     enough = (overlap >= MIN_OVERLAP * cells) & within_reach(size, search_radius, products.device)
     score = (products / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
@@ -80,13 +101,15 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 
 
-def _described(pair: ScenePair, matcher: Matcher, reference, moving):  # type: ignore[no-untyped-def]
+def _described(pair: ScenePair, matcher: Matcher, reference: Masked, moving: Masked) -> tuple[Masked, Masked]:
+    """Descriptors of the reference and of the moving image, each with its mask."""
     if pair.to == "sar":
         return describe_pair(matcher.net, reference, moving)
-    return describe_pair(matcher.net, moving, reference)[::-1]
+    second, first = describe_pair(matcher.net, moving, reference)
+    return first, second
 
 
-def _batch(raster: Raster, matcher: Matcher, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(raster: Raster, matcher: Matcher, size: tuple[int, int] | None = None) -> Masked:
     height, width = raster.valid.shape
     below, right = (0, 0) if size is None else (size[0] - height, size[1] - width)
     image = F.pad(raster.image[None], (0, right, 0, below))

@@ -238,7 +238,9 @@ def _opened(stack: ExitStack, source: str | Path | DatasetReader, what: str) -> 
         if crs is None:
             return dataset
         # Raw products carry ground control points; their own default warp is a grid as any other.
-        return stack.enter_context(WarpedVRT(dataset, src_crs=crs, crs=crs, resampling=Resampling.bilinear, **_alpha(dataset)))
+        return stack.enter_context(
+            WarpedVRT(dataset, src_crs=crs, crs=crs, resampling=Resampling.bilinear, **_alpha(dataset))
+        )
     return dataset
 
 
@@ -312,12 +314,19 @@ def _has_alpha(dataset: DatasetReader) -> bool:
     return ColorInterp.alpha in dataset.colorinterp
 
 
+def _same(first: Grid, second: Grid) -> bool:
+    """Whether the px (0, 0) and the size of px of two grids agree to a millionth of a px."""
+    if first.transform is None or second.transform is None or first.crs != second.crs:
+        return False
+    ends = np.array([[0.0, 0.0], [1e3, 0.0], [0.0, 1e3]])
+    return bool(np.abs(second.from_map(first.to_map(ends)) - ends).max() < 1e-3)
+
+
 def _view(
     stack: ExitStack, dataset: DatasetReader, own: Grid, grid: Grid, warp: bool
 ) -> tuple[DatasetReader | WarpedVRT, tuple[int, int]]:
     """What to read an image through, and the px of the grid where that begins."""
-    same = own.located and own.crs == grid.crs and own.transform.almost_equals(grid.transform, 1e-9 * abs(own.transform.a))
-    if not warp or same:
+    if not warp or _same(own, grid):
         return dataset, (0, 0)
     transform = grid.transform @ Affine.translation(-MARGIN, -MARGIN)
     size = {"width": grid.width + 2 * MARGIN, "height": grid.height + 2 * MARGIN}

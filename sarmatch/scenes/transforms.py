@@ -149,9 +149,7 @@ def fit_transform(
     clusters = np.unique(np.floor(source / CLUSTER_PX), axis=0, return_inverse=True)[1].ravel()
     spread = _cluster_covariance(rows[inliers], residuals[inliers], weights[inliers], clusters[inliers])
     misfit = _cluster_misfit(source[inliers], residuals[inliers], clusters[inliers])
-    return SceneTransform(
-        model, orders[model], centre, scale, coefficients, spread, field, inliers, residuals, misfit
-    )
+    return SceneTransform(model, orders[model], centre, scale, coefficients, spread, field, inliers, residuals, misfit)
 
 
 def _weights(covariance: np.ndarray | None, n: int) -> np.ndarray:
@@ -198,9 +196,7 @@ def _cluster_covariance(
     return np.asarray(inverse @ meat @ inverse)
 
 
-def _cluster_misfit(
-    xy: np.ndarray, residuals: np.ndarray, clusters: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _cluster_misfit(xy: np.ndarray, residuals: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centres (M, 2) of clusters, and squares (M,) an axis of their mean residuals: what the map leaves there."""
     count = np.bincount(clusters)
     kept = count > 0

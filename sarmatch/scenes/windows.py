@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,12 +62,10 @@ def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
         raise ValueError(
             f"{len(columns)} x {len(rows)} windows are more than {MAX_TILES}; give a larger spacing, or cut the images"
         )
-    tiles = []
+    tiles: list[Tile] = []
     for j, (y, top, bottom) in enumerate(rows):
         for i, (x, left, right) in enumerate(columns):
-            window = Region(
-                region.x + x, region.y + y, min(TILE, region.width), min(TILE, region.height)
-            )
+            window = Region(region.x + x, region.y + y, min(TILE, region.width), min(TILE, region.height))
             core = (region.x + left, region.y + top, region.x + right, region.y + bottom)
             around = [
                 (j + dj) * len(columns) + i + di
@@ -90,25 +88,27 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
 
 
-def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int]) -> Matches:
+def match_tile(
+    pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float = RADIUS
+) -> Matches:
     """Matches of one window, in px of the common grid, those in its core and a little beyond.
 
     Args:
         shift: displacement of the moving image that is known beforehand, px.
+        radius: how far matches may lie from it, px.
     """
     region, there = tile.region, tile.region.moved(*shift)
     of_sar, of_optical = (region, there) if pair.to == "sar" else (there, region)
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
     if not (bool(sar.valid.any()) and bool(optical.valid.any())):
         return Matches.empty()
-    found = matcher.match_rasters(sar, optical, RADIUS)
-    moved = dataclasses.replace(
-        found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2]
-    )
+    found = matcher.match_rasters(sar, optical, radius)
+    moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
     x0, y0, x1, y1 = tile.core
     at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift
-    inside = (at >= [x0 - _SEAM, y0 - _SEAM]) & (at < [x1 + _SEAM, y1 + _SEAM])
-    return moved.select(inside.all(axis=1))
+    low, high = np.array([x0, y0]) - _SEAM, np.array([x1, y1]) + _SEAM
+    inside: np.ndarray = np.all((at >= low) & (at < high), axis=1)
+    return moved.select(inside)
 
 
 class TileStore:
@@ -164,7 +164,7 @@ def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
     return own.select(np.array([value >= best.get((x, y), -1.0) for x, y, value in cells], bool))
 
 
-def _arrays(matches: Matches) -> dict[str, np.ndarray]:
+def _arrays(matches: Matches) -> dict[str, Any]:
     values = {f.name: getattr(matches, f.name) for f in dataclasses.fields(matches)}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
@@ -175,7 +175,8 @@ def concatenated(parts: Sequence[Matches], **other: Any) -> Matches:
     if not parts:
         return Matches.empty(**other)
     arrays = [_arrays(part) for part in parts]
-    return Matches(**{name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}, **other)
+    joined: dict[str, Any] = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    return Matches(**joined, **other)
 
 
 @dataclass(frozen=True)
@@ -189,12 +190,24 @@ class Task:
     settings: tuple[tuple[str, Any], ...]
     folder: str
     shift: tuple[int, int]
+    radius: float = RADIUS
 
     def key(self, region: Region, spacing: float | None) -> str:
         """Tells apart computations whose windows must not be mixed."""
-        files = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
-                 for name in (self.sar, self.optical)]
-        what = [files, dataclasses.asdict(self.options), self.model, self.settings, self.shift, region, spacing]
+        files = [
+            (name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
+            for name in (self.sar, self.optical)
+        ]
+        what = [
+            files,
+            dataclasses.asdict(self.options),
+            self.model,
+            self.settings,
+            self.shift,
+            self.radius,
+            region,
+            spacing,
+        ]
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
 
 
@@ -207,15 +220,20 @@ def match_tiles(
         workers: processes; more than one load the pair and the weights again from what `task` names.
     """
     missing = store.missing()
-    bar = tqdm(total=len(store.tiles), initial=len(store.tiles) - len(missing), desc="windows", unit="window",
-               disable=None if progress else True)
+    bar = tqdm(
+        total=len(store.tiles),
+        initial=len(store.tiles) - len(missing),
+        desc="windows",
+        unit="window",
+        disable=None if progress else True,
+    )
     with bar:
         if workers == 1 or len(missing) < 2:
             for tile in missing:
-                store.save(tile, match_tile(pair, matcher, tile, task.shift))
+                store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
                 bar.update()
             return
-        chunks = [missing[i::workers * 4] for i in range(workers * 4)]
+        chunks = [missing[i :: workers * 4] for i in range(workers * 4)]
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             jobs = [pool.submit(_match_some, task, store.tiles, [t.number for t in c]) for c in chunks if c]
             for job in as_completed(jobs):
@@ -232,5 +250,5 @@ def _match_some(task: Task, tiles: Sequence[Tile], numbers: Sequence[int]) -> in
     channels = matcher.net.config
     with open_pair(task.sar, task.optical, task.options, channels.sar_channels, channels.optical_channels) as pair:
         for number in numbers:
-            store.save(tiles[number], match_tile(pair, matcher, tiles[number], task.shift))
+            store.save(tiles[number], match_tile(pair, matcher, tiles[number], task.shift, task.radius))
     return len(numbers)
