@@ -77,7 +77,9 @@ def _csv_pairs(source: Path) -> Iterator[PairFiles]:
 
 def _stac_pairs(content: Any, source: Path) -> Iterator[PairFiles]:
     """Items of a FeatureCollection, a list of items, or one item."""
-    items = content if isinstance(content, list) else content.get("features", [content])
+    items = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise ValueError(f"{source}: expected a STAC item, a list of them or a FeatureCollection")
     for item in items:
         try:
             sar, optical = (_path(item["assets"][name]["href"], source.parent) for name in ("sar", "optical"))

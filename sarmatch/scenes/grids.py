@@ -10,11 +10,14 @@ import numpy as np
 import rasterio
 import rasterio.warp
 from rasterio import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
 from sarmatch.data.pairs import PairError
 
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+"""What rasterio raises; some errors of GDAL come out of it as they are."""
 _CORNER = np.array([[0, 0], [1, 0], [0, 1]])  # a px and its neighbours to the right and below
 
 
@@ -134,6 +137,6 @@ def _transformed(source: CRS, target: CRS, xy: np.ndarray) -> np.ndarray:
     try:
         with rasterio.Env(OGR_ENABLE_PARTIAL_REPROJECTION="YES"):
             x, y = rasterio.warp.transform(source, target, xy[:, 0], xy[:, 1])
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise PairError(f"no transformation from {source} to {target} ({error}); warp both to one system") from error
     return np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], 1)

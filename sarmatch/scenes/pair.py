@@ -19,7 +19,7 @@ import rasterio
 import torch
 from rasterio import Affine
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -28,7 +28,7 @@ from sarmatch.data.pairs import PairError
 from sarmatch.data.raster import RED_GREEN_BLUE, Raster, open_raster, require_whole_png
 from sarmatch.data.units import OpticalUnits, SarUnits, Scaling, optical_scaling, sar_scaling
 from sarmatch.registration import RegistrationError
-from sarmatch.scenes.grids import Grid, Region, extent, scale_ratio
+from sarmatch.scenes.grids import GDAL_ERRORS, Grid, Region, extent, scale_ratio
 
 Image = Literal["sar", "optical"]
 MARGIN = 1024
@@ -238,9 +238,11 @@ def _opened(stack: ExitStack, source: str | Path | DatasetReader, what: str) -> 
         if crs is None:
             return dataset
         # Raw products carry ground control points; their own default warp is a grid as any other.
-        return stack.enter_context(
-            WarpedVRT(dataset, src_crs=crs, crs=crs, resampling=Resampling.bilinear, **_alpha(dataset))
-        )
+        options = {"crs": crs, "src_crs": crs, "resampling": Resampling.bilinear, **_alpha(dataset)}
+        try:
+            return stack.enter_context(WarpedVRT(dataset, **options))
+        except GDAL_ERRORS as error:
+            raise PairError(f"{name}: its ground control points make no grid ({error}); warp it first") from error
     return dataset
 
 
@@ -334,7 +336,7 @@ def _view(
         view = WarpedVRT(
             dataset, crs=grid.crs, transform=transform, resampling=Resampling.bilinear, **size, **_alpha(dataset)
         )
-    except (RasterioError, ValueError) as error:
+    except (*GDAL_ERRORS, ValueError) as error:
         raise PairError(f"{dataset.name}: cannot be warped to {grid.crs} ({error}); warp it first") from error
     return stack.enter_context(view), (-MARGIN, -MARGIN)
 
@@ -392,7 +394,7 @@ def _read(
             valid = view.dataset_mask(window=window, **size) > 0  # GDAL itself sees an alpha band in 2 and 4 bands only
         else:
             valid = (view.read_masks([band + 1 for band in bands], window=window, **size) > 0).all(axis=0)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise PairError(f"{name}: truncated or not a raster ({error}); fetch it again") from error
     if np.issubdtype(values.dtype, np.floating):
         valid &= np.isfinite(values).all(axis=0)

@@ -305,6 +305,8 @@ def register(
             f"model must be one of {', '.join(get_args(Model))} and resampling of {', '.join(write.RESAMPLING)}, got "
             f"{model!r} and {resampling!r}"
         )
+    if order not in (2, 3):
+        raise ValueError(f"the order of a polynomial must be 2 or 3, got {order}")
     folder = Path(output).with_name(f".{Path(output).name}.windows")
     with matched_pair(sar, optical, settings, folder, spread=True) as matched:
         pair, agreed = matched.pair, matched.agreement

@@ -12,13 +12,12 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from sarmatch.files import atomic_path
-from sarmatch.scenes.grids import Grid, Region
+from sarmatch.scenes.grids import GDAL_ERRORS, Grid, Region
 from sarmatch.scenes.transforms import CE90
 
 BLOCK = 512
@@ -102,7 +101,7 @@ def write_registered(
                     _fill(target, moving, to_moving, resampling, progress)
                 # The driver cannot write block by block; it copies block by block, with overviews.
                 rasterio.shutil.copy(working, final, driver="COG", compress="deflate", bigtiff="if_safer")
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
         finally:
             working.unlink(missing_ok=True)
@@ -252,7 +251,7 @@ def write_error_map(
                     target.write(values, band)
                     target.set_band_description(band, f"registration error, {name}")
                     target.set_band_unit(band, unit)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
 
 
