@@ -147,16 +147,27 @@ class Matcher:
         second = _load_optical(optical, net.optical_channels)
         if first.transform is not None and second.transform is not None:
             check_same_grid(first, second, "SAR image", "optical image")
-        raw = self._match(first, second, search_radius, max_rotation_deg, scale_range)
+        matches = self.match_rasters(first, second, search_radius, max_rotation_deg, scale_range)
         georeference = {
             "sar_transform": first.transform,
             "sar_crs": first.crs,
             "optical_transform": second.transform,
             "optical_crs": second.crs,
         }
-        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
-        matches = apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
         return dataclasses.replace(matches, **georeference)
+
+    def match_rasters(
+        self,
+        sar: Raster,
+        optical: Raster,
+        search_radius: float | None = 32.0,
+        max_rotation_deg: float = 0.0,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+    ) -> Matches:
+        """The same of images already read and scaled; where they lie on the ground is ignored."""
+        raw = self._match(sar, optical, search_radius, max_rotation_deg, scale_range)
+        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
+        return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
@@ -307,13 +318,13 @@ Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]
 
 def _tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
     """Windows (rows, columns) of at most `TILE` px that overlap by twice the margin; their cores (x0, y0, x1, y1)."""
-    rows, columns = (_intervals(n, margin) for n in (height, width))
+    rows, columns = (tile_intervals(n, margin) for n in (height, width))
     for y, y_low, y_high in rows:
         for x, x_low, x_high in columns:
             yield (slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))), (x_low, y_low, x_high, y_high)
 
 
-def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
+def tile_intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
     """Starts of tiles along one axis, multiples of 16, and the ends of their cores: halfway into each overlap."""
     if length <= TILE:
         return [(0, -1.0, float(length))]
