@@ -64,6 +64,7 @@ def match(
     mc_passes: int = 0,
     distilled: bool = False,
     coverage: float = 0.9,
+    onnx: Path | None = None,
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
@@ -80,6 +81,7 @@ def match(
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
         coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
             radii are calibrated for this search.
+        onnx: encoders of the same model, written by `sarmatch export`, to be run by ONNX Runtime.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
@@ -92,7 +94,7 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled, coverage=coverage)
+    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled, coverage=coverage, onnx=onnx)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
@@ -102,6 +104,24 @@ def match(
             "one place reach; check that both show the same ground, or widen --search-radius",
             file=sys.stderr,
         )
+    return 0
+
+
+@app.command
+def export(model: Positional[str] = "s1s2", output: Output = Path("model.onnx")) -> int:
+    """Write the encoders of a model as ONNX, for images of any size; `sarmatch match --onnx` runs them.
+
+    Needs `pip install 'sarmatch[onnx]'`. What was written is compared with PyTorch on a size that it was not made with.
+
+    Args:
+        model: shipped weights by name, a run folder, or a .safetensors file.
+        output: .onnx file.
+    """
+    from sarmatch.inference import load_matcher
+    from sarmatch.onnx_backend import export as export_encoders
+
+    difference = export_encoders(load_matcher(model, device="cpu").net, output)
+    print(f"encoders of {model} -> {output}; outputs differ from PyTorch's by {difference:.1e} at most")
     return 0
 
 

@@ -26,6 +26,8 @@ INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
 """Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
 TOLERANCE = 1e-4
 """Greatest difference of any output of the file from PyTorch's that export accepts."""
+MULTIPLE = 16
+"""Sides of images are multiples of this."""
 TRACED, CHECKED = (96, 128), (64, 160)
 """Sizes (height, width) that the graph is made with, and that it is checked on."""
 
@@ -58,8 +60,11 @@ def digest(net: SarOpticalNet) -> str:
     return total.hexdigest()[:16]
 
 
-def export(net: SarOpticalNet, path: Path) -> float:
+def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
     """Write the encoders of a network, checked on a size that the graph was not made with.
+
+    Args:
+        optimize: simplify the graph, which takes as long as writing it does; without, it runs a fifth slower.
 
     Returns:
         the greatest difference of any output from PyTorch's.
@@ -75,8 +80,10 @@ def export(net: SarOpticalNet, path: Path) -> float:
     _imported("onnxscript")
     net = net.cpu().eval()
     encoders = Encoders(net)
-    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    with atomic_path(path) as partial, warnings.catch_warnings():
+    # Said to be multiples, sides divide without a rest, and what follows from them is found at once.
+    height, width = (MULTIPLE * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))
+    image, mask = {2: height, 3: width}, {1: height, 2: width}
+    with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
         torch.onnx.export(
             encoders,
@@ -84,9 +91,10 @@ def export(net: SarOpticalNet, path: Path) -> float:
             partial,
             input_names=list(INPUTS),
             output_names=encoders.outputs,
-            dynamic_shapes=(sides, sides, {1: sides[2], 2: sides[3]}, {1: sides[2], 2: sides[3]}),
+            dynamic_shapes=(image, image, mask, mask),
             dynamo=True,
             external_data=False,
+            optimize=optimize,
             verbose=False,
         )
         model = onnx.load(partial)
