@@ -64,7 +64,7 @@ def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             values = next(self.left, None)
-            return values and {name: t.numpy() for name, t in zip(INPUTS, values, strict=True)}
+            return None if values is None else {n: t.numpy() for n, t in zip(INPUTS, values, strict=True)}
 
     model = onnx.load(exported)
     fixed = [n.name for n in model.graph.node if n.op_type == "Conv" and not n.input[1].startswith("net.")]
