@@ -31,6 +31,7 @@ def main(
     pairs: int = 24,
     repeats: int = 3,
     threads: int = 1,
+    folder: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Print the table.
@@ -41,6 +42,7 @@ def main(
         pairs: of the test part, evenly spread over its scenes.
         repeats: timed runs of each way on each pair.
         threads: of PyTorch and ONNX Runtime; with one, CPU time is measured.
+        folder: keeps the exported encoders for the next time; None writes them anew.
         out: also write precision_speed.csv and .json there.
     """
     torch.set_num_threads(threads)
@@ -48,9 +50,9 @@ def main(
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
     shipped = load_matcher(profile, device="cpu")
     few = dataclasses.replace(config.evaluation, max_pairs=pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = crops_of(split.validation, config.evaluation, 16)
-        matchers = backends(shipped.net, shipped.confidence, Path(folder), inputs)
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs = crops_of(split.validation, config.evaluation, 8)
+        matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
         records = measure_backends(matchers, split.test, few, repeats)
     table = backend_table(records)
     about = {
