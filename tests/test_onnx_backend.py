@@ -18,7 +18,8 @@ from sarmatch.profiles import profile
 pytest.importorskip("onnxruntime", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 pytest.importorskip("onnxscript", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 
-from sarmatch.onnx_backend import OnnxEncoders, digest, export, largest_difference
+from sarmatch.backends import quantise
+from sarmatch.onnx_backend import OnnxEncoders, digest, example, export, largest_difference
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,15 @@ def test_the_matcher_takes_any_pair_of_encoders() -> None:
     rng = np.random.default_rng(0)
     Matcher(matcher.net, "cpu", encoders=encode).match(rng.random((64, 64)), rng.random((64, 64, 3)), 8.0)
     assert asked == [[(1, 1, 64, 64), (1, 3, 64, 64), (1, 64, 64), (1, 64, 64)]]
+
+
+def test_eight_bits_change_little_and_keep_the_header(weights: Path, exported: Path, tmp_path: Path) -> None:
+    net = load_matcher(weights, device="cpu").net
+    path = tmp_path / "int8.onnx"
+    quantise(exported, path, [example(net, (64, 64), seed) for seed in range(2)])
+    OnnxEncoders(path).check(net)
+    assert 1e-4 < largest_difference(net, path, (80, 64)) < 1.5  # of vectors of length one and more
+    images = example(net, (80, 64), 3)
+    found, expected = OnnxEncoders(path)(*images)[1], net(*images)[1]
+    assert float((found.coarse[:, :32] * expected.coarse[:, :32]).sum(1).mean()) > 0.9
+    torch.testing.assert_close(found.coarse[:, 32:], expected.coarse[:, 32:], atol=1e-4, rtol=1e-3)
