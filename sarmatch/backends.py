@@ -49,8 +49,9 @@ def compiled(net: SarOpticalNet) -> EncodePair:
 def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -> None:
     """Write a copy of exported encoders whose convolutions compute in 8 bits.
 
-    Convolutions with weights of the network, each output channel with a scale of its own; what has no weights to be
-    learned, the oriented gradients, stays in float32. Ranges of activations are those of the inputs given.
+    Convolutions with weights of the network, each output channel with a scale of its own. What has no weights to be
+    learned, the oriented gradients, is not computed in 8 bits, but of an image that is rounded to them. Ranges of
+    activations are those of the inputs given.
 
     Args:
         inputs: images and masks of some pairs, see `sarmatch.onnx_backend.INPUTS`; not of those to be judged.
