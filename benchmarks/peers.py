@@ -10,9 +10,13 @@ finds hardly any match, so its fine level has little to do: its time is a lower 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,9 +27,9 @@ from torch import Tensor
 from sarmatch import load_matcher
 from sarmatch.baselines.base import Baseline
 from sarmatch.baselines.template import TemplateMatcher
-from sarmatch.costs import resident_peak
+from sarmatch.costs import PROMPT_RELEASE, resident_peak
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
+from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
@@ -83,40 +87,50 @@ def matchers(profile: str) -> dict[str, CropMatcher]:
     return found
 
 
-def measured(
-    matcher: CropMatcher, crops: EvaluationCrops, radius: float, timed: bool
-) -> tuple[Matches, dict[str, float]]:
-    """Matches, and seconds (CPU time), or else the peak of memory above that at the start."""
-    found: list[Matches] = []
-    start = time.process_time()
-    if timed:
-        found.append(matcher.match_crops(crops, radius))
-        return found[0], {"seconds": time.process_time() - start}
-    peak = resident_peak(lambda: found.append(matcher.match_crops(crops, radius)))
-    return found[0], {"peak_mb": peak / 1e6}
+def peaks(profile: str, data: Path) -> dict[str, float]:
+    """Peak of memory of each method above that at its start, MB, on one pair in a process that frees at once."""
+    command = [sys.executable, __file__, "--data", str(data), "--profile", profile, "--peaks-only"]
+    done = subprocess.run(command, env=os.environ | PROMPT_RELEASE, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def main(data: Path, profile: str = "s1s2", pairs: int = 8, repeats: int = 2, out: Path | None = None) -> None:
+def main(
+    data: Path,
+    profile: str = "s1s2",
+    pairs: int = 8,
+    repeats: int = 2,
+    out: Path | None = None,
+    peaks_only: bool = False,
+) -> None:
     """Print the table; CPU time of one thread.
 
     Args:
         data: folder of the data.
         profile: whose shipped weights, split and crops to take.
         pairs: of the test part, evenly spread over its scenes.
-        repeats: timed runs of each on each pair; one before them does not count and tells the memory.
+        repeats: timed runs of each on each pair; one before them does not count.
         out: also write precision_peers.csv and .json there.
+        peaks_only: print the peaks of memory as JSON, on the first pair.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     config = named_profile(profile, str(data))
     test = split_pairs(open_pairs(config.data, config.seed), config.data).test
     compared, radius, rows = matchers(profile), config.evaluation.headline_radius, []
+    if peaks_only:
+        crops = evaluation_crops(test[0], "shift", config.evaluation)
+        found = {n: resident_peak(partial(m.match_crops, crops, radius)) / 1e6 for n, m in compared.items()}
+        print(json.dumps(found))
+        return
     for pair in spread(test, pairs):
         crops = evaluation_crops(pair, "shift", config.evaluation)
         for turn in range(repeats + 1):
             for name, matcher in compared.items():
-                matches, cost = measured(matcher, crops, radius, turn > 0)
-                row = {"method": name, "id": pair.id, **cost}
+                start = time.process_time()
+                matches = matcher.match_crops(crops, radius)
+                row = {"method": name, "id": pair.id}
+                row["seconds"] = time.process_time() - start if turn else float("nan")
                 if name != TIME_ONLY:
                     errors = match_errors(matches, crops.A_sar_to_optical)
                     row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
@@ -124,7 +138,7 @@ def main(data: Path, profile: str = "s1s2", pairs: int = 8, repeats: int = 2, ou
     records = pd.DataFrame(rows)
     by_method = records.groupby("method", sort=False)
     table = by_method[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
-    table.insert(1, "peak_mb", by_method["peak_mb"].max())
+    table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
     table = table.reset_index()
     about = {
         "profile": profile,
