@@ -57,6 +57,24 @@ for _command in (match, register, batch):
     app.command(_command)
 
 
+@app.command
+def export(model: Positional[str] = "s1s2", output: Output = Path("model.onnx")) -> int:
+    """Write the encoders of a model as ONNX, for images of any size; `sarmatch match --onnx` runs them.
+
+    Needs `pip install 'sarmatch[onnx]'`. What was written is compared with PyTorch on a size that it was not made with.
+
+    Args:
+        model: shipped weights by name, a run folder, or a .safetensors file.
+        output: .onnx file.
+    """
+    from sarmatch.inference import load_matcher
+    from sarmatch.onnx_backend import export as export_encoders
+
+    difference = export_encoders(load_matcher(model, device="cpu").net, output)
+    print(f"encoders of {model} -> {output}; outputs differ from PyTorch's by {difference:.1e} at most")
+    return 0
+
+
 @data_app.command(name="get")
 def data_get(name: Positional[str], to: Path | None = None) -> int:
     """Fetch a public data set; calling again goes on where it stopped. Exits with 1 if files could not be fetched.

@@ -41,6 +41,7 @@ def match(
     mc_passes: int = 0,
     distilled: bool = False,
     coverage: float = 0.9,
+    onnx: Path | None = None,
     workers: int = 1,
     force: bool = False,
     device: str = "auto",
@@ -70,6 +71,7 @@ def match(
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
         coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
             radii are calibrated for this search.
+        onnx: encoders of the same model, written by `sarmatch export`, to be run by ONNX Runtime.
         workers: processes.
         force: write the matches of images that look unrelated too, with `overlaps` false.
         device: auto, cpu, cuda or mps.
@@ -85,6 +87,7 @@ def match(
             "uncertainty, give one of them"
         )
     of_matcher = {"device": device, "mc_passes": mc_passes, "distilled": distilled, "coverage": coverage}
+    of_matcher["onnx"] = None if onnx is None else str(onnx)
     if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
         return _match_turned(sar, optical, model, search_radius, max_rotation_deg, scale_range, of_matcher, output)
     bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}
