@@ -395,7 +395,7 @@ def _read(
         else:
             valid = (view.read_masks([band + 1 for band in bands], window=window, **size) > 0).all(axis=0)
     except GDAL_ERRORS as error:
-        raise PairError(f"{name}: truncated or not a raster ({error}); fetch it again") from error
+        raise PairError(f"{name}: truncated or not a raster ({error.__cause__ or error}); fetch it again") from error
     if np.issubdtype(values.dtype, np.floating):
         valid &= np.isfinite(values).all(axis=0)
     return values, valid

@@ -358,8 +358,8 @@ def _about(pair: ScenePair, settings: MatchSettings, model: str, order: int) -> 
     return {
         "version": sarmatch.__version__,
         "weights": weights,
-        "reference": Path(pair.reference.dataset.name).name,
-        "moving": Path(pair.moving.dataset.name).name,
+        "reference": "/".join(Path(pair.reference.dataset.name).parts[-2:]),
+        "moving": "/".join(Path(pair.moving.dataset.name).parts[-2:]),
         "model": f"{model} of order {order}" if model == "polynomial" else model,
         "search_radius": "whole image" if radius is None else f"{radius:g} px",
         "grid": f"{pair.grid.width} x {pair.grid.height} px, {pair.factor} px of the reference each",
