@@ -102,6 +102,7 @@ def train(
     name: str = "matcher",
     fresh: bool = False,
     max_steps: int | None = None,
+    pretraining_steps: int | None = None,
     seed: int | None = None,
 ) -> int:
     """Train a matcher; a stored run is loaded, an interrupted one goes on where it stopped.
@@ -113,6 +114,7 @@ def train(
         name: what the run is called in the store.
         fresh: train anew even if the run is stored.
         max_steps: stop after this many optimiser steps instead of the profile's number.
+        pretraining_steps: the same for pretraining, if the profile has one.
         seed: seed of weights, order and augmentation instead of the profile's.
     """
     from sarmatch.experiments import train_or_load
@@ -122,6 +124,8 @@ def train(
         config = config.replace(seed=seed)
     if max_steps is not None:
         config = config.replace(training={"max_steps": max_steps})
+    if pretraining_steps is not None:
+        config = config.replace(pretraining={"max_steps": pretraining_steps})
     run = train_or_load(config, runs, name, fresh=fresh)
     print(f"{run}\n{run.path}")
     return 0

@@ -40,6 +40,7 @@ def match(
     optical_units: OpticalUnitsName | None = None,
     mc_passes: int = 0,
     distilled: bool = False,
+    coverage: float = 0.9,
     workers: int = 1,
     force: bool = False,
     device: str = "auto",
@@ -67,6 +68,8 @@ def match(
         optical_units: likewise.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
+        coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
+            radii are calibrated for this search.
         workers: processes.
         force: write the matches of images that look unrelated too, with `overlaps` false.
         device: auto, cpu, cuda or mps.
@@ -81,7 +84,7 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    of_matcher = {"device": device, "mc_passes": mc_passes, "distilled": distilled}
+    of_matcher = {"device": device, "mc_passes": mc_passes, "distilled": distilled, "coverage": coverage}
     if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
         return _match_turned(sar, optical, model, search_radius, max_rotation_deg, scale_range, of_matcher, output)
     bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}
