@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from rasterio.io import DatasetReader
@@ -22,7 +22,7 @@ from sarmatch.scenes.agreement import Agreement, judge
 from sarmatch.scenes.grids import Region, between, scale_ratio
 from sarmatch.scenes.locate import SearchRadius, check_radius, locate, radius_of
 from sarmatch.scenes.pair import SceneOptions, ScenePair, SceneRefusal, open_pair
-from sarmatch.scenes.transforms import CE90, THIN_PX, Model, SceneTransform, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, THIN_PX, Model, SceneTransform, fit_transform
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
 SPACING = 256.0
@@ -300,9 +300,9 @@ def register(
         write.check_raster(error_map)
     if report is not None:
         check_report(report)
-    if model not in get_args(Model) or resampling not in write.RESAMPLING:
+    if model not in MODELS or resampling not in write.RESAMPLING:
         raise ValueError(
-            f"model must be one of {', '.join(get_args(Model))} and resampling of {', '.join(write.RESAMPLING)}, got "
+            f"model must be one of {', '.join(MODELS)} and resampling of {', '.join(write.RESAMPLING)}, got "
             f"{model!r} and {resampling!r}"
         )
     if order not in (2, 3):

@@ -30,9 +30,8 @@ from sarmatch.inference import Matcher
 from sarmatch.registration import least_squares
 from sarmatch.scenes.pair import SceneRefusal
 from sarmatch.scenes.pipeline import MatchSettings, matched_pair
-from sarmatch.scenes.transforms import CE90, Model, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, Model, fit_transform
 
-MODELS: tuple[Model, ...] = ("shift", "affine", "polynomial", "field")
 _CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
 _BLOCK = 256  # px: what of a scene is taken to be shifted as one by the independent estimate
 

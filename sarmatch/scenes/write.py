@@ -154,7 +154,7 @@ def resample(
     ratio = np.array([window.width / shape[1], window.height / shape[0]])
     local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
     local[~np.isfinite(local).all(-1)] = -1e6
-    share = _sampled(known.astype(np.float32), local, RESAMPLING[resampling])
+    share = _sampled(known.astype(np.float64), local, RESAMPLING[resampling])
     seen = share > (0.5 if resampling != "cubic" else 0.999)
     for band, plane in enumerate(values):
         moved = _remap(plane, known, share, local, resampling)
