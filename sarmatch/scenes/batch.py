@@ -168,7 +168,7 @@ def _dask_client(address: str) -> Any:
     except ImportError as error:
         raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=5)
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
