@@ -24,12 +24,13 @@ from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import Pair, PairError, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
+from sarmatch.demo import FOLDER
 from sarmatch.experiments import commit, kept_table
 from sarmatch.groundtruth import residual_shift
 from sarmatch.inference import Matcher
 from sarmatch.registration import least_squares
 from sarmatch.scenes.pair import SceneRefusal
-from sarmatch.scenes.pipeline import MatchSettings, matched_pair
+from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
 from sarmatch.scenes.transforms import CE90, MODELS, Model, fit_transform
 
 _CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
@@ -48,6 +49,28 @@ def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -
             file.write(values)
         with memory.open() as file:
             yield file
+
+
+def example_files(config: Config) -> tuple[Path, Path]:
+    """A SAR and an optical GeoTIFF of one place: the first UTM pair of a profile's data, else the bundled pair."""
+    root = Path(config.data.root or "")
+    for sar in sorted(root.glob("terramesh/S1RTC/*.tif")) if config.data.root else ():
+        optical = root / "terramesh" / "S2L2A" / sar.name
+        if optical.is_file():
+            return sar, optical
+    return FOLDER / "sar.tif", FOLDER / "optical.tif"
+
+
+@contextmanager
+def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> Iterator[MatchedPair]:
+    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
+    settings = MatchSettings(matcher, progress=False)
+    with (
+        as_raster(pair.sar) as sar,
+        as_raster(pair.optical, shift) as optical,
+        matched_pair(sar, optical, settings, None, spread=True) as matched,
+    ):
+        yield matched
 
 
 def own_residual(pair: Pair) -> np.ndarray | None:
@@ -125,15 +148,12 @@ def _trial(
     matcher: Matcher, pair: Pair, shift: np.ndarray, residual: np.ndarray | None, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
     start = time.perf_counter()
-    corners, settings = _Corners.of(pair, shift, residual), MatchSettings(matcher, progress=False)
+    corners = _Corners.of(pair, shift, residual)
     about = {"id": pair.id, "dx": shift[0], "dy": shift[1]}
-    with (
-        as_raster(pair.sar) as sar,
-        as_raster(pair.optical, shift) as optical,
-        matched_pair(sar, optical, settings, None, spread=True) as matched,
-    ):
+    with displaced(pair, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
+    about["n_thinned"] = agreed.n_thinned
     about |= {"seconds": time.perf_counter() - start}
     xy = (thinned.xy_sar, thinned.xy_optical)
     fits = [_fitted(xy, thinned.covariance, model, corners) if agreed.accepted else {} for model in models]
@@ -182,12 +202,14 @@ def unrelated_trials(
         first, second = pairs[i], pairs[j]
         part = np.s_[:, :side, :side]
         row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0}
+        row["n_thinned"] = 0
         with as_raster(first.sar[part]) as sar, as_raster(second.optical[part], shift) as optical:
             try:
                 settings = MatchSettings(matcher, progress=False)
                 with matched_pair(sar, optical, settings, None, spread=True) as matched:
                     agreed = matched.agreement
                     row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
+                    row["n_thinned"] = agreed.n_thinned
             except SceneRefusal as refusal:
                 row["refused"] = str(refusal)
         rows.append(row)
@@ -221,7 +243,7 @@ class Study(NamedTuple):
     unrelated_scenes: pd.DataFrame
 
 
-NUMBERS = {"smoke": (1, 2, 1), "demo": (2, 12, 4)}
+NUMBERS = {"smoke": (1, 1, 1), "demo": (2, 12, 4)}
 """Shifts a scene, unrelated crops and unrelated scenes of a profile; others take `_MANY`."""
 _MANY = (2, 200, 6)
 
