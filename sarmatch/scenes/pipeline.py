@@ -37,7 +37,7 @@ class MatchSettings:
     """How scenes are matched.
 
     Attributes:
-        model: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
+        weights: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
         search_radius: px of the common grid that the georeferences, or px of images without one, may disagree by; None
             searches the whole image; `auto` is 64 px between georeferences, else the whole image.
         spacing: None covers everything with windows; a number spreads them evenly, one a `spacing` px.
@@ -47,7 +47,7 @@ class MatchSettings:
         progress: show bars in a terminal.
     """
 
-    model: str | Matcher = "s1s2"
+    weights: str | Matcher = "s1s2"
     search_radius: SearchRadius = "auto"
     spacing: float | None = None
     options: SceneOptions = dataclasses.field(default_factory=SceneOptions)
@@ -59,7 +59,7 @@ class MatchSettings:
         check_radius(self.search_radius)
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.workers > 1 and isinstance(self.model, Matcher):
+        if self.workers > 1 and isinstance(self.weights, Matcher):
             raise ValueError("several workers load the weights again: give their name or path, not a matcher")
 
 
@@ -98,8 +98,8 @@ def matched_pair(
     Raises:
         FileNotFoundError, PairError, SceneRefusal: as `open_pair`.
     """
-    model = settings.model
-    matcher = model if isinstance(model, Matcher) else load_matcher(model, **dict(settings.matcher))
+    weights = settings.weights
+    matcher = weights if isinstance(weights, Matcher) else load_matcher(weights, **dict(settings.matcher))
     channels, names = matcher.net.config, (_name(sar), _name(optical))
     with open_pair(sar, optical, settings.options, channels.sar_channels, channels.optical_channels) as pair:
         radius = radius_of(pair, settings.search_radius)
@@ -109,7 +109,7 @@ def matched_pair(
         if spacing is None and spread:
             spacing = SPACING if max(region.width, region.height) <= LARGE_SIDE else 2 * SPACING
         tiles = plan_tiles(region, spacing)
-        task = Task(*names, settings.options, str(model), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
+        task = Task(*names, settings.options, str(weights), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
         with tempfile.TemporaryDirectory() as temporary:
             place = (
                 Path(temporary) if folder is None else folder.with_name(f"{folder.name}-{task.key(region, spacing)}")
@@ -353,7 +353,7 @@ def _mean_sigma(transform: SceneTransform, region: Region) -> float:
 
 
 def _about(pair: ScenePair, settings: MatchSettings, model: str, order: int) -> dict[str, str]:
-    weights = "a matcher in memory" if isinstance(settings.model, Matcher) else settings.model
+    weights = "a matcher in memory" if isinstance(settings.weights, Matcher) else settings.weights
     radius = radius_of(pair, settings.search_radius)
     return {
         "version": sarmatch.__version__,

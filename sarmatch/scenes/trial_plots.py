@@ -52,7 +52,7 @@ def agreeing_shares(ax: Axes, study: Study) -> Axes:
     }
     for i, (name, table) in enumerate(groups.items()):
         ax.scatter(table["n_thinned"], table["share"], s=16, color=COLOURS[i], marker=MARKERS[i], alpha=0.7, label=name)
-    most = max(float(table["n_thinned"].max()) for table in groups.values())
+    most = max(float(table["n_thinned"].max()) for table in groups.values() if len(table))
     n = np.geomspace(20, max(most, 200), 100)
     ax.plot(n, [required_share(int(v)) for v in n], color="0.4", linewidth=1, label="required")
     ax.set(xscale="log", ylim=(0, 1.03), xlabel="matches, one per 16 px", ylabel="share that agrees")
