@@ -18,8 +18,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.files import atomic_path
-from sarmatch.scenes.pair import SceneRefusal
-from sarmatch.scenes.pipeline import MatchSettings, register
+from sarmatch.scenes.files import SceneRefusal
+from sarmatch.scenes.pipeline import MatchSettings
+from sarmatch.scenes.registering import register
 from sarmatch.scenes.transforms import Model
 
 COLUMNS = ("sar", "optical", "output")

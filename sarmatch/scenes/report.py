@@ -20,7 +20,8 @@ from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
 from sarmatch.scenes.views import View, checkered, detail, overview
 
 if TYPE_CHECKING:
-    from sarmatch.scenes.pipeline import MatchedPair, SceneRegistration
+    from sarmatch.scenes.pipeline import MatchedPair
+    from sarmatch.scenes.registering import SceneRegistration
 
 MAX_ARROWS = 400
 

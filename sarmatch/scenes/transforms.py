@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sarmatch.registration import RegistrationError, fit_affine
-from sarmatch.scenes.pair import SceneRefusal
+from sarmatch.scenes.files import SceneRefusal
 
 Model = Literal["shift", "affine", "polynomial", "field"]
 MODELS: tuple[Model, ...] = get_args(Model)

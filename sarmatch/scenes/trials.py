@@ -31,7 +31,7 @@ from sarmatch.experiments import commit, kept_table
 from sarmatch.groundtruth import residual_shift
 from sarmatch.inference import Matcher
 from sarmatch.registration import least_squares
-from sarmatch.scenes.pair import SceneRefusal
+from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
 from sarmatch.scenes.transforms import CE90, MODELS, Model, fit_transform
 

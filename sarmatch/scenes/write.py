@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from tqdm import tqdm
@@ -124,7 +124,7 @@ def _fill(target: DatasetWriter, moving: DatasetReader, to_moving: Mapping, resa
         values, valid = resample(moving, to_moving, block, resampling)
         window = Window(block.x, block.y, block.width, block.height)
         target.write(values, window=window)
-        if moving.nodata is None:
+        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
             target.write_mask(valid, window=window)
 
 

@@ -413,6 +413,6 @@ def test_no_memory_is_taken_for_what_a_header_declares(folder: Path) -> None:
 def test_blocks_too_large_for_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sarmatch.scenes.pair.MAX_BLOCK_BYTES", 1000)
+    monkeypatch.setattr("sarmatch.scenes.files.MAX_BLOCK_BYTES", 1000)
     assert run(folder) == 2
     one_line(capsys, "tile it first")

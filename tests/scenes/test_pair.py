@@ -14,8 +14,9 @@ from rasterio.crs import CRS
 from scene_files import TRANSFORM, UTM, texture, write
 
 from sarmatch.data.pairs import PairError
+from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.grids import Region
-from sarmatch.scenes.pair import SceneOptions, SceneRefusal, open_pair
+from sarmatch.scenes.pair import SceneOptions, open_pair
 
 GROUND = texture(300, 300)
 SAR = GROUND[50:250, 50:250].astype(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sarmatch.scenes.pair import SceneRefusal
+from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.transforms import CE90, MODELS, basis, fit_transform
 
 SHIFT = np.array([10, -5])

@@ -48,6 +48,14 @@ def test_values_dtype_nodata_and_tags_are_kept(dtype: str, nodata: float | None,
         assert seen[3:, :85].all() and not seen[:3].any() and not seen[:, 85:].any()
 
 
+def test_an_alpha_band_tells_what_is_seen(tmp_path: Path) -> None:
+    values = np.concatenate([np.stack([texture(70, 90).astype(np.uint8)] * 3), np.full((1, 70, 90), 255, np.uint8)])
+    with rasterio.open(write(tmp_path / "a.tif", values, photometric="RGB", alpha="yes")) as moving:
+        write_registered(tmp_path / "out.tif", moving, GRID, moved_by(30, 0), {}, progress=False)
+    with rasterio.open(tmp_path / "out.tif") as done:
+        assert done.count == 4 and not done.read(4)[:, 60:].any() and (done.read(4)[:, :60] == 255).all()
+
+
 def test_px_without_data_do_not_blend_into_their_neighbours(tmp_path: Path) -> None:
     values = np.full((1, 40, 40), 100.0, np.float32)
     values[0, 10:20, 10:20] = -9999
