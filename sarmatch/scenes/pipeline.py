@@ -116,7 +116,8 @@ def matched_pair(
             store = TileStore(place, tiles)
             task = dataclasses.replace(task, folder=str(place))
             match_tiles(pair, matcher, store, task, settings.workers, settings.progress)
-            thinned = concatenated([part.thin(THIN_PX) if len(part) else part for part in store])
+            # First by window, so that memory stays bounded; then at the seams, where windows overlap.
+            thinned = concatenated([part.thin(THIN_PX) if len(part) else part for part in store]).thin(THIN_PX)
             yield MatchedPair(pair, shift, region, store, thinned, judge(thinned, store, pair.to))
         # Only here, so that a failure later (a full disk) does not cost the windows again.
         store.remove()

@@ -142,6 +142,13 @@ def test_an_interrupted_registration_goes_on(
     assert done.count(0) == 1
 
 
+def test_windows_that_overlap_count_their_matches_once(matcher: Matcher, tmp_path: Path) -> None:
+    images = write_pair(tmp_path, (200, 300))
+    spread = register(*images, tmp_path / "out.tif", "shift", weights=matcher, search_radius=32.0, progress=False)
+    cells = np.floor((spread.matches.xy_sar + 0.5) / 16)
+    assert spread.agreement.n_windows == 2 and len(np.unique(cells, axis=0)) == len(cells) <= 13 * 19
+
+
 def test_the_command_line_registers(
     images: tuple[Path, Path], matcher: Matcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
