@@ -45,5 +45,5 @@ def test_one_place_in_two_reference_systems(to: str, folder: Path, tmp_path: Pat
 def test_a_mirrored_image_is_refused(folder: Path, tmp_path: Path) -> None:
     with rasterio.open(folder / "S2RGB" / "38D_378R_2_3.tif") as file:
         mirrored = write(tmp_path / "mirrored.tif", file.read()[:, ::-1], crs=file.crs, transform=file.transform)
-    with pytest.raises(SceneRefusal, match="of their matches agree|are needed"):
+    with pytest.raises(SceneRefusal, match=r"of their matches agree|are needed"):
         match_scenes(folder / "S1RTC" / "38D_378R_2_3.tif", mirrored, progress=False)
