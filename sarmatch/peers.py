@@ -1,13 +1,78 @@
-"""Learned methods to compare with: each trained with the data, crops, steps and rates of our short trainings."""
+"""Learned methods to compare with: each trained with the data, crops, steps and rates of our short trainings.
+
+A training is kept as `<runs>/<profile>/peer-<name>-<hash>/` and goes on where it was stopped, as all runs do.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sarmatch.config import Config
+import pandas as pd
+from accelerate.utils import set_seed
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sarmatch.baselines.co_attention import CoAttentionNet
+from sarmatch.baselines.learned import LearnedMatcher, PeerNet, PeerSize
+from sarmatch.baselines.patch_cnn import PatchNet
+from sarmatch.baselines.pseudo_siamese import PseudoSiameseNet
+from sarmatch.baselines.three_step import ThreeStepNet
+from sarmatch.baselines.transformer import TransformerNet
+from sarmatch.config import Config, from_dict
 from sarmatch.data.splits import Split
-from sarmatch.experiments import Run, train_or_load
+from sarmatch.data.transforms import Sample, TrainingCrops
+from sarmatch.evaluation import validation_scores
+from sarmatch.experiments import (
+    Run,
+    _fingerprint,
+    _prepare,
+    _read_json,
+    _train,
+    provenance,
+    read_history,
+    run_path,
+    train_or_load,
+)
+from sarmatch.loop import fit
+from sarmatch.models import STRIDE
 from sarmatch.studies import study_config
+from sarmatch.training import CACHE_AT_MOST
+
+PEERS: Mapping[str, type[PeerNet]] = {
+    "pseudo-siamese CNN": PseudoSiameseNet,
+    "three-step CNN": ThreeStepNet,
+    "co-attention": CoAttentionNet,
+    "transformer": TransformerNet,
+    "patch CNN": PatchNet,
+}
+"""Networks that are trained here, by the names of their rows."""
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """A finished training of a peer.
+
+    Attributes:
+        path: its folder.
+        loaded: True where it was found in the store.
+        history, provenance: as those of `experiments.Run`.
+    """
+
+    path: Path
+    net: PeerNet
+    loaded: bool
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @property
+    def matcher(self) -> LearnedMatcher:
+        return LearnedMatcher(self.net, self.path.name)
 
 
 def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
@@ -31,3 +96,69 @@ def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
 def short_network(config: Config, oriented_gradients: bool, split: Split, runs_dir: str | Path) -> Run:
     """Our own network at the budget of the others: loaded, resumed or trained."""
     return train_or_load(peer_config(config, oriented_gradients), runs_dir, "peer-network", split)
+
+
+def peer_size(config: Config) -> PeerSize:
+    """Descriptors as wide as ours, over the same window."""
+    return PeerSize(
+        config.model.sar_channels,
+        config.model.optical_channels,
+        config.model.descriptor_dim,
+        math.ceil(config.training.window_px / STRIDE),
+    )
+
+
+class PeerObjective(nn.Module):
+    """A peer and its losses, as the training loop takes them."""
+
+    def __init__(self, net: PeerNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.net(batch)
+        return losses
+
+
+def train_or_load_peer(
+    config: Config, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+) -> PeerRun:
+    """The finished training of a peer at `peer_config`: loaded, resumed or trained.
+
+    Args:
+        config: of the profile.
+        name: among `PEERS`.
+
+    Raises:
+        ValueError: no such peer.
+    """
+    if name not in PEERS:
+        raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
+    own, fingerprint = peer_config(config), _fingerprint(split)
+    folder = run_path(own, fingerprint, runs_dir, f"peer-{name.replace(' ', '-')}")
+    loaded = _prepare(folder, fresh=False)
+    if not loaded:
+        scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
+
+        def validate(objective: PeerObjective) -> dict[str, float]:
+            return validation_scores(LearnedMatcher(objective.net), split.validation, scoring)
+
+        def train() -> None:
+            set_seed(own.seed)
+            objective = PeerObjective(PEERS[name](peer_size(own)))
+            crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
+            fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
+
+        _train(own, folder, provenance(own, fingerprint), train)
+    net = load_peer(name, folder / "model.safetensors")
+    return PeerRun(folder, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+
+
+def load_peer(name: str, path: Path) -> PeerNet:
+    """A peer with the weights of its run."""
+    with safe_open(path, framework="pt") as file:
+        size = from_dict(PeerSize, json.loads(file.metadata()["model"]))
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    net = PEERS[name](size)
+    net.load_state_dict(tensors)
+    return net
