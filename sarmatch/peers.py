@@ -19,11 +19,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sarmatch.baselines.co_attention import CoAttentionNet
+from sarmatch.baselines.detect_and_describe import DetectAndDescribeNet
 from sarmatch.baselines.learned import LearnedMatcher, PeerNet, PeerSize
+from sarmatch.baselines.multiscale import MultiscaleNet
 from sarmatch.baselines.patch_cnn import PatchNet
 from sarmatch.baselines.pseudo_siamese import PseudoSiameseNet
 from sarmatch.baselines.three_step import ThreeStepNet
 from sarmatch.baselines.transformer import TransformerNet
+from sarmatch.baselines.translation import TranslationNet
 from sarmatch.config import Config, from_dict
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import Sample, TrainingCrops
@@ -49,7 +52,10 @@ PEERS: Mapping[str, type[PeerNet]] = {
     "three-step CNN": ThreeStepNet,
     "co-attention": CoAttentionNet,
     "transformer": TransformerNet,
+    "detect and describe": DetectAndDescribeNet,
     "patch CNN": PatchNet,
+    "multiscale chain": MultiscaleNet,
+    "translation": TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
 

@@ -65,6 +65,11 @@ class PeerNet(nn.Module, ABC):
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
         """Match two standardised images (1, C, H, W) whose sides are multiples of 16 px."""
 
+    @staticmethod
+    def centres(image: Tensor) -> Tensor:
+        """Positions (N, 2) of the cells of an image (1, C, H, W), px."""
+        return cell_centres(image.shape[-2] // STRIDE, image.shape[-1] // STRIDE, STRIDE, image.device).flatten(0, 1)
+
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """The losses of a batch of training crops."""
         prepared = batch.copy()
@@ -181,13 +186,12 @@ class ScoringNet(PeerNet):
         return torch.ones_like(cells, dtype=torch.bool)
 
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
-        grids = [cell_centres(x.shape[-2] // STRIDE, x.shape[-1] // STRIDE, STRIDE, x.device) for x in (sar, optical)]
-        at_sar, at_optical = (grid.flatten(0, 1) for grid in grids)
+        at_sar, at_optical = self.centres(sar), self.centres(optical)
         candidates = torch.cdist(at_sar, at_optical) <= (torch.inf if search_radius is None else search_radius)
         scores = self.scores(sar, optical, candidates).masked_fill(~candidates, MASKED)
         rows, columns = mutual_best(scores)
         rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))
-        size = (grids[1].shape[0], grids[1].shape[1])
+        size = (optical.shape[-2] // STRIDE, optical.shape[-1] // STRIDE)
         confidence = self.confidence(scores, rows, columns, size).clamp(0, 1)
         keep = self.select(sar, confidence, rows)
         rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
@@ -216,6 +220,11 @@ def expected_step(maps: Tensor, index: Tensor) -> Tensor:
     weights = around(maps, index, 1).flatten(1).softmax(dim=1).unflatten(1, (3, 3))
     steps = torch.arange(-1.0, 2, device=maps.device)
     return torch.stack([(weights.sum(1) * steps).sum(1), (weights.sum(2) * steps).sum(1)], dim=1)
+
+
+def grid_points(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width, 2) float (x, y) of a grid of cells, in cells."""
+    return (cell_centres(height, width, STRIDE, device) - (STRIDE - 1) / 2) / STRIDE
 
 
 class Truth(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarmatch.baselines.learned import Branch, PeerSize, ScoringNet, Truth
+from sarmatch.baselines.learned import Branch, PeerSize, ScoringNet, Truth, grid_points
 from sarmatch.data.transforms import Sample
 from sarmatch.models import STRIDE
 
@@ -62,7 +62,7 @@ class PseudoSiameseNet(ScoringNet):
         truth = Truth.of(batch)
         a, b = self.describe(batch["sar"], batch["optical"])
         height, width = (n // STRIDE for n in batch["sar"].shape[-2:])
-        own, size = cells(height, width, a.device), torch.tensor([width, height], device=a.device)
+        own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
         true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells
         right = torch.minimum(true.round().long().clamp(min=0), size - 1)
         # Within the window: a place far from the cell is told by where it lies, without a look at what it shows.
@@ -91,9 +91,3 @@ class PseudoSiameseNet(ScoringNet):
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """The probability to match that the head gives."""
         return scores[rows, columns].sigmoid()
-
-
-def cells(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width, 2) float (x, y) of a grid of cells."""
-    y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in (height, width)), indexing="ij")
-    return torch.stack([x, y], dim=-1).float()
