@@ -182,5 +182,6 @@ def apply(raw: RawMatches, confidence: Confidence | None, mode: str, search_radi
         value,
         scores["aleatoric"],
         scores["epistemic"],
+        arrays["covariance"],
         overlaps=None if overlap is None else overlap.accepts(np.asarray(value)),
     )

@@ -8,6 +8,7 @@ runs share that differ from it in fine-tuning or evaluation alone; it also holds
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -34,7 +35,7 @@ from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluate, mismatched, spread, validation_scores
 from sarmatch.files import atomic_path
-from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence
+from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, Matcher, read_confidence
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
@@ -53,7 +54,8 @@ class Run:
     Attributes:
         path: its folder.
         loaded: True where it was found in the store, False where this call trained it (or finished training it).
-        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured.
+        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; without rows
+            where the weights came with the package.
         provenance: commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also
             `pretraining`, the name of the run whose weights it started from, or None.
     """
@@ -76,6 +78,8 @@ class Run:
         return load_rotation_heads(self.net, self.config.pretraining, self.path / ROTATION_HEADS)
 
     def __str__(self) -> str:
+        if self.history.empty:
+            return f"{self.path.name}: {self.provenance['steps']} steps, weights that come with the package"
         what = "loaded" if self.loaded else "trained"
         seconds = self.provenance["training_seconds"]
         return f"{what} {self.path.name}: {int(self.history['step'].max())} steps in {seconds / 60:.1f} min"
@@ -130,6 +134,39 @@ def train_or_load(
         about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
         _train(config, folder, about, train)
     return _load(config, folder, loaded)
+
+
+def shipped_or_trained(
+    config: Config, runs_dir: str | Path = "runs", split: Split | None = None, weights: Path = WEIGHTS
+) -> Run:
+    """The run behind the shipped weights, where they are of this very config on these data; else `train_or_load`.
+
+    A stored run comes first. That of shipped weights has half precision, no history, and the folder `shipped-<hash>`
+    for what is measured with it.
+
+    Args:
+        runs_dir, split: as for `train_or_load`.
+        weights: folder of the shipped weights, `<profile>.safetensors`.
+    """
+    split = split or _open_split(config)
+    fingerprint = _fingerprint(split)
+    stored = _read_json(run_path(config, fingerprint, runs_dir) / "provenance.json").get("finished", False)
+    shipped = weights / f"{config.profile}.safetensors"
+    if stored or not shipped.is_file():
+        return train_or_load(config, runs_dir, split=split)
+    net, about = load_weights(shipped)
+    if (about["config_hash"], about["data_fingerprint"]) != (config.hash(fingerprint), fingerprint):
+        return train_or_load(config, runs_dir, split=split)
+    folder = run_path(config, fingerprint, runs_dir, "shipped")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", config.to_dict())
+    if "confidence" in about:
+        with atomic_path(folder / CONFIDENCE_FILE) as partial:
+            partial.write_text(about["confidence"])
+    commits = ast.literal_eval(about["commits"])
+    facts = provenance(config, fingerprint) | {name: about[name] for name in ("date", "data_fingerprint")}
+    facts |= {"commits": commits, "commit": commits[-1], "steps": int(about["steps"]), "pretraining": None}
+    return Run(folder, config, net, True, pd.DataFrame(columns=["step"]), facts)
 
 
 def pretrain_or_load(

@@ -225,7 +225,9 @@ class Matcher:
         seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
         raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS)
         xy_optical = transform_points(prior, raw.xy_optical)
-        return select(raw._replace(xy_optical=xy_optical), inside(xy_optical, size))
+        linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
+        raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
+        return select(raw, inside(xy_optical, size))
 
     def _match_tiles(
         self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
@@ -249,7 +251,8 @@ class Matcher:
             parts.append(select(raw, ((xy_sar >= low) & (xy_sar < high)).all(-1)))
         if not parts:
             empty = sar.new_zeros(0)
-            return RawMatches(sar.new_zeros(0, 2), sar.new_zeros(0, 2), empty, empty, empty)
+            points = sar.new_zeros(0, 2)
+            return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _match_tile(

@@ -22,6 +22,11 @@ COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric"
 """Columns of every table of matches."""
 MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")
 """Further columns where the images are georeferenced, in the units of each image's reference system."""
+COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")
+"""Further columns where the covariance of any match is known, px^2."""
+RADIUS_COLUMN = "radius_px"
+"""Further column where the radius of any match is known."""
+_ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
 _GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")
 
 
@@ -33,6 +38,10 @@ class Matches:
         xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
         confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
+        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, for a match that is correct (within 3 px);
+            NaN where unknown (the default). How likely it is to be correct is `confidence`.
+        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for; NaN where
+            nothing is calibrated (the default).
         sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
             (rasterio's), or None.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
@@ -40,7 +49,8 @@ class Matches:
             matches, and stays with a selection of them.
 
     Raises:
-        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1].
+        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1],
+            negative uncertainties, variances or radii, or a covariance that is not symmetric.
     """
 
     xy_sar: np.ndarray
@@ -48,6 +58,8 @@ class Matches:
     confidence: np.ndarray
     aleatoric: np.ndarray = None  # type: ignore[assignment]  # filled with NaN below
     epistemic: np.ndarray = None  # type: ignore[assignment]
+    covariance: np.ndarray = None  # type: ignore[assignment]
+    radius: np.ndarray = None  # type: ignore[assignment]
     sar_transform: Affine | None = None
     sar_crs: str | None = None
     optical_transform: Affine | None = None
@@ -56,17 +68,22 @@ class Matches:
 
     def __post_init__(self) -> None:
         n = len(self.confidence)
-        for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic"):
-            shape = (n, 2) if name.startswith("xy") else (n,)
-            object.__setattr__(self, name, _array(getattr(self, name), shape, name))
+        shapes = {"xy_sar": (n, 2), "xy_optical": (n, 2), "covariance": (n, 2, 2)}
+        for name in _ARRAYS:
+            object.__setattr__(self, name, _array(getattr(self, name), shapes.get(name, (n,)), name))
         for name in ("xy_sar", "xy_optical"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
             raise ValueError("confidence must lie in [0, 1] and not be NaN")
-        for name in ("aleatoric", "epistemic"):
+        for name in ("aleatoric", "epistemic", "radius"):
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
+        if (np.diagonal(self.covariance, axis1=1, axis2=2) < 0).any():
+            raise ValueError("covariance must not have negative variances; use NaN where it is unknown")
+        transposed = self.covariance.transpose(0, 2, 1)
+        if not np.allclose(self.covariance, transposed, rtol=1e-4, atol=1e-4, equal_nan=True):  # but for rounding
+            raise ValueError("covariance must hold symmetric matrices")
 
     @classmethod
     def empty(cls, **georeference: Any) -> Matches:
@@ -81,8 +98,7 @@ class Matches:
         rows = np.asarray(rows)
         if rows.size == 0 and rows.dtype != bool:
             rows = rows.astype(np.intp)
-        arrays = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic")
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in arrays})
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def above(self, confidence: float) -> Matches:
         """The matches whose confidence exceeds this threshold (M* of eq. 9)."""
@@ -120,10 +136,17 @@ class Matches:
         return known
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a match: `COLUMNS`, and `MAP_COLUMNS` where the image is georeferenced."""
+        """One row a match: `COLUMNS`; `COVARIANCE_COLUMNS` and `RADIUS_COLUMN` where any is known; `MAP_COLUMNS` where
+        the image is georeferenced."""
         pixels = np.hstack([self.xy_sar, self.xy_optical]).T
         values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
-        return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)) | self.map_coordinates())
+        columns = dict(zip(COLUMNS, values, strict=True))
+        if not np.isnan(self.covariance).all():
+            upper = self.covariance[:, [0, 0, 1], [0, 1, 1]].T
+            columns |= dict(zip(COVARIANCE_COLUMNS, upper, strict=True))
+        if not np.isnan(self.radius).all():
+            columns[RADIUS_COLUMN] = self.radius
+        return pd.DataFrame(columns | self.map_coordinates())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a table (.csv, .parquet) or points for a GIS (.geojson); an existing file is replaced in one step.
@@ -164,7 +187,7 @@ class Matches:
             frame[["x_sar", "y_sar"]].to_numpy(),
             frame[["x_optical", "y_optical"]].to_numpy(),
             *(frame[name].to_numpy() for name in COLUMNS[4:]),
-            **(_georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
+            **(_precision(frame) | _georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
         )
 
 
@@ -191,6 +214,17 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
     return array
+
+
+def _precision(frame: pd.DataFrame) -> dict[str, Any]:
+    """Covariance (N, 2, 2) and radius (N,) of a table, those that it has columns of."""
+    known: dict[str, Any] = {}
+    if set(COVARIANCE_COLUMNS) <= set(frame.columns):
+        var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
+        known["covariance"] = np.stack([var_x, var_xy, var_xy, var_y], -1).reshape(-1, 2, 2)
+    if RADIUS_COLUMN in frame:
+        known["radius"] = frame[RADIUS_COLUMN].to_numpy()
+    return known
 
 
 def _write_csv(matches: Matches, path: Path) -> None:

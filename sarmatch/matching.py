@@ -40,6 +40,8 @@ class RawMatches(NamedTuple):
             calibrated.
         aleatoric: (N,) in [0, 1], the fused uncertainty of both ends; NaN where the network has no such modules.
         epistemic: (N,) mutual information in nats; NaN without Monte Carlo passes.
+        covariance: (N, 2, 2) px^2, spread of the optical position, see `window_moments`; not calibrated, NaN where the
+            position was not refined.
     """
 
     xy_sar: Tensor
@@ -47,6 +49,7 @@ class RawMatches(NamedTuple):
     probability: Tensor
     aleatoric: Tensor
     epistemic: Tensor
+    covariance: Tensor
 
 
 class Prediction(NamedTuple):
@@ -113,10 +116,13 @@ def pick_matches(
         keep = _on_data(cells, displacement, sar_valid, optical_valid)
         cells, displacement, probability = cells[keep], displacement[keep], probability[keep]
     moved = displacement.float() * STRIDE
+    covariance = moved.new_full((len(moved), 2, 2), torch.nan)
     if refine and use_consensus:
-        moved = moved + refine_displacement(net, sar_fine, optical_fine, cells, displacement)
+        step, covariance = refine_displacement(net, sar_fine, optical_fine, cells, displacement)
+        moved = moved + step
     elif refine:
-        moved = moved + STRIDE * _expected_step(prediction.forward, cells, displacement)
+        step, covariance = _expected_step(prediction.forward, cells, displacement)
+        moved, covariance = moved + STRIDE * step, STRIDE**2 * covariance
     height, width = optical_fine.shape[-2:]
     centres = cell_centres(height // STRIDE, width // STRIDE, STRIDE, moved.device)
     xy_sar = centres[cells[:, 1], cells[:, 0]]
@@ -128,7 +134,7 @@ def pick_matches(
         aleatoric = both.clamp(0, 1)  # weights sum to one but for rounding
     if prediction.mutual_information is not None:
         epistemic = prediction.mutual_information[0, cells[:, 1], cells[:, 0]]
-    raw = RawMatches(xy_sar, xy_sar + moved, probability, aleatoric, epistemic)
+    raw = RawMatches(xy_sar, xy_sar + moved, probability, aleatoric, epistemic, covariance)
     return select(raw, inside(raw.xy_optical, (height, width)))
 
 
@@ -234,27 +240,36 @@ def _on_data(
     return keep
 
 
-def _expected_step(log_probability: Tensor, cells: Tensor, displacement: Tensor) -> Tensor:
-    """Correction of matches to a fraction of a cell, (N, 2) in cells: expectation over the 3x3 steps around each."""
+def _expected_step(log_probability: Tensor, cells: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Correction of matches to a fraction of a cell and its spread: expectation over the 3x3 steps around each.
+
+    Returns:
+        (N, 2) in cells; second moments (N, 2, 2) in cells^2 over all displacements.
+    """
     size = math.isqrt(log_probability.shape[1])
     at_cells = log_probability[0, :, cells[:, 1], cells[:, 0]].T.unflatten(1, (size, size))
-    return local_expectation(at_cells) - displacement
+    position = local_expectation(at_cells)
+    return position - displacement, window_moments(at_cells, position)
 
 
 def refine_displacement(
     net: SarOpticalNet, sar: Tensor, optical: Tensor, cells: Tensor, displacement: Tensor
-) -> Tensor:
-    """Sub-pixel correction (dx, dy) in px of coarse matches, (N, 2) float32, each within `FINE_RADIUS` + 1.
+) -> tuple[Tensor, Tensor]:
+    """Sub-pixel correction of coarse matches by the fine level, and how well its surface fixes it.
 
     Args:
         sar, optical: full-resolution descriptors (1, C, H, W).
         cells: (N, 2) long (x, y).
         displacement: (N, 2) long, in cells.
+
+    Returns:
+        (dx, dy) in px, (N, 2) float32, each within `FINE_RADIUS` + 1; covariance (N, 2, 2) px^2, see `window_moments`.
     """
     sides = (1, *net.config.consensus_cells)
     values, valid = fine_consensus(sar, optical, cells, displacement * STRIDE, FINE_RADIUS, sides, STRIDE)
-    logits = torch.einsum("s,snij->nij", net.fine_log_scales.exp(), values)
-    return local_expectation(logits.masked_fill(~valid[-1], -torch.inf))
+    logits = torch.einsum("s,snij->nij", net.fine_log_scales.exp(), values).masked_fill(~valid[-1], -torch.inf)
+    position = local_expectation(logits)
+    return position, window_moments(logits, position)
 
 
 def fine_logits(net: SarOpticalNet, volume: Volume) -> Volume:
@@ -284,3 +299,27 @@ def local_expectation(logits: Tensor) -> Tensor:
     position_x = (weights.sum(1) * (columns - radius)).sum(1)
     position_y = (weights.sum(2) * (rows - radius)).sum(1)
     return torch.stack([position_x, position_y], -1)
+
+
+def window_moments(logits: Tensor, position: Tensor) -> Tensor:
+    """Spread of the softmax of a whole window about a position: its second moments.
+
+    The window, not the 3x3 steps of which the position is made: a ridge or a second peak a few steps away is what makes
+    a position doubtful. About the position that is reported, not the mean of the window, so that their distance counts.
+
+    Args:
+        logits: (N, K, K) with -inf where invalid.
+        position: (N, 2) displacement (dx, dy) from the centre of the window, in steps.
+
+    Returns:
+        (N, 2, 2) in steps^2, symmetric, no eigenvalue negative; NaN where nothing is valid. It means the spread of the
+        answer *given that the right one lies in the window*.
+    """
+    radius = (logits.shape[1] - 1) // 2
+    weights = logits.flatten(1).softmax(1).unflatten(1, logits.shape[1:])
+    steps = torch.arange(-radius, radius + 1, device=logits.device, dtype=logits.dtype)
+    dx, dy = (steps - position[:, axis, None] for axis in (0, 1))
+    var_x = (weights.sum(1) * dx**2).sum(1)
+    var_y = (weights.sum(2) * dy**2).sum(1)
+    var_xy = torch.einsum("nyx,nx,ny->n", weights, dx, dy)
+    return torch.stack([var_x, var_xy, var_xy, var_y], -1).unflatten(1, (2, 2))

@@ -60,8 +60,8 @@ def _demo() -> Config:
             crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
         ),
         studies=StudyConfig(
-            seeds=(0, 1), pretraining_steps=12, sweep_steps=20, steps=24, validate_every=12, label_steps=16,
-            label_warmup_steps=4, temperatures=(0.07, 0.5), passes=(1, 5, 20), calibration_pairs=12, scenes=4,
+            seeds=(0, 1), crop_size=64, pretraining_steps=8, sweep_steps=12, steps=16, validate_every=8, label_steps=8,
+            label_warmup_steps=2, temperatures=(0.07, 0.5), passes=(1, 5, 20), calibration_pairs=12, scenes=4,
             distillation_crops=48, test_pairs=6, fit_pairs=6,
         ),
     )  # fmt: skip

@@ -25,7 +25,7 @@ from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.experiments import Run, commit, kept_table, records_or_load
+from sarmatch.experiments import Run, commit, kept_table, records_or_load, shipped_or_trained
 from sarmatch.geometry import translation
 from sarmatch.inference import MULTIPLE, Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
@@ -280,6 +280,21 @@ def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, co
         own = dataclasses.replace(config, crop_size=side)
         for name, matcher in matchers.items():
             parts.append(records_or_load(run, matcher, name, pairs, "shift", config.headline_radius, own))
+    return pd.concat(parts, ignore_index=True)
+
+
+def seed_records(config: Config, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
+    """Records under `shift` of the profile's network trained from several seeds, which the column `seed` names.
+
+    Returns:
+        as `records_or_load` does, of the test part, with the columns seed and run.
+    """
+    parts = []
+    for seed in seeds:
+        run = shipped_or_trained(config.replace(seed=seed), runs_dir, split)
+        radius, name = config.evaluation.headline_radius, "one pass"
+        found = records_or_load(run, Matcher(run.net), name, split.test, "shift", radius, config.evaluation)
+        parts.append(found.assign(seed=seed, run=run.path.name))
     return pd.concat(parts, ignore_index=True)
 
 

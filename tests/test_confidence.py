@@ -31,7 +31,9 @@ from sarmatch.profiles import profile
 def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
     n = len(probability)
     xy = torch.arange(2.0 * n).reshape(n, 2)
-    return RawMatches(xy, xy + 1, torch.tensor(probability), torch.full((n,), aleatoric), torch.full((n,), torch.nan))
+    unknown = torch.full((n,), torch.nan)
+    spread = torch.eye(2).expand(n, 2, 2) / 4
+    return RawMatches(xy, xy + 1, torch.tensor(probability), torch.full((n,), aleatoric), unknown, spread)
 
 
 def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:

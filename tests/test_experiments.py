@@ -9,7 +9,15 @@ import torch
 from sarmatch.checkpoints import load_weights
 from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.experiments import MODES, confidence_or_load, pretrain_or_load, ship, steps_to_score, train_or_load
+from sarmatch.experiments import (
+    MODES,
+    confidence_or_load,
+    pretrain_or_load,
+    ship,
+    shipped_or_trained,
+    steps_to_score,
+    train_or_load,
+)
 from sarmatch.inference import load_matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import rotation_accuracy
@@ -127,3 +135,24 @@ def test_confidence_is_fitted_once_and_travels_with_shipped_weights(tmp_path, ru
     assert all(torch.allclose(own[name], t, rtol=1e-3, atol=1e-6) for name, t in shipped.net.state_dict().items())
     _, about = load_weights(tmp_path / "shipped.safetensors")
     assert {name: about[name] for name in ("profile", "seed")} == {"profile": "smoke", "seed": "0"}
+
+
+def test_shipped_weights_stand_for_the_run_that_made_them(tmp_path, runs, split, matcher):
+    confidence_or_load(matcher, split)
+    ship(matcher, tmp_path / "smoke.safetensors")
+    again = shipped_or_trained(matcher.config, tmp_path / "elsewhere", split, tmp_path)
+    assert again.path.name == matcher.path.name.replace("matcher", "shipped") and again.history.empty
+    assert again.provenance["commit"] == matcher.provenance["commit"] and "come with the package" in str(again)
+    for name, tensor in matcher.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], tensor.half().float()), name
+    assert again.matcher.confidence is not None
+    stored = shipped_or_trained(matcher.config, runs, split, tmp_path)
+    assert stored.path == matcher.path, "a stored run comes first"
+
+
+def test_shipped_weights_of_another_config_stand_for_nothing(tmp_path, runs, split, matcher):
+    confidence_or_load(matcher, split)
+    ship(matcher, tmp_path / "smoke.safetensors")
+    other = matcher.config.replace(seed=1)
+    assert shipped_or_trained(other, tmp_path / "elsewhere", split, tmp_path).path.name.startswith("matcher-")
+    assert shipped_or_trained(matcher.config, tmp_path / "new", split, tmp_path / "none").path.name == matcher.path.name

@@ -10,8 +10,9 @@ from patch_net import PatchNet, texture
 
 from sarmatch import load_matcher
 from sarmatch.checkpoints import save_weights
-from sarmatch.geometry import rotation_scale, translation, warp
+from sarmatch.geometry import rotation_scale, transform_points, translation, warp
 from sarmatch.inference import TILE, Matcher, _intervals
+from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
@@ -55,6 +56,30 @@ def test_rotation_and_scale_are_searched_when_asked_for(matcher):
     errors = match_errors(matches, truth)
     assert len(matches) > 200
     assert np.mean(errors < 1) > 0.9
+
+
+def test_covariance_turns_with_the_prior(matcher):
+    sar, optical = (torch.from_numpy(image) for image in pair(128, translation(0, 0)))
+    valid = torch.ones(1, 128, 128, dtype=torch.bool)
+    plain = matcher._match_warped(sar[None, None], optical[None], valid, valid, translation(0, 0))
+    quarter = torch.tensor([[0.0, -1, 127], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)  # (x, y) to (127 - y, x)
+    turned_image = optical.rot90(-1, (1, 2))[None]
+    turned = matcher._match_warped(sar[None, None], turned_image, valid, valid, quarter)
+    assert len(plain.covariance) == len(turned.covariance) > 500
+    expected = plain.covariance.flip(1, 2) * torch.tensor([[1.0, -1], [-1, 1]])
+    torch.testing.assert_close(turned.covariance, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_covariance_of_a_sheared_prior_is_that_of_the_sheared_points(matcher, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(4000, 2, generator=generator) * torch.tensor([0.5, 0.2])
+    unknown, centre = torch.full((1,), torch.nan), torch.full((1, 2), 32.0)
+    found = RawMatches(centre, centre, unknown, unknown, unknown, points.T.cov()[None])
+    monkeypatch.setattr(matcher, "_match_tiles", lambda *_: found)
+    prior = torch.tensor([[0.5, 0.3, 4], [-0.1, 1.2, 2], [0, 0, 1]], dtype=torch.float64)
+    image, valid = torch.zeros(1, 1, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
+    moved = matcher._match_warped(image, image, valid, valid, prior)
+    torch.testing.assert_close(moved.covariance[0], transform_points(prior, points).T.cov())
 
 
 def test_pixels_without_data_do_not_change_what_is_matched_beside_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from rasterio import Affine
 from rasterio.crs import CRS
 
-from sarmatch.matches import COLUMNS, MAP_COLUMNS, Matches
+from sarmatch.matches import COLUMNS, COVARIANCE_COLUMNS, MAP_COLUMNS, RADIUS_COLUMN, Matches
 
 UTM = Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_300_000.0)  # the central meridian of its zone: 9 degrees east in 32N
 HALF_UTM = Affine(20.0, 0.0, 500_000.0, 0.0, -20.0, 5_300_000.0)
@@ -30,7 +31,7 @@ def one_match(sar: list[float], optical: list[float], confidence: float, **geore
 
 
 def assert_same(a: Matches, b: Matches) -> None:
-    for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic"):
+    for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-6)
 
 
@@ -51,6 +52,10 @@ def test_arrays_become_float32_and_unknown_uncertainty_is_nan() -> None:
         ({"confidence": np.array([0.5, np.nan])}, "confidence must lie in"),
         ({"aleatoric": np.array([0.5, -0.1])}, "aleatoric must not be negative"),
         ({"epistemic": np.zeros(3)}, r"epistemic must have shape \(2,\)"),
+        ({"covariance": np.zeros((2, 2))}, r"covariance must have shape \(2, 2, 2\)"),
+        ({"covariance": np.full((2, 2, 2), -1.0)}, "covariance must not have negative variances"),
+        ({"covariance": np.tile([[1.0, 0.5], [0.0, 1.0]], (2, 1, 1))}, "covariance must hold symmetric"),
+        ({"radius": np.array([1.0, -1.0])}, "radius must not be negative"),
     ],
 )
 def test_rejects_arrays_that_do_not_belong_together(change: dict[str, np.ndarray], message: str) -> None:
@@ -65,6 +70,37 @@ def test_select_takes_masks_rows_and_nothing() -> None:
     assert len(matches.select(np.array([]))) == 0
     assert matches.select(np.array([5, 0])).confidence.tolist() == matches.confidence[[5, 0]].tolist()
     assert matches.select(np.array([1])).sar_crs == "EPSG:32632"
+
+
+def with_precision(n: int = 6) -> Matches:
+    """Matches with covariance and radius, both unknown for the first."""
+    factors = np.random.default_rng(1).normal(size=(n, 2, 2))
+    covariance, radius = factors @ factors.transpose(0, 2, 1), np.arange(n, dtype=float)
+    covariance[0], radius[0] = np.nan, np.nan
+    return dataclasses.replace(some_matches(n), covariance=covariance, radius=radius)
+
+
+def test_covariance_and_radius_follow_their_match() -> None:
+    matches = with_precision()
+    chosen = matches.select(np.array([4, 1]))
+    np.testing.assert_array_equal(chosen.covariance, matches.covariance[[4, 1]])
+    np.testing.assert_array_equal(chosen.radius, [4, 1])
+    best = int(matches.confidence.argmax())
+    np.testing.assert_array_equal(matches.thin(1000).covariance, matches.covariance[[best]])
+    kept = matches.above(0.5)
+    np.testing.assert_array_equal(kept.radius, matches.radius[matches.confidence > 0.5])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_hold_covariance_and_radius_where_any_is_known(tmp_path: Path, suffix: str) -> None:
+    matches, path = with_precision(), tmp_path / f"matches{suffix}"
+    frame = matches.to_frame()
+    assert list(frame.columns) == [*COLUMNS, *COVARIANCE_COLUMNS, RADIUS_COLUMN]
+    assert frame.loc[2, "var_xy"] == matches.covariance[2, 0, 1] == matches.covariance[2, 1, 0]
+    assert frame.loc[2, ["var_x", "var_y"]].tolist() == np.diag(matches.covariance[2]).tolist()
+    matches.save(path)
+    assert_same(matches, Matches.load(path))
+    assert list(some_matches().to_frame().columns) == list(COLUMNS)
 
 
 def test_above_is_strict() -> None:

@@ -16,6 +16,7 @@ from sarmatch.matching import (
     pick_matches,
     predict,
     vote_weights,
+    window_moments,
 )
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.models.uncertainty import SOURCES, Uncertainty
@@ -129,6 +130,55 @@ def test_local_expectation_at_the_border_stays_in_the_window():
     logits = torch.zeros(1, 3, 3)
     logits[0, 0, 0] = 50.0
     assert local_expectation(logits)[0].tolist() == pytest.approx([-1.0, -1.0])
+
+
+def window(entries: dict[tuple[int, int], float], size: int = 9) -> torch.Tensor:
+    """Log-probabilities of one window of which only these steps (dx, dy) can be."""
+    logits = torch.full((1, size, size), -torch.inf)
+    for (dx, dy), probability in entries.items():
+        logits[0, dy + size // 2, dx + size // 2] = math.log(probability)
+    return logits
+
+
+def test_window_moments_of_an_isotropic_peak_by_hand():
+    logits = window({(0, 0): 0.6, (1, 0): 0.1, (-1, 0): 0.1, (0, 1): 0.1, (0, -1): 0.1})
+    moments = window_moments(logits, local_expectation(logits))[0]
+    torch.testing.assert_close(moments, 0.2 * torch.eye(2))
+
+
+def test_a_ridge_along_x_leaves_x_doubtful_and_y_not():
+    ridge = window({(dx, 0): 0.2 if dx else 0.2001 for dx in range(-2, 3)})
+    moments = window_moments(ridge, local_expectation(ridge))[0]
+    assert moments[0, 0] == pytest.approx(2.0, rel=1e-3)  # (4 + 1 + 0 + 1 + 4) / 5, beyond the 3x3 steps
+    assert moments[1, 1] == moments[0, 1] == 0
+    upright = window_moments(ridge.transpose(1, 2), local_expectation(ridge.transpose(1, 2)))[0]
+    torch.testing.assert_close(upright, moments.flip(0, 1))
+
+
+def test_a_diagonal_ridge_and_a_distant_second_peak_show_in_the_moments():
+    diagonal = window({(d, d): 1 / 3 for d in (-1, 0, 1)})
+    torch.testing.assert_close(window_moments(diagonal, torch.zeros(1, 2))[0], torch.full((2, 2), 2 / 3))
+    twins = window({(0, 0): 0.75, (4, 0): 0.25})
+    position = local_expectation(twins)  # at the higher peak: the other is none of its neighbours
+    assert position.tolist() == [[0.0, 0.0]]
+    assert window_moments(twins, position)[0, 0, 0] == pytest.approx(0.25 * 16)
+
+
+def test_moments_of_a_window_without_data_are_unknown():
+    assert torch.isnan(window_moments(torch.full((1, 9, 9), -torch.inf), torch.zeros(1, 2))).all()
+
+
+def test_matches_carry_a_spread_unless_they_stop_at_whole_cells(net):
+    sar = random_descriptors(64)
+    optical = shifted(sar, (1, 0))
+    voted, alone, whole = (
+        match_descriptors(net, sar, optical, 16, use_consensus=c, refine=r).covariance
+        for c, r in ((True, True), (False, True), (True, False))
+    )
+    assert torch.isnan(whole).all()
+    for covariance in (voted, alone):
+        assert (torch.linalg.eigvalsh(covariance) > -1e-5).all()
+        assert covariance.diagonal(dim1=1, dim2=2).max() > 0
 
 
 def test_sub_pixel_shifts_are_found_to_a_fraction(net):

@@ -35,6 +35,7 @@ from sarmatch.sensitivity import (
     position_records,
     possible,
     refined_records,
+    seed_records,
     share_curves,
     shared_test_pairs,
     split_gains,
@@ -345,3 +346,13 @@ def test_differences_are_over_the_same_pairs_and_have_a_verdict_where_there_are_
     assert differences(few, "method", "all", ["mma_3px"])["verdict"].tolist() == ["too few scenes"]
     with pytest.raises(ValueError, match=r"no method 'none' among \['all', 'one'\]"):
         differences(records, "method", "none", ["mma_3px"])
+
+
+def test_seeds_are_trainings_of_their_own_on_the_same_pairs(split, tmp_path) -> None:
+    few = SMOKE.replace(training={"max_steps": 1})
+    records = seed_records(few, split, tmp_path, (0, 3))
+    assert records.groupby("seed")["run"].nunique().to_dict() == {0: 1, 3: 1} and records["run"].nunique() == 2
+    ids = records.groupby("seed", sort=False)["id"].apply(list)
+    assert ids[0] == ids[3] == list(spread(split.test, SMOKE.evaluation.max_pairs).index["id"])
+    again = seed_records(few, split, tmp_path, (3,))
+    pd.testing.assert_frame_equal(again, records[records["seed"] == 3].reset_index(drop=True))
