@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from sarmatch.baselines import (
@@ -28,6 +26,7 @@ from sarmatch.baselines import (
     SiftMatcher,
     TemplateMatcher,
 )
+from sarmatch.baselines.lightglue import Features, LightGlueMatcher, installed
 from sarmatch.calibration import bootstrap_scores
 from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
 from sarmatch.config import Config, EvaluationConfig
@@ -35,12 +34,11 @@ from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
-from sarmatch.experiments import MC_PASSES, Run, commit, kept_table
+from sarmatch.experiments import Run, commit, kept_table
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record, registration_success
 from sarmatch.models import STRIDE, SarOpticalNet
-from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
 from sarmatch.statistics import paired_difference, summarise, verdict
 
 CORNER_PX = (1.0, 3.0, 5.0, 10.0)
@@ -62,8 +60,9 @@ TABLE_1 = pd.DataFrame(
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",
-    "network, 20 passes": "the same by Monte Carlo dropout",
     "network, cell by cell": "the same network, each cell by itself: the paper's matcher",
+    "network, short": "the same with the training of the learned methods below",
+    "network, short, all learned": "that without gradient channels",
     "oriented gradients": "CFOG (Ye et al. 2019); the strongest classical method known to us",
     "edge orientations": "MOEFC (ref. 15), its idea",
     "mutual information": "area-based matching by grey values",
@@ -74,20 +73,24 @@ STANDS_FOR: Mapping[str, str] = {
     "ORB": "ORB (ref. 10)",
     "AKAZE": "local features of a nonlinear scale space",
     "BRISK": "binary local features",
+    "pseudo-siamese CNN": "match or no match of two patches (ref. 7)",
+    "three-step CNN": "goodness, correspondence, outliers (ref. 8)",
+    "co-attention": "CAM-Net with CAMM (ref. 3)",
+    "transformer": "LoFTR (ref. 24); stands for learning features and attention (ref. 30) too",
+    "detect and describe": "D2-Net (ref. 5) on the paper's encoders",
+    "patch CNN": "match or no match with shared layers (ref. 19)",
+    "multiscale chain": "displacement regressed scale by scale (ref. 29)",
+    "translation": "conditional GAN, then templates of grey values (ref. 18)",
+    "XFeat + LighterGlue": "learned on photographs, with its own weights",
+    "ALIKED + LightGlue": "learned on photographs, with its own weights",
+    "DISK + LightGlue": "learned on photographs, with its own weights",
 }
 """What each row is, or what it stands for."""
 
 MISSING: Mapping[str, str] = {
     "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
-    "pseudo-siamese CNN (ref. 7)": "not trained here yet",
-    "three-step sparse matching (ref. 8)": "not trained here yet",
-    "CAM-Net (ref. 3)": "not trained here yet",
-    "learning features and attention (ref. 30)": "not trained here yet; as printed 12.0 % within 1 px",
-    "LoFTR (ref. 24)": "not trained here yet",
-    "D2-Net (ref. 5)": "not trained here yet",
-    "conditional GAN, then matching (ref. 18)": "not trained here yet",
-    "patch CNN of Mou et al. (ref. 19)": "not trained here yet",
-    "multiscale chain of Zampieri et al. (ref. 29)": "not trained here yet",
+    "Zhang et al. (ref. 30)": "not run by itself: its attention between features is what the row *transformer* has; as "
+    "printed 12.0 % within 1 px",
     "RDFM (ref. 2)": "not run: matches features of a network pretrained on photographs, whose weights are a download",
     "DarkFeat (ref. 6)": "not run: made for raw camera images in the dark; a sensor's Bayer pattern is its input",
     "Chen and Bruzzone (ref. 4)": "not run: fuses registered images and does not match; its contrast over pixels "
@@ -95,9 +98,16 @@ MISSING: Mapping[str, str] = {
 }
 """Systems that the paper names and that have no row, with the reason."""
 
+OFF_THE_SHELF: Mapping[str, Features] = {
+    "XFeat + LighterGlue": "xfeat",
+    "ALIKED + LightGlue": "aliked",
+    "DISK + LightGlue": "disk",
+}
+"""Rows that are there only where the packages with their weights are installed."""
+
 
 def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
-    """All methods by the names of `STANDS_FOR`.
+    """The rows that need no training but that of `net`, by the names of `STANDS_FOR`.
 
     Detectors may keep as many keypoints as the others have: one a cell of the grid with a spacing of `STRIDE`.
 
@@ -105,9 +115,8 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         crop_size: side of the images that are matched, px.
     """
     n = (crop_size // STRIDE) ** 2
-    return {
+    found: dict[str, CropMatcher] = {
         "network": Matcher(net),
-        "network, 20 passes": Matcher(net, mc_passes=MC_PASSES),
         "network, cell by cell": Matcher(net, use_consensus=False),
         "oriented gradients": TemplateMatcher(),
         "edge orientations": EdgeOrientationMatcher(),
@@ -120,6 +129,22 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         "AKAZE": AkazeMatcher(n),
         "BRISK": BriskMatcher(n),
     }
+    return found | {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
+
+
+def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
+    """All rows in the order of `STANDS_FOR`.
+
+    Args:
+        trained: as `peers.peer_matchers` returns.
+    """
+    found = methods(net, crop_size) | dict(trained)
+    return {name: found[name] for name in STANDS_FOR if name in found}
+
+
+def without_packages() -> list[str]:
+    """Rows of `OFF_THE_SHELF` that cannot be had here because their packages are not installed."""
+    return [name for name, kind in OFF_THE_SHELF.items() if not installed(kind)]
 
 
 def compared_matches(
@@ -300,57 +325,3 @@ def seconds_per_pair(
         row = {"method": name, "seconds": float(np.median(seconds))}
         rows.append(row | {"seconds_low": min(seconds), "seconds_high": max(seconds)})
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
-
-
-def bars_of_methods(ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3) -> Axes:
-    """Figure 9: a metric of each method with its interval, on a logarithmic axis; the best on the left.
-
-    Args:
-        table: as `ranked` returns.
-        floor: lower end of the axis; methods below are drawn there, as open triangles.
-    """
-    table = table.sort_values(metric, ascending=False, kind="stable")
-    mean = table[metric].to_numpy(float)
-    ends = np.stack([mean - np.maximum(table[f"{metric}_low"], floor), table[f"{metric}_high"] - mean])
-    x, seen = np.arange(len(table)), mean > floor
-    ours = table["method"].str.startswith("network").to_numpy()
-    for group, colour, label in ((ours, COLOURS[1], "this network"), (~ours, COLOURS[0], "other methods")):
-        at = seen & group
-        ax.errorbar(
-            x[at],
-            mean[at],
-            np.clip(ends[:, at], 0, None),
-            fmt="o",
-            color=colour,
-            capsize=2.5,
-            markersize=5,
-            label=label,
-        )
-        ax.plot(x[~seen & group], np.full((~seen & group).sum(), floor), "v", color=colour, markerfacecolor="none")
-    ax.set(yscale="log", ylim=(floor * 0.8, 1), ylabel=metric_name(metric), xlim=(-0.6, len(table) - 0.4))
-    ax.set_xticks(x, table["method"], rotation=40, ha="right")
-    ax.legend(frameon=False)
-    ax.grid(axis="y", alpha=0.3)
-    return neutral(ax)
-
-
-def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
-    """Accuracy of each method against its time for a pair; the line joins those that no other beats in both.
-
-    Args:
-        table: columns method, seconds and `metric`.
-    """
-    table = table.sort_values(["seconds", metric], ascending=[True, False])
-    best = table[metric].cummax()
-    front = table[(table[metric] >= best) & ~best.duplicated()]
-    ax.plot(front["seconds"], front[metric], color="0.6", linewidth=1, drawstyle="steps-post", zorder=0)
-    for i, (name, row) in enumerate(table.set_index("method").iterrows()):
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
-        }
-        ax.plot(row["seconds"], row[metric], linestyle="none", markersize=7, label=name, **style)
-    ax.set(xscale="log", xlabel="seconds a pair", ylabel=metric_name(metric), ylim=(-0.03, 1))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    ax.grid(alpha=0.3)
-    return neutral(ax)

@@ -1,4 +1,4 @@
-"""Learned methods to compare with: each trained with the data, crops, steps and rates of our short trainings.
+"""Learned methods to compare with: each trained with the data, crops, steps and rate of our short trainings.
 
 A training is kept as `<runs>/<profile>/peer-<name>-<hash>/` and goes on where it was stopped, as all runs do.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from sarmatch.baselines.translation import TranslationNet
 from sarmatch.config import Config, from_dict
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import Sample, TrainingCrops
-from sarmatch.evaluation import validation_scores
+from sarmatch.evaluation import CropMatcher, EvaluationCrops, validation_scores
 from sarmatch.experiments import (
     Run,
     _fingerprint,
@@ -42,7 +42,9 @@ from sarmatch.experiments import (
     run_path,
     train_or_load,
 )
+from sarmatch.inference import Matcher
 from sarmatch.loop import fit
+from sarmatch.matches import Matches
 from sarmatch.models import STRIDE
 from sarmatch.studies import study_config
 from sarmatch.training import CACHE_AT_MOST
@@ -58,6 +60,8 @@ PEERS: Mapping[str, type[PeerNet]] = {
     "translation": TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
+OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
+"""Rows of our own network at the same budget: whether it has oriented gradients."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,16 @@ class PeerRun:
     history: pd.DataFrame
     provenance: dict[str, Any]
 
-    @property
-    def matcher(self) -> LearnedMatcher:
-        return LearnedMatcher(self.net, self.path.name)
+
+@dataclass(frozen=True)
+class Named:
+    """A matcher under the name of its training, which tells stored matches apart."""
+
+    matcher: Matcher = field(repr=False)
+    training: str
+
+    def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
+        return self.matcher.match_crops(crops, search_radius)
 
 
 def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
@@ -99,9 +110,12 @@ def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
     )
 
 
-def short_network(config: Config, oriented_gradients: bool, split: Split, runs_dir: str | Path) -> Run:
+def short_network(
+    config: Config, oriented_gradients: bool, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+) -> Run:
     """Our own network at the budget of the others: loaded, resumed or trained."""
-    return train_or_load(peer_config(config, oriented_gradients), runs_dir, "peer-network", split)
+    own = peer_config(config, oriented_gradients)
+    return train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
 
 
 def peer_size(config: Config) -> PeerSize:
@@ -168,3 +182,49 @@ def load_peer(name: str, path: Path) -> PeerNet:
     net = PEERS[name](size)
     net.load_state_dict(tensors)
     return net
+
+
+def trained_peers(
+    config: Config, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+) -> dict[str, Run | PeerRun]:
+    """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
+    runs: dict[str, Run | PeerRun] = {
+        name: short_network(config, gradients, split, runs_dir, show_progress) for name, gradients in OURS.items()
+    }
+    for name in PEERS:
+        runs[name] = train_or_load_peer(config, name, split, runs_dir, show_progress)
+    return runs
+
+
+def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
+    """What matches with the weights of each training."""
+    return {
+        name: LearnedMatcher(run.net, run.path.name)
+        if isinstance(run, PeerRun)
+        else Named(Matcher(run.net), run.path.name)
+        for name, run in runs.items()
+    }
+
+
+def training_table(runs: Mapping[str, Run | PeerRun], config: Config) -> pd.DataFrame:
+    """What each training at equal budget cost.
+
+    Returns:
+        method, parameters, steps, crops (that its steps saw), seconds, hardware, commit, run.
+    """
+    rows = []
+    for name, run in runs.items():
+        about, steps = run.provenance, int(run.provenance["steps"])
+        rows.append(
+            {
+                "method": name,
+                "parameters": sum(p.numel() for p in run.net.parameters()),
+                "steps": steps,
+                "crops": steps * config.training.batch_size,
+                "seconds": float(about["training_seconds"]),
+                "hardware": about["hardware"],
+                "commit": about["commit"],
+                "run": run.path.name,
+            }
+        )
+    return pd.DataFrame(rows)
