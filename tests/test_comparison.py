@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import comparison
+from sarmatch import comparison, peers
 from sarmatch.ablation import study_run
 from sarmatch.baselines import Baseline, EdgeOrientationMatcher, SiftMatcher, TemplateMatcher
 from sarmatch.data import open_pairs, split_pairs
@@ -133,19 +133,34 @@ def test_calibration_scores_by_hand() -> None:
 
 
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
-    found = comparison.methods(run.net, 96)
-    assert list(found) == list(comparison.STANDS_FOR)
+    trained = dict.fromkeys([*peers.OURS, *peers.PEERS], Silent())
+    found = comparison.all_methods(run.net, 96, trained)
+    missing = set(comparison.without_packages())
+    assert list(found) == [name for name in comparison.STANDS_FOR if name not in missing]
     budgets = {m.max_keypoints for m in found.values() if hasattr(m, "max_keypoints")}
     assert budgets == {24 * 24}
+
+
+def test_rows_of_packages_that_are_not_installed_are_left_out(run, monkeypatch) -> None:
+    monkeypatch.setattr(comparison, "installed", lambda features: False)
+    assert comparison.without_packages() == list(comparison.OFF_THE_SHELF)
+    assert not set(comparison.methods(run.net, 96)) & set(comparison.OFF_THE_SHELF)
+
+
+def test_table_1_stands_beside_the_rows_of_its_methods() -> None:
+    ranking = pd.DataFrame({"method": ["SIFT", "RIFT"], "mma_1px": [0.1, 0.2], "mma_2px": [0.3, 0.4], "mma_3px": 0.5})
+    table = comparison.beside_printed(ranking).set_index("method")
+    assert list(table.index) == comparison.TABLE_1["method"].tolist()
+    assert table.loc["RIFT", ["mma_1px", "mma_2px", "mma_3px"]].tolist() == [0.2, 0.4, 0.5]
+    assert table.loc["MOEFC", ["mma_1px", "mma_2px"]].isna().all()
+    assert set(table["row"]) <= set(comparison.STANDS_FOR) and table["remark"].str.len().min() > 10
 
 
 def test_every_method_of_table_1_is_a_row_or_has_a_reason() -> None:
     words = " ".join([*comparison.STANDS_FOR, *comparison.STANDS_FOR.values(), *comparison.MISSING])
     for reference in filter(None, comparison.TABLE_1["reference"]):
         assert f"ref. {reference})" in words or f"refs. {reference}, " in words or f"{reference})" in words
-    assert all(
-        reason.startswith(("not run: ", "not trained here yet", "patented")) for reason in comparison.MISSING.values()
-    )
+    assert all(reason.startswith(("not run", "patented")) for reason in comparison.MISSING.values())
 
 
 def test_times_are_of_every_method(run, split) -> None:
