@@ -232,8 +232,9 @@ def compare(
         search_radius: px around the predicted position; None searches the whole image.
         output: also write the records, .parquet or .csv: one a method and test pair.
     """
-    from sarmatch.comparison import all_methods, ranked, registration_table, without_packages
+    from sarmatch.comparison import all_methods, without_packages
     from sarmatch.comparison import compare as compare_methods
+    from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import check_search
     from sarmatch.experiments import shipped_or_trained

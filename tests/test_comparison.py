@@ -86,50 +86,10 @@ def test_confidence_is_fitted_on_validation_pairs_of_the_method_itself(run, spli
     assert not np.array_equal(whole["confidence"], changed["confidence"])
 
 
-def test_ranking_puts_the_best_first() -> None:
-    records = pd.DataFrame(
-        {"method": ["a", "a", "b", "b"], "scene": ["s", "t", "s", "t"], "mma_3px": [0.1, 0.2, 0.5, 0.7]}
-    )
-    table = comparison.ranked(records, ["mma_3px"])
-    assert table["method"].tolist() == ["b", "a"]
-    np.testing.assert_allclose(table["mma_3px"], [0.6, 0.15])
-
-
-def test_the_network_is_compared_over_the_same_pairs_and_the_worst_comes_first() -> None:
-    ours = pd.DataFrame(
-        {"id": list("pqrs"), "scene": list("aabb"), "mma_1px": [0.5, 0.6, 0.7, 0.8], "method": "network"}
-    )
-    better = ours.assign(method="better", mma_1px=ours["mma_1px"] + 0.1)
-    worse = ours.assign(method="worse", mma_1px=0.1)
-    table = comparison.network_ahead(pd.concat([worse, ours, better]), ["mma_1px"])
-    assert table["against"].tolist() == ["better", "worse"]
-    np.testing.assert_allclose(table["difference"], [-0.1, 0.55])
-    assert table["n_pairs"].tolist() == [4, 4] and table["n_scenes"].tolist() == [2, 2]
-
-
 def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
     matchers = {"SIFT": SiftMatcher(100), "nothing": Silent()}
     table = comparison.radius_sweep(run, matchers, split.test, MEASURED, (8.0, None))
     assert len(table) == 2 * 2 * 4 and table["search_radius"].isna().sum() == 8
-
-
-def test_registration_counts_failures() -> None:
-    records = pd.DataFrame(
-        {"method": ["a"] * 4 + ["b"] * 2, "corner_error_px": [0.5, 2.0, np.inf, 30.0, np.inf, np.inf]}
-    )
-    table = comparison.registration_table(records).set_index("method")
-    assert table.loc["a", [f"success_{t}px" for t in (1, 3, 5, 10)]].tolist() == [0.25, 0.5, 0.5, 0.5]
-    assert table.loc["a", "failures"] == 1 and table.loc["a", "median_corner_error_px"] == 16
-    assert table.loc["b", "failures"] == 2 and np.isinf(table.loc["b", "median_corner_error_px"])
-
-
-def test_calibration_scores_by_hand() -> None:
-    sure = pd.DataFrame({"confidence": [1.0] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "sure"})
-    fair = pd.DataFrame({"confidence": [0.5] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "fair"})
-    matches = pd.concat([sure, fair]).assign(scene=["s", "t"] * 8, id=["p", "q"] * 8)
-    table = comparison.calibration_by_method(matches).set_index("method")
-    assert table["ece"].tolist() == [0.5, 0.0] and table["brier"].tolist() == [0.5, 0.25]
-    assert table["accuracy"].tolist() == [0.5, 0.5] and table["matches"].tolist() == [8, 8]
 
 
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
@@ -145,22 +105,6 @@ def test_rows_of_packages_that_are_not_installed_are_left_out(run, monkeypatch) 
     monkeypatch.setattr(comparison, "installed", lambda features: False)
     assert comparison.without_packages() == list(comparison.OFF_THE_SHELF)
     assert not set(comparison.methods(run.net, 96)) & set(comparison.OFF_THE_SHELF)
-
-
-def test_table_1_stands_beside_the_rows_of_its_methods() -> None:
-    ranking = pd.DataFrame({"method": ["SIFT", "RIFT"], "mma_1px": [0.1, 0.2], "mma_2px": [0.3, 0.4], "mma_3px": 0.5})
-    table = comparison.beside_printed(ranking).set_index("method")
-    assert list(table.index) == comparison.TABLE_1["method"].tolist()
-    assert table.loc["RIFT", ["mma_1px", "mma_2px", "mma_3px"]].tolist() == [0.2, 0.4, 0.5]
-    assert table.loc["MOEFC", ["mma_1px", "mma_2px"]].isna().all()
-    assert set(table["row"]) <= set(comparison.STANDS_FOR) and table["remark"].str.len().min() > 10
-
-
-def test_every_method_of_table_1_is_a_row_or_has_a_reason() -> None:
-    words = " ".join([*comparison.STANDS_FOR, *comparison.STANDS_FOR.values(), *comparison.MISSING])
-    for reference in filter(None, comparison.TABLE_1["reference"]):
-        assert f"ref. {reference})" in words or f"refs. {reference}, " in words or f"{reference})" in words
-    assert all(reason.startswith(("not run", "patented")) for reason in comparison.MISSING.values())
 
 
 def test_times_are_of_every_method(run, split) -> None:
