@@ -28,6 +28,7 @@ from sarmatch.config import Config
 from sarmatch.files import atomic_path
 from sarmatch.headline import update
 from sarmatch.notebooks import clean_notebook, without_folders
+from sarmatch.page_provenance import save_page
 from sarmatch.profiles import profile as named_profile
 
 if TYPE_CHECKING:
@@ -62,24 +63,29 @@ class ChapterSettings:
     runs_dir: Path
     results_dir: Path
 
+    @property
+    def made_by(self) -> str:
+        """What stands under a figure and in the caption of a table; the end of the page has run, commit and command."""
+        return f"profile {self.config.profile}, seed {self.config.seed}"
+
     def subplots(self, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-        """`matplotlib.pyplot.subplots` with a constrained layout; the figure says which profile made it."""
+        """`matplotlib.pyplot.subplots` with a constrained layout; the figure says which profile and seed made it."""
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
-        figure.supxlabel(f"profile {self.config.profile}", x=0.995, ha="right", size="x-small", color="gray")
+        figure.supxlabel(self.made_by, x=0.995, ha="right", size="x-small", color="gray")
         return figure, axes
 
     def table(self, table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> HTML:
-        """Save a table under `name` and show it, or `shown` for it, with a caption that says which profile made it."""
+        """Save a table under `name` and show it, or `shown` for it, with a caption that says which made it."""
         from IPython.display import HTML
 
         self.save_table(table, name)
-        content = (table if shown is None else shown).to_html(
-            index=False, float_format=_three_digits, na_rep="", border=0
-        )
-        words = html.escape(f"{caption} (profile {self.config.profile})")
-        return HTML(content.replace("<thead>", f"<caption>{words}</caption>\n  <thead>", 1))
+        content = table if shown is None else shown
+        words = [f"text-{i}" for i, name in enumerate(content, start=1) if _has_words(content[name])]
+        shown_html = content.to_html(index=False, float_format=_three_digits, na_rep="", border=0, classes=words)
+        said = html.escape(f"{caption} ({self.made_by})")
+        return HTML(shown_html.replace("<thead>", f"<caption>{said}</caption>\n  <thead>", 1))
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
@@ -102,6 +108,11 @@ class ChapterSettings:
 
     def _repr_html_(self) -> str:
         return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def _has_words(column: pd.Series) -> bool:
+    """Whether a column is to be read rather than compared: it then stands at the left, numbers at the right."""
+    return any(isinstance(value, str) and any(map(str.isalpha, value)) for value in column)
 
 
 def _three_digits(value: float) -> str:
@@ -201,7 +212,7 @@ def build_book(
     """
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
-    named_profile(profile, data)  # rejected now rather than in a kernel
+    config = named_profile(profile, data)  # rejected now rather than in a kernel
     forced = os.environ.get("SARMATCH_PROFILE", profile)
     if forced != profile:
         raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
@@ -220,6 +231,7 @@ def build_book(
     }
     for name in chapters or names:
         _execute(book / f"{name}.ipynb", staged / f"{name}.ipynb", parameters)
+        save_page(staged / "results" / profile, name, config)
     if site:
         build_site(staged)
     return staged
@@ -317,8 +329,8 @@ def publish(
     if tables.is_dir():
         shutil.copytree(tables, book / "results" / profile, dirs_exist_ok=True)
     if (tables / "matching.json").is_file() and profile == PUBLISHED_PROFILE:
-        for page in (book.parent / "README.md", book / "index.md"):
-            update(page, tables)
+        update(book.parent / "README.md", tables)
+        update(book / "index.md", tables, ("summary", "headline"))
 
 
 def _picture(notebook: Any, name: str) -> bytes | None:

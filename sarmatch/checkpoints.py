@@ -39,3 +39,19 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
     net.load_state_dict(tensors)
     return net, about
+
+
+def update_header(path: Path, **about: str) -> None:
+    """Add members to the header of a file of weights, or replace them; tensors stay as they are, bit by bit.
+
+    Raises:
+        ValueError: not a readable safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}) | about
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata=header)

@@ -63,6 +63,7 @@ def match(
     scale_range: tuple[float, float] = (1.0, 1.0),
     mc_passes: int = 0,
     distilled: bool = False,
+    coverage: float = 0.9,
     device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
@@ -77,6 +78,8 @@ def match(
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
+        coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
+            radii are calibrated for this search.
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv or .parquet.
     """
@@ -89,7 +92,7 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled)
+    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled, coverage=coverage)
     matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
@@ -147,6 +150,7 @@ def train(
     name: str = "matcher",
     fresh: bool = False,
     max_steps: int | None = None,
+    pretraining_steps: int | None = None,
     seed: int | None = None,
 ) -> int:
     """Train a matcher; a stored run is loaded, an interrupted one goes on where it stopped.
@@ -158,6 +162,7 @@ def train(
         name: what the run is called in the store.
         fresh: train anew even if the run is stored.
         max_steps: stop after this many optimiser steps instead of the profile's number.
+        pretraining_steps: the same for pretraining, if the profile has one.
         seed: seed of weights, order and augmentation instead of the profile's.
     """
     from sarmatch.experiments import train_or_load
@@ -167,6 +172,8 @@ def train(
         config = config.replace(seed=seed)
     if max_steps is not None:
         config = config.replace(training={"max_steps": max_steps})
+    if pretraining_steps is not None:
+        config = config.replace(pretraining={"max_steps": pretraining_steps})
     run = train_or_load(config, runs, name, fresh=fresh)
     print(f"{run}\n{run.path}")
     return 0

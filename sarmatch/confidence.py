@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,13 @@ from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches
-from sarmatch.metrics import match_errors
+from sarmatch.metrics import match_residuals
+from sarmatch.precision import CONFIDENT_PX, COVERAGE, Precision
 
-CONFIDENT_PX = 3.0
-"""Confidence is the probability of an error up to this."""
 SCORES = ("probability", "aleatoric", "epistemic")
 """Raw scores of a match, of which confidence is made."""
+SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")
+"""Found less true optical position, px, and the raw covariance of the found one, px^2."""
 
 RawMatcher = Callable[[EvaluationCrops], RawMatches]
 
@@ -58,12 +59,14 @@ class Confidence:
             make any match look likelier.
         mc_passes: of the mode `monte_carlo`; with another number, whose mutual information has another scale, the
             calibrator of a single pass serves.
+        precision: what covariances and radii are made with, by mode; empty in files of before they were fitted.
     """
 
     calibrators: Mapping[str, Calibrator]
     overlaps: Mapping[str, Overlap]
     search_radius: float
     mc_passes: int
+    precision: Mapping[str, Precision] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(
@@ -72,6 +75,7 @@ class Confidence:
                 "overlaps": {mode: asdict(o) for mode, o in self.overlaps.items()},
                 "search_radius": self.search_radius,
                 "mc_passes": self.mc_passes,
+                "precision": {mode: p.to_dict() for mode, p in self.precision.items()},
             }
         )
 
@@ -82,7 +86,8 @@ class Confidence:
             content = json.loads(text)
             calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
             overlaps = {mode: Overlap(**o) for mode, o in content["overlaps"].items()}
-            return cls(calibrators, overlaps, float(content["search_radius"]), int(content["mc_passes"]))
+            precision = {mode: Precision.from_dict(p) for mode, p in content.get("precision", {}).items()}
+            return cls(calibrators, overlaps, float(content["search_radius"]), int(content["mc_passes"]), precision)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
 
@@ -96,15 +101,18 @@ def match_table(
         matcher: gives raw matches of two crops.
 
     Returns:
-        columns id, dataset, scene, x, y (SAR position, px), error_px, and `SCORES`.
+        columns id, dataset, scene, x, y (SAR position, px), error_px, `SCORES` and `SPREAD`.
     """
     parts = []
     for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None if progress else True):
         crops = evaluation_crops(pair, protocol, config)
         raw = matcher(crops)
         xy = raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy()
-        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": match_errors(xy, crops.A_sar_to_optical)}
+        residuals = match_residuals(xy, crops.A_sar_to_optical)
+        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": np.linalg.norm(residuals, axis=1)}
         table |= {name: getattr(raw, name).cpu().numpy() for name in SCORES}
+        spread_of_position = raw.covariance.cpu().numpy()[:, [0, 0, 1], [0, 1, 1]]
+        table |= dict(zip(SPREAD, np.hstack([residuals, spread_of_position]).T, strict=True))
         labels = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
         parts.append(pd.DataFrame(table).astype(np.float32).assign(**labels))
     return pd.concat(parts, ignore_index=True)
@@ -163,25 +171,40 @@ def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame
     return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
 
 
-def apply(raw: RawMatches, confidence: Confidence | None, mode: str, search_radius: float | None) -> Matches:
-    """Matches with calibrated confidence and the decision on the pair; raw probabilities where nothing is fitted.
+def apply(
+    raw: RawMatches,
+    confidence: Confidence | None,
+    mode: str,
+    search_radius: float | None,
+    coverage: float = COVERAGE,
+) -> Matches:
+    """Matches with calibrated confidence, covariance and radius, and the decision on the pair; raw probabilities and
+    spreads where nothing is fitted.
 
     Args:
         mode: key of `confidence`.
-        search_radius: px, with which the matches were found; None where they were found otherwise.
+        search_radius: px, with which the matches were found; None where they were found otherwise. With another one
+            than was fitted, nothing is decided and radii are NaN: how far off wrong matches are is not known then.
+        coverage: of the radii.
     """
     arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
     scores = {name: arrays[name] for name in SCORES}
     calibrator = confidence.calibrators.get(mode) if confidence else None
     fits = confidence is not None and confidence.search_radius == search_radius
     overlap = confidence.overlaps.get(mode) if confidence is not None and fits else None
+    precision = confidence.precision.get(mode) if confidence else None
     value = scores["probability"] if calibrator is None else calibrator(scores)
+    spread_of_position = arrays["covariance"]
+    radius = np.full(len(value), np.nan)
+    if precision is not None and fits:
+        radius = precision.radius(value, spread_of_position, coverage)
     return Matches(
         arrays["xy_sar"],
         arrays["xy_optical"],
         value,
         scores["aleatoric"],
         scores["epistemic"],
-        arrays["covariance"],
+        spread_of_position if precision is None else precision.covariance(spread_of_position),
+        radius,
         overlaps=None if overlap is None else overlap.accepts(np.asarray(value)),
     )

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import torch
 from accelerate import PartialState
 
 from sarmatch.checkpoints import load_weights, save_weights
-from sarmatch.confidence import Confidence, fit_calibrator, fit_overlap, match_table, pair_agreements
+from sarmatch.confidence import SPREAD, Confidence, fit_calibrator, fit_overlap, match_table, pair_agreements
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
@@ -37,6 +38,7 @@ from sarmatch.evaluation import CropMatcher, evaluate, mismatched, spread, valid
 from sarmatch.files import atomic_path
 from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, Matcher, read_confidence
 from sarmatch.models import SarOpticalNet
+from sarmatch.precision import fit_precision
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
@@ -278,7 +280,7 @@ def matches_or_load(
     Args:
         name: what this way of matching is called; with its mode and passes it names the file.
     """
-    asked = [name, matcher.mode, matcher.mc_passes, protocol, pairs.fingerprint(), dataclasses.asdict(config)]
+    asked = [name, matcher.mode, matcher.mc_passes, protocol, pairs.fingerprint(), dataclasses.asdict(config), SPREAD]
 
     def make() -> pd.DataFrame:
         radius = config.headline_radius
@@ -317,16 +319,16 @@ MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 def confidence_or_load(run: Run, split: Split) -> Confidence:
-    """Calibrators and decisions on overlap of a run, fitted once on validation scenes under `shift`.
+    """Calibrators, decisions on overlap and precision of a run, fitted once on validation scenes under `shift`.
 
     The distilled mode is left out where the head was not distilled.
     """
     taught = bool(run.net.epistemic_head.distilled)
     stored = read_confidence(run.path)
-    if stored is not None and ("distilled" in stored.calibrators or not taught):
+    if stored is not None and stored.precision and ("distilled" in stored.calibrators or not taught):
         return stored
     config = dataclasses.replace(run.config.evaluation, max_pairs=run.config.studies.calibration_pairs)
-    calibrators, overlaps = {}, {}
+    calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():
         if mode == "distilled" and not taught:
             continue
@@ -334,15 +336,17 @@ def confidence_or_load(run: Run, split: Split) -> Confidence:
         usable = names if run.config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
         table = matches_or_load(run, matcher, "validation", split.validation, "shift", config)
         calibrators[mode] = fit_calibrator(table, usable)
+        if len(table):
+            precision[mode] = fit_precision(table, calibrators[mode], partial(fit_calibrator, names=usable))
         if split.validation.index["scene"].nunique() > 1:  # else there are no unrelated pairs
             others = mismatched(split.validation)
             unrelated = matches_or_load(run, matcher, "unrelated", others, "shift", config)
             parts = ((table, split.validation), (unrelated, others))
             of_pairs = (pair_agreements(t, calibrators[mode], spread(p, config.max_pairs)) for t, p in parts)
             overlaps[mode] = fit_overlap(*(a.to_numpy() for a in of_pairs))
-    confidence = Confidence(calibrators, overlaps, config.headline_radius, MC_PASSES)
-    with atomic_path(run.path / CONFIDENCE_FILE) as partial:
-        partial.write_text(confidence.to_json())
+    confidence = Confidence(calibrators, overlaps, config.headline_radius, MC_PASSES, precision)
+    with atomic_path(run.path / CONFIDENCE_FILE) as temporary:
+        temporary.write_text(confidence.to_json())
     return confidence
 
 

@@ -1,22 +1,23 @@
 """The fine volume with its consensus, at single cells: what sub-pixel refinement reads of it.
 
 `fine_volume` and `consensus` compute whole grids of cells, which training needs. Matches need one cell each, at
-displacements that many of them share: a map of cell means a displacement, its integral image, and four corners of that
-for each neighbourhood give the same numbers in a fraction of the time.
+displacements that many of them share: a map of cell means a displacement and its sums over each neighbourhood give the
+same numbers in a fraction of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sarmatch.volumes import PIXEL_STEP
+from sarmatch.volumes import PIXEL_STEP, band, box_sums
 
 AT_ONCE = 64
-"""Coarse displacements worked off together; it bounds the memory of the integral images."""
+"""Coarse displacements worked off together; it bounds the memory of the maps."""
 
 
 def fine_consensus(
@@ -49,73 +50,75 @@ def fine_consensus(
     for first in range(0, len(shared), AT_ONCE):
         chosen = shared[first : first + AT_ONCE]
         needed, place = (chosen[:, None] + window).flatten(0, 1).unique(dim=0, return_inverse=True)
-        integrals = maps.integrals(needed)
         rows = ((group >= first) & (group < first + len(chosen))).nonzero()[:, 0]
         index = place.view(len(chosen), -1)[group[rows] - first]  # (n, K*K)
+        rows_seen, columns_seen = maps.on_image(needed)
+        similarity = maps.similarity(needed).mul_(rows_seen[:, :, None]).mul_(columns_seen[:, None, :])
         for i, side in enumerate(sides):
-            mean, any_vote = maps.box_means(integrals, needed, index, cells[rows], side)
-            values[i, rows], valid[i, rows] = mean.unflatten(1, (size, size)), any_vote.unflatten(1, (size, size))
+            mean, votes = _box_means(similarity, (rows_seen, columns_seen), side, index, cells[rows])
+            values[i, rows], valid[i, rows] = mean.unflatten(1, (size, size)), (votes > 0).unflatten(1, (size, size))
     return values, valid
 
 
 class _CellMaps:
     """Mean similarity of every cell at whole-pixel displacements, of one pair.
 
-    The compared pixels of a cell, every `PIXEL_STEP`-th one, are laid out as channels, so that a map is one product of
-    contiguous slices.
+    Both images are taken apart into the pixels of a cell, one plane of cells each, so that any displacement compares
+    contiguous rows: the planes of a displaced cell are others, moved by whole cells. Every `PIXEL_STEP`-th pixel of a
+    SAR cell is compared.
     """
 
     def __init__(self, sar: Tensor, optical: Tensor, reach: int, cell: int) -> None:
         self.cell, self.height, self.width = cell, sar.shape[-2], sar.shape[-1]
-        self.pixels = (cell // PIXEL_STEP) ** 2
         self.margin = -(-reach // cell) * cell
-        self.sar = self._as_cells(sar[0])
-        self.padded = F.pad(optical[0], (self.margin, self.margin + cell) * 2)
-        self.phases: dict[tuple[int, int], Tensor] = {}
+        self.sar = _planes(sar[0], cell)[::PIXEL_STEP, ::PIXEL_STEP]
+        self.padded = _planes(F.pad(optical[0], (self.margin, self.margin + cell) * 2), cell)
 
-    def _as_cells(self, image: Tensor) -> Tensor:
-        """(C, H, W) to (C * pixels, H / cell, W / cell)."""
-        return F.pixel_unshuffle(image[None, :, ::PIXEL_STEP, ::PIXEL_STEP], self.cell // PIXEL_STEP)[0]
+    def similarity(self, needed: Tensor) -> Tensor:
+        """Of all cells at displacements (U, 2), (U, h, w); of no use where a cell is not on the image."""
+        rows, columns, _, height, width = self.sar.shape
+        found = self.sar.new_zeros(len(needed), height, width)
+        products, total = torch.empty_like(self.sar[0, 0]), torch.empty_like(found[:1])[0]  # fresh pages are dear
+        for out, (x, y) in zip(found, (needed + self.margin).tolist(), strict=True):
+            for i, j in product(range(rows), range(columns)):
+                down, y_in_cell = divmod(y + i * PIXEL_STEP, self.cell)
+                right, x_in_cell = divmod(x + j * PIXEL_STEP, self.cell)
+                seen = self.padded[y_in_cell, x_in_cell, :, down : down + height, right : right + width]
+                out += torch.sum(torch.mul(self.sar[i, j], seen, out=products), 0, out=total)
+        return found.div_(rows * columns)
 
-    def _map(self, dx: int, dy: int) -> Tensor:
-        x, y = dx + self.margin, dy + self.margin
-        key = x % self.cell, y % self.cell
-        if key not in self.phases:
-            last = [n - self.cell + phase for n, phase in zip(self.padded.shape[:0:-1], key, strict=True)]
-            self.phases[key] = self._as_cells(self.padded[:, key[1] : last[1], key[0] : last[0]]).contiguous()
-        x, y, (h, w) = x // self.cell, y // self.cell, self.sar.shape[-2:]
-        return (self.sar * self.phases[key][:, y : y + h, x : x + w]).sum(0) / self.pixels
-
-    def integrals(self, needed: Tensor) -> Tensor:
-        """Integral images of the maps at displacements (U, 2), (U, h + 1, w + 1) double: sums must cancel exactly."""
-        maps = torch.stack([self._map(dx, dy) for dx, dy in needed.tolist()]).double()
-        return F.pad(maps.cumsum(1).cumsum(2), (1, 0, 1, 0))
-
-    def box_means(
-        self, integrals: Tensor, needed: Tensor, index: Tensor, cells: Tensor, side: int
-    ) -> tuple[Tensor, Tensor]:
-        """Means over `side` x `side` cells around each of `cells` (n, 2), as far as they lie on the optical image.
-
-        Args:
-            index: rows of `needed` and `integrals` that each cell asks for, (n, K*K).
-
-        Returns:
-            (n, K*K) float32, zero where no cell lies on the image, and where some do, bool.
-        """
-        ends = []
-        for axis, length in ((0, self.width), (1, self.height)):
-            moved, n = needed[:, axis], length // self.cell
-            first = (-moved).clamp(min=0).add(self.cell - 1).div(self.cell, rounding_mode="floor")
+    def on_image(self, needed: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows (U, h) and columns (U, w) of cells lie on the optical image at each displacement, float."""
+        found = []
+        for axis, length in ((1, self.height), (0, self.width)):
+            corner = torch.arange(0, length, self.cell, device=needed.device) + needed[:, axis, None]
             # The last pixel compared of a cell must be on the image too.
-            last = (length - 1 - (self.cell - PIXEL_STEP) - moved).div(self.cell, rounding_mode="floor") + 1
-            first, last = first.clamp(0, n)[index], last.clamp(0, n)[index]
-            low = (cells[:, axis] - side // 2)[:, None].maximum(first)
-            ends.append((low, (cells[:, axis] + side // 2 + 1)[:, None].minimum(last).maximum(low)))
-        (x0, x1), (y0, y1) = ends
-        row, flat = self.width // self.cell + 1, integrals.flatten()
-        at = index * integrals[0].numel()
-        total = (
-            flat[at + y1 * row + x1] - flat[at + y0 * row + x1] - flat[at + y1 * row + x0] + flat[at + y0 * row + x0]
-        )
-        count = (x1 - x0) * (y1 - y0)
-        return (total / count.clamp(min=1)).float() * (count > 0), count > 0
+            found.append(((corner >= 0) & (corner + self.cell - PIXEL_STEP < length)).float())
+        return found[0], found[1]
+
+
+def _planes(image: Tensor, cell: int) -> Tensor:
+    """(C, H, W) to (cell, cell, C, H / cell, W / cell): the pixels (y, x) of all cells."""
+    return F.pixel_unshuffle(image, cell).unflatten(0, (len(image), cell, cell)).movedim(0, 2).contiguous()
+
+
+def _box_means(
+    similarity: Tensor, on_image: tuple[Tensor, Tensor], side: int, index: Tensor, cells: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means over `side` x `side` cells around each of `cells` (n, 2), as far as they lie on the optical image.
+
+    Args:
+        similarity: of the displacements, (U, h, w), zero where a cell is not on the image.
+        on_image: their rows (U, h) and columns (U, w) that are.
+        index: displacements that each cell asks for, (n, K*K).
+
+    Returns:
+        (n, K*K) each: the mean, zero where no cell lies on the image, and how many do.
+    """
+    height, width = similarity.shape[1:]
+    x, y = cells[:, :1], cells[:, 1:]
+    total = similarity if side == 1 else box_sums(similarity, side)
+    # How many are seen is a product: of how many rows and how many columns of the neighbourhood are.
+    rows, columns = (seen @ band(seen.shape[1], side, seen) for seen in on_image)
+    votes = rows.flatten()[index * height + y] * columns.flatten()[index * width + x]
+    return total.flatten()[(index * height + y) * width + x] / votes.clamp(min=1), votes

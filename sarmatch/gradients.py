@@ -79,9 +79,14 @@ def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
         along = [(along_x * math.cos(a) + along_y * math.sin(a)).abs().mean(dim=1) for a in angles]
         channels = gaussian_blur(torch.stack(along, dim=1), _CHANNEL_SIGMA_PX)
         channels = (channels.roll(1, dims=1) + 2 * channels + channels.roll(-1, dims=1)) / 4
-        strength = channels.norm(dim=1, keepdim=True).mean(dim=(-2, -1), keepdim=True)
+        strength = _length(channels).mean(dim=(-2, -1), keepdim=True)
         channels = channels - channels.mean(dim=1, keepdim=True)
-        return channels / (channels.norm(dim=1, keepdim=True) + _FLOOR * strength).clamp(min=1e-12)
+        return channels / (_length(channels) + _FLOOR * strength).clamp(min=1e-12)
+
+
+def _length(channels: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H, W); on a CPU `norm` over this axis takes 25 times as long."""
+    return channels.square().sum(1, keepdim=True).sqrt()
 
 
 def eroded(valid: Tensor, distance: int = BORDER_PX) -> Tensor:
@@ -95,10 +100,11 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(3 * sigma)
     x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    bands = image.flatten(0, -3)[:, None]
-    out = F.conv2d(F.pad(bands, (radius, radius, 0, 0), mode="replicate"), kernel)
-    out = F.conv2d(F.pad(out, (0, 0, radius, radius), mode="replicate"), kernel.transpose(-1, -2))
+    bands = image.flatten(0, -3)[None]  # as channels of one image: as images of one channel they take six times as long
+    n = bands.shape[1]
+    row = (kernel / kernel.sum()).expand(n, 1, 1, -1).contiguous()
+    out = F.conv2d(F.pad(bands, (radius, radius, 0, 0), mode="replicate"), row, groups=n)
+    out = F.conv2d(F.pad(out, (0, 0, radius, radius), mode="replicate"), row.transpose(-1, -2).contiguous(), groups=n)
     return out.view(image.shape)
 
 

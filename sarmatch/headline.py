@@ -1,16 +1,17 @@
-"""The headline table of README and front page, generated from the published results and never typed."""
+"""The tables of README and front page, generated from the published results and never typed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from sarmatch.files import atomic_path
 
-BEGIN = "<!-- headline:begin (generated from book/results/s1s2; do not edit by hand) -->"
-END = "<!-- headline:end -->"
+BEGIN = "<!-- {}:begin (generated from book/results/s1s2; do not edit by hand) -->"
+END = "<!-- {}:end -->"
 COLUMNS = {"mma_1px": "within 1 px", "mma_3px": "within 3 px", "n_matches": "matches a crop"}
 METHODS = {
     "consensus": "sarmatch, neighbours vote",
@@ -48,21 +49,69 @@ def headline(results: Path) -> str:
     return "\n".join([*lines, "", words])
 
 
-def update(path: Path, results: Path) -> None:
-    """Put the current headline between the markers of a Markdown file.
+def summary(results: Path) -> str:
+    """The front page's first table in Markdown: the paper's headline numbers beside ours.
+
+    Args:
+        results: folder with `matching.csv`, `calibration_matcher.csv` and `claims_counts.csv`.
+    """
+    table = pd.read_csv(results / "matching.csv").set_index(["source", "method"])
+    ece = pd.read_csv(results / "calibration_matcher.csv").set_index(["mode", "score"]).loc[("single", "ece")]
+    claims = pd.read_csv(results / "claims_counts.csv").set_index("verdict")["claims"]
+    ours, other = table.loc[("OMBRIA", "consensus")], table.loc[("SEN12", "consensus")]
+    alone, template = table.loc[("OMBRIA", "per cell")], table.loc[("OMBRIA", "template")]
+    ombria, sen12 = (f"{name}, {row['n_pairs']:.0f} pairs" for name, row in (("OMBRIA", ours), ("SEN12", other)))
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in claims.items())
+    rows = [
+        ("Right within 1 px", "0.145", f"**{_cell(ours, 'mma_1px')}**", ombria),
+        ("", "", f"**{_cell(other, 'mma_1px')}**", sen12),
+        ("each cell by itself, as in the paper", "0.145", _cell(alone, "mma_1px"), ombria),
+        ("template of gradients, no learning", "", _cell(template, "mma_1px"), ombria),
+        ("Matches an image", "1298", _cell(ours, "n_matches"), f"{ombria}, 208 px"),
+        (
+            "Calibration error (ECE)",
+            "0.09",
+            f"{ece['value']:.3f} [{ece['low']:.3f}, {ece['high']:.3f}]",
+            "all of these",
+        ),
+        ("Claims", f"{claims.sum()}", verdicts, "{doc}`claims`"),
+    ]
+    lines = ["| | Paper, SEN12MS | Here | Our data |", "|---|---|---|---|"]
+    about = json.loads((results / "matching.json").read_text())
+    words = (
+        f"Means with 95 % intervals over scenes; protocol `{about['protocol']}`, search radius "
+        f"{about['search_radius']:g} px, profile {about['profile']}. Other data and protocol than the paper's, so "
+        "the two columns do not compare like with like."
+    )
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", words])
+
+
+BLOCKS = {"headline": headline, "summary": summary}
+"""What may stand between the markers of that name."""
+
+
+def update(path: Path, results: Path, blocks: Sequence[str] = ("headline",)) -> None:
+    """Put the current tables between the markers of a Markdown file.
+
+    Args:
+        blocks: names in `BLOCKS` that the file has markers for.
 
     Raises:
         ValueError: the file lacks the markers.
     """
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path}: expected the lines {BEGIN!r} and {END!r} around the headline table")
+    text = path.read_text()
+    for name in blocks:
+        first, last = BEGIN.format(name), END.format(name)
+        before, begin, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not begin or not end:
+            raise ValueError(f"{path}: expected the lines {first!r} and {last!r} around the {name} table")
+        text = f"{before}{first}\n\n{BLOCKS[name](results)}\n\n{last}{after}"
     with atomic_path(path) as partial:
-        partial.write_text(f"{before}{BEGIN}\n\n{headline(results)}\n\n{END}{after}")
+        partial.write_text(text)
 
 
-def _cell(row: dict[str, float], name: str) -> str:
+def _cell(row: Mapping[str, float] | pd.Series, name: str) -> str:
     if name == "n_matches":
         return f"{row[name]:.0f}"
     low, high = row[f"{name}_low"], row[f"{name}_high"]

@@ -24,6 +24,7 @@ from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
 from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
+from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
 from sarmatch.volumes import Volume
@@ -46,12 +47,13 @@ def load_matcher(
     use_consensus: bool = True,
     mc_passes: int = 0,
     distilled: bool = False,
+    coverage: float = COVERAGE,
 ) -> Matcher:
     """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
-        device, use_consensus, mc_passes, distilled: as for `Matcher`.
+        device, use_consensus, mc_passes, distilled, coverage: as for `Matcher`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
@@ -66,7 +68,7 @@ def load_matcher(
         )
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
-    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled)
+    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage)
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -87,6 +89,8 @@ class Matcher:
             images overlap; None leaves the raw dual-softmax probability. Fitted for shifts within one search radius:
             elsewhere the probability is an extrapolation, and nothing is decided.
         distilled: estimate the epistemic uncertainty of one pass by the network's distilled head.
+        coverage: share of matches whose true position is to lie within their `radius`; radii are known for shifts
+            within the search radius that confidence was fitted with.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Matcher:
         mc_passes: int = 0,
         confidence: Confidence | None = None,
         distilled: bool = False,
+        coverage: float = COVERAGE,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = net.to(self.device).eval()
@@ -107,6 +112,7 @@ class Matcher:
                 "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.distillation.distil`"
             )
         self.confidence, self.distilled = confidence, distilled
+        self.coverage = check_coverage(coverage)
 
     def match(
         self,
@@ -133,7 +139,8 @@ class Matcher:
         """
         check_search(search_radius, max_rotation_deg, scale_range)
         if mc_passes is not None and mc_passes != self.mc_passes:
-            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, self.confidence, self.distilled)
+            fitted = (self.confidence, self.distilled, self.coverage)
+            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, *fitted)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
@@ -148,15 +155,14 @@ class Matcher:
             "optical_crs": second.crs,
         }
         turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
-        matches = apply(raw, self.confidence, self.mode, None if turned else search_radius)
+        matches = apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
         return dataclasses.replace(matches, **georeference)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
         turned = crops.max_rotation_deg > 0 or crops.scale_range != (1.0, 1.0)
-        return apply(
-            self.raw_matches(crops, search_radius), self.confidence, self.mode, None if turned else search_radius
-        )
+        raw = self.raw_matches(crops, search_radius)
+        return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
 
     @property
     def mode(self) -> str:

@@ -40,8 +40,8 @@ class Matches:
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
         covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, for a match that is correct (within 3 px);
             NaN where unknown (the default). How likely it is to be correct is `confidence`.
-        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for; NaN where
-            nothing is calibrated (the default).
+        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for, right or
+            wrong match; NaN where nothing is calibrated (the default). See `sarmatch.precision`.
         sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
             (rasterio's), or None.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.

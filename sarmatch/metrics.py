@@ -29,9 +29,13 @@ def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_opti
         matches: matches, or two (N, 2) arrays of SAR and optical positions.
         A_sar_to_optical: (3, 3) true map of pixel coordinates, array or tensor.
     """
+    return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
+
+
+def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+    """Found less true optical position of each match, (N, 2) float64, px; arguments as `match_errors`."""
     xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
-    offset = _transform(xy_sar, A_sar_to_optical) - np.asarray(xy_optical, dtype=np.float64)
-    return np.linalg.norm(offset, axis=-1)
+    return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)
 
 
 def mma(errors: np.ndarray, threshold: float) -> float:

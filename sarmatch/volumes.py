@@ -227,9 +227,9 @@ def consensus(volume: Volume, sides: Sequence[int], votes: Tensor | None = None)
     weighted = volume.values * weights
     result = []
     for side in sides:
-        total = _box(weights, side)
+        total = box_sums(weights, side)
         valid = total > NO_VOTE
-        result.append(Volume(_box(weighted, side) / total.clamp(min=NO_VOTE) * valid, valid))
+        result.append(Volume(box_sums(weighted, side) / total.clamp(min=NO_VOTE) * valid, valid))
     return result
 
 
@@ -237,17 +237,17 @@ NO_VOTE = 1e-12
 """Sum of weights below which nobody voted; far below any vote, so that doubt alone makes no cell invalid."""
 
 
-def _box(x: Tensor, side: int) -> Tensor:
+def box_sums(x: Tensor, side: int) -> Tensor:
     """Sums over side x side windows of the last two axes, cut off at the border.
 
     As products with banded matrices: on grids of some dozen cells that is faster than pooling or integral images, and
     exact where those cancel.
     """
-    rows, columns = (_band(n, side, x) for n in x.shape[-2:])
+    rows, columns = (band(n, side, x) for n in x.shape[-2:])
     return rows @ (x @ columns)
 
 
-def _band(n: int, side: int, like: Tensor) -> Tensor:
+def band(n: int, side: int, like: Tensor) -> Tensor:
     """(n, n) matrix of ones within side // 2 of the diagonal."""
     steps = torch.arange(n, device=like.device)
     return ((steps[:, None] - steps[None, :]).abs() <= side // 2).to(like)

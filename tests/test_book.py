@@ -165,9 +165,15 @@ def test_what_is_saved_beside_a_table_names_no_folder_of_this_machine(tmp_path: 
 def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
     settings = chapter_settings("demo", results_dir=str(tmp_path))
     shown = settings.table(pd.DataFrame({"name": ["a<b"], "value": [0.12345]}), "numbers", "Numbers & more")
-    assert "<caption>Numbers &amp; more (profile demo)</caption>" in shown.data
+    assert "<caption>Numbers &amp; more (profile demo, seed 0)</caption>" in shown.data
     assert "a&lt;b" in shown.data and "0.123" in shown.data and "0.12345" not in shown.data
     assert (tmp_path / "numbers.csv").read_text() == "name,value\na<b,0.12345\n"
+
+
+def test_columns_of_words_are_marked_to_stand_at_the_left(tmp_path: Path) -> None:
+    settings = chapter_settings("demo", results_dir=str(tmp_path))
+    table = pd.DataFrame({"n": [1, 2], "interval": ["0.1 [0.0, 0.2]", ""], "verdict": ["open", ""], "x": [0.5, 1.0]})
+    assert 'class="dataframe text-3"' in settings.table(table, "numbers", "words").data
 
 
 def test_figures_say_which_profile_made_them() -> None:
@@ -176,7 +182,7 @@ def test_figures_say_which_profile_made_them() -> None:
     matplotlib.use("agg")
     figure, axes = chapter_settings("demo").subplots(1, 2)
     assert len(axes) == 2
-    assert figure.get_supxlabel() == "profile demo"
+    assert figure.get_supxlabel() == "profile demo, seed 0"
 
 
 # Build

@@ -171,6 +171,14 @@ def test_match_two_files(run: Path, images: tuple[Path, Path], tmp_path: Path) -
     assert len(matches) and shift.max() < 8 + 8, "the fine level may leave the coarse radius by a cell"
 
 
+def test_match_rejects_an_impossible_coverage(
+    images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "matches.csv"
+    assert cli.main(["match", *map(str, images), "--coverage", "90", "-o", str(output)]) == 2
+    assert "coverage must lie between" in capsys.readouterr().err and not output.exists()
+
+
 def test_match_estimates_the_epistemic_uncertainty_in_one_pass(images: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "matches.csv"
     command = ["match", *map(str, images), "--device", "cpu", "-o", str(output)]

@@ -1,5 +1,6 @@
 """Calibrated confidence and the answer "no match": hand-made scores, JSON, and the way through a matcher."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,8 @@ from patch_net import PatchNet, texture
 from sarmatch.calibrators import Temperature
 from sarmatch.checkpoints import save_weights
 from sarmatch.confidence import (
+    SCORES,
+    SPREAD,
     Confidence,
     Overlap,
     acceptance_rates,
@@ -25,6 +28,7 @@ from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.matching import RawMatches
 from sarmatch.models import SarOpticalNet
+from sarmatch.precision import LEVELS, Precision
 from sarmatch.profiles import profile
 
 
@@ -147,7 +151,8 @@ def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
     pairs = synthetic_pairs(2, 96, seed=3)
     matcher = Matcher(PatchNet(), "cpu")
     table = match_table(lambda crops: matcher.raw_matches(crops, 16.0), pairs, "aligned", config, progress=False)
-    assert list(table) == ["x", "y", "error_px", "probability", "aleatoric", "epistemic", "id", "dataset", "scene"]
+    assert list(table) == ["x", "y", "error_px", *SCORES, *SPREAD, "id", "dataset", "scene"]
+    np.testing.assert_allclose(np.hypot(table["error_x"], table["error_y"]), table["error_px"], rtol=1e-5)
     assert set(table["id"]) <= set(pairs.index["id"])
     assert table["probability"].between(0, 1).all()
     assert (table["error_px"] >= 0).all()
@@ -163,6 +168,40 @@ def test_a_matcher_applies_what_was_fitted_for_its_mode():
     assert matches.overlaps is not None
     per_cell = Matcher(PatchNet(), "cpu", use_consensus=False, confidence=CONFIDENCE)
     assert per_cell.match(image[0], image[0].expand(3, -1, -1), 8.0).overlaps is None
+
+
+def test_covariance_and_radius_are_those_of_the_precision_that_was_fitted():
+    precision = Precision(2.0, 0.5, (3.0, 40.0), LEVELS, LEVELS)
+    fitted = dataclasses.replace(CONFIDENCE, precision={"single": precision})
+    raw = raw_matches([0.9, 0.2])
+    matches = apply(raw, fitted, "single", 32.0, coverage=0.8)
+    np.testing.assert_allclose(matches.covariance, np.tile(np.eye(2), (2, 1, 1)))  # 2 x 1/4 + 1/2
+    expected = precision.radius(matches.confidence, raw.covariance.numpy(), 0.8)
+    np.testing.assert_allclose(matches.radius, expected, rtol=1e-5)
+    assert matches.radius[1] > matches.radius[0]
+    elsewhere = apply(raw, fitted, "single", 16.0)
+    np.testing.assert_allclose(elsewhere.covariance, matches.covariance)
+    assert np.isnan(elsewhere.radius).all(), "how far off wrong matches are was fitted with another radius"
+    np.testing.assert_array_equal(apply(raw, CONFIDENCE, "single", 32.0).covariance, raw.covariance)
+    assert Confidence.from_json(fitted.to_json()) == fitted
+
+
+def test_a_description_of_before_precision_still_loads():
+    content = json.loads(CONFIDENCE.to_json())
+    del content["precision"]
+    assert Confidence.from_json(json.dumps(content)) == CONFIDENCE
+
+
+def test_a_matcher_makes_radii_of_its_coverage():
+    image = texture(64)
+    fitted = dataclasses.replace(CONFIDENCE, precision={"single": Precision(1.0, 0.1, (3.0, 40.0), LEVELS, LEVELS)})
+    half, most = (
+        Matcher(PatchNet(), "cpu", confidence=fitted, coverage=c).match(image[0], image[0].expand(3, -1, -1), 32.0)
+        for c in (0.5, 0.95)
+    )
+    assert (half.radius < most.radius).all()
+    with pytest.raises(ValueError, match="coverage must lie between"):
+        Matcher(PatchNet(), "cpu", coverage=1.0)
 
 
 def test_a_run_folder_brings_its_confidence(tmp_path):

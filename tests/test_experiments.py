@@ -122,6 +122,7 @@ def test_steps_to_an_unknown_score_is_an_error():
 def test_confidence_is_fitted_once_and_travels_with_shipped_weights(tmp_path, runs, split, matcher):
     confidence = confidence_or_load(matcher, split)
     assert set(confidence.calibrators) == set(MODES) - {"distilled"}  # nothing was distilled
+    assert set(confidence.precision) == set(confidence.calibrators)
     assert not confidence.overlaps  # all validation pairs are of one scene: nothing there is unrelated
     written = (matcher.path / "confidence.json").stat().st_mtime_ns
     assert confidence_or_load(matcher, split) == confidence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from torch import Tensor
 
@@ -89,3 +90,12 @@ def test_parabola_finds_the_vertex_and_refuses_where_there_is_none() -> None:
     assert parabola_peak(np.array(1.0), np.array(1.0), np.array(1.0)) == 0
     assert parabola_peak(np.array(-np.inf), np.array(1.0), np.array(0.5)) == 0
     assert parabola_peak(np.array(0.0), np.array(1.0), np.array(1.9)) == 0.5  # clipped
+
+
+def test_bands_are_smoothed_each_by_itself() -> None:
+    image = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    together = gaussian_blur(image, 1.5)
+    for i in range(2):
+        for j in range(3):
+            expected = scipy.ndimage.gaussian_filter(image[i, j].numpy(), 1.5, mode="nearest", radius=5)
+            np.testing.assert_allclose(together[i, j].numpy(), expected, atol=1e-6)

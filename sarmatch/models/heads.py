@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sarmatch.models.layers import unit_length
+
 
 class ProjectionHead(nn.Module):
     """Two-layer MLP with 512 and 128 units and a ReLU between, the same for both modalities (section 3.3.1).
@@ -20,7 +22,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, inputs, H, W) to L2-normalised descriptors (B, outputs, H, W)."""
-        return F.normalize(self.out(F.relu(self.hidden(features))), dim=1)
+        return unit_length(self.out(F.relu(self.hidden(features))))
 
     def embed(self, features: Tensor) -> Tensor:
         """Features (B, inputs, H, W) to one L2-normalised embedding an image, (B, outputs)."""

@@ -1,0 +1,52 @@
+"""Notes on where a page's numbers come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sarmatch.book import PUBLISHED_PROFILE, chapter_names
+from sarmatch.page_provenance import page_file, page_lines, save_page
+from sarmatch.profiles import profile
+
+BOOK = Path(__file__).parents[1] / "book"
+
+
+def test_a_note_says_what_made_the_page(tmp_path: Path) -> None:
+    note = save_page(tmp_path / "demo", "matching", profile("demo"))
+    about = json.loads(note.read_text())
+    assert about["command"] == "sarmatch book --profile demo --chapters matching"
+    assert (about["profile"], about["seed"]) == ("demo", 0)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", about["date"])
+    assert "--data DATA" in save_page(tmp_path, "x", profile("s1s2", "somewhere")).read_text()
+    assert "somewhere" not in (tmp_path / "page_x.json").read_text()
+
+
+def test_lines_name_the_runs_of_this_chapter_only(tmp_path: Path) -> None:
+    note = save_page(tmp_path, "cost", profile("demo"))
+    (tmp_path / "cost_modes.json").write_text('{"run": "matcher-1", "seeds": [0, 1], "search_radius": 32.0, "x": 1}')
+    (tmp_path / "costly.json").write_text('{"run": "other"}')
+    (heading, words), (table, about) = page_lines(note)
+    assert heading.endswith("--chapters cost") and "profile demo, seed 0" in words and "commit" in words
+    assert (table, about) == ("cost_modes.csv", "run matcher-1, seeds 0 and 1, search radius 32 px")
+
+
+def test_a_staged_book_shows_its_own_note(tmp_path: Path) -> None:
+    assert page_file(tmp_path, "matching", "s1s2") is None
+    published = save_page(tmp_path / "s1s2", "matching", profile("s1s2", "d"))
+    assert page_file(tmp_path, "matching", "s1s2") == published
+    staged = save_page(tmp_path / "smoke", "matching", profile("smoke"))
+    assert page_file(tmp_path, "matching", "s1s2") == staged
+
+
+NOTES = sorted((BOOK / "results" / PUBLISHED_PROFILE).glob("page_*.json"))
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda path: path.stem)
+def test_notes_of_the_stored_chapters(note: Path) -> None:
+    assert note.stem.removeprefix("page_") in chapter_names(BOOK)
+    assert json.loads(note.read_text())["profile"] == PUBLISHED_PROFILE
+    assert all(words for _, words in page_lines(note))
