@@ -33,14 +33,14 @@ from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, validation_scores
 from sarmatch.experiments import (
     Run,
-    _fingerprint,
-    _prepare,
-    _read_json,
-    _train,
+    prepare_run,
     provenance,
     read_history,
+    read_json,
     run_path,
+    split_fingerprint,
     train_or_load,
+    train_run,
 )
 from sarmatch.inference import Matcher
 from sarmatch.loop import fit
@@ -154,9 +154,9 @@ def train_or_load_peer(
     """
     if name not in PEERS:
         raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
-    own, fingerprint = peer_config(config), _fingerprint(split)
+    own, fingerprint = peer_config(config), split_fingerprint(split)
     folder = run_path(own, fingerprint, runs_dir, f"peer-{name.replace(' ', '-')}")
-    loaded = _prepare(folder, fresh=False)
+    loaded = prepare_run(folder, fresh=False)
     if not loaded:
         scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
 
@@ -169,9 +169,9 @@ def train_or_load_peer(
             crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
             fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
 
-        _train(own, folder, provenance(own, fingerprint), train)
+        train_run(own, folder, provenance(own, fingerprint), train)
     net = load_peer(name, folder / "model.safetensors")
-    return PeerRun(folder, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+    return PeerRun(folder, net, loaded, read_history(folder), read_json(folder / "provenance.json"))
 
 
 def load_peer(name: str, path: Path) -> PeerNet:

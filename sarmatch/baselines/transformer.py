@@ -16,6 +16,9 @@ ROUNDS = 2
 """Of attention within each image and then across."""
 INITIAL_SCALE = 1 / 0.1
 """Of the similarity; a temperature of 0.1 as in LoFTR."""
+INITIAL_POSITION = 0.1
+"""What the code of positions is multiplied with at first. Added as it is, it outweighed what the cells show, and all cells
+learned one and the same displacement."""
 
 
 class LinearAttention(nn.Module):
@@ -66,12 +69,13 @@ class TransformerNet(ScoringNet):
         self.optical_branch = Branch(config.optical_channels, config.width)
         self.within, self.across = (nn.ModuleList(EncoderLayer(config.width) for _ in range(ROUNDS)) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.position = nn.Parameter(torch.tensor(INITIAL_POSITION))
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
         """Descriptors (B, width, h, w) of both images, each knowing the other."""
         maps = self.sar_branch(sar), self.optical_branch(optical)
         sizes = [m.shape[-2:] for m in maps]
-        a, b = ((m + position_code(m)).flatten(2).transpose(1, 2) for m in maps)
+        a, b = ((m + self.position * position_code(m)).flatten(2).transpose(1, 2) for m in maps)
         for within, across in zip(self.within, self.across, strict=True):
             a, b = within(a, a), within(b, b)
             a, b = across(a, b), across(b, a)
