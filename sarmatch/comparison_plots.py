@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,27 @@ from matplotlib.axes import Axes
 from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
 
 
-def bars_of_methods(ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3) -> Axes:
+def bars_of_methods(
+    ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3, learned: Collection[str] = ()
+) -> Axes:
     """Figure 9: a metric of each method with its interval, on a logarithmic axis; the best on the left.
 
     Args:
         table: as `ranked` returns.
         floor: lower end of the axis; methods below are drawn there, as open triangles.
+        learned: other methods that are learned.
     """
     table = table.sort_values(metric, ascending=False, kind="stable")
     mean = table[metric].to_numpy(float)
     ends = np.stack([mean - np.maximum(table[f"{metric}_low"], floor), table[f"{metric}_high"] - mean])
     x, seen = np.arange(len(table)), mean > floor
-    ours = table["method"].str.startswith("network").to_numpy()
-    for group, colour, label in ((ours, COLOURS[1], "this network"), (~ours, COLOURS[0], "other methods")):
+    ours, other = table["method"].str.startswith("network").to_numpy(), table["method"].isin(learned).to_numpy()
+    groups = [(ours, COLOURS[1], "this network"), (other, COLOURS[2], "other learned methods")]
+    groups.append((~ours & ~other, COLOURS[0], "methods without learning" if len(learned) else "other methods"))
+    for group, colour, label in groups:
         at = seen & group
+        if not group.any():
+            continue
         ax.errorbar(
             x[at],
             mean[at],

@@ -175,12 +175,19 @@ def train_or_load_peer(
 
 
 def load_peer(name: str, path: Path) -> PeerNet:
-    """A peer with the weights of its run."""
+    """A peer with the weights of its run.
+
+    Raises:
+        ValueError: the weights are of another version of the network.
+    """
     with safe_open(path, framework="pt") as file:
         size = from_dict(PeerSize, json.loads(file.metadata()["model"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     net = PEERS[name](size)
-    net.load_state_dict(tensors)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another version of {name!r}; delete the folder to train again") from error
     return net
 
 

@@ -88,3 +88,9 @@ def test_matchers_are_those_of_their_trainings(runs) -> None:
     matchers = peers.peer_matchers(runs)
     for name in peers.PEERS:
         assert isinstance(matchers[name], LearnedMatcher) and matchers[name].net is runs[name].net
+
+
+def test_weights_of_another_network_are_refused_with_the_remedy(runs) -> None:
+    path = runs["patch CNN"].path / "model.safetensors"
+    with pytest.raises(ValueError, match="delete the folder to train again"):
+        peers.load_peer("transformer", path)
