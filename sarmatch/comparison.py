@@ -44,6 +44,7 @@ STANDS_FOR: Mapping[str, str] = {
     "network, cell by cell": "the same network, each cell by itself: the paper's matcher",
     "network, short": "the same with the training of the learned methods below",
     "network, short, all learned": "that without gradient channels",
+    "network, short, cell by cell": "and each cell by itself",
     "oriented gradients": "CFOG (Ye et al. 2019); the strongest classical method known to us",
     "edge orientations": "MOEFC (ref. 15), its idea",
     "mutual information": "area-based matching by grey values",

@@ -62,6 +62,8 @@ PEERS: Mapping[str, type[PeerNet]] = {
 """Networks that are trained here, by the names of their rows."""
 OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
 """Rows of our own network at the same budget: whether it has oriented gradients."""
+PER_CELL = "network, short, cell by cell"
+"""The row of the last of these where no neighbours vote: what stands beside others that judge each cell by itself."""
 
 
 @dataclass(frozen=True)
@@ -204,13 +206,15 @@ def trained_peers(
 
 
 def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
-    """What matches with the weights of each training."""
-    return {
-        name: LearnedMatcher(run.net, run.path.name)
-        if isinstance(run, PeerRun)
-        else Named(Matcher(run.net), run.path.name)
-        for name, run in runs.items()
-    }
+    """What matches with the weights of each training; those of our network without votes are one row more."""
+    matchers: dict[str, CropMatcher] = {}
+    for name, run in runs.items():
+        if isinstance(run, PeerRun):
+            matchers[name] = LearnedMatcher(run.net, run.path.name)
+        else:
+            matchers[name] = Named(Matcher(run.net), run.path.name)
+            matchers[PER_CELL] = Named(Matcher(run.net, use_consensus=False), run.path.name)
+    return matchers
 
 
 def training_table(runs: Mapping[str, Run | PeerRun], config: Config) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
 
 
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
-    trained = dict.fromkeys([*peers.OURS, *peers.PEERS], Silent())
+    trained = dict.fromkeys([*peers.OURS, peers.PER_CELL, *peers.PEERS], Silent())
     found = comparison.all_methods(run.net, 96, trained)
     missing = set(comparison.without_packages())
     assert list(found) == [name for name in comparison.STANDS_FOR if name not in missing]

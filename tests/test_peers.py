@@ -88,6 +88,9 @@ def test_matchers_are_those_of_their_trainings(runs) -> None:
     matchers = peers.peer_matchers(runs)
     for name in peers.PEERS:
         assert isinstance(matchers[name], LearnedMatcher) and matchers[name].net is runs[name].net
+    last = list(peers.OURS)[-1]
+    assert not peers.OURS[last] and matchers[peers.PER_CELL].training == matchers[last].training
+    assert matchers[last].matcher.use_consensus and not matchers[peers.PER_CELL].matcher.use_consensus
 
 
 def test_weights_of_another_network_are_refused_with_the_remedy(runs) -> None:
