@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sarmatch.inference import Matcher, load_matcher
     from sarmatch.matches import Matches
     from sarmatch.profiles import profile
+    from sarmatch.scenes import match_scenes, register
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -27,10 +28,22 @@ _HOMES = {
     "Matches": "matches",
     "evaluate": "evaluation",
     "load_matcher": "inference",
+    "match_scenes": "scenes",
     "profile": "profiles",
+    "register": "scenes",
     "train_or_load": "experiments",
 }
-__all__ = ["Config", "Matcher", "Matches", "evaluate", "load_matcher", "profile", "train_or_load"]
+__all__ = [
+    "Config",
+    "Matcher",
+    "Matches",
+    "evaluate",
+    "load_matcher",
+    "match_scenes",
+    "profile",
+    "register",
+    "train_or_load",
+]
 
 
 def __getattr__(name: str) -> Any:

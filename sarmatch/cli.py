@@ -16,6 +16,7 @@ from tyro.extras import SubcommandApp
 from sarmatch.config import Config, from_dict
 from sarmatch.profiles import PROFILES
 from sarmatch.profiles import profile as named_profile
+from sarmatch.scene_commands import Output, batch, match, register
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,6 @@ ProfileName = Literal["smoke", "demo", "s1s2", "sen12ms"]
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
-Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 app = SubcommandApp()
 data_app = SubcommandApp()
@@ -53,55 +53,25 @@ def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int 
     return 0
 
 
+for _command in (match, register, batch):
+    app.command(_command)
+
+
 @app.command
-def match(
-    sar: Positional[Path],
-    optical: Positional[Path],
-    model: str = "s1s2",
-    search_radius: float | None = 32.0,
-    max_rotation_deg: float = 0.0,
-    scale_range: tuple[float, float] = (1.0, 1.0),
-    mc_passes: int = 0,
-    distilled: bool = False,
-    coverage: float = 0.9,
-    device: str = "auto",
-    output: Output = Path("matches.geojson"),
-) -> int:
-    """Find points that correspond in a SAR and an optical image on one grid.
+def export(model: Positional[str] = "s1s2", output: Output = Path("model.onnx")) -> int:
+    """Write the encoders of a model as ONNX, for images of any size; `sarmatch match --onnx` runs them.
+
+    Needs `pip install 'sarmatch[onnx]'`. What was written is compared with PyTorch on a size that it was not made with.
 
     Args:
-        sar: SAR image, any raster that rasterio reads.
-        optical: optical image of the same place.
         model: shipped weights by name, a run folder, or a .safetensors file.
-        search_radius: how far the images may be displaced against each other, px; None searches everywhere.
-        max_rotation_deg: how far they may be turned against each other.
-        scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image.
-        mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
-        distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
-        coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
-            radii are calibrated for this search.
-        device: auto, cpu, cuda or mps.
-        output: .geojson, .csv or .parquet.
+        output: .onnx file.
     """
     from sarmatch.inference import load_matcher
-    from sarmatch.matches import check_output
+    from sarmatch.onnx_backend import export as export_encoders
 
-    check_output(output)
-    if distilled and mc_passes:
-        raise ValueError(
-            f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
-            "uncertainty, give one of them"
-        )
-    matcher = load_matcher(model, device=device, mc_passes=mc_passes, distilled=distilled, coverage=coverage)
-    matches = matcher.match(str(sar), str(optical), search_radius, max_rotation_deg, scale_range)
-    matches.save(output)
-    print(f"{len(matches)} matches -> {output}")
-    if matches.overlaps is False:
-        print(
-            f"warning: {sar} and {optical} look unrelated: the mean confidence of their matches is below what pairs of "
-            "one place reach; check that both show the same ground, or widen --search-radius",
-            file=sys.stderr,
-        )
+    difference = export_encoders(load_matcher(model, device="cpu").net, output)
+    print(f"encoders of {model} -> {output}; outputs differ from PyTorch's by {difference:.1e} at most")
     return 0
 
 

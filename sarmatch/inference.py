@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from sarmatch.evaluation import EvaluationCrops, check_search
 from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
-from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
+from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
@@ -39,6 +39,8 @@ LOCAL_RADIUS = 16.0
 """Search radius around a prior that the coarse global stage found, px."""
 CONFIDENCE_FILE = "confidence.json"
 WEIGHTS = Path(__file__).parent / "weights"
+EncodePair: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Descriptors, Descriptors]]
+"""SAR and optical image (1, C, H, W) and their valid pixels (1, H, W) to the descriptors of both."""
 
 
 def load_matcher(
@@ -48,15 +50,19 @@ def load_matcher(
     mc_passes: int = 0,
     distilled: bool = False,
     coverage: float = COVERAGE,
+    onnx: str | Path | None = None,
 ) -> Matcher:
     """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
         device, use_consensus, mc_passes, distilled, coverage: as for `Matcher`.
+        onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs; see
+            `sarmatch.onnx_backend`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
+        ValueError: an ONNX file of other weights.
     """
     candidates = [WEIGHTS / f"{source}.safetensors", Path(source) / "model.safetensors", Path(source)]
     path = next((c for c in candidates if c.is_file()), None)
@@ -68,7 +74,13 @@ def load_matcher(
         )
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
-    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage)
+    encoders = None
+    if onnx is not None:
+        from sarmatch.onnx_backend import OnnxEncoders
+
+        encoders = OnnxEncoders(onnx)
+        encoders.check(net)
+    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage, encoders)
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -91,6 +103,8 @@ class Matcher:
         distilled: estimate the epistemic uncertainty of one pass by the network's distilled head.
         coverage: share of matches whose true position is to lie within their `radius`; radii are known for shifts
             within the search radius that confidence was fitted with.
+        encoders: run instead of the network's own encoders, see `sarmatch.onnx_backend.OnnxEncoders`; the global stage
+            keeps the network's.
     """
 
     def __init__(
@@ -102,6 +116,7 @@ class Matcher:
         confidence: Confidence | None = None,
         distilled: bool = False,
         coverage: float = COVERAGE,
+        encoders: EncodePair | None = None,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = net.to(self.device).eval()
@@ -113,6 +128,9 @@ class Matcher:
             )
         self.confidence, self.distilled = confidence, distilled
         self.coverage = check_coverage(coverage)
+        if encoders is not None and mc_passes:
+            raise ValueError(f"mc_passes={mc_passes} draw dropout inside the encoders, exported ones have none; take 0")
+        self.encoders = encoders
 
     def match(
         self,
@@ -139,24 +157,35 @@ class Matcher:
         """
         check_search(search_radius, max_rotation_deg, scale_range)
         if mc_passes is not None and mc_passes != self.mc_passes:
-            fitted = (self.confidence, self.distilled, self.coverage)
-            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, *fitted)
+            rest = (self.confidence, self.distilled, self.coverage, self.encoders)
+            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, *rest)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
         second = _load_optical(optical, net.optical_channels)
         if first.transform is not None and second.transform is not None:
             check_same_grid(first, second, "SAR image", "optical image")
-        raw = self._match(first, second, search_radius, max_rotation_deg, scale_range)
+        matches = self.match_rasters(first, second, search_radius, max_rotation_deg, scale_range)
         georeference = {
             "sar_transform": first.transform,
             "sar_crs": first.crs,
             "optical_transform": second.transform,
             "optical_crs": second.crs,
         }
-        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
-        matches = apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
         return dataclasses.replace(matches, **georeference)
+
+    def match_rasters(
+        self,
+        sar: Raster,
+        optical: Raster,
+        search_radius: float | None = 32.0,
+        max_rotation_deg: float = 0.0,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+    ) -> Matches:
+        """The same of images already read and scaled; where they lie on the ground is ignored."""
+        raw = self._match(sar, optical, search_radius, max_rotation_deg, scale_range)
+        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
+        return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
@@ -217,7 +246,7 @@ class Matcher:
         ).A_sar_to_optical
         if turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
-            one_pass = Matcher(self.net, self.device, self.use_consensus)
+            one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
             first = one_pass._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
             prior = _refit(first, prior)
         return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
@@ -266,19 +295,23 @@ class Matcher:
     ) -> RawMatches:
         """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells."""
         net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
-        prefixes = (
-            net.sar_encoder.prefix(sar).masked(_pixels(sar_valid)),
-            net.optical_encoder.prefix(optical).masked(_pixels(optical_valid)),
-        )
-        first, second = (
-            net.describe(encoder.finish(prefix))
-            for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
-        )
         masks = (sar_valid, optical_valid)
-        if self.mc_passes:
-            prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting)
-        else:
+        if self.encoders is not None:
+            first, second = self.encoders(sar, optical, *(_pixels(mask) for mask in masks))
             prediction = predict(net, first, second, search_radius, *masks, voting)
+        else:
+            prefixes = (
+                net.sar_encoder.prefix(sar).masked(_pixels(sar_valid)),
+                net.optical_encoder.prefix(optical).masked(_pixels(optical_valid)),
+            )
+            first, second = (
+                net.describe(encoder.finish(prefix))
+                for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
+            )
+            if self.mc_passes:
+                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting)
+            else:
+                prediction = predict(net, first, second, search_radius, *masks, voting)
         if self.distilled and not self.mc_passes:
             from sarmatch.onepass import distilled_information
 
@@ -307,13 +340,13 @@ Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]
 
 def _tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
     """Windows (rows, columns) of at most `TILE` px that overlap by twice the margin; their cores (x0, y0, x1, y1)."""
-    rows, columns = (_intervals(n, margin) for n in (height, width))
+    rows, columns = (tile_intervals(n, margin) for n in (height, width))
     for y, y_low, y_high in rows:
         for x, x_low, x_high in columns:
             yield (slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))), (x_low, y_low, x_high, y_high)
 
 
-def _intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
+def tile_intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
     """Starts of tiles along one axis, multiples of 16, and the ends of their cores: halfway into each overlap."""
     if length <= TILE:
         return [(0, -1.0, float(length))]

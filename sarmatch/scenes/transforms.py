@@ -1,0 +1,238 @@
+"""From matches to a map between two scenes, and how far it is to be trusted.
+
+Matches of one neighbourhood share windows and neighbours that voted, so they are no independent witnesses: estimates
+come from matches thinned to one per 16 px, and their covariance counts clusters of `CLUSTER_PX`, not matches.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.scenes.pair import SceneRefusal
+
+Model = Literal["shift", "affine", "polynomial", "field"]
+THIN_PX = 16.0
+"""Matches nearer than this count once."""
+CLUSTER_PX = 128.0
+"""Side of the neighbourhoods whose matches may err together, px: a little more than the widest consensus (100 px)."""
+THRESHOLD_PX = 3.0
+"""A match agrees with a map when it lies within this distance of it, px."""
+CE90 = math.sqrt(-2 * math.log(0.1))
+"""Radius that holds 90 % of errors over their standard deviation an axis, for equal normal errors on both axes."""
+_LOOSE = 2.0  # consensus for maps that bend is found by an affine map within this many thresholds
+_MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
+
+
+@dataclass(frozen=True, eq=False)
+class SceneTransform:
+    """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p).
+
+    Attributes:
+        model: what was fitted.
+        order: degree of the polynomial displacement; 0 is a shift, 1 an affine map.
+        centre, scale: (2,) and a number, px: polynomials are in (p - centre) / scale.
+        coefficients: (K, 2) px.
+        covariance: (2, K, K) px^2 of the coefficients of each axis, by clusters.
+        field: Gaussian process of what the affine part leaves, px; None for other models.
+        inliers: (N,) bool, of the matches it was fitted to.
+        residuals: (N, 2) px, matches less map.
+        misfit: positions (M, 2) and mean squares (M,) px^2 an axis of what the map leaves in each cluster.
+    """
+
+    model: Model
+    order: int
+    centre: np.ndarray
+    scale: float
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    field: Any
+    inliers: np.ndarray
+    residuals: np.ndarray
+    misfit: tuple[np.ndarray, np.ndarray]
+
+    def __call__(self, xy: np.ndarray) -> np.ndarray:
+        """Positions (N, 2) px in the moving image of positions in the reference."""
+        xy = np.asarray(xy, np.float64)
+        moved = xy + basis((xy - self.centre) / self.scale, self.order) @ self.coefficients
+        return moved if self.field is None else moved + self.field.predict((xy - self.centre) / self.scale)
+
+    def sigma(self, xy: np.ndarray) -> np.ndarray:
+        """Standard deviation an axis (root mean square of both) of the map at (N, 2) positions, px.
+
+        Parameters as far as clusters of matches disagree on them, and what the map leaves nearby.
+        """
+        unit = (np.asarray(xy, np.float64) - self.centre) / self.scale
+        if self.field is not None:
+            _, deviation = self.field.predict(unit, return_std=True)
+            return np.sqrt(np.mean(np.square(deviation.reshape(len(unit), -1)), axis=1))
+        rows = basis(unit, self.order)
+        parameters = np.einsum("nk,akl,nl->n", rows, self.covariance, rows) / 2
+        return np.sqrt(parameters + _smoothed(self.misfit, np.asarray(xy, np.float64)))
+
+    @property
+    def rmse_px(self) -> float:
+        """Root mean square distance of agreeing matches from the map."""
+        return float(np.sqrt(np.mean((self.residuals[self.inliers] ** 2).sum(1))))
+
+    def __str__(self) -> str:
+        dx, dy = self.coefficients[0]
+        return f"{self.model}, displacement at the centre ({dx:+.2f}, {dy:+.2f}) px"
+
+
+def basis(unit: np.ndarray, order: int) -> np.ndarray:
+    """Monomials up to a total degree of positions (N, 2), (N, K); the constant first."""
+    x, y = unit.T
+    return np.stack([x ** (degree - j) * y**j for degree in range(order + 1) for j in range(degree + 1)], 1)
+
+
+def fit_transform(
+    xy_from: np.ndarray,
+    xy_to: np.ndarray,
+    model: Model = "affine",
+    order: int = 2,
+    covariance: np.ndarray | None = None,
+    threshold_px: float = THRESHOLD_PX,
+    min_inliers: int = 8,
+) -> SceneTransform:
+    """Robustly fit a map to matches that were thinned before.
+
+    Args:
+        xy_from, xy_to: (N, 2) px in the reference and in the moving image.
+        order: of the polynomial, 2 or 3.
+        covariance: (N, 2, 2) px^2 of each match; None, or NaN for one, where unknown.
+
+    Raises:
+        ValueError: unknown model or order.
+        SceneRefusal: too few matches, or too few that agree.
+    """
+    orders: dict[str, int] = {"shift": 0, "affine": 1, "polynomial": order, "field": 1}
+    if model not in orders or order not in (2, 3):
+        raise ValueError(f"model must be one of {list(orders)} and order 2 or 3, got {model!r} and {order}")
+    source, target = np.asarray(xy_from, np.float64), np.asarray(xy_to, np.float64)
+    bends = model in ("polynomial", "field")
+    loose = threshold_px * (_LOOSE if bends else 1)
+    try:
+        start = fit_affine(source, target, "shift" if model == "shift" else "affine", loose, min_inliers)
+    except RegistrationError as error:
+        raise SceneRefusal(str(error)) from error
+    inliers = start.inliers & _like_neighbours(source, target - source, threshold_px) if bends else start.inliers
+    weights = _weights(covariance, len(source))
+    centre, scale = (source.min(0) + source.max(0)) / 2, max(float(np.ptp(source, axis=0).max()) / 2, 1.0)
+    rows = basis((source - centre) / scale, orders[model])
+    needed = max(min_inliers, 2 * rows.shape[1])
+    coefficients = np.zeros((rows.shape[1], 2))
+    for _ in range(10):
+        if inliers.sum() < needed:
+            raise SceneRefusal(
+                f"only {inliers.sum()} of {len(source)} matches agree with one {model} within {threshold_px:g} px; "
+                f"expected at least {needed}"
+            )
+        coefficients = _least_squares(rows[inliers], (target - source)[inliers], weights[inliers])
+        residuals = target - source - rows @ coefficients
+        if model == "field":
+            break  # the field follows what the affine part leaves; neighbours told outliers
+        previous, inliers = inliers, np.linalg.norm(residuals, axis=1) <= threshold_px
+        if np.array_equal(previous, inliers):
+            break
+    field = None
+    if model == "field":
+        field = _fit_field((source - centre) / scale, residuals, inliers, source)
+        residuals = residuals - field.predict((source - centre) / scale)
+        inliers = np.linalg.norm(residuals, axis=1) <= threshold_px
+    clusters = np.unique(np.floor(source / CLUSTER_PX), axis=0, return_inverse=True)[1].ravel()
+    spread = _cluster_covariance(rows[inliers], residuals[inliers], weights[inliers], clusters[inliers])
+    misfit = _cluster_misfit(source[inliers], residuals[inliers], clusters[inliers])
+    return SceneTransform(model, orders[model], centre, scale, coefficients, spread, field, inliers, residuals, misfit)
+
+
+def _weights(covariance: np.ndarray | None, n: int) -> np.ndarray:
+    """Inverse variances of matches, of which half a pixel is never known; 1 where unknown for all."""
+    if covariance is None:
+        return np.ones(n)
+    variance = np.trace(covariance, axis1=1, axis2=2) / 2
+    known = np.isfinite(variance)
+    if not known.any():
+        return np.ones(n)
+    weights = 1 / (np.where(known, variance, np.median(variance[known])) + 0.25)
+    return np.asarray(weights / weights.mean())
+
+
+def _like_neighbours(xy: np.ndarray, displacement: np.ndarray, threshold: float) -> np.ndarray:
+    """Which matches move as the median of their nine nearest, themselves included, within a threshold."""
+    _, nearest = cKDTree(xy).query(xy, k=min(9, len(xy)))
+    median = np.median(displacement[nearest], axis=1)
+    return np.asarray(np.linalg.norm(displacement - median, axis=1) <= threshold)
+
+
+def _least_squares(rows: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    root = np.sqrt(weights)[:, None]
+    return np.linalg.lstsq(rows * root, values * root, rcond=None)[0]
+
+
+def _cluster_covariance(
+    rows: np.ndarray, residuals: np.ndarray, weights: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """Covariance (2, K, K) of least-squares coefficients whose errors are independent between clusters only.
+
+    The sandwich estimate (Liang and Zeger, 1986) with the usual correction for few clusters; with fewer than twice as
+    many clusters as parameters, the classical one with one observation a cluster.
+    """
+    n_parameters = rows.shape[1]
+    inverse = np.linalg.pinv((rows * weights[:, None]).T @ rows)
+    scores = np.zeros((int(clusters.max()) + 1, n_parameters, 2))
+    np.add.at(scores, clusters, rows[:, :, None] * (weights[:, None] * residuals)[:, None, :])
+    n_clusters = len(np.unique(clusters))
+    if n_clusters < 2 * n_parameters:
+        variance = (weights[:, None] * residuals**2).mean(0) * len(rows) / n_clusters
+        return np.stack([inverse * v for v in variance])
+    meat = np.einsum("ckd,cld->dkl", scores, scores) * n_clusters / (n_clusters - n_parameters)
+    return np.asarray(inverse @ meat @ inverse)
+
+
+def _cluster_misfit(xy: np.ndarray, residuals: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (M, 2) of clusters, and squares (M,) an axis of their mean residuals: what the map leaves there."""
+    count = np.bincount(clusters)
+    kept = count > 0
+    mean = np.stack([np.bincount(clusters, v)[kept] / count[kept] for v in (*xy.T, *residuals.T)], 1)
+    return mean[:, :2], (mean[:, 2:] ** 2).mean(1)
+
+
+def _smoothed(misfit: tuple[np.ndarray, np.ndarray], xy: np.ndarray) -> np.ndarray:
+    """Mean square of the misfit near each position: clusters weigh by a Gaussian, their overall mean by one of them."""
+    centres, squares = misfit
+    total, weight = np.full(len(xy), squares.mean()), np.ones(len(xy))
+    for start in range(0, len(xy), 4096):
+        part = slice(start, start + 4096)
+        distance = ((xy[part, None] - centres) ** 2).sum(-1)
+        near = np.exp(-distance / (2 * (2 * CLUSTER_PX) ** 2))
+        total[part] += near @ squares
+        weight[part] += near.sum(1)
+    return total / weight
+
+
+def _fit_field(unit: np.ndarray, residuals: np.ndarray, inliers: np.ndarray, source: np.ndarray) -> Any:
+    """A smooth field through the means of neighbourhoods: a Gaussian process, whose spread grows away from them."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    area = np.prod(np.ptp(source, axis=0) + CLUSTER_PX)
+    side = max(CLUSTER_PX / 2, math.sqrt(area / _MAX_CLUSTERS))
+    clusters = np.unique(np.floor(source[inliers] / side), axis=0, return_inverse=True)[1].ravel()
+    count = np.bincount(clusters)
+    columns = (*unit[inliers].T, *residuals[inliers].T)
+    mean = np.stack([np.bincount(clusters, v) / count for v in columns], 1)[count >= 3]
+    if len(mean) < 8:
+        raise SceneRefusal(f"a field needs matches in at least 8 places of {side:.0f} px, there are {len(mean)}")
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(0.5, (0.05, 2.0)) + WhiteKernel(0.1, (1e-2, 10.0))
+    process = GaussianProcessRegressor(kernel, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound that is reached: nothing varies, or all does
+        return process.fit(mean[:, :2], mean[:, 2:])

@@ -1,0 +1,254 @@
+"""A pair of scenes matched window by window: memory is bounded by one window, never by the scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sarmatch.files import atomic_path
+from sarmatch.inference import MULTIPLE, TILE, Matcher, load_matcher, tile_intervals
+from sarmatch.matches import Matches
+from sarmatch.scenes.grids import Region
+from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
+
+RADIUS = 32.0
+"""Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""
+MAX_TILES = 100_000
+_SEAM = RADIUS / 2  # how far beyond its core a window's matches compete with those of its neighbours, px
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window of the common grid.
+
+    Attributes:
+        region: what is read of the reference.
+        core: (x0, y0, x1, y1) px of the grid, where this window lies deeper than its neighbours.
+        neighbours: numbers of the tiles that overlap it.
+    """
+
+    number: int
+    region: Region
+    core: tuple[float, float, float, float]
+    neighbours: tuple[int, ...] = ()
+
+
+def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
+    """Windows that cover a region, overlapping by twice `RADIUS`; or windows spread evenly, one a `spacing` px.
+
+    Raises:
+        ValueError: spacing that is not positive, or a plan of more than `MAX_TILES`.
+    """
+    if spacing is not None and not spacing > 0:
+        raise ValueError(f"spacing must be positive, px, or None for windows that cover everything; got {spacing}")
+    dense = spacing is None or spacing <= TILE - 2 * RADIUS
+    axes = [_dense(n) if dense else _spread(n, spacing or 0) for n in (region.width, region.height)]
+    columns, rows = axes
+    if len(columns) * len(rows) > MAX_TILES:
+        raise ValueError(
+            f"{len(columns)} x {len(rows)} windows are more than {MAX_TILES}; give a larger spacing, or cut the images"
+        )
+    tiles: list[Tile] = []
+    for j, (y, top, bottom) in enumerate(rows):
+        for i, (x, left, right) in enumerate(columns):
+            window = Region(region.x + x, region.y + y, min(TILE, region.width), min(TILE, region.height))
+            core = (region.x + left, region.y + top, region.x + right, region.y + bottom)
+            around = [
+                (j + dj) * len(columns) + i + di
+                for dj in (-1, 0, 1)
+                for di in (-1, 0, 1)
+                if (di, dj) != (0, 0) and 0 <= j + dj < len(rows) and 0 <= i + di < len(columns)
+            ]
+            tiles.append(Tile(len(tiles), window, core, tuple(around) if dense else ()))
+    return tiles
+
+
+def _dense(length: int) -> list[tuple[int, float, float]]:
+    return tile_intervals(length, RADIUS)
+
+
+def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
+    n = max(1, int(np.ceil(length / spacing)))
+    centres = (np.arange(n) + 0.5) * length / n
+    starts = np.clip(np.round((centres - TILE / 2) / MULTIPLE) * MULTIPLE, 0, max(length - TILE, 0)).astype(int)
+    return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
+
+
+def match_tile(
+    pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float = RADIUS
+) -> Matches:
+    """Matches of one window, in px of the common grid, those in its core and a little beyond.
+
+    Args:
+        shift: displacement of the moving image that is known beforehand, px.
+        radius: how far matches may lie from it, px.
+    """
+    region, there = tile.region, tile.region.moved(*shift)
+    of_sar, of_optical = (region, there) if pair.to == "sar" else (there, region)
+    sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
+    if not (bool(sar.valid.any()) and bool(optical.valid.any())):
+        return Matches.empty()
+    found = matcher.match_rasters(sar, optical, radius)
+    moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
+    x0, y0, x1, y1 = tile.core
+    at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift
+    low, high = np.array([x0, y0]) - _SEAM, np.array([x1, y1]) + _SEAM
+    inside: np.ndarray = np.all((at >= low) & (at < high), axis=1)
+    return moved.select(inside)
+
+
+class TileStore:
+    """Finished windows, one file each, in a folder that an interrupted computation goes on from.
+
+    Args:
+        folder: made where it does not exist.
+        tiles: the plan.
+    """
+
+    def __init__(self, folder: Path, tiles: Sequence[Tile]) -> None:
+        self.folder, self.tiles = folder, list(tiles)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._load = lru_cache(maxsize=2 * int(len(self.tiles) ** 0.5) + 64)(self._read)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npz"
+
+    def missing(self) -> list[Tile]:
+        return [tile for tile in self.tiles if not self.path(tile.number).is_file()]
+
+    def save(self, tile: Tile, matches: Matches) -> None:
+        with atomic_path(self.path(tile.number)) as partial:
+            np.savez(partial, **_arrays(matches))
+
+    def _read(self, number: int) -> Matches:
+        try:
+            with np.load(self.path(number)) as content:
+                return Matches(**{name: content[name] for name in content.files})
+        except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"{self.path(number)}: not a finished window ({error}); remove {self.folder}") from error
+
+    def __iter__(self) -> Iterator[Matches]:
+        """The matches of each window without those that a neighbour's more confident ones replace."""
+        for tile in self.tiles:
+            yield _best_of_seam(self._load(tile.number), [self._load(number) for number in tile.neighbours])
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
+    """Matches of a window that no neighbour found at the same SAR cell with more confidence."""
+    best: dict[tuple[float, float], float] = {}
+    for other in others:
+        for x, y, value in zip(*other.xy_sar.T.tolist(), other.confidence.tolist(), strict=True):
+            best[x, y] = max(value, best.get((x, y), -1.0))
+    if not best:
+        return own
+    cells = zip(*own.xy_sar.T.tolist(), own.confidence.tolist(), strict=True)
+    # Of equals, as of one window that was read twice, the cell nearer to the upper left window's core would be kept
+    # twice; exact ties between windows do not occur, since their contexts differ.
+    return own.select(np.array([value >= best.get((x, y), -1.0) for x, y, value in cells], bool))
+
+
+def _arrays(matches: Matches) -> dict[str, Any]:
+    values = {f.name: getattr(matches, f.name) for f in dataclasses.fields(matches)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def concatenated(parts: Sequence[Matches], **other: Any) -> Matches:
+    """The matches of several windows as one; `other` are further attributes, such as the georeference."""
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return Matches.empty(**other)
+    arrays = [_arrays(part) for part in parts]
+    joined: dict[str, Any] = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    return Matches(**joined, **other)
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to match some windows of a pair."""
+
+    sar: str
+    optical: str
+    options: SceneOptions
+    model: str
+    settings: tuple[tuple[str, Any], ...]
+    folder: str
+    shift: tuple[int, int]
+    radius: float = RADIUS
+
+    def key(self, region: Region, spacing: float | None) -> str:
+        """Tells apart computations whose windows must not be mixed."""
+        files = [
+            (name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
+            for name in (self.sar, self.optical)
+        ]
+        what = [
+            files,
+            dataclasses.asdict(self.options),
+            self.model,
+            self.settings,
+            self.shift,
+            self.radius,
+            region,
+            spacing,
+        ]
+        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+
+
+def match_tiles(
+    pair: ScenePair, matcher: Matcher, store: TileStore, task: Task, workers: int = 1, progress: bool = True
+) -> None:
+    """Match all windows that the store lacks.
+
+    Args:
+        workers: processes; more than one load the pair and the weights again from what `task` names.
+    """
+    missing = store.missing()
+    bar = tqdm(
+        total=len(store.tiles),
+        initial=len(store.tiles) - len(missing),
+        desc="windows",
+        unit="window",
+        disable=None if progress else True,
+    )
+    with bar:
+        if workers == 1 or len(missing) < 2:
+            for tile in missing:
+                store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
+                bar.update()
+            return
+        chunks = [missing[i :: workers * 4] for i in range(workers * 4)]
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            jobs = [pool.submit(_match_some, task, store.tiles, [t.number for t in c]) for c in chunks if c]
+            for job in as_completed(jobs):
+                bar.update(job.result())
+
+
+def _match_some(task: Task, tiles: Sequence[Tile], numbers: Sequence[int]) -> int:
+    """What a worker does: match these windows and store them; how many."""
+    import torch
+
+    torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
+    matcher = load_matcher(task.model, **dict(task.settings))
+    store = TileStore(Path(task.folder), tiles)
+    channels = matcher.net.config
+    with open_pair(task.sar, task.optical, task.options, channels.sar_channels, channels.optical_channels) as pair:
+        for number in numbers:
+            store.save(tiles[number], match_tile(pair, matcher, tiles[number], task.shift, task.radius))
+    return len(numbers)

@@ -1,0 +1,271 @@
+"""The registered raster: the moving image on the reference's grid, block by block, resampled once from the original."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.windows import Window
+from tqdm import tqdm
+
+from sarmatch.files import atomic_path
+from sarmatch.scenes.grids import GDAL_ERRORS, Grid, Region
+from sarmatch.scenes.transforms import CE90
+
+BLOCK = 512
+"""Side of the blocks that are resampled and written at once, px."""
+NODE_STEP = 16
+"""Positions are computed at every 16th px and interpolated between, as by gdalwarp's approximation."""
+RESAMPLING = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+SUFFIXES = (".tif", ".tiff")
+_EXACT = ("uint8", "uint16", "int16", "float32", "float64")  # dtypes that OpenCV resamples as they are
+
+Mapping = Callable[[np.ndarray], np.ndarray]
+
+
+def check_raster(path: str | os.PathLike[str]) -> None:
+    """Refuse an output that could not be written, before anything is computed.
+
+    Raises:
+        ValueError: another suffix than .tif, or a folder.
+        FileNotFoundError: the folder does not exist.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: registered images are saved as .tif; got suffix {target.suffix!r}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; make it first")
+    if target.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; name a file")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the folder {target.parent} is read-only; choose another")
+
+
+def write_registered(
+    path: str | os.PathLike[str],
+    moving: DatasetReader,
+    grid: Grid,
+    to_moving: Mapping,
+    tags: dict[str, str],
+    resampling: str = "bilinear",
+    progress: bool = True,
+) -> None:
+    """Write the moving image on a grid as a cloud-optimised GeoTIFF; an existing file is replaced in one step.
+
+    Kept of the moving image: dtype, nodata, tags, descriptions, colours and units of bands. Where it has no nodata, px
+    without data are told by a mask in the file.
+
+    Args:
+        grid: of the reference, whose reference system and px size the file gets.
+        to_moving: px (N, 2) of the grid to px of the moving image's file.
+        tags: further tags.
+        resampling: `nearest`, `bilinear` or `cubic`.
+
+    Raises:
+        ValueError: unknown way of resampling, or an unusable path.
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    if resampling not in RESAMPLING:
+        raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, got {resampling!r}")
+    check_raster(path)
+    profile = {
+        "driver": "GTiff",
+        "width": grid.width,
+        "height": grid.height,
+        "count": moving.count,
+        "dtype": moving.dtypes[0],
+        "nodata": moving.nodata,
+        "crs": grid.crs,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "bigtiff": "if_safer",
+        "compress": "deflate",
+    }
+    if grid.transform is not None:
+        profile["transform"] = grid.transform
+    with atomic_path(path) as final:
+        working = final.with_name(f"{final.stem}.work.tif")
+        try:
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128):
+                with rasterio.open(working, "w", **profile) as target:
+                    _describe(target, moving, tags)
+                    _fill(target, moving, to_moving, resampling, progress)
+                # The driver cannot write block by block; it copies block by block, with overviews.
+                rasterio.shutil.copy(working, final, driver="COG", compress="deflate", bigtiff="if_safer")
+        except GDAL_ERRORS as error:
+            raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
+        finally:
+            working.unlink(missing_ok=True)
+
+
+def _describe(target: DatasetWriter, moving: DatasetReader, tags: dict[str, str]) -> None:
+    kept = {name: value for name, value in moving.tags().items() if name != "AREA_OR_POINT"}
+    target.update_tags(**kept, **tags)
+    for band in range(1, moving.count + 1):
+        target.update_tags(band, **moving.tags(band))
+        target.set_band_description(band, moving.descriptions[band - 1] or "")
+        target.set_band_unit(band, moving.units[band - 1] or "")
+    target.scales, target.offsets = moving.scales, moving.offsets
+    target.colorinterp = moving.colorinterp
+
+
+def _fill(target: DatasetWriter, moving: DatasetReader, to_moving: Mapping, resampling: str, progress: bool) -> None:
+    blocks = list(_blocks(target.width, target.height))
+    for block in tqdm(blocks, desc="resampling", unit="block", disable=None if progress else True):
+        values, valid = resample(moving, to_moving, block, resampling)
+        window = Window(block.x, block.y, block.width, block.height)
+        target.write(values, window=window)
+        if moving.nodata is None:
+            target.write_mask(valid, window=window)
+
+
+def _blocks(width: int, height: int) -> Iterator[Region]:
+    for y in range(0, height, BLOCK):
+        for x in range(0, width, BLOCK):
+            yield Region(x, y, min(BLOCK, width - x), min(BLOCK, height - y))
+
+
+def resample(
+    moving: DatasetReader, to_moving: Mapping, block: Region, resampling: str = "bilinear"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values (C, H, W) of the moving image under a block of the grid, nodata where it shows nothing, and the mask."""
+    xy = _positions(to_moving, block)
+    fill = 0 if moving.nodata is None else moving.nodata
+    out = np.full((moving.count, block.height, block.width), fill, moving.dtypes[0])
+    seen = np.zeros(out.shape[1:], bool)
+    window = _source_window(xy, moving.width, moving.height)
+    if window is None:
+        return out, seen
+    # A coarser grid sees averages, not every n-th px.
+    step = _step(xy)
+    shape = (max(int(window.height) // step, 1), max(int(window.width) // step, 1))
+    how = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
+    values = moving.read(window=window, out_shape=(moving.count, *shape), resampling=how)
+    known = _mask(moving, window, shape, values)
+    ratio = np.array([window.width / shape[1], window.height / shape[0]])
+    local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
+    local[~np.isfinite(local).all(-1)] = -1e6
+    share = _sampled(known.astype(np.float32), local, RESAMPLING[resampling])
+    seen = share > (0.5 if resampling != "cubic" else 0.999)
+    for band, plane in enumerate(values):
+        moved = _remap(plane, known, share, local, resampling)
+        out[band][seen] = moved[seen]
+    return out, seen
+
+
+def _step(xy: np.ndarray) -> int:
+    """How many px of the moving image a px of the grid is wide, at least 1."""
+    if xy.shape[1] < 2:
+        return 1
+    steps = np.linalg.norm(xy[:, 1:] - xy[:, :-1], axis=-1)
+    return max(1, int(np.nanmedian(steps) + 0.25))
+
+
+def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
+    """Where each px of a block lies in the moving image, (H, W, 2) float64."""
+    columns, rows = (np.arange(0, n + NODE_STEP, NODE_STEP, dtype=np.float64) for n in (block.width, block.height))
+    nodes = np.stack(np.meshgrid(columns + block.x, rows + block.y), -1)
+    there = to_moving(nodes.reshape(-1, 2)).reshape(nodes.shape)
+    weights = [_interpolation(n, len(axis)) for n, axis in ((block.height, rows), (block.width, columns))]
+    return np.einsum("ir,rcd,jc->ijd", weights[0], there, weights[1], optimize=True)
+
+
+def _interpolation(length: int, n_nodes: int) -> np.ndarray:
+    """Weights (length, nodes) of linear interpolation between nodes."""
+    position = np.arange(length) / NODE_STEP
+    low = np.minimum(position.astype(int), n_nodes - 2)
+    weights = np.zeros((length, n_nodes))
+    weights[np.arange(length), low] = 1 - (position - low)
+    weights[np.arange(length), low + 1] = position - low
+    return weights
+
+
+def _source_window(xy: np.ndarray, width: int, height: int) -> Window | None:
+    finite = xy[np.isfinite(xy).all(-1)]
+    if not len(finite):
+        return None
+    left, top = np.floor(finite.min(0)).astype(int) - 2
+    right, bottom = np.ceil(finite.max(0)).astype(int) + 4
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    return Window(left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
+def _mask(moving: DatasetReader, window: Window, shape: tuple[int, int], values: np.ndarray) -> np.ndarray:
+    masks = moving.read_masks(window=window, out_shape=(moving.count, *shape))
+    known = (masks > 0).all(axis=0)
+    return known & np.isfinite(values).all(axis=0) if np.issubdtype(values.dtype, np.floating) else known
+
+
+def _sampled(plane: np.ndarray, xy: np.ndarray, interpolation: int) -> np.ndarray:
+    """One plane at positions (H, W, 2), 0 outside."""
+    x, y = np.ascontiguousarray(xy[..., 0]), np.ascontiguousarray(xy[..., 1])
+    return np.asarray(cv2.remap(plane, x, y, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0))
+
+
+def _remap(plane: np.ndarray, known: np.ndarray, share: np.ndarray, local: np.ndarray, resampling: str) -> np.ndarray:
+    """One band; px without data do not blend into their neighbours."""
+    exact = plane.dtype.name in _EXACT
+    if resampling == "nearest" and exact:
+        return _sampled(plane, local, cv2.INTER_NEAREST)
+    working = np.where(known, plane, 0).astype(np.float64)
+    moved = _sampled(working, local, RESAMPLING[resampling])
+    if resampling == "bilinear":
+        moved = moved / np.maximum(share, 1e-6)
+    if np.issubdtype(plane.dtype, np.integer):
+        limits = np.iinfo(plane.dtype)
+        moved = np.clip(np.round(moved), limits.min, limits.max)
+    return np.asarray(moved).astype(plane.dtype)
+
+
+def write_error_map(
+    path: str | os.PathLike[str], grid: Grid, sigma_px: Mapping, metres_per_px: float | None, step: int = 32
+) -> None:
+    """Write the map of the registration error: standard deviation an axis, and CE90, both in metres (px where unknown).
+
+    Args:
+        grid: of the reference, or the common one; the map has one px for `step` of its.
+        sigma_px: px (N, 2) of the grid to standard deviations (N,) in px of it.
+    """
+    check_raster(path)
+    coarse = grid.coarser(step) if min(grid.width, grid.height) >= 2 * step else grid
+    factor = grid.width / coarse.width if coarse is grid else step
+    rows, columns = np.mgrid[0 : coarse.height, 0 : coarse.width]
+    centres = (np.stack([columns.ravel(), rows.ravel()], 1) + 0.5) * factor - 0.5
+    sigma = sigma_px(centres).reshape(rows.shape).astype(np.float32) * np.float32(metres_per_px or 1)
+    unit = "metre" if metres_per_px else "px"
+    where: dict[str, Any] = {} if coarse.transform is None else {"transform": coarse.transform}
+    profile = dict(driver="GTiff", width=coarse.width, height=coarse.height, count=2, dtype="float32", crs=grid.crs)
+    with atomic_path(path) as partial:
+        try:
+            with rasterio.open(partial, "w", compress="deflate", **profile, **where) as target:
+                for band, (values, name) in enumerate(((sigma, "sigma per axis"), (sigma * CE90, "CE90")), start=1):
+                    target.write(values, band)
+                    target.set_band_description(band, f"registration error, {name}")
+                    target.set_band_unit(band, unit)
+        except GDAL_ERRORS as error:
+            raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
+
+
+def write_gcps(path: str | os.PathLike[str], reference: Grid, xy_reference: np.ndarray, xy_moving: np.ndarray) -> None:
+    """Ground control points of the moving image as QGIS' georeferencer reads and writes them (`.points`).
+
+    Args:
+        xy_reference: (N, 2) px of the reference's file, whose map positions the points get.
+        xy_moving: (N, 2) px of the moving image's file.
+    """
+    places = reference.to_map(xy_reference)
+    with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        if reference.crs is not None:
+            file.write(f"#CRS: {reference.crs.to_wkt()}\n")
+        file.write("mapX,mapY,sourceX,sourceY,enable,dX,dY,residual\n")
+        for (x, y), (column, row) in zip(places, np.asarray(xy_moving, np.float64) + 0.5, strict=True):
+            file.write(f"{x:.6f},{y:.6f},{column:.4f},{-row:.4f},1,0,0,0\n")  # QGIS counts lines downwards from zero
