@@ -199,7 +199,8 @@ def compare(
 ) -> int:
     """Measure our network and all other methods on the same test pairs; stopped at any moment, it goes on.
 
-    Trains the profile's network first where the store has none.
+    Takes the shipped weights where they are of this profile and these data, else trains the profile's network; then
+    trains all learned methods, and our network once more, with one short budget.
 
     Args:
         profile: whose network, data, split and crops to use.
@@ -208,11 +209,13 @@ def compare(
         search_radius: px around the predicted position; None searches the whole image.
         output: also write the records, .parquet or .csv: one a method and test pair.
     """
+    from sarmatch.comparison import all_methods, without_packages
     from sarmatch.comparison import compare as compare_methods
-    from sarmatch.comparison import methods, ranked, registration_table
+    from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import check_search
-    from sarmatch.experiments import train_or_load
+    from sarmatch.experiments import shipped_or_trained
+    from sarmatch.peers import peer_matchers, trained_peers, training_table
     from sarmatch.statistics import with_intervals
 
     check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
@@ -220,11 +223,17 @@ def compare(
         _check_records(output)
     config = named_profile(profile, str(data) if data else None)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    run = train_or_load(config, runs, split=split)
-    records, _ = compare_methods(run, methods(run.net, config.evaluation.crop_size), split, config, search_radius)
+    run = shipped_or_trained(config, runs, split)
+    trainings = trained_peers(config, split, runs)
+    compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
+    records, _ = compare_methods(run, compared, split, config, search_radius)
     table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
     where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
     print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
+    budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
+    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
+    for name in without_packages():
+        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
     print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
     if output is not None:
         _save_records(records, output)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from sarmatch.baselines import (
@@ -28,42 +26,25 @@ from sarmatch.baselines import (
     SiftMatcher,
     TemplateMatcher,
 )
-from sarmatch.calibration import bootstrap_scores
-from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
+from sarmatch.baselines.lightglue import Features, LightGlueMatcher, installed
+from sarmatch.confidence import fit_calibrator
 from sarmatch.config import Config, EvaluationConfig
 from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
-from sarmatch.experiments import MC_PASSES, Run, commit, kept_table
+from sarmatch.experiments import Run, commit, kept_table
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
-from sarmatch.metrics import match_errors, pair_record, registration_success
+from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
-from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
-from sarmatch.statistics import paired_difference, summarise, verdict
-
-CORNER_PX = (1.0, 3.0, 5.0, 10.0)
-"""Corner errors within which an image counts as registered."""
-
-TABLE_1 = pd.DataFrame(
-    [
-        ("SIFT-based", "10", "not stated", "MMA 2.94 % (<2 px), 7.92 % (<3 px), 13.01 % (<4 px); mean error 9.92 px"),
-        ("RIFT", "13", "several multimodal sets", "MMA 8.6 % (<2 px), 25.9 % (<3 px), 53.6 % (<4 px); 2.80 px"),
-        ("pseudo-siamese CNN", "7", "generated patches", "high patch accuracy, no number"),
-        ("CAM-Net + CAMM", "3", "not stated", "repeatability .434; LE 1.96 px; NN mAP .3090; ACE 7.15"),
-        ("three-step CNN", "8", "Sentinel-1/2, urban", "no MMA"),
-        ("MOEFC", "15", "urban and rural pairs", "RMSE .645 px (rural), .489 px (urban)"),
-        ("the paper's own", "", "SEN12MS", "MMA .145 (1 px); aNM 1298.3; ECE .09"),
-    ],
-    columns=["method", "reference", "data", "accuracy as printed"],
-)
-"""Table 1 of the paper."""
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",
-    "network, 20 passes": "the same by Monte Carlo dropout",
     "network, cell by cell": "the same network, each cell by itself: the paper's matcher",
+    "network, short": "the same with the training of the learned methods below",
+    "network, short, all learned": "that without gradient channels",
+    "network, short, cell by cell": "and each cell by itself",
     "oriented gradients": "CFOG (Ye et al. 2019); the strongest classical method known to us",
     "edge orientations": "MOEFC (ref. 15), its idea",
     "mutual information": "area-based matching by grey values",
@@ -74,20 +55,24 @@ STANDS_FOR: Mapping[str, str] = {
     "ORB": "ORB (ref. 10)",
     "AKAZE": "local features of a nonlinear scale space",
     "BRISK": "binary local features",
+    "pseudo-siamese CNN": "match or no match of two patches (ref. 7)",
+    "three-step CNN": "goodness, correspondence, outliers (ref. 8)",
+    "co-attention": "CAM-Net with CAMM (ref. 3)",
+    "transformer": "LoFTR (ref. 24); stands for learning features and attention (ref. 30) too",
+    "detect and describe": "D2-Net (ref. 5) on the paper's encoders",
+    "patch CNN": "match or no match with shared layers (ref. 19)",
+    "multiscale chain": "displacement regressed scale by scale (ref. 29)",
+    "translation": "conditional GAN, then templates of grey values (ref. 18)",
+    "XFeat + LighterGlue": "learned on photographs, with its own weights",
+    "ALIKED + LightGlue": "learned on photographs, with its own weights",
+    "DISK + LightGlue": "learned on photographs, with its own weights",
 }
 """What each row is, or what it stands for."""
 
 MISSING: Mapping[str, str] = {
     "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
-    "pseudo-siamese CNN (ref. 7)": "not trained here yet",
-    "three-step sparse matching (ref. 8)": "not trained here yet",
-    "CAM-Net (ref. 3)": "not trained here yet",
-    "learning features and attention (ref. 30)": "not trained here yet; as printed 12.0 % within 1 px",
-    "LoFTR (ref. 24)": "not trained here yet",
-    "D2-Net (ref. 5)": "not trained here yet",
-    "conditional GAN, then matching (ref. 18)": "not trained here yet",
-    "patch CNN of Mou et al. (ref. 19)": "not trained here yet",
-    "multiscale chain of Zampieri et al. (ref. 29)": "not trained here yet",
+    "Zhang et al. (ref. 30)": "not run by itself: its attention between features is what the row *transformer* has; as "
+    "printed 12.0 % within 1 px",
     "RDFM (ref. 2)": "not run: matches features of a network pretrained on photographs, whose weights are a download",
     "DarkFeat (ref. 6)": "not run: made for raw camera images in the dark; a sensor's Bayer pattern is its input",
     "Chen and Bruzzone (ref. 4)": "not run: fuses registered images and does not match; its contrast over pixels "
@@ -95,9 +80,16 @@ MISSING: Mapping[str, str] = {
 }
 """Systems that the paper names and that have no row, with the reason."""
 
+OFF_THE_SHELF: Mapping[str, Features] = {
+    "XFeat + LighterGlue": "xfeat",
+    "ALIKED + LightGlue": "aliked",
+    "DISK + LightGlue": "disk",
+}
+"""Rows that are there only where the packages with their weights are installed."""
+
 
 def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
-    """All methods by the names of `STANDS_FOR`.
+    """The rows that need no training but that of `net`, by the names of `STANDS_FOR`.
 
     Detectors may keep as many keypoints as the others have: one a cell of the grid with a spacing of `STRIDE`.
 
@@ -105,9 +97,8 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         crop_size: side of the images that are matched, px.
     """
     n = (crop_size // STRIDE) ** 2
-    return {
+    found: dict[str, CropMatcher] = {
         "network": Matcher(net),
-        "network, 20 passes": Matcher(net, mc_passes=MC_PASSES),
         "network, cell by cell": Matcher(net, use_consensus=False),
         "oriented gradients": TemplateMatcher(),
         "edge orientations": EdgeOrientationMatcher(),
@@ -120,6 +111,22 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         "AKAZE": AkazeMatcher(n),
         "BRISK": BriskMatcher(n),
     }
+    return found | {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
+
+
+def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
+    """All rows in the order of `STANDS_FOR`.
+
+    Args:
+        trained: as `peers.peer_matchers` returns.
+    """
+    found = methods(net, crop_size) | dict(trained)
+    return {name: found[name] for name in STANDS_FOR if name in found}
+
+
+def without_packages() -> list[str]:
+    """Rows of `OFF_THE_SHELF` that cannot be had here because their packages are not installed."""
+    return [name for name, kind in OFF_THE_SHELF.items() if not installed(kind)]
 
 
 def compared_matches(
@@ -225,62 +232,6 @@ def radius_sweep(
     return pd.concat(parts, ignore_index=True)
 
 
-def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "network") -> pd.DataFrame:
-    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first.
-
-    Returns:
-        against, metric, difference, low, high, n_pairs, n_scenes and `statistics.verdict`.
-    """
-    by_method, rows = dict(list(records.groupby("method", sort=False))), []
-    for name, other in by_method.items():
-        for metric in metrics if name != ours else ():
-            found = paired_difference(by_method[ours], other, metric)
-            row = {"against": name, "metric": metric, "difference": found.mean, "low": found.low, "high": found.high}
-            counts = {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters}
-            rows.append(row | counts | {"verdict": verdict(found.low, found.high, found.n_clusters)})
-    return pd.DataFrame(rows).sort_values("difference", kind="stable", ignore_index=True)
-
-
-def ranked(records: pd.DataFrame, metrics: Sequence[str], by: str = "mma_3px") -> pd.DataFrame:
-    """Mean of each metric of each method with intervals over scenes, the best first."""
-    table = summarise(records, ["method"], list(metrics))
-    return table.sort_values(by, ascending=False, kind="stable", ignore_index=True)
-
-
-def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each method's calibrated confidence within 3 px, with intervals over scenes.
-
-    Returns:
-        method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
-    """
-    rows = []
-    for name, found in matches.groupby("method", sort=False):
-        row = {"method": name, "matches": len(found), "accuracy": float((found["error_px"] <= CONFIDENT_PX).mean())}
-        scores = bootstrap_scores(found, n=100).set_index("score")
-        for score in ("ece", "brier", "auroc"):
-            ends = scores.loc[score, ["value", "low", "high"]]
-            row |= dict(zip((score, f"{score}_low", f"{score}_high"), ends, strict=True))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def registration_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Share of pairs whose corners a robust affine map of all matches places within `CORNER_PX`; failures count.
-
-    Returns:
-        method, success_<t>px, failures (pairs without any map), median_corner_error_px (inf where most fail).
-    """
-    rows = []
-    for name, found in records.groupby("method", sort=False):
-        errors = found["corner_error_px"].to_numpy(float)
-        success = registration_success(errors, CORNER_PX)
-        row = {"method": name} | {f"success_{t:g}px": share for t, share in success.items()}
-        lost = ~np.isfinite(errors)
-        row |= {"failures": int(lost.sum()), "median_corner_error_px": float(np.median(np.where(lost, np.inf, errors)))}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def seconds_per_pair(
     matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float | None, repeats: int = 3
 ) -> pd.DataFrame:
@@ -300,57 +251,3 @@ def seconds_per_pair(
         row = {"method": name, "seconds": float(np.median(seconds))}
         rows.append(row | {"seconds_low": min(seconds), "seconds_high": max(seconds)})
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
-
-
-def bars_of_methods(ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3) -> Axes:
-    """Figure 9: a metric of each method with its interval, on a logarithmic axis; the best on the left.
-
-    Args:
-        table: as `ranked` returns.
-        floor: lower end of the axis; methods below are drawn there, as open triangles.
-    """
-    table = table.sort_values(metric, ascending=False, kind="stable")
-    mean = table[metric].to_numpy(float)
-    ends = np.stack([mean - np.maximum(table[f"{metric}_low"], floor), table[f"{metric}_high"] - mean])
-    x, seen = np.arange(len(table)), mean > floor
-    ours = table["method"].str.startswith("network").to_numpy()
-    for group, colour, label in ((ours, COLOURS[1], "this network"), (~ours, COLOURS[0], "other methods")):
-        at = seen & group
-        ax.errorbar(
-            x[at],
-            mean[at],
-            np.clip(ends[:, at], 0, None),
-            fmt="o",
-            color=colour,
-            capsize=2.5,
-            markersize=5,
-            label=label,
-        )
-        ax.plot(x[~seen & group], np.full((~seen & group).sum(), floor), "v", color=colour, markerfacecolor="none")
-    ax.set(yscale="log", ylim=(floor * 0.8, 1), ylabel=metric_name(metric), xlim=(-0.6, len(table) - 0.4))
-    ax.set_xticks(x, table["method"], rotation=40, ha="right")
-    ax.legend(frameon=False)
-    ax.grid(axis="y", alpha=0.3)
-    return neutral(ax)
-
-
-def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
-    """Accuracy of each method against its time for a pair; the line joins those that no other beats in both.
-
-    Args:
-        table: columns method, seconds and `metric`.
-    """
-    table = table.sort_values(["seconds", metric], ascending=[True, False])
-    best = table[metric].cummax()
-    front = table[(table[metric] >= best) & ~best.duplicated()]
-    ax.plot(front["seconds"], front[metric], color="0.6", linewidth=1, drawstyle="steps-post", zorder=0)
-    for i, (name, row) in enumerate(table.set_index("method").iterrows()):
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
-        }
-        ax.plot(row["seconds"], row[metric], linestyle="none", markersize=7, label=name, **style)
-    ax.set(xscale="log", xlabel="seconds a pair", ylabel=metric_name(metric), ylim=(-0.03, 1))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    ax.grid(alpha=0.3)
-    return neutral(ax)

@@ -115,11 +115,11 @@ def train_or_load(
         unlabelled: the parts to pretrain on where these are others than `split`.
     """
     split = split or _open_split(config)
-    fingerprint = _fingerprint(split)
-    if config.pretraining.enabled and unlabelled and _fingerprint(unlabelled) != fingerprint:
-        fingerprint += f"-{_fingerprint(unlabelled)}"
+    fingerprint = split_fingerprint(split)
+    if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
+        fingerprint += f"-{split_fingerprint(unlabelled)}"
     folder = run_path(config, fingerprint, runs_dir, name)
-    loaded = _prepare(folder, fresh)
+    loaded = prepare_run(folder, fresh)
     if not loaded:
         first = None
         if config.pretraining.enabled:
@@ -134,7 +134,7 @@ def train_or_load(
             finetune(config, split, folder, validate, initial, show_progress)
 
         about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
-        _train(config, folder, about, train)
+        train_run(config, folder, about, train)
     return _load(config, folder, loaded)
 
 
@@ -151,8 +151,8 @@ def shipped_or_trained(
         weights: folder of the shipped weights, `<profile>.safetensors`.
     """
     split = split or _open_split(config)
-    fingerprint = _fingerprint(split)
-    stored = _read_json(run_path(config, fingerprint, runs_dir) / "provenance.json").get("finished", False)
+    fingerprint = split_fingerprint(split)
+    stored = read_json(run_path(config, fingerprint, runs_dir) / "provenance.json").get("finished", False)
     shipped = weights / f"{config.profile}.safetensors"
     if stored or not shipped.is_file():
         return train_or_load(config, runs_dir, split=split)
@@ -189,16 +189,16 @@ def pretrain_or_load(
         ValueError: `config.pretraining` has both tasks off.
     """
     split = split or _open_split(config)
-    folder = run_path(config, _fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
-    loaded = _prepare(folder, fresh)
+    folder = run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
+    loaded = prepare_run(folder, fresh)
     if not loaded:
         pairs = spread(split.validation, config.pretraining.validation_pairs)
 
         def validate(objective: PretrainingObjective) -> dict[str, float]:
             return pretraining_scores(objective, pairs, config.data.crop_size)
 
-        about = provenance(config, _fingerprint(split), NOT_PRETRAINING)
-        _train(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
+        about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
+        train_run(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
     return _load(config, folder, loaded)
 
 
@@ -207,11 +207,12 @@ def _open_split(config: Config) -> Split:
         return split_pairs(open_pairs(config.data, config.seed), config.data)
 
 
-def _fingerprint(split: Split) -> str:
+def split_fingerprint(split: Split) -> str:
+    """Of the pairs that a run is trained and validated on."""
     return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
 
 
-def _prepare(folder: Path, fresh: bool) -> bool:
+def prepare_run(folder: Path, fresh: bool) -> bool:
     """Make the run's folder, empty it where a fresh start is asked for; returns whether it holds a finished run."""
     state = PartialState()
     if state.is_main_process:
@@ -220,18 +221,18 @@ def _prepare(folder: Path, fresh: bool) -> bool:
             shutil.rmtree(folder)
             folder.mkdir()
     state.wait_for_everyone()
-    return _read_json(folder / "provenance.json").get("finished", False)
+    return read_json(folder / "provenance.json").get("finished", False)
 
 
 def _load(config: Config, folder: Path, loaded: bool) -> Run:
     net, _ = load_weights(folder / "model.safetensors")
-    return Run(folder, config, net, loaded, read_history(folder), _read_json(folder / "provenance.json"))
+    return Run(folder, config, net, loaded, read_history(folder), read_json(folder / "provenance.json"))
 
 
-def _train(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
+def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
     """Train to the end and say so in `provenance.json`."""
     state = PartialState()
-    before = _read_json(folder / "provenance.json")
+    before = read_json(folder / "provenance.json")
     about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
     state.wait_for_everyone()  # all have read before one writes
     if state.is_main_process:
@@ -428,5 +429,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=1))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}

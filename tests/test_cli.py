@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import ablation, cli, comparison
+from sarmatch import ablation, cli, comparison, peers
 from sarmatch.ablation import STUDIES, Variant
 from sarmatch.baselines import SiftMatcher, TemplateMatcher
+from sarmatch.baselines.multiscale import MultiscaleNet
 from sarmatch.config import PROTOCOLS
 from sarmatch.profiles import PROFILES
 
@@ -76,13 +77,16 @@ def test_compare_prints_a_ranking_and_writes_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(200)}
-    monkeypatch.setattr(comparison, "methods", lambda net, crop_size: two)
+    monkeypatch.setattr(comparison, "all_methods", lambda net, crop_size, trained: two)
+    monkeypatch.setattr(peers, "PEERS", {"multiscale chain": MultiscaleNet})
+    monkeypatch.setattr(peers, "OURS", {})
     command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
     assert cli.main([*command, "--search-radius", "-5"]) == 2
     assert "search_radius must be positive" in capsys.readouterr().err and not (tmp_path / "runs").exists()
     assert cli.main([*command, "--search-radius", "16", "-o", str(tmp_path / "records.csv")]) == 0
     printed = capsys.readouterr().out
     assert "template" in printed and "success_3px" in printed and "search radius 16" in printed
+    assert "trained at equal budget" in printed and "multiscale chain" in printed
     assert set(pd.read_csv(tmp_path / "records.csv")["method"]) == set(two)
 
 

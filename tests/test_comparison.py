@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
-from sarmatch import comparison
+from sarmatch import comparison, peers
 from sarmatch.ablation import study_run
 from sarmatch.baselines import Baseline, EdgeOrientationMatcher, SiftMatcher, TemplateMatcher
 from sarmatch.data import open_pairs, split_pairs
@@ -87,66 +86,25 @@ def test_confidence_is_fitted_on_validation_pairs_of_the_method_itself(run, spli
     assert not np.array_equal(whole["confidence"], changed["confidence"])
 
 
-def test_ranking_puts_the_best_first() -> None:
-    records = pd.DataFrame(
-        {"method": ["a", "a", "b", "b"], "scene": ["s", "t", "s", "t"], "mma_3px": [0.1, 0.2, 0.5, 0.7]}
-    )
-    table = comparison.ranked(records, ["mma_3px"])
-    assert table["method"].tolist() == ["b", "a"]
-    np.testing.assert_allclose(table["mma_3px"], [0.6, 0.15])
-
-
-def test_the_network_is_compared_over_the_same_pairs_and_the_worst_comes_first() -> None:
-    ours = pd.DataFrame(
-        {"id": list("pqrs"), "scene": list("aabb"), "mma_1px": [0.5, 0.6, 0.7, 0.8], "method": "network"}
-    )
-    better = ours.assign(method="better", mma_1px=ours["mma_1px"] + 0.1)
-    worse = ours.assign(method="worse", mma_1px=0.1)
-    table = comparison.network_ahead(pd.concat([worse, ours, better]), ["mma_1px"])
-    assert table["against"].tolist() == ["better", "worse"]
-    np.testing.assert_allclose(table["difference"], [-0.1, 0.55])
-    assert table["n_pairs"].tolist() == [4, 4] and table["n_scenes"].tolist() == [2, 2]
-
-
 def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
     matchers = {"SIFT": SiftMatcher(100), "nothing": Silent()}
     table = comparison.radius_sweep(run, matchers, split.test, MEASURED, (8.0, None))
     assert len(table) == 2 * 2 * 4 and table["search_radius"].isna().sum() == 8
 
 
-def test_registration_counts_failures() -> None:
-    records = pd.DataFrame(
-        {"method": ["a"] * 4 + ["b"] * 2, "corner_error_px": [0.5, 2.0, np.inf, 30.0, np.inf, np.inf]}
-    )
-    table = comparison.registration_table(records).set_index("method")
-    assert table.loc["a", [f"success_{t}px" for t in (1, 3, 5, 10)]].tolist() == [0.25, 0.5, 0.5, 0.5]
-    assert table.loc["a", "failures"] == 1 and table.loc["a", "median_corner_error_px"] == 16
-    assert table.loc["b", "failures"] == 2 and np.isinf(table.loc["b", "median_corner_error_px"])
-
-
-def test_calibration_scores_by_hand() -> None:
-    sure = pd.DataFrame({"confidence": [1.0] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "sure"})
-    fair = pd.DataFrame({"confidence": [0.5] * 8, "error_px": [0.0] * 4 + [9.0] * 4, "method": "fair"})
-    matches = pd.concat([sure, fair]).assign(scene=["s", "t"] * 8, id=["p", "q"] * 8)
-    table = comparison.calibration_by_method(matches).set_index("method")
-    assert table["ece"].tolist() == [0.5, 0.0] and table["brier"].tolist() == [0.5, 0.25]
-    assert table["accuracy"].tolist() == [0.5, 0.5] and table["matches"].tolist() == [8, 8]
-
-
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
-    found = comparison.methods(run.net, 96)
-    assert list(found) == list(comparison.STANDS_FOR)
+    trained = dict.fromkeys([*peers.OURS, peers.PER_CELL, *peers.PEERS], Silent())
+    found = comparison.all_methods(run.net, 96, trained)
+    missing = set(comparison.without_packages())
+    assert list(found) == [name for name in comparison.STANDS_FOR if name not in missing]
     budgets = {m.max_keypoints for m in found.values() if hasattr(m, "max_keypoints")}
     assert budgets == {24 * 24}
 
 
-def test_every_method_of_table_1_is_a_row_or_has_a_reason() -> None:
-    words = " ".join([*comparison.STANDS_FOR, *comparison.STANDS_FOR.values(), *comparison.MISSING])
-    for reference in filter(None, comparison.TABLE_1["reference"]):
-        assert f"ref. {reference})" in words or f"refs. {reference}, " in words or f"{reference})" in words
-    assert all(
-        reason.startswith(("not run: ", "not trained here yet", "patented")) for reason in comparison.MISSING.values()
-    )
+def test_rows_of_packages_that_are_not_installed_are_left_out(run, monkeypatch) -> None:
+    monkeypatch.setattr(comparison, "installed", lambda features: False)
+    assert comparison.without_packages() == list(comparison.OFF_THE_SHELF)
+    assert not set(comparison.methods(run.net, 96)) & set(comparison.OFF_THE_SHELF)
 
 
 def test_times_are_of_every_method(run, split) -> None:
@@ -155,19 +113,3 @@ def test_times_are_of_every_method(run, split) -> None:
     table = comparison.seconds_per_pair(matchers, crops, 8.0, repeats=2)
     assert table["method"].tolist() == list(matchers)
     assert (table["seconds_low"] <= table["seconds"]).all() and (table["seconds"] <= table["seconds_high"]).all()
-
-
-def test_the_front_joins_methods_that_no_other_beats_in_both() -> None:
-    table = pd.DataFrame({"method": list("abcd"), "seconds": [1.0, 2.0, 3.0, 4.0], "mma_3px": [0.3, 0.2, 0.6, 0.6]})
-    ax = comparison.accuracy_against_time(Figure().subplots(), table)
-    np.testing.assert_allclose(ax.lines[0].get_xdata(), [1, 3])
-    assert len(ax.lines) == 5 and ax.get_xscale() == "log"
-
-
-def test_methods_below_the_axis_are_drawn_at_its_end() -> None:
-    table = pd.DataFrame({"method": ["network", "a", "b"], "mma_1px": [0.5, 0.0, 0.1]})
-    table = table.assign(mma_1px_low=[0.4, 0.0, 0.05], mma_1px_high=[0.6, 0.0, 0.2])
-    ax = comparison.bars_of_methods(Figure().subplots(), table)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["network", "b", "a"]
-    (triangle,) = [line for line in ax.lines if line.get_marker() == "v" and len(line.get_xdata())]
-    assert triangle.get_ydata().tolist() == [1e-3] and triangle.get_xdata().tolist() == [2]

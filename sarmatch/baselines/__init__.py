@@ -4,13 +4,16 @@
 
 `sar` (1 or 2, H, W) and `optical` (C, H', W') are float tensors in [0, 1]; `search_radius` is the largest distance in
 px between the position in the SAR image and the position in the optical image, None where nothing is known of it; the
-result is `sarmatch.matches.Matches`. A new method is one more file with one more subclass of `Baseline`.
+result is `sarmatch.matches.Matches`. A new method is one more file with one more subclass of `Baseline`, or of
+`learned.PeerNet` and a name in `peers.PEERS` where it has to be trained.
 """
 
 from sarmatch.baselines.akaze import AkazeMatcher
 from sarmatch.baselines.base import Baseline
 from sarmatch.baselines.brisk import BriskMatcher
 from sarmatch.baselines.edge_orientation import EdgeOrientationMatcher
+from sarmatch.baselines.learned import LearnedMatcher
+from sarmatch.baselines.lightglue import LightGlueMatcher
 from sarmatch.baselines.local_features import LocalFeatureMatcher, LocalFeatures
 from sarmatch.baselines.mutual_information import MutualInformationMatcher
 from sarmatch.baselines.orb import OrbMatcher
@@ -24,6 +27,8 @@ __all__ = [
     "Baseline",
     "BriskMatcher",
     "EdgeOrientationMatcher",
+    "LearnedMatcher",
+    "LightGlueMatcher",
     "LocalFeatureMatcher",
     "LocalFeatures",
     "MutualInformationMatcher",
