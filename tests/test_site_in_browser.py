@@ -133,7 +133,7 @@ def test_page(name: str, tab: Any, address: str) -> None:
     assert tab.evaluate(OVERFLOW) <= 0, "the page scrolls sideways on a phone"
     for scheme in ("light", "dark"):
         tab.emulate_media(color_scheme=scheme)
-        assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+        tab.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme, timeout=3000)
         for text, ground in tab.evaluate(COLOURS):
             assert contrast(text, ground) >= LEAST_CONTRAST, f"{text} on {ground} in {scheme} mode"
 

@@ -55,8 +55,8 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
     Args:
         sample: (C, N) valid values of its bands.
         bands: zero-based numbers of the bands: which range of `SAR_RANGES_DB` each takes.
-        units: None tells them from the sample. Non-negative floating point up to 1 counts as scaled already unless its
-            lower half fills less than a tenth of that, as linear backscatter does.
+        units: None tells them from the sample. Floating point in [0, 1] counts as scaled already where it fills that
+            range; linear backscatter crowds at its lower end.
         what: name of the image in errors.
 
     Raises:
@@ -115,7 +115,7 @@ def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
         most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
         if most > 100:
             return "amplitude"
-        filled = most <= 1 and middle >= 0.1 * most
+        filled = most >= 0.5 and middle >= 0.1 * most
         return "unit" if filled and sample.max() <= 1 and sample.min() >= 0 else "power"
     if np.issubdtype(sample.dtype, np.integer):
         return "amplitude" if np.count_nonzero(sample < 0) * 2 <= sample.size else "db"

@@ -18,6 +18,8 @@ MAX_DISTORTION = 0.2
 """A map that stretches or turns by more than this cannot be right: matching assumes that it does not."""
 CONSENSUS_PX = 100.0
 """Side of the widest neighbourhood that votes together, px; nearer matches are no independent evidence."""
+MIN_GROUPS = 3.0
+"""With fewer neighbourhoods than this, unrelated images agree as well as related ones do."""
 _ALWAYS = 0.25  # share that must agree however large the images are
 
 
@@ -51,14 +53,18 @@ class Agreement:
         return self.n_agree / self.n_thinned if self.n_thinned else 0.0
 
 
+def groups(n_thinned: int) -> float:
+    """How many neighbourhoods of `CONSENSUS_PX` so many matches fill, one per 16 px."""
+    return n_thinned * (THIN_PX / CONSENSUS_PX) ** 2
+
+
 def required_share(n_thinned: int) -> float:
     """Least share of agreeing matches, given how many there are when thinned to one per 16 px.
 
     Neighbours vote, so matches move in groups of about `CONSENSUS_PX`: of a few groups most may agree by chance, which
     becomes unlikely as their number grows.
     """
-    groups = max(n_thinned * (THIN_PX / CONSENSUS_PX) ** 2, 1.0)
-    return _ALWAYS + (1 - _ALWAYS) / math.sqrt(groups)
+    return _ALWAYS + (1 - _ALWAYS) / math.sqrt(max(groups(n_thinned), 1.0))
 
 
 def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreement:
@@ -84,6 +90,12 @@ def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreem
     reason = ""
     if n_agree < MIN_INLIERS:
         reason = f"only {n_agree} of {len(thinned)} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
+    elif groups(len(thinned)) < MIN_GROUPS:
+        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
+        reason = (
+            f"their {len(thinned)} matches (one per 16 px) are too few to tell agreement from chance; about {side} x "
+            f"{side} px of common ground are needed"
+        )
     elif distortion > MAX_DISTORTION:
         reason = f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
     elif share < required:

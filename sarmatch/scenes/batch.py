@@ -18,8 +18,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.files import atomic_path
-from sarmatch.scenes.pair import SceneRefusal
-from sarmatch.scenes.pipeline import MatchSettings, register
+from sarmatch.scenes.files import SceneRefusal
+from sarmatch.scenes.pipeline import MatchSettings
+from sarmatch.scenes.registering import register
 from sarmatch.scenes.transforms import Model
 
 COLUMNS = ("sar", "optical", "output")
@@ -168,7 +169,7 @@ def _dask_client(address: str) -> Any:
     except ImportError as error:
         raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=5)
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"

@@ -18,7 +18,7 @@ from sarmatch.scenes.windows import RADIUS
 
 WINDOW = 512
 """Side of the windows that vote for the displacement, px."""
-N_WINDOWS = 3
+N_WINDOWS = 2
 """Windows an axis at most."""
 WHOLE_SIDE = 1024
 """Side to which images are reduced where the displacement is unknown, px."""
@@ -52,7 +52,7 @@ def radius_of(pair: ScenePair, search_radius: SearchRadius) -> float | None:
 def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tuple[int, int]:
     """Displacement (dx, dy) px of the moving image on the common grid, to within a few px.
 
-    Descriptors of up to nine windows are correlated over all shifts within the radius, and their sum decides: consensus
+    Descriptors of up to four windows are correlated over all shifts within the radius, and their sum decides: consensus
     at its widest. Without a radius both images are reduced and searched as a whole.
 
     Raises:

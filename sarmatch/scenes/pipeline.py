@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from rasterio.io import DatasetReader
 
-import sarmatch
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.match_files import check_output, write_matches
 from sarmatch.matches import Matches
@@ -22,7 +21,7 @@ from sarmatch.scenes.agreement import Agreement, judge
 from sarmatch.scenes.grids import Region, between, scale_ratio
 from sarmatch.scenes.locate import SearchRadius, check_radius, locate, radius_of
 from sarmatch.scenes.pair import SceneOptions, ScenePair, SceneRefusal, open_pair
-from sarmatch.scenes.transforms import CE90, THIN_PX, Model, SceneTransform, fit_transform
+from sarmatch.scenes.transforms import THIN_PX
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
 SPACING = 256.0
@@ -37,7 +36,7 @@ class MatchSettings:
     """How scenes are matched.
 
     Attributes:
-        model: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
+        weights: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
         search_radius: px of the common grid that the georeferences, or px of images without one, may disagree by; None
             searches the whole image; `auto` is 64 px between georeferences, else the whole image.
         spacing: None covers everything with windows; a number spreads them evenly, one a `spacing` px.
@@ -47,7 +46,7 @@ class MatchSettings:
         progress: show bars in a terminal.
     """
 
-    model: str | Matcher = "s1s2"
+    weights: str | Matcher = "s1s2"
     search_radius: SearchRadius = "auto"
     spacing: float | None = None
     options: SceneOptions = dataclasses.field(default_factory=SceneOptions)
@@ -59,7 +58,7 @@ class MatchSettings:
         check_radius(self.search_radius)
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.workers > 1 and isinstance(self.model, Matcher):
+        if self.workers > 1 and isinstance(self.weights, Matcher):
             raise ValueError("several workers load the weights again: give their name or path, not a matcher")
 
 
@@ -98,9 +97,9 @@ def matched_pair(
     Raises:
         FileNotFoundError, PairError, SceneRefusal: as `open_pair`.
     """
-    model = settings.model
-    matcher = model if isinstance(model, Matcher) else load_matcher(model, **dict(settings.matcher))
-    channels, names = matcher.net.config, (_name(sar), _name(optical))
+    weights = settings.weights
+    matcher = weights if isinstance(weights, Matcher) else load_matcher(weights, **dict(settings.matcher))
+    channels, names = matcher.net.config, (source_name(sar), source_name(optical))
     with open_pair(sar, optical, settings.options, channels.sar_channels, channels.optical_channels) as pair:
         radius = radius_of(pair, settings.search_radius)
         shift = locate(pair, matcher, radius)
@@ -109,7 +108,7 @@ def matched_pair(
         if spacing is None and spread:
             spacing = SPACING if max(region.width, region.height) <= LARGE_SIDE else 2 * SPACING
         tiles = plan_tiles(region, spacing)
-        task = Task(*names, settings.options, str(model), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
+        task = Task(*names, settings.options, str(weights), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
         with tempfile.TemporaryDirectory() as temporary:
             place = (
                 Path(temporary) if folder is None else folder.with_name(f"{folder.name}-{task.key(region, spacing)}")
@@ -117,7 +116,8 @@ def matched_pair(
             store = TileStore(place, tiles)
             task = dataclasses.replace(task, folder=str(place))
             match_tiles(pair, matcher, store, task, settings.workers, settings.progress)
-            thinned = concatenated([part.thin(THIN_PX) if len(part) else part for part in store])
+            # First by window, so that memory stays bounded; then at the seams, where windows overlap.
+            thinned = concatenated([part.thin(THIN_PX) if len(part) else part for part in store]).thin(THIN_PX)
             yield MatchedPair(pair, shift, region, store, thinned, judge(thinned, store, pair.to))
         # Only here, so that a failure later (a full disk) does not cost the windows again.
         store.remove()
@@ -216,162 +216,5 @@ def _optical_scale(pair: ScenePair) -> float:
     return 1 / scale_ratio(pair.optical.own, pair.grid)
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
     return source.name if isinstance(source, DatasetReader) else os.fspath(source)
-
-
-@dataclass(frozen=True, eq=False)
-class SceneRegistration:
-    """What `register` did.
-
-    Attributes:
-        transform: px of the common grid in the reference to px of it in the moving image.
-        matches: thinned to one per 16 px, in px of the two files.
-        agreement: why the pair was accepted.
-        shift: displacement that the windows were read with, px of the common grid.
-        metres_per_px: of the common grid; None where nothing is known of the ground.
-        sigma_px, ce90_px: root mean square over the common ground of the map of the registration error, px of the
-            common grid: standard deviation an axis, and radius that holds 90 %.
-        output: the registered raster.
-        about: what was done with which weights, for reports.
-    """
-
-    transform: SceneTransform
-    matches: Matches
-    agreement: Agreement
-    shift: tuple[int, int]
-    metres_per_px: float | None
-    sigma_px: float
-    output: Path
-    about: dict[str, str]
-
-    @property
-    def ce90_px(self) -> float:
-        return CE90 * self.sigma_px
-
-    def __str__(self) -> str:
-        unit = f"{self.ce90_px * self.metres_per_px:.1f} m" if self.metres_per_px else "unknown in metres"
-        agreed = self.agreement
-        return (
-            f"{self.transform}; {agreed.n_agree} of {agreed.n_thinned} matches (one per 16 px) agree, rmse "
-            f"{self.transform.rmse_px:.2f} px; registration error CE90 {self.ce90_px:.2f} px ({unit})"
-        )
-
-
-def register(
-    sar: Source,
-    optical: Source,
-    output: str | os.PathLike[str],
-    model: Model = "affine",
-    order: int = 2,
-    resampling: str = "bilinear",
-    report: str | os.PathLike[str] | None = None,
-    error_map: str | os.PathLike[str] | None = None,
-    gcps: bool = False,
-    settings: MatchSettings | None = None,
-    **changes: Any,
-) -> SceneRegistration:
-    """Register one scene onto the other's grid and write it as a cloud-optimised GeoTIFF.
-
-    Args:
-        sar, optical: paths or open rasterio datasets.
-        output: the moving image (the optical one, unless `options.to` says otherwise) on the reference's grid, .tif.
-        model: `shift`, `affine`, `polynomial` or `field` (affine and a smooth field of what it leaves).
-        order: of the polynomial, 2 or 3.
-        resampling: `nearest`, `bilinear` or `cubic`.
-        report: also write a self-contained HTML page.
-        error_map: also write the map of the registration error, .tif: standard deviation an axis and CE90, metres.
-        gcps: also write ground control points beside the output, as QGIS' georeferencer reads them (.points).
-        settings, changes: `MatchSettings`, and fields of it by name; windows are spread by default, one a 256 px (512
-            px on sides beyond 2,048 px).
-
-    Raises:
-        SceneRefusal: no common ground, no data, or matches that do not agree; nothing is written.
-        FileNotFoundError, ValueError: files that cannot be read, arguments that make no sense.
-        OSError: the output cannot be written.
-    """
-    from sarmatch.scenes import write
-    from sarmatch.scenes.report import check_report, write_report
-
-    settings = dataclasses.replace(settings or MatchSettings(), **changes)
-    _check_outputs(sar, optical, output, report, error_map)
-    write.check_raster(output)
-    if error_map is not None:
-        write.check_raster(error_map)
-    if report is not None:
-        check_report(report)
-    if model not in get_args(Model) or resampling not in write.RESAMPLING:
-        raise ValueError(
-            f"model must be one of {', '.join(get_args(Model))} and resampling of {', '.join(write.RESAMPLING)}, got "
-            f"{model!r} and {resampling!r}"
-        )
-    if order not in (2, 3):
-        raise ValueError(f"the order of a polynomial must be 2 or 3, got {order}")
-    folder = Path(output).with_name(f".{Path(output).name}.windows")
-    with matched_pair(sar, optical, settings, folder, spread=True) as matched:
-        pair, agreed = matched.pair, matched.agreement
-        if not agreed.accepted:
-            matched.store.remove()
-            raise SceneRefusal(f"{_name(sar)} and {_name(optical)}: {agreed.reason}")
-        ends = (matched.thinned.xy_sar, matched.thinned.xy_optical)
-        transform = fit_transform(*(ends if pair.to == "sar" else ends[::-1]), model, order, matched.thinned.covariance)
-        to_reference, to_moving = file_positions(pair)
-
-        def to_file(xy: np.ndarray) -> np.ndarray:
-            return to_moving(transform((xy + 0.5) / pair.factor - 0.5))
-
-        result = SceneRegistration(
-            transform=transform,
-            matches=dataclasses.replace(to_files(matched.thinned, pair), overlaps=True),
-            agreement=agreed,
-            shift=matched.shift,
-            metres_per_px=pair.grid.metres_per_px(),
-            sigma_px=_mean_sigma(transform, matched.region),
-            output=Path(output),
-            about=_about(pair, settings, model, order),
-        )
-        tags = {f"SARMATCH_{key.upper()}": value for key, value in result.about.items()}
-        own = pair.reference.own
-        write.write_registered(output, pair.moving.dataset, own, to_file, tags, resampling, settings.progress)
-        if error_map is not None:
-            write.write_error_map(error_map, pair.grid, transform.sigma, result.metres_per_px)
-        if gcps:
-            kept = matched.thinned.select(transform.inliers)
-            xy = (kept.xy_sar, kept.xy_optical) if pair.to == "sar" else (kept.xy_optical, kept.xy_sar)
-            write.write_gcps(Path(output).with_suffix(".points"), own, to_reference(xy[0]), to_moving(xy[1]))
-        if report is not None:
-            write_report(report, result, matched)
-    return result
-
-
-def _mean_sigma(transform: SceneTransform, region: Region) -> float:
-    """Root mean square of the map's standard deviation over the common ground, px an axis."""
-    columns = np.linspace(region.x, region.x + region.width - 1, 24)
-    rows = np.linspace(region.y, region.y + region.height - 1, 24)
-    nodes = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-    return float(np.sqrt(np.mean(transform.sigma(nodes) ** 2)))
-
-
-def _about(pair: ScenePair, settings: MatchSettings, model: str, order: int) -> dict[str, str]:
-    weights = "a matcher in memory" if isinstance(settings.model, Matcher) else settings.model
-    radius = radius_of(pair, settings.search_radius)
-    return {
-        "version": sarmatch.__version__,
-        "weights": weights,
-        "reference": Path(pair.reference.dataset.name).name,
-        "moving": Path(pair.moving.dataset.name).name,
-        "model": f"{model} of order {order}" if model == "polynomial" else model,
-        "search_radius": "whole image" if radius is None else f"{radius:g} px",
-        "grid": f"{pair.grid.width} x {pair.grid.height} px, {pair.factor} px of the reference each",
-        "units": f"SAR {pair.sar.scaling.units}, optical {pair.optical.scaling.units}",
-    }
-
-
-def _check_outputs(sar: Source, optical: Source, *outputs: str | os.PathLike[str] | None) -> None:
-    """Refuse outputs that would replace an input, or one another."""
-    given = [Path(path).resolve() for path in outputs if path is not None]
-    for path in (sar, optical):
-        if Path(_name(path)).resolve() in given:
-            raise ValueError(f"{_name(path)} is an input, and would be replaced by an output; name another file")
-    if len(set(given)) < len(given):
-        raise ValueError(f"outputs share a name: {', '.join(path.name for path in given)}; name different files")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from sarmatch.registration import RegistrationError, fit_affine
-from sarmatch.scenes.pair import SceneRefusal
+from sarmatch.scenes.files import SceneRefusal
 
 Model = Literal["shift", "affine", "polynomial", "field"]
+MODELS: tuple[Model, ...] = get_args(Model)
+"""From the stiffest to the most flexible."""
 THIN_PX = 16.0
 """Matches nearer than this count once."""
 CLUSTER_PX = 128.0
@@ -69,12 +71,12 @@ class SceneTransform:
         Parameters as far as clusters of matches disagree on them, and what the map leaves nearby.
         """
         unit = (np.asarray(xy, np.float64) - self.centre) / self.scale
-        if self.field is not None:
-            _, deviation = self.field.predict(unit, return_std=True)
-            return np.sqrt(np.mean(np.square(deviation.reshape(len(unit), -1)), axis=1))
         rows = basis(unit, self.order)
         parameters = np.einsum("nk,akl,nl->n", rows, self.covariance, rows) / 2
-        return np.sqrt(parameters + _smoothed(self.misfit, np.asarray(xy, np.float64)))
+        if self.field is None:
+            return np.sqrt(parameters + _smoothed(self.misfit, np.asarray(xy, np.float64)))
+        _, deviation = self.field.predict(unit, return_std=True)
+        return np.sqrt(parameters + np.mean(np.square(deviation.reshape(len(unit), -1)), axis=1))
 
     @property
     def rmse_px(self) -> float:

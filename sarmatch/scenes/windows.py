@@ -186,7 +186,7 @@ class Task:
     sar: str
     optical: str
     options: SceneOptions
-    model: str
+    weights: str
     settings: tuple[tuple[str, Any], ...]
     folder: str
     shift: tuple[int, int]
@@ -201,7 +201,7 @@ class Task:
         what = [
             files,
             dataclasses.asdict(self.options),
-            self.model,
+            self.weights,
             self.settings,
             self.shift,
             self.radius,
@@ -245,7 +245,7 @@ def _match_some(task: Task, tiles: Sequence[Tile], numbers: Sequence[int]) -> in
     import torch
 
     torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
-    matcher = load_matcher(task.model, **dict(task.settings))
+    matcher = load_matcher(task.weights, **dict(task.settings))
     store = TileStore(Path(task.folder), tiles)
     channels = matcher.net.config
     with open_pair(task.sar, task.optical, task.options, channels.sar_channels, channels.optical_channels) as pair:

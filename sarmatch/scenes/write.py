@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from tqdm import tqdm
@@ -124,7 +124,7 @@ def _fill(target: DatasetWriter, moving: DatasetReader, to_moving: Mapping, resa
         values, valid = resample(moving, to_moving, block, resampling)
         window = Window(block.x, block.y, block.width, block.height)
         target.write(values, window=window)
-        if moving.nodata is None:
+        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
             target.write_mask(valid, window=window)
 
 
@@ -154,7 +154,7 @@ def resample(
     ratio = np.array([window.width / shape[1], window.height / shape[0]])
     local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
     local[~np.isfinite(local).all(-1)] = -1e6
-    share = _sampled(known.astype(np.float32), local, RESAMPLING[resampling])
+    share = _sampled(known.astype(np.float64), local, RESAMPLING[resampling])
     seen = share > (0.5 if resampling != "cubic" else 0.999)
     for band, plane in enumerate(values):
         moved = _remap(plane, known, share, local, resampling)

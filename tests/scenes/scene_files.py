@@ -15,10 +15,10 @@ TRANSFORM = Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0)
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth noise in [0, 255], (height, width) float32."""
+    """Smooth noise in [1, 255], (height, width) float32."""
     noise = np.random.default_rng(seed).standard_normal((height, width)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
-    return np.clip(128 + 45 * smooth / smooth.std(), 0, 255)
+    return np.clip(128 + 45 * smooth / smooth.std(), 1, 255)
 
 
 def write(path: Path, values: np.ndarray, crs: Any = UTM, transform: Any = TRANSFORM, **options: Any) -> Path:

@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Build, int, str]] = {
         "sar.tif",
     ),
     "broken XML": (text("sar.tif", "<VRTDataset rasterXSize='5'"), 2, "not a raster"),
-    "one block that holds all": (one_block, 2, "tile it first"),
+    "one block that holds all": (one_block, 2, "sar.tif"),
     # shapes
     "one px": (sar(GREY[:1, :1]), 3, "constant"),
     "one row": (sar(GREY[:1]), 3, "in common"),
@@ -408,3 +408,11 @@ def test_no_memory_is_taken_for_what_a_header_declares(folder: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_blocks_too_large_for_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sarmatch.scenes.files.MAX_BLOCK_BYTES", 1000)
+    assert run(folder) == 2
+    one_line(capsys, "tile it first")

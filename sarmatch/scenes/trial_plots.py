@@ -1,0 +1,60 @@
+"""Figures of the chapter on scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from sarmatch.plots import COLOURS, MARKERS, neutral
+from sarmatch.scenes.agreement import required_share
+from sarmatch.scenes.trials import Study
+from sarmatch.scenes.views import View, checkered
+
+
+def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
+    """Checkerboards of one view as georeferenced and as registered."""
+    for ax, moving, title in zip(axes, (view.before, view.after), ("as georeferenced", "registered"), strict=True):
+        ax.imshow(checkered(view.reference, moving), interpolation="nearest")
+        ax.set(xticks=[], yticks=[], title=title)
+        neutral(ax)
+    return axes
+
+
+def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:
+    """Corner errors by model, one mark a registration and shape a scene: raw, and without the scenes' own residuals."""
+    models = list(dict.fromkeys(registrations["model"]))
+    scenes = list(dict.fromkeys(registrations["id"]))
+    columns = {"corner_error_px": "from the shift applied", "corner_error_refined_px": "less the scene's own residual"}
+    for ax, (column, title) in zip(axes, columns.items(), strict=True):
+        for i, scene in enumerate(scenes):
+            rows = registrations[registrations["id"] == scene]
+            x = rows["model"].map(models.index) + 0.08 * (i - (len(scenes) - 1) / 2)
+            style: dict[str, Any] = {"s": 26, "color": COLOURS[i % len(COLOURS)], "label": scene}
+            ax.scatter(x, rows[column], marker=MARKERS[i % len(MARKERS)], alpha=0.8, linewidths=0, **style)
+        ax.axhline(threshold_px, color="0.5", linewidth=1, linestyle="--")
+        ax.set(xticks=range(len(models)), xticklabels=models, title=title, ylabel="corner error, px", ylim=(0, None))
+        neutral(ax)
+    axes[-1].legend(fontsize=8, frameon=False)
+    return axes
+
+
+def agreeing_shares(ax: Axes, study: Study) -> Axes:
+    """Share of agreeing matches over their number: related scenes, unrelated crops and scenes, and what is required."""
+    related = study.registrations.drop_duplicates(["id", "dx", "dy"])
+    groups = {
+        "same scene": related,
+        "unrelated crops": study.unrelated_crops,
+        "unrelated scenes": study.unrelated_scenes,
+    }
+    for i, (name, table) in enumerate(groups.items()):
+        ax.scatter(table["n_thinned"], table["share"], s=16, color=COLOURS[i], marker=MARKERS[i], alpha=0.7, label=name)
+    most = max(float(table["n_thinned"].max()) for table in groups.values() if len(table))
+    n = np.geomspace(20, max(most, 200), 100)
+    ax.plot(n, [required_share(int(v)) for v in n], color="0.4", linewidth=1, label="required")
+    ax.set(xscale="log", ylim=(0, 1.03), xlabel="matches, one per 16 px", ylabel="share that agrees")
+    ax.legend(frameon=False, fontsize=8)
+    return neutral(ax)

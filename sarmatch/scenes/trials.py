@@ -1,0 +1,322 @@
+"""Registration judged: pairs with a known displacement, and unrelated ones, through the whole path of a user.
+
+Each trial writes both images to rasters in memory, gives the optical one a georeference that is off by a known shift,
+and registers the two as files of a user: warped onto the common grid, located, matched in windows, judged, fitted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from rasterio import Affine
+from rasterio.io import DatasetReader, MemoryFile
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.config import Config
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.data.pairs import Pair, PairError, Pairs
+from sarmatch.data.synthetic import synthetic_pairs
+from sarmatch.demo import FOLDER
+from sarmatch.experiments import commit, kept_table
+from sarmatch.groundtruth import residual_shift
+from sarmatch.inference import Matcher
+from sarmatch.registration import least_squares
+from sarmatch.scenes.files import SceneRefusal
+from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
+from sarmatch.scenes.transforms import CE90, MODELS, Model, fit_transform
+
+_CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
+_BLOCK = 256  # px: what of a scene is taken to be shifted as one by the independent estimate
+
+
+@contextmanager
+def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -> Iterator[DatasetReader]:
+    """An image (C, H, W) in [0, 1] as an 8-bit raster of 10 m px, whose georeference puts it `shift` px too far."""
+    values = (image.numpy() * 255).round().astype(np.uint8)
+    transform = Affine(_PX, 0, _CORNER[0] + _PX * shift[0], 0, -_PX, _CORNER[1] - _PX * shift[1])
+    count, height, width = values.shape
+    shape: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": "uint8"}
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", crs=_CRS, transform=transform, **shape) as file:
+            file.write(values)
+        with memory.open() as file:
+            yield file
+
+
+def example_files(config: Config) -> tuple[Path, Path]:
+    """A SAR and an optical GeoTIFF of one place: the first UTM pair of a profile's data, else the bundled pair."""
+    root = Path(config.data.root or "")
+    for sar in sorted(root.glob("terramesh/S1RTC/*.tif")) if config.data.root else ():
+        optical = root / "terramesh" / "S2L2A" / sar.name
+        if optical.is_file():
+            return sar, optical
+    return FOLDER / "sar.tif", FOLDER / "optical.tif"
+
+
+@contextmanager
+def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> Iterator[MatchedPair]:
+    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
+    settings = MatchSettings(matcher, progress=False)
+    with (
+        as_raster(pair.sar) as sar,
+        as_raster(pair.optical, shift) as optical,
+        matched_pair(sar, optical, settings, None, spread=True) as matched,
+    ):
+        yield matched
+
+
+def own_residual(pair: Pair) -> np.ndarray | None:
+    """The affine map (3, 3), SAR to optical px, by which a scene's own co-registration is off; None where unknown.
+
+    From the shifts of its blocks, each told by `groundtruth.residual_shift`, without a network.
+    """
+    centres, shifts = [], []
+    height, width = pair.size
+    side = min(_BLOCK, height, width)
+    for y in range(0, height - side + 1, side):
+        for x in range(0, width - side + 1, side):
+            at = np.s_[y : y + side, x : x + side]
+            part = replace(pair, sar=pair.sar[:, *at], optical=pair.optical[:, *at], valid=pair.valid[at])
+            found = residual_shift(part)
+            if found.reliable:
+                centres.append((x + (side - 1) / 2, y + (side - 1) / 2))
+                shifts.append((found.dx, found.dy))
+    if not centres:
+        return None
+    source, moved = np.array(centres), np.array(centres) + np.array(shifts)
+    if len(source) < 6:
+        return least_squares(source, moved, "shift")
+    near = np.linalg.norm(moved - source - np.median(shifts, axis=0), axis=1) <= 3
+    return least_squares(source[near], moved[near], "affine" if near.sum() >= 6 else "shift")
+
+
+def registration_trials(
+    matcher: Matcher,
+    pairs: Pairs | Sequence[Pair],
+    n_shifts: int,
+    max_shift_px: float = 40.0,
+    seed: int = 0,
+    models: Sequence[Model] = MODELS,
+) -> pd.DataFrame:
+    """Register pairs whose optical image is displaced by random sub-pixel shifts.
+
+    Args:
+        max_shift_px: on each axis.
+
+    Returns:
+        one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
+        agreeing matches, corner_error_px (largest distance at the four corners from the shift applied), the same
+        without the pair's own residual (corner_error_refined_px; NaN where that is unknown), ce90_px (stated, at the
+        corners), rmse_px, seconds.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    jobs = [(pair, rng.uniform(-max_shift_px, max_shift_px, 2)) for pair in pairs for _ in range(n_shifts)]
+    residuals: dict[str, np.ndarray | None] = {}
+    for pair, shift in tqdm(jobs, desc="registrations", disable=None):
+        if pair.id not in residuals:
+            residuals[pair.id] = own_residual(pair)
+        rows.extend(_trial(matcher, pair, shift, residuals[pair.id], models))
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Corners:
+    """Corner px (4, 2) of a pair, and where they lie in the optical image by the shift, and by the residual besides."""
+
+    xy: np.ndarray
+    raw: np.ndarray
+    refined: np.ndarray
+
+    @classmethod
+    def of(cls, pair: Pair, shift: np.ndarray, residual: np.ndarray | None) -> _Corners:
+        height, width = pair.size
+        xy = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
+        known = np.full((3, 3), np.nan) if residual is None else residual
+        return cls(xy, xy + shift, xy @ known[:2, :2].T + known[:2, 2] + shift)
+
+
+def _trial(
+    matcher: Matcher, pair: Pair, shift: np.ndarray, residual: np.ndarray | None, models: Sequence[Model]
+) -> list[dict[str, Any]]:
+    start = time.perf_counter()
+    corners = _Corners.of(pair, shift, residual)
+    about = {"id": pair.id, "dx": shift[0], "dy": shift[1]}
+    with displaced(pair, shift, matcher) as matched:
+        agreed, thinned = matched.agreement, matched.thinned
+    about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
+    about["n_thinned"] = agreed.n_thinned
+    about |= {"seconds": time.perf_counter() - start}
+    xy = (thinned.xy_sar, thinned.xy_optical)
+    fits = [_fitted(xy, thinned.covariance, model, corners) if agreed.accepted else {} for model in models]
+    return [{**about, "model": model, **_NOTHING, **fit} for model, fit in zip(models, fits, strict=True)]
+
+
+_NOTHING = dict.fromkeys(("corner_error_px", "corner_error_refined_px", "ce90_px", "rmse_px"), np.nan)
+
+
+def _fitted(
+    xy: tuple[np.ndarray, np.ndarray], covariance: np.ndarray, model: Model, corners: _Corners
+) -> dict[str, Any]:
+    try:
+        transform = fit_transform(*xy, model, covariance=covariance)
+    except SceneRefusal as refusal:
+        return {"refused": str(refusal)}
+    there = transform(corners.xy)
+    return {
+        "corner_error_px": float(np.linalg.norm(there - corners.raw, axis=1).max()),
+        "corner_error_refined_px": float(np.linalg.norm(there - corners.refined, axis=1).max()),
+        "ce90_px": float(CE90 * transform.sigma(corners.xy).max()),
+        "rmse_px": transform.rmse_px,
+    }
+
+
+def unrelated_trials(
+    matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0, max_shift_px: float = 40.0
+) -> pd.DataFrame:
+    """Try to register the SAR image of one scene onto the optical image of another, with the default settings.
+
+    Args:
+        pairs: of at least two scenes.
+        side: of crops from the upper left, px; None takes whole images.
+
+    Returns:
+        one row a pairing: sar, optical (ids), share and required share of agreeing matches, refused (the reason; empty
+        is a false success).
+    """
+    rng = np.random.default_rng(seed)
+    scene = pairs.index["scene"].to_numpy()
+    rows = []
+    for _ in tqdm(range(n), desc="unrelated pairings", disable=None):
+        i = int(rng.integers(len(pairs)))
+        j = int(rng.choice(np.flatnonzero(scene != scene[i])))
+        shift = rng.uniform(-max_shift_px, max_shift_px, 2)
+        first, second = pairs[i], pairs[j]
+        part = np.s_[:, :side, :side]
+        row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0}
+        row["n_thinned"] = 0
+        with as_raster(first.sar[part]) as sar, as_raster(second.optical[part], shift) as optical:
+            try:
+                settings = MatchSettings(matcher, progress=False)
+                with matched_pair(sar, optical, settings, None, spread=True) as matched:
+                    agreed = matched.agreement
+                    row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
+                    row["n_thinned"] = agreed.n_thinned
+            except SceneRefusal as refusal:
+                row["refused"] = str(refusal)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
+
+
+def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
+    """Per model: registrations, share refused, and shares within a corner error, raw and without the own residual."""
+    rows = []
+    for model, group in trials.groupby("model", sort=False):
+        rows.append(
+            {
+                "model": model,
+                "registrations": len(group),
+                "refused": float((group["refused"] != "").mean()),
+                "success": float((group["corner_error_px"] <= threshold_px).mean()),
+                "success_refined": float((group["corner_error_refined_px"] <= threshold_px).mean()),
+                "median_px": float(group["corner_error_px"].median()),
+                "median_refined_px": float(group["corner_error_refined_px"].median()),
+                "within_ce90": float((group["corner_error_refined_px"] <= group["ce90_px"]).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Per kind of unrelated pairings: how many, how many were accepted, and how close they came.
+
+    Largest share of agreeing matches, and smallest distance of a share from what is required.
+    """
+    rows = []
+    for kind, table in pairings.items():
+        row: dict[str, Any] = {"kind": kind, "pairings": len(table)}
+        row["false_successes"] = int((table["refused"] == "").sum())
+        row |= {"largest_share": table["share"].max(), "least_margin": (table["required"] - table["share"]).min()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def refusal(
+    pair: Pair,
+    matcher: Matcher,
+    sar: np.ndarray | None = None,
+    optical: np.ndarray | None = None,
+    shift: Sequence[float] = (0.0, 0.0),
+) -> str:
+    """Why a pair is refused when one of its images is replaced by an array (C, H, W), or its georeference shifted."""
+    changes = {"sar": sar, "optical": optical}
+    images = {
+        name: getattr(pair, name) if v is None else torch.from_numpy(np.ascontiguousarray(v, np.float32))
+        for name, v in changes.items()
+    }
+    settings = MatchSettings(matcher, progress=False)
+    try:
+        with (
+            as_raster(images["sar"]) as first,
+            as_raster(images["optical"], shift) as second,
+            matched_pair(first, second, settings, None, spread=True) as matched,
+        ):
+            return matched.agreement.reason or "accepted"
+    except SceneRefusal as refused:
+        return re.sub(r"/vsimem/\S+", "image", str(refused))  # names of rasters in memory
+
+
+class Study(NamedTuple):
+    """Tables of `registration_trials` on scenes, and of `unrelated_trials` on crops and on whole scenes."""
+
+    registrations: pd.DataFrame
+    unrelated_crops: pd.DataFrame
+    unrelated_scenes: pd.DataFrame
+
+
+NUMBERS = {"smoke": (1, 1, 0), "demo": (2, 12, 4)}
+"""Shifts a scene, unrelated crops and unrelated scenes of a profile; others take `_MANY`."""
+_MANY = (2, 200, 6)
+
+
+def scenes_of(config: Config) -> Pairs:
+    """The large scenes of a profile: those of 1024 px where its data hold them, else generated ones."""
+    if config.data.source == "manifest":
+        with suppress(PairError):  # a folder of OMBRIA alone has none
+            return open_pairs(config.replace(data={"datasets": ("scenes",)}).data, config.seed)
+    return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
+
+
+def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
+    """What the chapter on scenes shows; measured once, then read from the store of runs.
+
+    The column `commit` says with which code.
+    """
+    scenes = scenes_of(config)
+    generated = scenes.index["dataset"].iloc[0] == "synthetic"
+    test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
+    n_shifts, n_crops, n_scenes = NUMBERS.get(config.profile, _MANY)
+    chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
+    chosen = chosen[:n_shifts] if generated else chosen
+    folder = runs_dir / "scenes"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def kept(name: str, asked: list[Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        return kept_table(folder, name, [*asked, config.seed], lambda: make().assign(commit=commit()))
+
+    seed, of_scenes, of_test = config.seed, scenes.fingerprint(), test.fingerprint()
+    return Study(
+        kept("registrations", [n_shifts, of_scenes], lambda: registration_trials(matcher, chosen, n_shifts, seed=seed)),
+        kept("crops", [n_crops, of_test], lambda: unrelated_trials(matcher, test, n_crops, _BLOCK, seed)),
+        kept("unrelated", [n_scenes, of_scenes], lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed)),
+    )

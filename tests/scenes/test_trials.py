@@ -1,0 +1,66 @@
+"""Trials of registration: what is counted as success, and that the truth is what was applied."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from patch_net import PatchNet
+from scene_files import texture
+
+from sarmatch.data.pairs import Pair
+from sarmatch.inference import Matcher
+from sarmatch.scenes import trials
+
+
+@pytest.fixture(scope="module")
+def matcher() -> Matcher:
+    return Matcher(PatchNet(), "cpu")  # type: ignore[arg-type]
+
+
+def pair_of(seed: int, shift: tuple[int, int] = (0, 0), size: int = 240) -> Pair:
+    ground = torch.from_numpy(texture(size + 40, size + 40, seed)) / 255
+    x, y = 20 - shift[0], 20 - shift[1]
+    first, second = ground[20 : 20 + size, 20 : 20 + size], ground[y : y + size, x : x + size]
+    valid = torch.ones(size, size, dtype=torch.bool)
+    return Pair(first[None], second[None].expand(3, -1, -1), valid, f"pair {seed}", scene=f"scene {seed}")
+
+
+def test_an_applied_shift_is_the_truth(matcher: Matcher) -> None:
+    table = trials.registration_trials(matcher, [pair_of(0)], 2, 30.0, models=("shift", "affine"))
+    assert len(table) == 4 and (table["refused"] == "").all() and table[["dx", "dy"]].abs().to_numpy().max() <= 30
+    assert table["corner_error_px"].max() < 0.5 and (table["share"] > table["required"]).all()
+
+
+def test_the_residual_of_a_pair_is_found_and_taken_away(matcher: Matcher) -> None:
+    pair = pair_of(1, (3, -2))
+    residual = trials.own_residual(pair)
+    assert residual is not None
+    np.testing.assert_allclose(residual[:2, 2], [3, -2], atol=0.2)
+    table = trials.registration_trials(matcher, [pair], 1, 20.0, models=("shift",))
+    assert table["corner_error_px"][0] == pytest.approx(np.hypot(3, 2), abs=0.4)
+    assert table["corner_error_refined_px"][0] < 0.5
+
+
+def test_success_counts_refusals_as_failures() -> None:
+    nothing = {"corner_error_px": np.nan, "corner_error_refined_px": np.nan, "ce90_px": np.nan}
+    rows = [
+        {"model": "shift", "refused": "", "corner_error_px": 4.0, "corner_error_refined_px": 1.0, "ce90_px": 2.0},
+        {"model": "shift", "refused": "too few", **nothing},
+    ]
+    (row,) = trials.success_table(pd.DataFrame(rows)).to_dict("records")
+    assert (row["refused"], row["success"], row["success_refined"], row["within_ce90"]) == (0.5, 0.0, 0.5, 0.5)
+
+
+def test_refusals_say_why(matcher: Matcher) -> None:
+    pair = pair_of(0)
+    assert "constant" in trials.refusal(pair, matcher, sar=np.zeros((1, 100, 100), np.float32))
+    assert "in common" in trials.refusal(pair, matcher, shift=(900.0, 0.0))
+    assert trials.refusal(pair, matcher) == "accepted"
+
+
+def test_false_successes_are_counted() -> None:
+    table = pd.DataFrame({"refused": ["", "no"], "share": [0.9, 0.2], "required": [0.5, 0.5]})
+    (row,) = trials.false_successes({"crops": table}).to_dict("records")
+    assert row["pairings"] == 2 and row["false_successes"] == 1 and row["least_margin"] == pytest.approx(-0.4)

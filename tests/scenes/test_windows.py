@@ -1,0 +1,104 @@
+"""Windows cover a region once, seams go to the more confident match, and what is finished is not done again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarmatch.inference import TILE
+from sarmatch.matches import Matches
+from sarmatch.scenes import windows
+from sarmatch.scenes.grids import Region
+from sarmatch.scenes.pair import SceneOptions
+from sarmatch.scenes.windows import Task, TileStore, concatenated, match_tiles, plan_tiles
+
+TASK = Task("a.tif", "b.tif", SceneOptions(), "s1s2", (), "", (0, 0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(48, 900), st.integers(48, 900))
+def test_cores_cover_each_px_of_a_region_once(width: int, height: int) -> None:
+    tiles = plan_tiles(Region(7, -3, width, height))
+    rng = np.random.default_rng(0)
+    for x, y in rng.uniform((7, -3), (7 + width, -3 + height), (20, 2)):
+        assert sum(t.core[0] <= x < t.core[2] and t.core[1] <= y < t.core[3] for t in tiles) == 1
+    for tile in tiles:  # starts are multiples of 16, so that the last may reach a little further
+        assert tile.region.x >= 7 and tile.region.x + tile.region.width < 7 + width + 16
+        assert tile.region.y >= -3 and tile.region.y + tile.region.height < -3 + height + 16
+
+
+def test_spread_windows_are_as_many_as_the_spacing_says() -> None:
+    tiles = plan_tiles(Region(0, 0, 10_980, 10_980), 512)
+    assert len(tiles) == 22**2 and {t.region[2:] for t in tiles} == {(TILE, TILE)}
+    starts = sorted({t.region.x for t in tiles})
+    assert max(np.diff(starts)) - min(np.diff(starts)) <= 16 and starts[0] < 256 and starts[-1] > 10_980 - 512
+    assert len(plan_tiles(Region(0, 0, 100, 2000), 512)) == 4
+
+
+@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan")])
+def test_spacing_must_be_positive(spacing: float) -> None:
+    with pytest.raises(ValueError, match="spacing must be positive"):
+        plan_tiles(Region(0, 0, 500, 500), spacing)
+
+
+def test_too_many_windows_are_an_error() -> None:
+    with pytest.raises(ValueError, match="larger spacing"):
+        plan_tiles(Region(0, 0, 400_000, 400_000))
+
+
+def some(xy: Any, confidence: Any) -> Matches:
+    return Matches(np.array(xy, float), np.array(xy, float), np.array(confidence))
+
+
+def test_of_two_matches_of_a_cell_the_more_confident_stays(tmp_path: Path) -> None:
+    tiles = plan_tiles(Region(0, 0, 400, 200))
+    store = TileStore(tmp_path / "windows", tiles)
+    assert len(tiles) == 2
+    store.save(tiles[0], some([[1.5, 1.5], [201.5, 9.5], [205.5, 9.5]], [0.5, 0.9, 0.2]))
+    store.save(tiles[1], some([[201.5, 9.5], [205.5, 9.5], [301.5, 1.5]], [0.3, 0.8, 0.7]))
+    merged = concatenated(list(store))
+    kept = {x: round(c, 3) for x, c in zip(merged.xy_sar[:, 0].tolist(), merged.confidence.tolist(), strict=True)}
+    assert kept == {1.5: 0.5, 201.5: 0.9, 205.5: 0.8, 301.5: 0.7} and len(merged) == 4
+
+
+def test_covariances_survive_the_store(tmp_path: Path) -> None:
+    tiles = plan_tiles(Region(0, 0, 100, 100))
+    store = TileStore(tmp_path, tiles)
+    known = Matches(np.ones((2, 2)), np.ones((2, 2)), np.ones(2), covariance=np.tile(np.eye(2), (2, 1, 1)))
+    store.save(tiles[0], known)
+    np.testing.assert_array_equal(next(iter(store)).covariance, known.covariance)
+
+
+def test_finished_windows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, done = plan_tiles(Region(0, 0, 600, 600)), []
+
+    def matched(pair: Any, matcher: Any, tile: Any, *_: Any) -> Matches:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(tile.number)
+        return some([[1.5, 1.5]], [0.5])
+
+    monkeypatch.setattr(windows, "match_tile", matched)
+    pair, store = SimpleNamespace(), TileStore(tmp_path, tiles)
+    with pytest.raises(KeyboardInterrupt):
+        match_tiles(pair, None, store, TASK, progress=False)  # type: ignore[arg-type]
+    done.append(-1)
+    match_tiles(pair, None, TileStore(tmp_path, tiles), TASK, progress=False)  # type: ignore[arg-type]
+    assert done[:3] == [0, 1, 2] and done[4:] == list(range(3, len(tiles)))
+
+
+def test_other_settings_are_other_windows() -> None:
+    region = Region(0, 0, 100, 100)
+    other = Task("a.tif", "b.tif", SceneOptions(to="optical"), "s1s2", (), "", (0, 0))
+    keys = {TASK.key(region, None), TASK.key(region, 512), other.key(region, None), TASK.key(region.moved(1, 0), None)}
+    assert len(keys) == 4
+
+
+def test_nothing_found_is_no_matches() -> None:
+    assert len(concatenated([Matches.empty(), Matches.empty()])) == 0
