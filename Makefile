@@ -20,7 +20,7 @@ $(VENV)/.stamp: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "sarmatch needs Python 3.11 or newer; none was found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): does $(PYTHON) have the venv module (Debian: apt install python3-venv)?" >&2; exit 1; }
 	@echo "installing into $(VENV): about 6 GB, a few minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,gis,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,gis,onnx,test]'
 	@$(BIN)/python -c 'import matplotlib.pyplot' 2>/dev/null
 	@touch $@
 

@@ -77,3 +77,16 @@ def test_citation_and_changelog_name_the_version() -> None:
 def test_installed_metadata_is_of_this_version() -> None:
     """The provenance line of every chapter reads it."""
     assert version("sarmatch") == sarmatch.__version__ == PYPROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", ".binder/postBuild", "Makefile"])
+def test_every_way_to_install_names_extras_that_exist(name: str) -> None:
+    named = re.findall(r"-e '\.\[([\w,]+)\]'", (PROJECT / name).read_text())
+    assert named, "nothing is installed"
+    assert set(named[0].split(",")) <= set(PYPROJECT["project"]["optional-dependencies"])
+
+
+def test_binder_has_the_torch_that_the_project_asks_for() -> None:
+    packages = yaml.safe_load((PROJECT / ".binder" / "environment.yml").read_text())["dependencies"]
+    floor = next(r for r in PYPROJECT["project"]["dependencies"] if _name(r) == "torch").removeprefix("torch")
+    assert f"pytorch-cpu{floor}" in packages
