@@ -273,7 +273,7 @@ def refusal(
         ):
             return matched.agreement.reason or "accepted"
     except SceneRefusal as refused:
-        return re.sub(r"/vsimem/\S+", "image", str(refused))  # names of rasters in memory
+        return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
 
 
 class Study(NamedTuple):
