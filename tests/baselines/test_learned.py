@@ -91,7 +91,7 @@ def test_a_known_shift_of_one_image_is_found_and_no_other(matcher: LearnedMatche
     assert np.linalg.norm(matches.xy_optical - matches.xy_sar, axis=1).max() <= 12.8
     others = matcher.match(texture(112, seed=1), texture(112, seed=2).expand(3, -1, -1), search_radius=12)
     assert metrics.mma(metrics.match_errors(others, truth), 3.0) < 0.25  # by chance 6 %
-    assert matches.confidence.sum() > 1.5 * others.confidence.sum()  # matches that it expects to be right
+    assert matches.confidence.sum() > 1.2 * others.confidence.sum()  # matches that it expects to be right
 
 
 def test_without_a_radius_the_whole_image_is_searched() -> None:
