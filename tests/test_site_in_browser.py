@@ -38,8 +38,16 @@ NO_ALT = """[...document.querySelectorAll('figure img, .cell_output img')]
     .filter(i => !i.alt || i.alt.startsWith('_images') || /[.](png|svg)$/.test(i.alt)).map(i => i.src)"""
 LOAD_LAZY_IMAGES = "document.querySelectorAll('img[loading=lazy]').forEach(i => { i.loading = 'eager' })"
 COLOURS = """() => {
-  const shown = e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor];
-  return [...document.querySelectorAll('article p, article h1')].filter(e => e.innerText.trim()).slice(0, 3).map(shown)
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!/, 0[)]$|^transparent$/.test(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const kinds = ['article > section > p', 'h1', 'p.provenance', '.cell_output td', '.cell_output td small', 'figcaption p'];
+  return kinds.map(kind => document.querySelector(`article ${kind}`) || document.querySelector(kind))
+      .filter(e => e && e.innerText.trim()).map(e => [getComputedStyle(e).color, ground(e)]);
 }"""
 
 
