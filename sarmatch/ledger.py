@@ -189,12 +189,13 @@ def ledger_html(table: pd.DataFrame) -> str:
         links = [f'<a href="{page}.html#{anchor}">{page}</a>' if anchor else f'<a href="{page}.html">{page}</a>']
         if row["figure"]:
             links.append(f'<a href="{page}.html#{row["figure"]}">figure</a>')
+        files = ", ".join(name if name == "computed" else f"{name}.csv" for name in text["files"].split(", ") if name)
         kind = VERDICTS.index(row["verdict"])
         rows.append(
             f'<tr id="claim-{row["number"]}"><td>{row["number"]}</td>'
             f"<td>{text['claim']}<br><small>{text['place']}</small></td>"
             f"<td>{text['test']}<br><small>{', '.join(links)}</small></td>"
-            f"<td>{text['here'].replace('; ', '<br>') or 'no number'}<br><small>{text['files']}</small></td>"
+            f"<td>{text['here'].replace('; ', '<br>') or 'no number'}<br><small>{files}</small></td>"
             f'<td><span class="verdict verdict-{kind}">{text["verdict"]}</span><br>'
             f"<small>{text['why']}{'. ' + text['note'] if row['note'] else ''}</small></td></tr>"
         )

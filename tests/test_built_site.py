@@ -95,6 +95,13 @@ def test_chapters_show_figures_with_numbers_and_no_errors(name: str) -> None:
     assert figures and captions >= figures, f"{figures} figures, {captions} numbered captions"
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_shows_raw_markup(name: str) -> None:
+    """A directive whose fence or name is wrong becomes text, without a warning."""
+    html = re.sub(r"<pre.*?</pre>", "", (SITE / name).read_text(), flags=re.S)
+    assert re.findall(r"```\S*|:{3,}\S*|\{(?:doc|numref|eq|cite:p|cite:t|term)\}`[^`]*`", html) == []
+
+
 def test_own_style_is_applied() -> None:
     assert any("_static/custom.css" in url for url in page(SITE / "index.html").loads)
 

@@ -45,8 +45,8 @@ COLOURS = """() => {
     }
     return 'rgb(255, 255, 255)';
   };
-  const kinds = ['article > section > p', 'h1', 'p.provenance', '.cell_output td', '.cell_output td small', 'figcaption p'];
-  return kinds.map(kind => document.querySelector(`article ${kind}`) || document.querySelector(kind))
+  const kinds = ['section > p', 'h1', 'p.provenance', '.cell_output td', '.cell_output td small', 'figcaption p'];
+  return kinds.map(kind => document.querySelector(`article ${kind}`))
       .filter(e => e && e.innerText.trim()).map(e => [getComputedStyle(e).color, ground(e)]);
 }"""
 
