@@ -33,11 +33,12 @@ from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
-from sarmatch.experiments import Run, commit, kept_table
+from sarmatch.experiments import Run, kept_table
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.provenance import commit
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",

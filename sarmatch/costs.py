@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from sarmatch.config import ModelConfig
-from sarmatch.inference import MULTIPLE, TILE, Matcher
+from sarmatch.inference import Matcher
 from sarmatch.matching import pick_matches, predict
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.models.encoder import Encoding
+from sarmatch.tiles import MULTIPLE, TILE
 
 BASE = "base"
 ONE_PASS = "with uncertainty"

@@ -12,15 +12,10 @@ import ast
 import dataclasses
 import hashlib
 import json
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +35,13 @@ from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, Matcher, read_confidenc
 from sarmatch.models import SarOpticalNet
 from sarmatch.precision import fit_precision
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
+from sarmatch.provenance import commit, provenance
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
 NOT_PRETRAINING = ("training", "evaluation")
 """Sections of the config that do not matter to pretraining."""
 SHIPPED = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
 """Provenance that travels in the header of shipped weights."""
-PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -387,41 +382,6 @@ def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
         return float("nan")
     i = int(reached[0])
     return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))
-
-
-def provenance(config: Config, fingerprint: str, without: Collection[str] = ()) -> dict[str, Any]:
-    """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command.
-
-    Args:
-        without: sections of the config that do not enter its hash.
-    """
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "profile": config.profile,
-        "seed": config.seed,
-        "config_hash": config.hash(fingerprint, without),
-        "data_fingerprint": fingerprint,
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "hardware": device,
-    }
-
-
-def commit() -> str:
-    """Short hash of the checkout's commit, with `+` where tracked files differ; `unknown` outside a checkout."""
-    try:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-        return _git("rev-parse", "--short=9", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    here = Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,12 +26,9 @@ from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.tiles import MULTIPLE, TILE, tiles
 from sarmatch.volumes import Volume
 
-MULTIPLE = 16
-"""Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level)."""
-TILE = 256
-"""Largest side that is matched in one volume, px; memory grows with its fourth power."""
 GLOBAL_SIDE = 2048
 """Largest side for the global stage, px: it holds the descriptors of the whole image, about 3 GB."""
 LOCAL_RADIUS = 16.0
@@ -270,7 +266,7 @@ class Matcher:
         """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
         height, width = sar.shape[-2:]
         parts = []
-        for window, core in _tiles(height, width, margin=min(search_radius, TILE // 4)):
+        for window, core in tiles(height, width, margin=min(search_radius, TILE // 4)):
             inputs = (
                 fill_invalid(sar[..., *window], sar_valid[..., *window]),
                 fill_invalid(optical[..., *window], optical_valid[..., *window]),
@@ -333,27 +329,6 @@ def _usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # unknown name, or a build or machine without it
         raise ValueError(f"device {str(name)!r} cannot be used here ({error}); take 'auto' or 'cpu'") from error
     return device
-
-
-Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]
-
-
-def _tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
-    """Windows (rows, columns) of at most `TILE` px that overlap by twice the margin; their cores (x0, y0, x1, y1)."""
-    rows, columns = (tile_intervals(n, margin) for n in (height, width))
-    for y, y_low, y_high in rows:
-        for x, x_low, x_high in columns:
-            yield (slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))), (x_low, y_low, x_high, y_high)
-
-
-def tile_intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
-    """Starts of tiles along one axis, multiples of 16, and the ends of their cores: halfway into each overlap."""
-    if length <= TILE:
-        return [(0, -1.0, float(length))]
-    n = int(np.ceil((length - 2 * margin) / (TILE - 2 * margin)))
-    starts = [round((length - TILE) * i / (n - 1) / MULTIPLE) * MULTIPLE for i in range(n)]
-    edges = [-1.0, *((a + TILE + b) / 2 for a, b in pairwise(starts)), float(length)]
-    return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
 
 
 def _pixels(cells: Tensor) -> Tensor:

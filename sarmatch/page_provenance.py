@@ -17,7 +17,7 @@ PREFIX = "page_"
 
 def save_page(results: Path, chapter: str, config: Config) -> Path:
     """Note when, by which version and by which command a chapter was executed, as `page_<chapter>.json`."""
-    from sarmatch.experiments import commit
+    from sarmatch.provenance import commit
 
     data = "" if config.data.source == "synthetic" else " --data DATA"
     about = {

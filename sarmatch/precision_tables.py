@@ -23,7 +23,7 @@ from sarmatch.confidence import SPREAD, Confidence, fit_calibrator, match_table
 from sarmatch.config import Config, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
-from sarmatch.experiments import MODES, commit, confidence_or_load, kept_table, train_or_load
+from sarmatch.experiments import MODES, confidence_or_load, kept_table, train_or_load
 from sarmatch.inference import WEIGHTS, Matcher
 from sarmatch.precision import (
     CONFIDENT_PX,
@@ -34,6 +34,7 @@ from sarmatch.precision import (
     scene_weights,
     weighted_quantiles,
 )
+from sarmatch.provenance import commit
 from sarmatch.statistics import cluster_bootstrap
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)

@@ -27,12 +27,13 @@ from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import Run, commit, kept_table, records_or_load, shipped_or_trained
 from sarmatch.geometry import translation
-from sarmatch.inference import MULTIPLE, Matcher
+from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
+from sarmatch.tiles import MULTIPLE
 
 SOURCES: Mapping[str, str] = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
 """Where the images of a dataset come from; one that is not named stands for itself."""

@@ -11,12 +11,13 @@ from patch_net import PatchNet, texture
 from sarmatch import load_matcher
 from sarmatch.checkpoints import save_weights
 from sarmatch.geometry import rotation_scale, transform_points, translation, warp
-from sarmatch.inference import TILE, Matcher, tile_intervals
+from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
 from sarmatch.profiles import profile
+from sarmatch.tiles import TILE, tile_intervals
 
 
 @pytest.fixture(scope="module")

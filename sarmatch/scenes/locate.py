@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from sarmatch.data.raster import Raster
-from sarmatch.inference import MULTIPLE, Matcher
+from sarmatch.inference import Matcher
 from sarmatch.models import STRIDE
 from sarmatch.prior import MIN_OVERLAP, cross_correlation, describe_pair, global_prior, shift_of, within_reach
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import MARGIN, ScenePair
 from sarmatch.scenes.windows import RADIUS
+from sarmatch.tiles import MULTIPLE
 
 WINDOW = 512
 """Side of the windows that vote for the displacement, px."""

@@ -27,9 +27,10 @@ from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import Pair, PairError, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
-from sarmatch.experiments import commit, kept_table
+from sarmatch.experiments import kept_table
 from sarmatch.groundtruth import residual_shift
 from sarmatch.inference import Matcher
+from sarmatch.provenance import commit
 from sarmatch.registration import least_squares
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair

@@ -20,10 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sarmatch.files import atomic_path
-from sarmatch.inference import MULTIPLE, TILE, Matcher, load_matcher, tile_intervals
+from sarmatch.inference import Matcher, load_matcher
 from sarmatch.matches import Matches
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
+from sarmatch.tiles import MULTIPLE, TILE, tile_intervals
 
 RADIUS = 32.0
 """Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""

@@ -29,7 +29,7 @@ SIZE = PeerSize(width=32, window_cells=4)
 STEPS = {
     ThreeStepNet: (20, 48),
     TranslationNet: (20, 48),
-    TransformerNet: (80, 64),
+    TransformerNet: (160, 64),
     CoAttentionNet: (60, 64),
     PatchNet: (110, 48),
 }
@@ -89,9 +89,10 @@ def test_a_known_shift_of_one_image_is_found_and_no_other(matcher: LearnedMatche
     share = metrics.mma(metrics.match_errors(matches, truth), 3.0)
     assert len(matches) > 60 and share > 0.75
     assert np.linalg.norm(matches.xy_optical - matches.xy_sar, axis=1).max() <= 12.8
-    others = matcher.match(texture(112, seed=1), texture(112, seed=2).expand(3, -1, -1), search_radius=12)
-    assert metrics.mma(metrics.match_errors(others, truth), 3.0) < 0.25  # by chance 6 %
-    assert matches.confidence.sum() > 1.2 * others.confidence.sum()  # matches that it expects to be right
+    for seed in (1, 3, 5, 7):
+        others = matcher.match(texture(112, seed=seed), texture(112, seed=seed + 1).expand(3, -1, -1), search_radius=12)
+        assert metrics.mma(metrics.match_errors(others, truth), 3.0) < 0.25  # by chance 6 %
+        assert matches.confidence.sum() > 1.5 * others.confidence.sum()  # matches that it expects to be right
 
 
 def test_without_a_radius_the_whole_image_is_searched() -> None:
