@@ -72,7 +72,7 @@ STANDS_FOR: Mapping[str, str] = {
 
 MISSING: Mapping[str, str] = {
     "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
-    "Zhang et al. (ref. 30)": "not run by itself: its attention between features is what the row *transformer* has; as "
+    "Zhang et al. (ref. 30)": "not run by itself: its attention between features is what the row transformer has; as "
     "printed 12.0 % within 1 px",
     "RDFM (ref. 2)": "not run: matches features of a network pretrained on photographs, whose weights are a download",
     "DarkFeat (ref. 6)": "not run: made for raw camera images in the dark; a sensor's Bayer pattern is its input",
