@@ -12,7 +12,7 @@ from docutils.parsers.rst import Directive
 
 from sarmatch.cli import main
 
-WIDTH = "88"
+WIDTH = "76"  # columns that the page holds
 
 
 class CommandHelp(Directive):

@@ -31,7 +31,7 @@ class MutualInformationMatcher(TemplateMatcher):
             gaussian_blur(sar[:1], SAR_SIGMA_PX),
             gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX),
         )
-        binned = (_equal_bins(image, self.bins) for image in smooth)
+        binned = (equal_bins(image, self.bins) for image in smooth)
         first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in binned)
         return first, second
 
@@ -51,7 +51,7 @@ class MutualInformationMatcher(TemplateMatcher):
                 counts = np.bincount((cell + joint).ravel(), minlength=rows * columns * (bins**2 + 1))
                 cells = counts.astype(np.float32).reshape(rows, columns, bins**2 + 1)[..., : bins**2]
                 stacked = (above @ cells.reshape(rows, -1)).reshape(rows, columns, bins**2)
-                out[dy, dx] = _information(beside @ stacked)
+                out[dy, dx] = mutual_information(beside @ stacked)
         return torch.from_numpy(out)
 
 
@@ -61,7 +61,7 @@ def _neighbours(n: int, side: int) -> np.ndarray:
     return (np.abs(cells[:, None] - cells) <= side // 2).astype(np.float32)
 
 
-def _information(counts: np.ndarray) -> np.ndarray:
+def mutual_information(counts: np.ndarray) -> np.ndarray:
     """Mutual information in nats of joint counts (..., B * B), less its expectation under independence."""
     bins = math.isqrt(counts.shape[-1])
     of_first = np.repeat(np.eye(bins, dtype=np.float32), bins, axis=0)  # (B * B, B): products are faster than sums
@@ -77,7 +77,7 @@ def _n_log_n(counts: np.ndarray) -> np.ndarray:
     return np.einsum("...i,...i", counts, np.log(np.maximum(counts, 1)))
 
 
-def _equal_bins(image: Tensor, bins: int) -> Tensor:
+def equal_bins(image: Tensor, bins: int) -> Tensor:
     """Bins 0 to B - 1 of equal count, as float."""
     borders = np.quantile(image.numpy(), np.arange(1, bins) / bins)
     return torch.from_numpy(np.searchsorted(borders, image.numpy(), side="right").astype(np.float32))

@@ -25,10 +25,10 @@ def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
 
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:
-    """Corner errors by model, one mark a registration and shape a scene: raw, and without the scenes' own residuals."""
+    """Corner errors by model, one mark a registration and shape a scene: by the shift applied, and at check points."""
     models = list(dict.fromkeys(registrations["model"]))
     scenes = list(dict.fromkeys(registrations["id"]))
-    columns = {"corner_error_px": "from the shift applied", "corner_error_refined_px": "less the scene's own residual"}
+    columns = {"corner_error_px": "from the shift applied", "check_corner_px": "at the check points nearest to corners"}
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
         for i, scene in enumerate(scenes):
             rows = registrations[registrations["id"] == scene]

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +27,15 @@ from sarmatch.data.pairs import Pair, PairError, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
 from sarmatch.experiments import kept_table
-from sarmatch.groundtruth import residual_shift
 from sarmatch.inference import Matcher
 from sarmatch.provenance import commit
-from sarmatch.registration import least_squares
+from sarmatch.scenes.check_points import CheckPoints, check_points
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
-from sarmatch.scenes.transforms import CE90, MODELS, Model, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
 
 _CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
-_BLOCK = 256  # px: what of a scene is taken to be shifted as one by the independent estimate
+_CROP = 256  # px, of an unrelated crop
 
 
 @contextmanager
@@ -76,31 +74,6 @@ def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher)
         yield matched
 
 
-def own_residual(pair: Pair) -> np.ndarray | None:
-    """The affine map (3, 3), SAR to optical px, by which a scene's own co-registration is off; None where unknown.
-
-    From the shifts of its blocks, each told by `groundtruth.residual_shift`, without a network.
-    """
-    centres, shifts = [], []
-    height, width = pair.size
-    side = min(_BLOCK, height, width)
-    for y in range(0, height - side + 1, side):
-        for x in range(0, width - side + 1, side):
-            at = np.s_[y : y + side, x : x + side]
-            part = replace(pair, sar=pair.sar[:, *at], optical=pair.optical[:, *at], valid=pair.valid[at])
-            found = residual_shift(part)
-            if found.reliable:
-                centres.append((x + (side - 1) / 2, y + (side - 1) / 2))
-                shifts.append((found.dx, found.dy))
-    if not centres:
-        return None
-    source, moved = np.array(centres), np.array(centres) + np.array(shifts)
-    if len(source) < 6:
-        return least_squares(source, moved, "shift")
-    near = np.linalg.norm(moved - source - np.median(shifts, axis=0), axis=1) <= 3
-    return least_squares(source[near], moved[near], "affine" if near.sum() >= 6 else "shift")
-
-
 def registration_trials(
     matcher: Matcher,
     pairs: Pairs | Sequence[Pair],
@@ -116,70 +89,59 @@ def registration_trials(
 
     Returns:
         one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
-        agreeing matches, corner_error_px (largest distance at the four corners from the shift applied), the same
-        without the pair's own residual (corner_error_refined_px; NaN where that is unknown), ce90_px (stated, at the
-        corners), rmse_px, seconds.
+        agreeing matches, rmse_px (of the matches), seconds; corner_error_px, the largest distance at the four corners
+        from the shift applied; and at check points, which tell what the pair's own co-registration is off besides
+        (NaN where there are none): n_checks, check_rmse_px, check_corner_px (largest at those nearest to the four
+        corners), within_ce90 (share of check points that lie within the CE90 stated for their place).
     """
     rng = np.random.default_rng(seed)
     rows = []
     jobs = [(pair, rng.uniform(-max_shift_px, max_shift_px, 2)) for pair in pairs for _ in range(n_shifts)]
-    residuals: dict[str, np.ndarray | None] = {}
+    checks: dict[str, CheckPoints] = {}
     for pair, shift in tqdm(jobs, desc="registrations", disable=None):
-        if pair.id not in residuals:
-            residuals[pair.id] = own_residual(pair)
-        rows.extend(_trial(matcher, pair, shift, residuals[pair.id], models))
+        if pair.id not in checks:
+            checks[pair.id] = check_points(pair)
+        rows.extend(_trial(matcher, pair, shift, checks[pair.id], models))
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class _Corners:
-    """Corner px (4, 2) of a pair, and where they lie in the optical image by the shift, and by the residual besides."""
-
-    xy: np.ndarray
-    raw: np.ndarray
-    refined: np.ndarray
-
-    @classmethod
-    def of(cls, pair: Pair, shift: np.ndarray, residual: np.ndarray | None) -> _Corners:
-        height, width = pair.size
-        xy = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
-        known = np.full((3, 3), np.nan) if residual is None else residual
-        return cls(xy, xy + shift, xy @ known[:2, :2].T + known[:2, 2] + shift)
-
-
 def _trial(
-    matcher: Matcher, pair: Pair, shift: np.ndarray, residual: np.ndarray | None, models: Sequence[Model]
+    matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
     start = time.perf_counter()
-    corners = _Corners.of(pair, shift, residual)
     about = {"id": pair.id, "dx": shift[0], "dy": shift[1]}
     with displaced(pair, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
-    about["n_thinned"] = agreed.n_thinned
+    about |= {"n_thinned": agreed.n_thinned, "n_checks": len(checks.xy_sar)}
     about |= {"seconds": time.perf_counter() - start}
-    xy = (thinned.xy_sar, thinned.xy_optical)
-    fits = [_fitted(xy, thinned.covariance, model, corners) if agreed.accepted else {} for model in models]
-    return [{**about, "model": model, **_NOTHING, **fit} for model, fit in zip(models, fits, strict=True)]
+    rows = []
+    for model in models:
+        row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
+        if agreed.accepted:
+            try:
+                ends = thinned.xy_sar, thinned.xy_optical
+                row |= _errors(fit_transform(*ends, model, covariance=thinned.covariance), pair, shift, checks)
+            except SceneRefusal as refusal:
+                row["refused"] = str(refusal)
+        rows.append(row)
+    return rows
 
 
-_NOTHING = dict.fromkeys(("corner_error_px", "corner_error_refined_px", "ce90_px", "rmse_px"), np.nan)
+_ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90", "rmse_px")
 
 
-def _fitted(
-    xy: tuple[np.ndarray, np.ndarray], covariance: np.ndarray, model: Model, corners: _Corners
-) -> dict[str, Any]:
-    try:
-        transform = fit_transform(*xy, model, covariance=covariance)
-    except SceneRefusal as refusal:
-        return {"refused": str(refusal)}
-    there = transform(corners.xy)
-    return {
-        "corner_error_px": float(np.linalg.norm(there - corners.raw, axis=1).max()),
-        "corner_error_refined_px": float(np.linalg.norm(there - corners.refined, axis=1).max()),
-        "ce90_px": float(CE90 * transform.sigma(corners.xy).max()),
-        "rmse_px": transform.rmse_px,
-    }
+def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
+    height, width = pair.size
+    corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
+    found = {"corner_error_px": float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())}
+    found["rmse_px"] = transform.rmse_px
+    if len(checks.xy_sar):
+        errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
+        found["check_corner_px"] = float(errors[checks.nearest(corners)].max())
+        found["check_rmse_px"] = float(np.sqrt((errors**2).mean()))
+        found["within_ce90"] = float((errors <= CE90 * transform.sigma(checks.xy_sar)).mean())
+    return found
 
 
 def unrelated_trials(
@@ -220,7 +182,11 @@ def unrelated_trials(
 
 
 def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
-    """Per model: registrations, share refused, and shares within a corner error, raw and without the own residual."""
+    """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
+
+    A success is a corner error of at most the threshold: from the shift applied (success), and at the check points
+    nearest to the corners (success_checks). What was refused or has no check points is none.
+    """
     rows = []
     for model, group in trials.groupby("model", sort=False):
         rows.append(
@@ -229,10 +195,10 @@ def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFra
                 "registrations": len(group),
                 "refused": float((group["refused"] != "").mean()),
                 "success": float((group["corner_error_px"] <= threshold_px).mean()),
-                "success_refined": float((group["corner_error_refined_px"] <= threshold_px).mean()),
-                "median_px": float(group["corner_error_px"].median()),
-                "median_refined_px": float(group["corner_error_refined_px"].median()),
-                "within_ce90": float((group["corner_error_refined_px"] <= group["ce90_px"]).mean()),
+                "success_checks": float((group["check_corner_px"] <= threshold_px).mean()),
+                "median_corner_px": float(group["corner_error_px"].median()),
+                "median_check_rmse_px": float(group["check_rmse_px"].median()),
+                "within_ce90": float(group["within_ce90"].mean()),
             }
         )
     return pd.DataFrame(rows)
@@ -317,7 +283,11 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
 
     seed, of_scenes, of_test = config.seed, scenes.fingerprint(), test.fingerprint()
     return Study(
-        kept("registrations", [n_shifts, of_scenes], lambda: registration_trials(matcher, chosen, n_shifts, seed=seed)),
-        kept("crops", [n_crops, of_test], lambda: unrelated_trials(matcher, test, n_crops, _BLOCK, seed)),
+        kept(
+            "registrations at check points",
+            [n_shifts, of_scenes],
+            lambda: registration_trials(matcher, chosen, n_shifts, seed=seed),
+        ),
+        kept("crops", [n_crops, of_test], lambda: unrelated_trials(matcher, test, n_crops, _CROP, seed)),
         kept("unrelated", [n_scenes, of_scenes], lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed)),
     )

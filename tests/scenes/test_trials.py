@@ -33,24 +33,22 @@ def test_an_applied_shift_is_the_truth(matcher: Matcher) -> None:
     assert table["corner_error_px"].max() < 0.5 and (table["share"] > table["required"]).all()
 
 
-def test_the_residual_of_a_pair_is_found_and_taken_away(matcher: Matcher) -> None:
-    pair = pair_of(1, (3, -2))
-    residual = trials.own_residual(pair)
-    assert residual is not None
-    np.testing.assert_allclose(residual[:2, 2], [3, -2], atol=0.2)
-    table = trials.registration_trials(matcher, [pair], 1, 20.0, models=("shift",))
-    assert table["corner_error_px"][0] == pytest.approx(np.hypot(3, 2), abs=0.4)
-    assert table["corner_error_refined_px"][0] < 0.5
+def test_check_points_know_what_a_pair_is_off_by_itself(matcher: Matcher) -> None:
+    table = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 1, 20.0, models=("shift",))
+    (row,) = table.to_dict("records")
+    assert row["corner_error_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
+    assert row["n_checks"] > 0 and row["check_corner_px"] < 0.7 and row["check_rmse_px"] < 0.7
+    assert 0 <= row["within_ce90"] <= 1
 
 
 def test_success_counts_refusals_as_failures() -> None:
-    nothing = {"corner_error_px": np.nan, "corner_error_refined_px": np.nan, "ce90_px": np.nan}
+    errors = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90")
     rows = [
-        {"model": "shift", "refused": "", "corner_error_px": 4.0, "corner_error_refined_px": 1.0, "ce90_px": 2.0},
-        {"model": "shift", "refused": "too few", **nothing},
+        {"model": "shift", "refused": "", **dict(zip(errors, (4.0, 1.0, 0.5, 0.75), strict=True))},
+        {"model": "shift", "refused": "too few", **dict.fromkeys(errors, np.nan)},
     ]
     (row,) = trials.success_table(pd.DataFrame(rows)).to_dict("records")
-    assert (row["refused"], row["success"], row["success_refined"], row["within_ce90"]) == (0.5, 0.0, 0.5, 0.5)
+    assert (row["refused"], row["success"], row["success_checks"], row["within_ce90"]) == (0.5, 0.0, 0.5, 0.75)
 
 
 def test_refusals_say_why(matcher: Matcher) -> None:
