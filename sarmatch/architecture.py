@@ -101,7 +101,8 @@ def trace(
         for hook in hooks:
             hook.remove()
     for name, output in _named(outputs).items():
-        for tensor in _tensors(output):
+        tensor = next(_tensors(output), None)
+        if tensor is not None:
             shape = tuple(tensor.shape)
             steps.append(Part(name, OUTPUT, _origins([tensor], owner), shape, width // shape[-1]))
     return steps

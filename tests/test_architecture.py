@@ -212,3 +212,12 @@ def test_source_is_the_code_that_runs() -> None:
     )
     assert "\n\n@dataclass(frozen=True)\nclass ModelConfig:" in shown
     assert shown.endswith("\n```")
+
+
+def test_an_output_of_several_tensors_is_one_part_at_the_stride_of_its_first() -> None:
+    net = on_meta(ModelConfig())
+    parts = trace(net.sar_encoder, torch.empty(1, net.config.sar_channels, 64, 64, device="meta"))
+    names = [part.name for part in parts]
+    assert len(names) == len(set(names)) and min(part.stride for part in parts) == 1
+    (uncertainty,) = [part for part in parts if part.name == "Encoding.uncertainty"]
+    assert uncertainty.shape[1:] == (1, 16, 16) and uncertainty.stride == 4

@@ -1,0 +1,44 @@
+"""Sphinx extension: intervals in tables of results stay on one line, wide figures scroll before they get illegible."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from PIL import Image
+
+INTERVAL = re.compile(r"(<td>-?[\d.]+) (\[-?[\d.]+, -?[\d.]+\])(?=</td>)")
+WIDTHS = {"figure-wide": 1000, "figure-broad": 700}
+"""Classes of figures by their least width, px; `custom.css` says how far each may shrink."""
+
+
+def keep_intervals(doctree: nodes.document) -> None:
+    for node in doctree.findall(nodes.raw):
+        if "dataframe" in node.astext():
+            together = r'\1 <span class="interval">\2</span>'
+            node.children = [nodes.Text(INTERVAL.sub(together, node.astext()))]
+
+
+def mark_figures(app: Any, doctree: nodes.document) -> None:
+    folder = Path(app.env.doc2path(app.env.docname)).parent
+    for node in doctree.findall(nodes.image):
+        path = folder / node["uri"].lstrip("/")
+        if path.suffix != ".png" or not path.is_file():
+            continue
+        with Image.open(path) as picture:
+            width = picture.width
+        node["classes"] += [
+            name for name, least in WIDTHS.items() if width >= least
+        ][:1]
+
+
+def improve(app: Any, doctree: nodes.document) -> None:
+    keep_intervals(doctree)
+    mark_figures(app, doctree)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("doctree-read", improve)
+    return {"parallel_read_safe": True}
