@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sarmatch.scenes import MatchSettings
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR")]
+Optical = Annotated[Positional[Path], tyro.conf.arg(metavar="OPTICAL")]
 ImageName = Literal["sar", "optical"]
 ModelName = Literal["shift", "affine", "polynomial", "field"]
 ResamplingName = Literal["nearest", "bilinear", "cubic"]
@@ -26,8 +28,8 @@ REFUSED = 3
 
 
 def match(
-    sar: Positional[Path],
-    optical: Positional[Path],
+    sar: Sar,
+    optical: Optical,
     model: str = "s1s2",
     search_radius: SearchRadius = "auto",
     max_rotation_deg: float = 0.0,
@@ -103,8 +105,8 @@ def match(
 
 
 def register(
-    sar: Positional[Path],
-    optical: Positional[Path],
+    sar: Sar,
+    optical: Optical,
     to: ImageName = "sar",
     transform: Annotated[ModelName, tyro.conf.arg(name="model")] = "affine",
     order: int = 2,

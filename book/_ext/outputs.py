@@ -1,4 +1,4 @@
-"""Sphinx extension: intervals in tables of results stay on one line, wide figures scroll before they get illegible."""
+"""Sphinx extension: intervals stay on one line, wide figures scroll before they shrink."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 INTERVAL = re.compile(r"(<td>-?[\d.]+) (\[-?[\d.]+, -?[\d.]+\])(?=</td>)")
 WIDTHS = {"figure-wide": 1000, "figure-broad": 700}
-"""Classes of figures by their least width, px; `custom.css` says how far each may shrink."""
+"""Classes of figures by least width, px; `custom.css` says how far each may shrink."""
 
 
 def keep_intervals(doctree: nodes.document) -> None:
@@ -29,9 +29,9 @@ def mark_figures(app: Any, doctree: nodes.document) -> None:
             continue
         with Image.open(path) as picture:
             width = picture.width
-        node["classes"] += [
-            name for name, least in WIDTHS.items() if width >= least
-        ][:1]
+        node["classes"] += [name for name, least in WIDTHS.items() if width >= least][
+            :1
+        ]
 
 
 def improve(app: Any, doctree: nodes.document) -> None:

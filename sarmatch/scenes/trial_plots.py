@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sarmatch.plots import COLOURS, MARKERS, neutral
+from sarmatch.matches import Matches
+from sarmatch.plots import COLOURS, MARKERS, draw_matches, neutral
 from sarmatch.scenes.agreement import required_share
 from sarmatch.scenes.trials import Study
-from sarmatch.scenes.views import View, checkered
+from sarmatch.scenes.views import View, as_image, checkered
 
 
 def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
@@ -22,6 +24,20 @@ def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
         ax.set(xticks=[], yticks=[], title=title)
         neutral(ax)
     return axes
+
+
+def joined(ax: Axes, view: View, matches: Matches) -> Axes:
+    """Matches that lie in a view, their ends joined where the georeference puts them, coloured by confidence.
+
+    Args:
+        matches: in px of the common grid.
+    """
+    corner = np.array([view.region.x, view.region.y])
+    ends = [(xy - corner + 0.5) / view.factor - 0.5 for xy in (matches.xy_sar, matches.xy_optical)]
+    height, width = view.reference.shape[:2]
+    inside = np.all([(xy > -0.5) & (xy < (width - 0.5, height - 0.5)) for xy in ends], axis=(0, 2))
+    shown = dataclasses.replace(matches, xy_sar=ends[0], xy_optical=ends[1]).select(inside)
+    return draw_matches(ax, as_image(view.reference), as_image(view.before), shown)
 
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:

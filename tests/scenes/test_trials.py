@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,10 @@ from scene_files import texture
 
 from sarmatch.data.pairs import Pair
 from sarmatch.inference import Matcher
-from sarmatch.scenes import trials
+from sarmatch.matches import Matches
+from sarmatch.scenes import trial_plots, trials
+from sarmatch.scenes.grids import Region
+from sarmatch.scenes.views import View
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,16 @@ def test_false_successes_are_counted() -> None:
     table = pd.DataFrame({"refused": ["", "no"], "share": [0.9, 0.2], "required": [0.5, 0.5]})
     (row,) = trials.false_successes({"crops": table}).to_dict("records")
     assert row["pairings"] == 2 and row["false_successes"] == 1 and row["least_margin"] == pytest.approx(-0.4)
+
+
+def test_joined_matches_are_those_inside_the_view_and_keep_their_confidence() -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    view = View("detail", Region(100, 200, 120, 80), 2, picture, picture, picture)
+    xy = np.array([[110.0, 210], [219, 279], [99, 210], [110, 281]])
+    matches = Matches(xy, xy, np.array([0.25, 0.75, 0.5, 0.5]))
+    _, ax = plt.subplots()
+    trial_plots.joined(ax, view, matches)
+    (lines,) = ax.collections
+    np.testing.assert_array_equal(lines.get_array(), [0.25, 0.75])
+    np.testing.assert_allclose(lines.get_segments()[0][0], [4.75, 4.75])
+    plt.close("all")
