@@ -37,14 +37,15 @@ def headline(results: Path) -> str:
             cells = [f"**{_cell(row, name)}**" if row[name] == best.get(name) else _cell(row, name) for name in COLUMNS]
             lines.append(f"| {scenes} | {METHODS[row['method']]} | {' | '.join(cells)} |")
     lines.append("| SEN12MS, 27,100 pairs | the paper's number, protocol and radius not stated | 0.145 | | 1298 |")
+    measured_at = ", ".join(about["measured_at"])
+    uncommitted = " (+: with uncommitted changes)" if "+" in measured_at else ""
     words = (
         "Share of mutual matches within a threshold of the truth, mean over pairs with 95 % intervals over scenes; the "
         "best on each kind of scenes is bold. "
         f"Protocol `{about['protocol']}`, search radius {about['search_radius']:g} px, {about['crop_size']} px crops, "
         f"scenes never seen in training; profile {about['profile']}, seed {about['seed']}, run {about['run']}, "
         f"data {about['data_fingerprint']}, trained at commit {', '.join(about['commits'])}, measured at "
-        f"{', '.join(about['measured_at'])} (+: with uncommitted changes). Other data and protocol than the paper's: "
-        "the last row is not comparable."
+        f"{measured_at}{uncommitted}. Other data and protocol than the paper's: the last row is not comparable."
     )
     return "\n".join([*lines, "", words])
 

@@ -82,6 +82,8 @@ def _about_table(about: dict[str, Any]) -> list[str]:
         "device": "{}",
         "command": "command {}",
     }
+    if str(about.get("weights")).endswith(".safetensors"):
+        names["weights"] = "weights {}"
     return [text.format(_text(about[name])) for name, text in names.items() if about.get(name) not in (None, [])]
 
 

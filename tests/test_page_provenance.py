@@ -34,6 +34,16 @@ def test_lines_name_the_runs_of_this_chapter_only(tmp_path: Path) -> None:
     assert (table, about) == ("cost_modes.csv", "run matcher-1, seeds 0 and 1, search radius 32 px")
 
 
+def test_weights_are_named_by_file_or_by_the_commit_that_made_them(tmp_path: Path) -> None:
+    note = save_page(tmp_path, "precision", profile("demo"))
+    for weights, words in (
+        ("s1s2.safetensors", "weights s1s2.safetensors"),
+        ("b4a395d28", "weights of commit b4a395d28"),
+    ):
+        (tmp_path / "precision_x.json").write_text(json.dumps({"weights": weights}))
+        assert page_lines(note)[1] == ("precision_x.csv", words)
+
+
 def test_a_staged_book_shows_its_own_note(tmp_path: Path) -> None:
     assert page_file(tmp_path, "matching", "s1s2") is None
     published = save_page(tmp_path / "s1s2", "matching", profile("s1s2", "d"))

@@ -1,4 +1,4 @@
-"""Sphinx extension: intervals stay on one line, wide figures scroll before they shrink."""
+"""Sphinx extension: intervals stay together, wide figures scroll before they shrink."""
 
 from __future__ import annotations
 
