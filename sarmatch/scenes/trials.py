@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,29 @@ def registration_trials(
     return pd.DataFrame(rows)
 
 
+def own_displacements(pairs: Iterable[Pair]) -> pd.DataFrame:
+    """How far pairs are displaced by themselves: a registration must follow that, and the shift applied ignores it.
+
+    Returns:
+        one row a pair: id, blocks, check_points (of these blocks), median_px and corner_px, the median length of their
+        displacements and the largest among those nearest to the four corners; NaN without check points.
+    """
+    rows = []
+    for pair in pairs:
+        checks = check_points(pair)
+        lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
+        nearest = lengths[checks.nearest(_corners(pair))]
+        known = {"median_px": float(np.median(lengths)), "corner_px": float(nearest.max())} if len(lengths) else {}
+        rows.append({"id": pair.id, "blocks": checks.n_blocks, "check_points": len(lengths), **known})
+    return pd.DataFrame(rows, columns=["id", "blocks", "check_points", "median_px", "corner_px"])
+
+
+def _corners(pair: Pair) -> np.ndarray:
+    """Px (4, 2) of the four corner pixels."""
+    height, width = pair.size
+    return np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
+
+
 def _trial(
     matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
@@ -132,8 +155,7 @@ _ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90",
 
 
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
-    height, width = pair.size
-    corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
+    corners = _corners(pair)
     found = {"corner_error_px": float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())}
     found["rmse_px"] = transform.rmse_px
     if len(checks.xy_sar):
@@ -264,6 +286,15 @@ def scenes_of(config: Config) -> Pairs:
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
 
 
+def trial_scenes(config: Config) -> list[Pair]:
+    """Those of `scenes_of` that are registered: all real ones, of generated ones as many as there are shifts."""
+    scenes = scenes_of(config)
+    if scenes.index["dataset"].iloc[0] != "synthetic":
+        return list(scenes)
+    n_shifts, _, _ = NUMBERS.get(config.profile, _MANY)
+    return [scenes[i] for i in range(0, len(scenes), 4)][:n_shifts]  # four generated pairs show one scene
+
+
 def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once, then read from the store of runs.
 
@@ -273,8 +304,7 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     generated = scenes.index["dataset"].iloc[0] == "synthetic"
     test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
     n_shifts, n_crops, n_scenes = NUMBERS.get(config.profile, _MANY)
-    chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
-    chosen = chosen[:n_shifts] if generated else chosen
+    chosen = trial_scenes(config)
     folder = runs_dir / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -45,6 +45,15 @@ def test_check_points_know_what_a_pair_is_off_by_itself(matcher: Matcher) -> Non
     assert 0 <= row["within_ce90"] <= 1
 
 
+def test_own_displacements_are_those_of_the_pair_and_unknown_where_nothing_agrees() -> None:
+    flat = torch.full((1, 240, 240), 0.5)
+    nothing = Pair(flat, flat.expand(3, -1, -1), torch.ones(240, 240, dtype=torch.bool), "flat", scene="flat")
+    known, unknown = trials.own_displacements([pair_of(1, (3, -2)), nothing]).to_dict("records")
+    assert known["check_points"] == known["blocks"] == 1
+    assert known["median_px"] == known["corner_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
+    assert unknown["check_points"] == 0 and np.isnan(unknown["corner_px"])
+
+
 def test_success_counts_refusals_as_failures() -> None:
     errors = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90")
     rows = [
