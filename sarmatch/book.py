@@ -41,7 +41,7 @@ PUBLISHED_PROFILE = "s1s2"
 """Profile whose outputs are stored in the chapters."""
 
 
-FRONT_PICTURE = "fig-scenes-matches"
+FRONT_PICTURE = "fig-scenes-joined"
 """Figure that README and front page show."""
 
 
