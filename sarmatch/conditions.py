@@ -22,7 +22,7 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.transforms import haze, speckle
 from sarmatch.evaluation import spread
 from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
-from sarmatch.groundtruth import residual_shift
+from sarmatch.groundtruth import residual_shift, windows
 from sarmatch.nuisances import AUGMENTATION_DOSES, Kind, haze_index
 
 FALSE_COLOUR = ("ombria",)
@@ -189,14 +189,8 @@ def local_misfit(pair: Pair) -> tuple[float, int]:
         are reliable; and how many are.
     """
     height, width = pair.size
-    shifts = []
-    for y in np.linspace(0, height - height // 2, MISFIT_GRID).astype(int):
-        for x in np.linspace(0, width - width // 2, MISFIT_GRID).astype(int):
-            cut = (..., slice(y, y + height // 2), slice(x, x + width // 2))
-            images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
-            shift = residual_shift(dataclasses.replace(pair, **images, transform=None))
-            if shift.reliable:
-                shifts.append((shift.dx, shift.dy))
+    found = [residual_shift(part) for _, part in windows(pair, (height // 2, width // 2), MISFIT_GRID)]
+    shifts = [(shift.dx, shift.dy) for shift in found if shift.reliable]
     if len(shifts) < FEWEST_WINDOWS:
         return float("nan"), len(shifts)
     apart = np.array(shifts) - np.median(shifts, axis=0)

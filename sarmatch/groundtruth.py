@@ -6,7 +6,8 @@ two. This bounds what any matcher can reach within 1 px, so it is measured and s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,26 @@ def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
         dy + float(parabola_peak(*scores[row - 1 : row + 2, column])),
         height / spread if spread > 0 else 0.0,
     )
+
+
+def windows(pair: Pair, size: tuple[int, int], per_axis: int) -> Iterator[tuple[tuple[float, float], Pair]]:
+    """Overlapping windows, spread evenly from corner to corner: the centre (x, y) px of each, and the pair within it.
+
+    Args:
+        size: (height, width) of a window, px.
+        per_axis: windows along each axis; fewer where they would coincide.
+    """
+    height, width = size
+    tops, lefts = (
+        np.unique(np.linspace(0, whole - part, per_axis).astype(int))
+        for whole, part in zip(pair.size, size, strict=True)
+    )
+    for top in tops:
+        for left in lefts:
+            cut = (..., slice(top, top + height), slice(left, left + width))
+            images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
+            centre = (float(left) + (width - 1) / 2, float(top) + (height - 1) / 2)
+            yield centre, dataclasses.replace(pair, **images, transform=None)
 
 
 def residual_shift_table(pairs: Pairs, max_shift: int = MAX_SHIFT_PX) -> pd.DataFrame:

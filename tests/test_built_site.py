@@ -106,6 +106,18 @@ def test_own_style_is_applied() -> None:
     assert any("_static/custom.css" in url for url in page(SITE / "index.html").loads)
 
 
+def test_intervals_of_tables_stay_together_and_wide_figures_are_marked() -> None:
+    html = (SITE / "ablation.html").read_text()
+    assert len(re.findall(r"<td>[\d.]+ <span class=\"interval\">\[[\d.]+, [\d.]+\]</span></td>", html)) >= 6
+    assert re.findall(r"<td>[\d.]+ \[[^<]+</td>", html) == []
+    assert re.search(r'<img[^>]*class="[^"]*figure-wide', html)
+
+
+def test_fields_of_named_tuples_are_not_listed_as_aliases() -> None:
+    html = (SITE / "api.html").read_text()
+    assert "sarmatch.conditions.Condition" in html and "Alias for field number" not in html
+
+
 def test_dead_links_are_found(tmp_path: Path) -> None:
     """The check itself: it must see what it looks for."""
     (tmp_path / "b.html").write_text("<p id='here'>")

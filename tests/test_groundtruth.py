@@ -11,7 +11,14 @@ from torch import Tensor
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.geometry import translation, warp
 from sarmatch.gradients import gaussian_blur
-from sarmatch.groundtruth import RELIABLE_QUALITY, peak_shift, residual_shift, residual_shift_table, summarise_shifts
+from sarmatch.groundtruth import (
+    RELIABLE_QUALITY,
+    peak_shift,
+    residual_shift,
+    residual_shift_table,
+    summarise_shifts,
+    windows,
+)
 
 SIZE = (112, 128)
 
@@ -89,3 +96,13 @@ def test_table_and_summary() -> None:
     assert summary.loc["x", "n_pairs"] == 2 and summary.loc["y", "reliable"] == 0.5
     assert summary.loc["x", "median_px"] == pytest.approx(2, abs=0.2)
     assert summary.loc["x", "within_2.3px"] == 0.5 and summary.loc["y", "within_1px"] == 1
+
+
+def test_windows_reach_from_corner_to_corner() -> None:
+    pair = pair_with_shift(0, 0)
+    parts = list(windows(pair, (56, 64), 3))
+    centres = [centre for centre, _ in parts]
+    assert centres[0] == (31.5, 27.5) and centres[-1] == (95.5, 83.5) and len(parts) == 9
+    last = parts[-1][1]
+    assert torch.equal(last.sar, pair.sar[:, 56:, 64:]) and torch.equal(last.optical, pair.optical[:, 56:, 64:])
+    assert len(list(windows(pair, SIZE, 3))) == 1  # all three would be the same

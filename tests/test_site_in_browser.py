@@ -36,6 +36,11 @@ BROKEN_IMAGES = """[...document.images].filter(i => !i.loading || i.complete).fi
     .map(i => i.src)"""
 NO_ALT = """[...document.querySelectorAll('figure img, .cell_output img')]
     .filter(i => !i.alt || i.alt.startsWith('_images') || /[.](png|svg)$/.test(i.alt)).map(i => i.src)"""
+CUT_FIGURES = """[...document.querySelectorAll('figure img, .cell_output img')].filter(i => {
+  let box = i.parentElement;
+  while (box && getComputedStyle(box).overflowX === 'visible') box = box.parentElement;
+  return box && i.getBoundingClientRect().right > box.getBoundingClientRect().right + 1;
+}).map(i => i.src)"""
 LOAD_LAZY_IMAGES = "document.querySelectorAll('img[loading=lazy]').forEach(i => { i.loading = 'eager' })"
 COLOURS = """() => {
   const ground = e => {
@@ -137,6 +142,7 @@ def test_page(name: str, tab: Any, address: str) -> None:
     assert tab.evaluate(NO_ALT) == [], "figures without a text for those who do not see them"
     assert visit.bytes < MAX_BYTES, f"{name} weighs {visit.bytes / 1e6:.1f} MB"
     assert tab.evaluate(OVERFLOW) <= 0, "the page scrolls sideways on a desktop"
+    assert tab.evaluate(CUT_FIGURES) == [], "figures that a desktop shows in part"
     tab.set_viewport_size(PHONE)
     assert tab.evaluate(OVERFLOW) <= 0, "the page scrolls sideways on a phone"
     for scheme in ("light", "dark"):
@@ -157,10 +163,11 @@ def test_what_is_checked_can_fail(tab: Any, address: str) -> None:
     visit = Visit(tab, f"{address}missing.html", address)
     assert visit.errors
     tab.set_content(
-        "<body style='margin:0'><figure><img src='gone.png'></figure><div style='width: 3000px'>wide</div></body>"
+        "<body style='margin:0'><figure style='width: 90px; overflow-x: auto'><img src='gone.png' width='99'></figure>"
+        "<div style='width: 3000px'>wide</div></body>"
     )
     tab.wait_for_load_state("networkidle")
     assert tab.evaluate(OVERFLOW) > 0
-    assert len(tab.evaluate(BROKEN_IMAGES)) == len(tab.evaluate(NO_ALT)) == 1
+    assert len(tab.evaluate(BROKEN_IMAGES)) == len(tab.evaluate(NO_ALT)) == len(tab.evaluate(CUT_FIGURES)) == 1
     assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21)
     assert contrast("rgb(117, 117, 117)", "rgb(255, 255, 255)") == pytest.approx(4.6, abs=0.05)

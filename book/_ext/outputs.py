@@ -29,9 +29,8 @@ def mark_figures(app: Any, doctree: nodes.document) -> None:
             continue
         with Image.open(path) as picture:
             width = picture.width
-        node["classes"] += [name for name, least in WIDTHS.items() if width >= least][
-            :1
-        ]
+        kind = next((name for name, least in WIDTHS.items() if width >= least), None)
+        node["classes"] += [kind] if kind else []
 
 
 def improve(app: Any, doctree: nodes.document) -> None:

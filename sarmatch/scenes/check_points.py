@@ -7,7 +7,7 @@ what they say is taken for the truth there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from sarmatch.baselines.mutual_information import equal_bins, mutual_information
 from sarmatch.data.pairs import Pair
 from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
-from sarmatch.groundtruth import ResidualShift, peak_shift, residual_shift
+from sarmatch.groundtruth import ResidualShift, peak_shift, residual_shift, windows
 
 BLOCK_PX = 256
 PER_AXIS = 5
@@ -50,21 +50,17 @@ def check_points(pair: Pair) -> CheckPoints:
 
     The shift of a check point is the mean of both. Blocks whose gradients do not stand out are left out too.
     """
-    height, width = pair.size
-    side = min(BLOCK_PX, height, width)
-    tops, lefts = (np.unique(np.linspace(0, n - side, PER_AXIS).round().astype(int)) for n in (height, width))
+    side = min(BLOCK_PX, *pair.size)
+    blocks = list(windows(pair, (side, side), PER_AXIS))
     centres, shifts = [], []
-    for top in tops:
-        for left in lefts:
-            at = np.s_[top : top + side, left : left + side]
-            part = replace(pair, sar=pair.sar[:, *at], optical=pair.optical[:, *at], valid=pair.valid[at])
-            first, second = residual_shift(part, MAX_SHIFT_PX), information_shift(part.sar, part.optical, MAX_SHIFT_PX)
-            apart = np.hypot(first.dx - second.dx, first.dy - second.dy)
-            if first.reliable and apart <= AGREE_PX:
-                centres.append((left + (side - 1) / 2, top + (side - 1) / 2))
-                shifts.append(((first.dx + second.dx) / 2, (first.dy + second.dy) / 2))
+    for centre, part in blocks:
+        first, second = residual_shift(part, MAX_SHIFT_PX), information_shift(part.sar, part.optical, MAX_SHIFT_PX)
+        apart = np.hypot(first.dx - second.dx, first.dy - second.dy)
+        if first.reliable and apart <= AGREE_PX:
+            centres.append(centre)
+            shifts.append(((first.dx + second.dx) / 2, (first.dy + second.dy) / 2))
     source = np.array(centres, np.float64).reshape(-1, 2)
-    return CheckPoints(source, source + np.array(shifts, np.float64).reshape(-1, 2), len(tops) * len(lefts))
+    return CheckPoints(source, source + np.array(shifts, np.float64).reshape(-1, 2), len(blocks))
 
 
 def information_shift(sar: Tensor, optical: Tensor, max_shift: int) -> ResidualShift:

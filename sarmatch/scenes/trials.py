@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,8 +91,10 @@ def registration_trials(
         one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
         agreeing matches, rmse_px (of the matches), seconds; corner_error_px, the largest distance at the four corners
         from the shift applied; and at check points, which tell what the pair's own co-registration is off besides
-        (NaN where there are none): n_checks, check_rmse_px, check_corner_px (largest at those nearest to the four
-        corners), within_ce90 (share of check points that lie within the CE90 stated for their place).
+        (NaN where there are none): n_blocks that were asked for one and n_checks that gave one, own_median_px and
+        own_corner_px (median displacement of the pair by itself, and largest at the check points nearest to the four
+        corners), check_rmse_px, check_corner_px (largest at the same ones), within_ce90 (share of check points that
+        lie within the CE90 stated for their place).
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -105,21 +107,26 @@ def registration_trials(
     return pd.DataFrame(rows)
 
 
-def own_displacements(pairs: Iterable[Pair]) -> pd.DataFrame:
+OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
+
+
+def own_displacements(trials: pd.DataFrame) -> pd.DataFrame:
     """How far pairs are displaced by themselves: a registration must follow that, and the shift applied ignores it.
 
+    Args:
+        trials: as `registration_trials` returns.
+
     Returns:
-        one row a pair: id, blocks, check_points (of these blocks), median_px and corner_px, the median length of their
-        displacements and the largest among those nearest to the four corners; NaN without check points.
+        one row a pair: id and the columns of `OWN`.
     """
-    rows = []
-    for pair in pairs:
-        checks = check_points(pair)
-        lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
-        nearest = lengths[checks.nearest(_corners(pair))]
-        known = {"median_px": float(np.median(lengths)), "corner_px": float(nearest.max())} if len(lengths) else {}
-        rows.append({"id": pair.id, "blocks": checks.n_blocks, "check_points": len(lengths), **known})
-    return pd.DataFrame(rows, columns=["id", "blocks", "check_points", "median_px", "corner_px"])
+    return trials.drop_duplicates("id")[["id", *OWN]].reset_index(drop=True)
+
+
+def _own(pair: Pair, checks: CheckPoints) -> dict[str, float]:
+    lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
+    nearest = lengths[checks.nearest(_corners(pair))]
+    ends = (float(np.median(lengths)), float(nearest.max())) if len(lengths) else (np.nan, np.nan)
+    return dict(zip(OWN, (checks.n_blocks, len(lengths), *ends), strict=True))
 
 
 def _corners(pair: Pair) -> np.ndarray:
@@ -136,7 +143,7 @@ def _trial(
     with displaced(pair, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
-    about |= {"n_thinned": agreed.n_thinned, "n_checks": len(checks.xy_sar)}
+    about |= {"n_thinned": agreed.n_thinned, **_own(pair, checks)}
     about |= {"seconds": time.perf_counter() - start}
     rows = []
     for model in models:
@@ -286,15 +293,6 @@ def scenes_of(config: Config) -> Pairs:
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
 
 
-def trial_scenes(config: Config) -> list[Pair]:
-    """Those of `scenes_of` that are registered: all real ones, of generated ones as many as there are shifts."""
-    scenes = scenes_of(config)
-    if scenes.index["dataset"].iloc[0] != "synthetic":
-        return list(scenes)
-    n_shifts, _, _ = NUMBERS.get(config.profile, _MANY)
-    return [scenes[i] for i in range(0, len(scenes), 4)][:n_shifts]  # four generated pairs show one scene
-
-
 def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once, then read from the store of runs.
 
@@ -304,7 +302,8 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     generated = scenes.index["dataset"].iloc[0] == "synthetic"
     test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
     n_shifts, n_crops, n_scenes = NUMBERS.get(config.profile, _MANY)
-    chosen = trial_scenes(config)
+    chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
+    chosen = chosen[:n_shifts] if generated else chosen
     folder = runs_dir / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
 

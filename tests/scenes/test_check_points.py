@@ -9,6 +9,8 @@ from scene_files import texture
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair
+from sarmatch.groundtruth import RELIABLE_QUALITY, ResidualShift
+from sarmatch.scenes import check_points as module
 from sarmatch.scenes.check_points import AGREE_PX, CheckPoints, check_points, information_shift
 
 
@@ -52,6 +54,21 @@ def test_images_of_two_places_have_no_check_points() -> None:
     found = check_points(pair_of(ground(300, 2), ground(300, 3)))
     assert len(found.xy_sar) == 0 and found.xy_optical.shape == (0, 2)
     assert found.nearest(np.zeros((4, 2))).size == 0
+
+
+def test_a_block_counts_only_where_both_estimates_agree_and_the_gradients_stand_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = ground(300, 4)
+    pair = pair_of(scene[20:276, 20:276], scene[20:276, 16:272])
+    assert len(check_points(pair).xy_sar) == 1
+    for name, told in (
+        ("information_shift", ResidualShift(4.0 + 2 * AGREE_PX, 0.0, 9.0)),  # clear, and elsewhere
+        ("residual_shift", ResidualShift(4.0, 0.0, 0.5 * RELIABLE_QUALITY)),  # the same place, by chance
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *_, told=told: told)
+            assert len(check_points(pair).xy_sar) == 0
 
 
 def test_the_nearest_check_point() -> None:

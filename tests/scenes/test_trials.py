@@ -14,6 +14,7 @@ from sarmatch.data.pairs import Pair
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.scenes import trial_plots, trials
+from sarmatch.scenes.check_points import CheckPoints
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.views import View
 
@@ -45,13 +46,18 @@ def test_check_points_know_what_a_pair_is_off_by_itself(matcher: Matcher) -> Non
     assert 0 <= row["within_ce90"] <= 1
 
 
-def test_own_displacements_are_those_of_the_pair_and_unknown_where_nothing_agrees() -> None:
-    flat = torch.full((1, 240, 240), 0.5)
-    nothing = Pair(flat, flat.expand(3, -1, -1), torch.ones(240, 240, dtype=torch.bool), "flat", scene="flat")
-    known, unknown = trials.own_displacements([pair_of(1, (3, -2)), nothing]).to_dict("records")
-    assert known["check_points"] == known["blocks"] == 1
-    assert known["median_px"] == known["corner_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
-    assert unknown["check_points"] == 0 and np.isnan(unknown["corner_px"])
+def test_own_displacements_are_those_of_the_pair_and_unknown_where_nothing_agrees(
+    matcher: Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 2, 10.0, models=("shift",))
+    (known,) = trials.own_displacements(table).to_dict("records")
+    assert known["n_checks"] == known["n_blocks"] == 1
+    assert known["own_median_px"] == known["own_corner_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
+    nothing = CheckPoints(np.empty((0, 2)), np.empty((0, 2)), 1)
+    monkeypatch.setattr(trials, "check_points", lambda pair: nothing)
+    (row,) = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 1, 10.0, models=("shift",)).to_dict("records")
+    assert row["n_checks"] == 0 and row["refused"] == "" and row["corner_error_px"] > 0
+    assert all(np.isnan(row[name]) for name in ("own_corner_px", "check_corner_px", "check_rmse_px", "within_ce90"))
 
 
 def test_success_counts_refusals_as_failures() -> None:
