@@ -313,8 +313,8 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     seed, of_scenes, of_test = config.seed, scenes.fingerprint(), test.fingerprint()
     return Study(
         kept(
-            "registrations at check points",
-            [n_shifts, of_scenes],
+            "registrations",
+            [n_shifts, of_scenes, *OWN, *_ERRORS],
             lambda: registration_trials(matcher, chosen, n_shifts, seed=seed),
         ),
         kept("crops", [n_crops, of_test], lambda: unrelated_trials(matcher, test, n_crops, _CROP, seed)),
