@@ -72,7 +72,7 @@ def main(
     print(json.dumps(about, indent=1))
     print(table.round(4).to_string(index=False))
     if out is not None:
-        table.to_csv(out / "precision_speed.csv", index=False, float_format="%.6g", lineterminator="\n")
+        table.to_csv(out / "precision_speed.csv", index=False, float_format="%.4g", lineterminator="\n")
         (out / "precision_speed.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
