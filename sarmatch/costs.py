@@ -27,7 +27,7 @@ from sarmatch.config import ModelConfig
 from sarmatch.inference import Matcher
 from sarmatch.matching import pick_matches, predict
 from sarmatch.models import STRIDE, SarOpticalNet
-from sarmatch.models.encoder import Encoding
+from sarmatch.models.encoder import DenseEncoder, Encoding, Prefix
 from sarmatch.tiles import MULTIPLE, TILE
 
 BASE = "base"
@@ -179,9 +179,9 @@ def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
     Returns:
         indexed by part in the order of `PARTS`: `seconds` (median), `seconds_low`, `seconds_high`, `share` of their
         sum, and `once` and `per_pass`, how often Monte Carlo passes need the part. `prefix` is all before the first
-        dropout, `trunk` the rest of both encoders to F, `uncertainty` their modules, `head` the projection to
-        descriptors, `coarse` volume, consensus and softmax, `fine` the full-resolution descriptors, `pick` the mutual
-        matches and their refinement.
+        dropout, `trunk` the rest of both encoders to F and the oriented gradients on the cells, `uncertainty` their
+        modules, `head` the projection to descriptors, `coarse` volume, consensus and softmax, `fine` the
+        full-resolution descriptors, `pick` the mutual matches and their refinement.
 
     Raises:
         ValueError: repeats below 1.
@@ -260,10 +260,11 @@ def _part_runs(work: Workload) -> Runs:
 
     steps: dict[str, tuple[Any, ...]] = {}
     prefixes = each(*steps.setdefault("prefix", (lambda e, x: e.prefix(x), encoders, (sar, optical))))
-    features = each(*steps.setdefault("trunk", (lambda e, p: e.trunk(p.maps), encoders, prefixes)))
+    trunks = each(*steps.setdefault("trunk", (_trunk, encoders, prefixes)))
+    features, gradients = zip(*trunks, strict=True)
     doubts = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
-    fine = each(*steps.setdefault("fine", (_fine, encoders, prefixes, features)))
-    encodings = each(Encoding, features, fine, doubts)
+    fine = each(*steps.setdefault("fine", (lambda e, *known: e.full_resolution(*known), encoders, prefixes, features)))
+    encodings = each(Encoding, features, fine, doubts, gradients)
     first, second = each(*steps.setdefault("head", (net.describe, encodings)))
     level = partial(predict, net, first, second, work.search_radius, sar_valid, optical_valid, voting)
     runs: dict[str, Callable[[], object]] = {name: partial(each, *step) for name, step in steps.items()}
@@ -272,9 +273,8 @@ def _part_runs(work: Workload) -> Runs:
     return runs
 
 
-def _fine(encoder: Any, prefix: Any, features: Tensor) -> Tensor:
-    result: Tensor = encoder.fine(prefix.image, prefix.maps[0], features)
-    return result
+def _trunk(encoder: DenseEncoder, prefix: Prefix) -> tuple[Tensor, Tensor | None]:
+    return encoder.trunk(prefix.maps), encoder.cell_gradients(prefix)
 
 
 def _checked_passes(passes: int | Sequence[int]) -> tuple[int, ...]:

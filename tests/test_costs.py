@@ -11,6 +11,7 @@ from sarmatch.costs import (
     MODE_COLUMNS,
     ONE_PASS,
     PARTS,
+    _part_runs,
     interleave,
     measure_modes,
     measure_parts,
@@ -112,6 +113,16 @@ def test_parts_are_those_of_one_pass():
     assert (parts["seconds"] > 0).all()
     assert parts["share"].sum() == pytest.approx(1)
     assert prefix_bound(parts, 1) > 1  # the trunk runs with and without dropout
+
+
+@pytest.mark.parametrize("oriented_gradients", [True, False])
+def test_parts_one_after_the_other_give_the_matches_of_a_pass(oriented_gradients):
+    work = workload(dataclasses.replace(SMALL, oriented_gradients=oriented_gradients), 48, search_radius=8.0)
+    whole = Matcher(work.full, "cpu")._match_tile(*work.inputs, 8.0)
+    of_parts = _part_runs(work)["pick"]()
+    assert len(whole.xy_sar) > 10
+    for one, other in zip(whole, of_parts, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
 
 
 def test_bound_of_hand_made_parts():

@@ -102,19 +102,26 @@ class DenseEncoder(nn.Module, ABC):
     def finish(self, prefix: Prefix) -> Encoding:
         """What follows the prefix."""
         encoding = self.coarse(prefix)
-        fine = self.fine(prefix.image, prefix.maps[0], encoding.features)
-        if self.gradient_log_scales is not None and prefix.gradients is not None:
-            fine = torch.cat([fine, self.gradient_log_scales[1].exp() * prefix.gradients], 1)
-        return encoding._replace(fine=fine)
+        return encoding._replace(fine=self.full_resolution(prefix, encoding.features))
 
     def coarse(self, prefix: Prefix) -> Encoding:
         """What follows a prefix without the fine level, which has no part in the choice of a cell."""
         features = self.trunk(prefix.maps)
-        gradients = None
-        if self.gradient_log_scales is not None and prefix.gradients is not None:
-            gradients = self.gradient_log_scales[0].exp() * F.avg_pool2d(prefix.gradients, STRIDE)
         uncertainty = self.uncertainty(features) if self.uncertainty else None
-        return Encoding(features, features[:, :0], uncertainty, gradients)
+        return Encoding(features, features[:, :0], uncertainty, self.cell_gradients(prefix))
+
+    def cell_gradients(self, prefix: Prefix) -> Tensor | None:
+        """`gradients` of an `Encoding`."""
+        if self.gradient_log_scales is None or prefix.gradients is None:
+            return None
+        return self.gradient_log_scales[0].exp() * F.avg_pool2d(prefix.gradients, STRIDE)
+
+    def full_resolution(self, prefix: Prefix, features: Tensor) -> Tensor:
+        """`fine` of an `Encoding`."""
+        fine = self.fine(prefix.image, prefix.maps[0], features)
+        if self.gradient_log_scales is None or prefix.gradients is None:
+            return fine
+        return torch.cat([fine, self.gradient_log_scales[1].exp() * prefix.gradients], 1)
 
     def _gradients(self, image: Tensor) -> Tensor | None:
         """Oriented gradients of a prepared image; zero at its border, which would look like an edge of both images."""
