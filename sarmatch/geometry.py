@@ -39,10 +39,13 @@ def rotation_scale(
 
 def transform_points(affine: Tensor, xy: Tensor) -> Tensor:
     """Apply (..., 3, 3) affine maps to points (..., N, 2) or one (3, 3) map to points of any leading shape."""
-    linear, offset = affine[..., :2, :2].to(xy), affine[..., :2, 2].to(xy)
-    if affine.ndim == 2:
-        return xy @ linear.T + offset
-    return xy @ linear.transpose(-1, -2) + offset[..., None, :]
+    a = affine.to(xy)
+    if affine.ndim > 2:
+        a = a[..., None, :, :]
+    x, y = xy.unbind(-1)
+    # Written out: a matrix product this thin wakes the threads of BLAS, which then stall those of the network.
+    rows = [a[..., i, 0] * x + a[..., i, 1] * y + a[..., i, 2] for i in (0, 1)]
+    return torch.stack(rows, -1)
 
 
 def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:

@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import cv2
@@ -224,16 +224,15 @@ def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
 
 def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...], acquisition: int = 0) -> Pair:
     nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
-    made = render(
-        int(row["seed"]),
-        size,
-        nuisance,
-        scene_seed=int(row["scene_seed"]),
-        sar_bands=sar_bands,
-        acquisition=acquisition,
-        id=row["id"],
-    ).pair
+    made = _rendered(int(row["seed"]), size, nuisance, int(row["scene_seed"]), sar_bands, acquisition, row["id"])
     return dataclasses.replace(made, scene=row["scene"])
+
+
+@lru_cache(maxsize=256)  # the short trainings of a study see the same few pairs again and again
+def _rendered(
+    seed: int, size: int, nuisance: Nuisance, scene_seed: int, sar_bands: tuple[int, ...], acquisition: int, id: str
+) -> Pair:
+    return render(seed, size, nuisance, scene_seed=scene_seed, sar_bands=sar_bands, acquisition=acquisition, id=id).pair
 
 
 def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Tensor:
