@@ -1,4 +1,4 @@
-"""Sphinx extension: intervals stay together, wide figures scroll before they shrink."""
+"""Sphinx extension: intervals and numbers stay together, wide figures scroll before they shrink."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from docutils import nodes
 from PIL import Image
 
 INTERVAL = re.compile(r"(<td>-?[\d.]+) (\[-?[\d.]+, -?[\d.]+\])(?=</td>)")
+EXPONENT = re.compile(r"<td>(?=-?[\d.]+e[-+]\d+</td>)")
 WIDTHS = {"figure-wide": 1000, "figure-broad": 700}
 """Classes of figures by least width, px; `custom.css` says how far each may shrink."""
 
 
-def keep_intervals(doctree: nodes.document) -> None:
+def keep_together(doctree: nodes.document) -> None:
     for node in doctree.findall(nodes.raw):
         if "dataframe" in node.astext():
             together = r'\1 <span class="interval">\2</span>'
-            node.children = [nodes.Text(INTERVAL.sub(together, node.astext()))]
+            text = EXPONENT.sub(
+                '<td class="number">', INTERVAL.sub(together, node.astext())
+            )
+            node.children = [nodes.Text(text)]
 
 
 def mark_figures(app: Any, doctree: nodes.document) -> None:
@@ -34,7 +38,7 @@ def mark_figures(app: Any, doctree: nodes.document) -> None:
 
 
 def improve(app: Any, doctree: nodes.document) -> None:
-    keep_intervals(doctree)
+    keep_together(doctree)
     mark_figures(app, doctree)
 
 
