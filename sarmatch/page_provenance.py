@@ -78,12 +78,16 @@ def _about_table(about: dict[str, Any]) -> list[str]:
         "protocol": "protocol {}",
         "search_radius": "search radius {} px",
         "crop_size": "crops of {} px",
+        "test": "{}",
         "hardware": "{}",
         "device": "{}",
+        "clock": "{}",
         "command": "command {}",
     }
     if str(about.get("weights")).endswith(".safetensors"):
         names["weights"] = "weights {}"
+    if "commits" not in about and "measured_at" not in about:  # a benchmark: its commit is that of the measurement
+        names["commit"] = names["measured_at"]
     return [text.format(_text(about[name])) for name, text in names.items() if about.get(name) not in (None, [])]
 
 

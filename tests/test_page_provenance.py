@@ -44,6 +44,16 @@ def test_weights_are_named_by_file_or_by_the_commit_that_made_them(tmp_path: Pat
         assert page_lines(note)[1] == ("precision_x.csv", words)
 
 
+def test_the_commit_of_a_benchmark_is_where_it_was_measured(tmp_path: Path) -> None:
+    note = save_page(tmp_path, "precision", profile("demo"))
+    for about, words in (
+        ({"commit": "a19f1a72d", "clock": "CPU time"}, "CPU time, measured at commit a19f1a72d"),
+        ({"commit": "1", "commits": ["1"], "measured_at": ["2"]}, "trained at commit 1, measured at commit 2"),
+    ):
+        (tmp_path / "precision_x.json").write_text(json.dumps(about))
+        assert page_lines(note)[1] == ("precision_x.csv", words)
+
+
 def test_a_staged_book_shows_its_own_note(tmp_path: Path) -> None:
     assert page_file(tmp_path, "matching", "s1s2") is None
     published = save_page(tmp_path / "s1s2", "matching", profile("s1s2", "d"))
