@@ -1,4 +1,4 @@
-"""Sphinx extension: intervals and numbers stay together, wide figures scroll before they shrink."""
+"""Sphinx extension: numbers stay together, wide figures scroll before they shrink."""
 
 from __future__ import annotations
 
