@@ -53,8 +53,8 @@ class Run:
         loaded: True where it was found in the store, False where this call trained it (or finished training it).
         history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; without rows
             where the weights came with the package.
-        provenance: commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also
-            `pretraining`, the name of the run whose weights it started from, or None.
+        provenance: commit, versions, hardware, seconds, data fingerprint, command (of shipped weights what `SHIPPED`
+            names); of a fine-tuning also `pretraining`, the name of the run whose weights it started from, or None.
     """
 
     path: Path
@@ -160,9 +160,11 @@ def shipped_or_trained(
     if "confidence" in about:
         with atomic_path(folder / CONFIDENCE_FILE) as partial:
             partial.write_text(about["confidence"])
-    commits = ast.literal_eval(about["commits"])
-    facts = provenance(config, fingerprint) | {name: about[name] for name in ("date", "data_fingerprint")}
-    facts |= {"commits": commits, "commit": commits[-1], "steps": int(about["steps"]), "pretraining": None}
+    # Only what the header tells: this process, its command and hardware had no part in the training.
+    facts: dict[str, Any] = {name: about[name] for name in SHIPPED}
+    commits = ast.literal_eval(facts["commits"])
+    facts |= {"seed": config.seed, "commits": commits, "commit": commits[-1], "steps": int(facts["steps"])}
+    facts |= {"pretraining": None}
     return Run(folder, config, net, True, pd.DataFrame(columns=["step"]), facts)
 
 

@@ -24,7 +24,6 @@ def provenance(config: Config, fingerprint: str, without: Collection[str] = ()) 
     Args:
         without: sections of the config that do not enter its hash.
     """
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "profile": config.profile,
         "seed": config.seed,
@@ -35,8 +34,13 @@ def provenance(config: Config, fingerprint: str, without: Collection[str] = ()) 
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": device,
+        "hardware": hardware(),
     }
+
+
+def hardware() -> str:
+    """Name of the GPU, or the number of threads on a CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def commit() -> str:

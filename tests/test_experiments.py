@@ -144,6 +144,7 @@ def test_shipped_weights_stand_for_the_run_that_made_them(tmp_path, runs, split,
     again = shipped_or_trained(matcher.config, tmp_path / "elsewhere", split, tmp_path)
     assert again.path.name == matcher.path.name.replace("matcher", "shipped") and again.history.empty
     assert again.provenance["commit"] == matcher.provenance["commit"] and "come with the package" in str(again)
+    assert not {"command", "hardware", "versions"} & set(again.provenance), "those would be of this process"
     for name, tensor in matcher.net.state_dict().items():
         assert torch.equal(again.net.state_dict()[name], tensor.half().float()), name
     assert again.matcher.confidence is not None
