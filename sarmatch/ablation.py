@@ -79,7 +79,7 @@ TRANSFER = (
 )
 """Trained on one source, whose optical images are in false colour, and measured on all."""
 SETTINGS = (
-    Variant("as it is"),
+    Variant("group norm"),
     Variant("batch norm", {"norm": "batch"}),
 )
 """Choices that the paper leaves open and that need a training, one changed at a time."""

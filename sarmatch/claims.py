@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sarmatch.branch_verdicts import STRONG
+
 VERDICTS = ("reproduced here", "same direction", "not reproduced", "not testable here")
 """In the order in which the ledger counts them."""
 REPRODUCED, SAME, NOT, UNTESTABLE = VERDICTS
@@ -142,7 +144,8 @@ def near(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     verdicts = []
     for number in numbers:
         if _holds(number, _printed(claim)):
-            verdicts.append((REPRODUCED if claim.same_setting else SAME, "interval holds the printed number"))
+            words = "interval holds the printed number" if number.has_interval else "is the printed number"
+            verdicts.append((REPRODUCED if claim.same_setting else SAME, words))
         else:
             verdicts.append((NOT, f"printed number lies {_side(number, _printed(claim))} ours"))
     return _worst(verdicts)
@@ -162,7 +165,7 @@ def at_most(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
 
 
 def unchanged(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
-    """No interval reaches further down than `MARGIN`: what is claimed to be robust must be shown to be."""
+    """No interval holds a loss of more than 0.05 (`MARGIN`): what is claimed to be robust must be shown to be."""
     verdicts = []
     for number in numbers:
         if not number.has_interval:
@@ -180,7 +183,7 @@ def ahead(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     """The first number's interval lies above those of all others."""
     first, *others = numbers
     if all(_low(first) > _high(other) for other in others):
-        return SAME, "intervals do not overlap"
+        return SAME, "intervals do not overlap" if first.has_interval else "the first is ahead"
     if any(_high(first) < _low(other) for other in others if first.has_interval or other.has_interval):
         return NOT, "the opposite: the first is lower"
     return NOT, "undecided: intervals overlap" if first.has_interval else "the first is not ahead"
@@ -190,24 +193,31 @@ def behind(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     """The first number's interval lies below those of all others."""
     first, *others = numbers
     if all(_high(first) < _low(other) for other in others):
-        return SAME, "intervals do not overlap"
+        return SAME, "intervals do not overlap" if first.has_interval else "the first is behind"
     if any(_low(first) > _high(other) for other in others if first.has_interval or other.has_interval):
         return NOT, "the opposite: the first is higher"
     return NOT, "undecided: intervals overlap" if first.has_interval else "the first is not behind"
 
 
 def follows(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
-    """The chapter's own verdict on a response is `follows` (`branch_verdicts`)."""
+    """Rank correlation of 0.8 or more, interval above zero, visible change: the chapter's `follows`."""
     words = {"follows": "rises with it, visibly", "falls": "the opposite: falls with it"}
-    words |= {"hardly moves": "moves by next to nothing", "no": "does not follow it reliably or visibly"}
-    verdicts = [
-        (SAME if n.text == "follows" else NOT, words.get(n.text, f"the table says {n.text!r}")) for n in numbers
-    ]
+    words |= {"hardly moves": "moves by next to nothing"}
+    verdicts = []
+    for number in numbers:
+        why = words.get(number.text, f"the table says {number.text!r}")
+        if number.text == "no":
+            why = f"undecided: correlation below {STRONG:g} and interval holds 0"
+            if number.low > 0:
+                why = f"rises, with a correlation below {STRONG:g}"
+            elif number.high < 0:
+                why = "the opposite: falls, loosely"
+        verdicts.append((SAME if number.text == "follows" else NOT, why))
     return _worst(verdicts)
 
 
 def within(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
-    """Numbers without an interval, such as times of one machine, deviate from the paper's by at most `CLOSE`."""
+    """Numbers without an interval, such as times, deviate from the paper's by at most a tenth (`CLOSE`)."""
     printed = _printed(claim)
     off = max(abs(number.value / printed - 1) for number in numbers)
     if off <= CLOSE:

@@ -42,7 +42,7 @@ from sarmatch.provenance import commit
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",
-    "network, cell by cell": "the same network, each cell by itself: the paper's matcher",
+    "network, cell by cell": "the same network, each cell by itself: our most literal reading",
     "network, short": "the same with the training of the learned methods below",
     "network, short, all learned": "that without gradient channels",
     "network, short, cell by cell": "and each cell by itself",

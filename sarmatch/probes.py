@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sarmatch.geometry import cell_centres
@@ -49,12 +50,13 @@ def place_similarity(sar: Tensor, optical: Tensor) -> tuple[float, float, float]
     """Cosine of descriptors of one place in two aligned images, and of places half an image apart on both axes.
 
     Args:
-        sar, optical: L2-normalised, (B, D, h, w).
+        sar, optical: descriptors of any length, (B, D, h, w).
 
     Returns:
         mean cosine at the same place, mean cosine elsewhere, and the share of cells where the former is larger.
     """
     height, width = sar.shape[-2:]
+    sar, optical = F.normalize(sar, dim=1), F.normalize(optical, dim=1)
     same = (sar * optical).sum(dim=1)
     elsewhere = (sar * optical.roll((height // 2, width // 2), (-2, -1))).sum(dim=1)
     return same.mean().item(), elsewhere.mean().item(), (same > elsewhere).float().mean().item()
