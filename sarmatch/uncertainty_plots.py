@@ -176,7 +176,8 @@ def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
         ax.set(title=str(nuisance).replace("_", " "), xlabel="dose")
         neutral(ax)
     axes[0].set_ylabel("uncertainty")
-    axes[-1].legend(handles=[drawn[source] for source in styles], frameon=False)  # also those of other axes only
+    handles = [drawn[source] for source in styles]  # also those of other axes only
+    axes[-1].legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     neutral(axes[-1])
     return axes
 
