@@ -259,7 +259,8 @@ def _part_runs(work: Workload) -> Runs:
             return [part(*values) for values in zip(*arguments, strict=True)]
 
     steps: dict[str, tuple[Any, ...]] = {}
-    prefixes = each(*steps.setdefault("prefix", (lambda e, x: e.prefix(x), encoders, (sar, optical))))
+    masks = [mask.repeat_interleave(STRIDE, -1).repeat_interleave(STRIDE, -2) for mask in (sar_valid, optical_valid)]
+    prefixes = each(*steps.setdefault("prefix", (_prefix, encoders, (sar, optical), masks)))
     trunks = each(*steps.setdefault("trunk", (_trunk, encoders, prefixes)))
     features, gradients = zip(*trunks, strict=True)
     doubts = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
@@ -271,6 +272,10 @@ def _part_runs(work: Workload) -> Runs:
     runs["coarse"] = level
     runs["pick"] = partial(pick_matches, net, level(), first.fine, second.fine, sar_valid, optical_valid, voting)
     return runs
+
+
+def _prefix(encoder: DenseEncoder, image: Tensor, valid: Tensor) -> Prefix:
+    return encoder.prefix(image).masked(valid)
 
 
 def _trunk(encoder: DenseEncoder, prefix: Prefix) -> tuple[Tensor, Tensor | None]:

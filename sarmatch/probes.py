@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,14 @@ def field_radius(field: Tensor, share: float = 0.5) -> float:
     order = distance.argsort()
     held = field.flatten()[order].double().cumsum(0)
     return float(distance[order][(held >= share * held[-1]).nonzero()[0, 0]])
+
+
+def mean_reach(
+    encoder: Callable[[Tensor], Encoding], images: Tensor, shares: Sequence[float], directions: int = 8
+) -> list[float]:
+    """`field_radius` of each share, mean over seeded random directions in feature space: one alone scatters widely."""
+    fields = [receptive_field(encoder, images, torch.Generator().manual_seed(seed)) for seed in range(directions)]
+    return [sum(field_radius(field, share) for field in fields) / directions for share in shares]
 
 
 def place_similarity(sar: Tensor, optical: Tensor) -> tuple[float, float, float]:

@@ -111,6 +111,8 @@ def test_intervals_of_tables_stay_together_and_wide_figures_are_marked() -> None
     assert len(re.findall(r"<td>[\d.]+ <span class=\"interval\">\[[\d.]+, [\d.]+\]</span></td>", html)) >= 6
     assert re.findall(r"<td>[\d.]+ \[[^<]+</td>", html) == []
     assert re.search(r'<img[^>]*class="[^"]*figure-wide', html)
+    assert re.search(r'<td class="number">[\d.]+e-\d+</td>', html), "p-values of the t-tests"
+    assert re.findall(r"<td>-?[\d.]+e[-+]\d+</td>", html) == []
 
 
 def test_fields_of_named_tuples_are_not_listed_as_aliases() -> None:

@@ -13,6 +13,7 @@ from sarmatch.models import Descriptors, Encoding, SarOpticalNet
 from sarmatch.probes import (
     border_profile,
     field_radius,
+    mean_reach,
     place_similarity,
     position_leak,
     receptive_field,
@@ -58,6 +59,22 @@ def test_field_radius_of_a_disc() -> None:
     disc = ((torch.stack([x, y], -1) - centre).norm(dim=-1) <= 20).float()
     assert field_radius(disc, 1.0) == pytest.approx(20, abs=0.5)
     assert field_radius(disc, 0.25) == pytest.approx(10, abs=0.5)
+
+
+def test_reach_averages_directions_and_says_the_same_again() -> None:
+    torch.manual_seed(0)
+    encoder, images = Window(12), torch.rand(2, 1, 64, 64)
+    fields = [receptive_field(encoder, images, torch.Generator().manual_seed(seed)) for seed in (0, 1, 2)]
+    by_hand = [sum(field_radius(field, share) for field in fields) / 3 for share in (0.5, 1.0)]
+    assert mean_reach(encoder, images, (0.5, 1.0), directions=3) == pytest.approx(by_hand)
+    assert by_hand[1] == pytest.approx(math.hypot(5.5, 5.5)), "the corner of the window"
+    assert by_hand[0] < by_hand[1]
+
+
+def test_place_similarity_does_not_ask_for_length_one() -> None:
+    sar, optical = torch.rand(1, 4, 4, 4), torch.rand(1, 4, 4, 4)
+    assert place_similarity(3 * sar, optical) == pytest.approx(place_similarity(sar, optical))
+    assert place_similarity(sar, 2 * sar)[0] == pytest.approx(1)
 
 
 def test_place_similarity_compares_a_place_with_the_one_half_an_image_away() -> None:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -117,7 +117,8 @@ class Rendering(NamedTuple):
 def synthetic_pairs(
     n: int, size: int, seed: int, sar_bands: Sequence[int] = (0,), nuisance: Nuisance | None = None
 ) -> Pairs:
-    """n generated pairs of `size` px in n/4 scenes, rendered when read.
+    """n generated pairs of `size` px in n/4 scenes, rendered when read. The last 256 are kept and shared: do not write
+    into them.
 
     Args:
         n: number of pairs.
@@ -222,21 +223,29 @@ def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
     )
 
 
-def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...], acquisition: int = 0) -> Pair:
-    nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
-    made = _rendered(int(row["seed"]), size, nuisance, int(row["scene_seed"]), sar_bands, acquisition, row["id"])
-    return dataclasses.replace(made, scene=row["scene"])
-
-
-@lru_cache(maxsize=256)  # the short trainings of a study see the same few pairs again and again
-def _rendered(
-    seed: int, size: int, nuisance: Nuisance, scene_seed: int, sar_bands: tuple[int, ...], acquisition: int, id: str
-) -> Pair:
-    return render(seed, size, nuisance, scene_seed=scene_seed, sar_bands=sar_bands, acquisition=acquisition, id=id).pair
+def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Pair:
+    return dataclasses.replace(_pair(size=size, sar_bands=sar_bands, **_drawn(row)), scene=row["scene"])
 
 
 def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Tensor:
-    return _render_row(row, size=size, sar_bands=sar_bands, acquisition=1).sar
+    return _later_sar(size=size, sar_bands=sar_bands, **_drawn(row))
+
+
+def _drawn(row: pd.Series) -> dict[str, Any]:
+    """What a row of the index says of its pair, as arguments of `render`."""
+    nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
+    return {"seed": int(row["seed"]), "nuisance": nuisance, "scene_seed": int(row["scene_seed"]), "id": row["id"]}
+
+
+# The short trainings of a study see the same few pairs again and again.
+@lru_cache(maxsize=256)
+def _pair(**arguments: Any) -> Pair:
+    return render(**arguments).pair
+
+
+@lru_cache(maxsize=256)
+def _later_sar(**arguments: Any) -> Tensor:
+    return render(acquisition=1, **arguments).pair.sar
 
 
 def _sar(
