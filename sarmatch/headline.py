@@ -76,9 +76,9 @@ def summary(results: Path) -> str:
     about = json.loads((results / "matching.json").read_text())
     words = (
         f"Means with 95 % intervals over scenes; protocol `{about['protocol']}`, search radius "
-        f"{about['search_radius']:g} px, crops of {about['crop_size']} px, profile {about['profile']}; ECE within 3 px, "
-        "of confidence fitted on validation scenes. Other data and protocol than the paper's, so the two columns do not "
-        "compare like with like."
+        f"{about['search_radius']:g} px, crops of {about['crop_size']} px, profile {about['profile']}; "
+        "ECE within 3 px, of confidence fitted on validation scenes. Other data and protocol than the paper's, so the "
+        "two columns do not compare like with like."
     )
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", words])
 
