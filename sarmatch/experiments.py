@@ -71,7 +71,7 @@ class Run:
 
     @property
     def pretraining_objective(self) -> PretrainingObjective:
-        """Of a pretraining with the rotation task: the network with its rotation heads."""
+        """The network with its rotation heads, of a pretraining with the rotation task."""
         return load_rotation_heads(self.net, self.config.pretraining, self.path / ROTATION_HEADS)
 
     def __str__(self) -> str:
