@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sarmatch.config import ModelConfig
+from sarmatch.geometry import pixel_valid
 from sarmatch.inference import Matcher
 from sarmatch.matching import pick_matches, predict
 from sarmatch.models import STRIDE, SarOpticalNet
@@ -259,7 +260,7 @@ def _part_runs(work: Workload) -> Runs:
             return [part(*values) for values in zip(*arguments, strict=True)]
 
     steps: dict[str, tuple[Any, ...]] = {}
-    masks = [mask.repeat_interleave(STRIDE, -1).repeat_interleave(STRIDE, -2) for mask in (sar_valid, optical_valid)]
+    masks = [pixel_valid(mask, STRIDE) for mask in (sar_valid, optical_valid)]
     prefixes = each(*steps.setdefault("prefix", (_prefix, encoders, (sar, optical), masks)))
     trunks = each(*steps.setdefault("trunk", (_trunk, encoders, prefixes)))
     features, gradients = zip(*trunks, strict=True)

@@ -81,6 +81,11 @@ def cell_valid(pixels: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(pixels[:, None].float(), stride)[:, 0] > 0.999
 
 
+def pixel_valid(cells: Tensor, stride: int) -> Tensor:
+    """(B, h, w) bool cells to (B, h * stride, w * stride) bool pixels: each has what its cell has."""
+    return cells.repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+
+
 def inside(xy: Tensor, size: tuple[int, int]) -> Tensor:
     """Whether points (..., 2) lie on an image of (height, width): between the outer pixel centres; (...) bool."""
     height, width = size

@@ -18,7 +18,7 @@ from sarmatch.checkpoints import load_weights
 from sarmatch.confidence import Confidence, apply
 from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
 from sarmatch.evaluation import EvaluationCrops, check_search
-from sarmatch.geometry import cell_valid, inside, transform_points, warp
+from sarmatch.geometry import cell_valid, inside, pixel_valid, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
 from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
@@ -293,12 +293,12 @@ class Matcher:
         net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         masks = (sar_valid, optical_valid)
         if self.encoders is not None:
-            first, second = self.encoders(sar, optical, *(_pixels(mask) for mask in masks))
+            first, second = self.encoders(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
             prediction = predict(net, first, second, search_radius, *masks, voting)
         else:
             prefixes = (
-                net.sar_encoder.prefix(sar).masked(_pixels(sar_valid)),
-                net.optical_encoder.prefix(optical).masked(_pixels(optical_valid)),
+                net.sar_encoder.prefix(sar).masked(pixel_valid(sar_valid, STRIDE)),
+                net.optical_encoder.prefix(optical).masked(pixel_valid(optical_valid, STRIDE)),
             )
             first, second = (
                 net.describe(encoder.finish(prefix))
@@ -329,11 +329,6 @@ def _usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # unknown name, or a build or machine without it
         raise ValueError(f"device {str(name)!r} cannot be used here ({error}); take 'auto' or 'cpu'") from error
     return device
-
-
-def _pixels(cells: Tensor) -> Tensor:
-    """A mask of cells (B, h, w) as one of pixels."""
-    return cells.repeat_interleave(STRIDE, -2).repeat_interleave(STRIDE, -1)
 
 
 def _refit(matches: RawMatches, prior: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sarmatch.geometry import (
     cell_valid,
     coverage,
     inside,
+    pixel_valid,
     rotation_scale,
     transform_points,
     translation,
@@ -106,6 +107,9 @@ def test_a_cell_with_an_invalid_pixel_is_invalid():
     pixels = torch.ones(1, 8, 8, dtype=torch.bool)
     pixels[0, 3, 4] = False
     assert cell_valid(pixels, 4)[0].tolist() == [[True, False], [True, True]]
+    back = pixel_valid(cell_valid(pixels, 4), 4)
+    assert back.shape == pixels.shape
+    assert back[0, 0].tolist() == [True] * 4 + [False] * (pixels.shape[-1] - 4)
 
 
 def test_inside_includes_the_outer_pixel_centres():
