@@ -97,6 +97,7 @@ class ChapterSettings:
 
     def save_about(self, name: str, **about: Any) -> Path:
         """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`, of paths the name."""
+        self.results_dir.mkdir(parents=True, exist_ok=True)
         path = self.results_dir / f"{name}.json"
         with atomic_path(path) as partial:
             partial.write_text(without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")

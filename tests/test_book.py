@@ -162,6 +162,11 @@ def test_what_is_saved_beside_a_table_names_no_folder_of_this_machine(tmp_path: 
     assert about == {"command": "sarmatch train --data data --runs runs", "radius": 32.0, "commits": ["abc"]}
 
 
+def test_a_chapter_that_saves_a_note_before_any_table_makes_the_folder(tmp_path: Path) -> None:
+    saved = chapter_settings("demo", results_dir=str(tmp_path / "not" / "there")).save_about("x", radius=32.0)
+    assert json.loads(saved.read_text()) == {"radius": 32.0}
+
+
 def test_table_is_saved_and_shown_with_its_profile(tmp_path: Path) -> None:
     settings = chapter_settings("demo", results_dir=str(tmp_path))
     shown = settings.table(pd.DataFrame({"name": ["a<b"], "value": [0.12345]}), "numbers", "Numbers & more")
