@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.data.pairs import Pair, PairError, Pairs
+from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
 from sarmatch.experiments import kept_table
@@ -288,7 +288,7 @@ _MANY = (2, 200, 6)
 def scenes_of(config: Config) -> Pairs:
     """The large scenes of a profile: those of 1024 px where its data hold them, else generated ones."""
     if config.data.source == "manifest":
-        with suppress(PairError):  # a folder of OMBRIA alone has none
+        with suppress(AbsentDatasetError):  # a folder of OMBRIA alone has none
             return open_pairs(config.replace(data={"datasets": ("scenes",)}).data, config.seed)
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
 
