@@ -128,3 +128,24 @@ def test_scenes_are_those_of_the_folder_and_missing_files_are_no_reason_to_gener
     (tmp_path / "S2.png").unlink()
     with pytest.raises(PairError, match=r"no usable pair is left; a: optical file .*S2\.png is missing"):
         trials.scenes_of(config)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("smoke", (1, 1, 0)), ("demo", (2, 12, 4)), ("s1s2", (2, 200, 6))])
+def test_a_study_has_the_numbers_of_its_profile(
+    name: str, numbers: tuple[int, int, int], matcher: Matcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def registrations(matcher: Matcher, pairs: object, n_shifts: int, **_: object) -> pd.DataFrame:
+        return asked.append(n_shifts) or pd.DataFrame()
+
+    def unrelated(matcher: Matcher, pairs: object, n: int, *_: object) -> pd.DataFrame:
+        return asked.append(n) or pd.DataFrame()
+
+    monkeypatch.setattr(trials, "registration_trials", registrations)
+    monkeypatch.setattr(trials, "unrelated_trials", unrelated)
+    config = profile(name, str(tmp_path)).replace(data={"source": "synthetic"}, profile="another name")
+    trials.study_or_load(config, tmp_path, matcher)
+    assert tuple(asked) == numbers
+    studies = config.studies
+    assert (studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes) == numbers
