@@ -214,8 +214,8 @@ def compare(
     from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import check_search
-    from sarmatch.experiments import shipped_or_trained
     from sarmatch.peers import peer_matchers, trained_peers, training_table
+    from sarmatch.shipping import shipped_or_trained
     from sarmatch.statistics import with_intervals
 
     check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training

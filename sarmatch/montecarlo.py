@@ -34,7 +34,7 @@ def active_dropout(net: nn.Module, generators: Sequence[torch.Generator]) -> Ite
             So they are the same on every device, and however many passes make a batch.
     """
 
-    def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def drop(module: nn.Dropout | nn.Dropout2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         (x,) = inputs
         if not module.p:
             return x

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from sarmatch import montecarlo
 from sarmatch.config import ModelConfig
