@@ -6,6 +6,7 @@ its error is at most a threshold in px; the caller decides which.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -119,7 +120,12 @@ def aurc(confidence: Any, correct: Any) -> float:
     matches first comes to about e + (1 - e) log(1 - e); above e the order is worse than none. As e is part of it,
     compare it between confidences of the same matches only.
     """
-    return float(risk_coverage(confidence, correct)[1].mean())
+    return pooled_aurc(pool(confidence, correct))
+
+
+def pooled_aurc(groups: Groups) -> float:
+    """`aurc` of matches that are pooled already."""
+    return float(_risk_coverage(groups)[1].mean())
 
 
 def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
@@ -179,20 +185,39 @@ def bootstrap_scores(
 
 
 def _resampled(values: np.ndarray, correct: np.ndarray, codes: np.ndarray, draws: np.ndarray) -> list[dict[str, float]]:
-    """Scores of each row of `draws`, numbers of clusters drawn; `codes` (N,) has the cluster of each match."""
-    order = np.argsort(values)
-    values, codes, correct = values[order], codes[order], correct[order].astype(np.float64)
+    return [_scores(groups) for groups in resampled_groups(values, correct, codes, draws)]
+
+
+def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, draws: np.ndarray) -> Iterator[Groups]:
+    """The matches of each resample of whole clusters, pooled; they are sorted once, for all resamples.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool.
+        clusters: (N,) int, the number of the cluster of each match.
+        draws: (R, C) int, a row a resample: the numbers of the C clusters drawn for it.
+    """
+    confidence, correct = _checked(confidence, correct)
+    order = np.argsort(confidence)
+    values, clusters, correct = confidence[order], clusters[order], correct[order].astype(np.float64)
     starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
-    scores = []
+    distinct = values[starts]
     for draw in draws:
-        weights = np.bincount(draw, minlength=draws.shape[1]).astype(np.float64)[codes]
+        weights = np.bincount(draw, minlength=draws.shape[1]).astype(np.float64)[clusters]
         n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
-        scores.append(_scores(Groups(values[starts][n > 0], n[n > 0], right[n > 0])))
-    return scores
+        drawn = n > 0
+        yield Groups(distinct[drawn], n[drawn], right[drawn])
 
 
 def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
     """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
+    confidence, correct = _checked(confidence, correct)
+    values, inverse = np.unique(confidence, return_inverse=True)
+    weights = np.ones(len(confidence)) if weights is None else weights
+    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+
+
+def _checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
     confidence, correct = checked_numbers(confidence, "confidence"), np.asarray(correct)
     if correct.shape != confidence.shape or not len(confidence):
         raise ValueError(
@@ -201,9 +226,7 @@ def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Gr
         )
     if correct.dtype != bool and not np.isin(correct, (0, 1)).all():
         raise ValueError(f"correct must hold bool or 0 and 1, got {correct.dtype}; compare the errors to a threshold")
-    values, inverse = np.unique(confidence, return_inverse=True)
-    weights = np.ones(len(confidence)) if weights is None else weights
-    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+    return confidence, correct
 
 
 def checked_numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.ndarray:
@@ -273,5 +296,4 @@ def _scores(groups: Groups) -> dict[str, float]:
     (ece, mce), n = _gaps(groups), float(groups.n.sum())
     scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}
     scores |= {"brier": _brier(groups), "nll": _nll(groups), "auroc": _auroc(groups)}
-    area, accuracy = float(_risk_coverage(groups)[1].mean()), float(groups.correct.sum()) / n
-    return scores | {"aurc": area, "accuracy": accuracy, "n": n}
+    return scores | {"aurc": pooled_aurc(groups), "accuracy": float(groups.correct.sum()) / n, "n": n}

@@ -10,7 +10,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ import pandas as pd
 import scipy.stats
 
 from sarmatch.cache import cached_table
-from sarmatch.calibration import aurc, bootstrap_scores
+from sarmatch.calibration import bootstrap_scores, pooled_aurc, resampled_groups
 from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature
 from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table
 from sarmatch.config import EvaluationConfig
@@ -221,32 +220,25 @@ def _verdict(difference: Interval) -> str:
 def _aurc_differences(
     table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float, cluster: str, n: int, seed: int
 ) -> dict[str, Interval]:
-    """Of all columns to the column `against`, which is computed once a resample."""
+    """Of all columns to the column `against`; each is sorted once, and a resample is a weight of each match."""
     if len(table) != len(confidences):
         raise ValueError(f"confidences must have a row a match: {len(confidences)} rows for {len(table)} matches")
     correct = (table["error_px"] <= threshold_px).to_numpy()
     codes, names = pd.factorize(table[cluster], sort=True)
-    order = np.argsort(codes, kind="stable")
-    ends = np.append(0, np.cumsum(np.bincount(codes)))
-    rows = [order[start:end] for start, end in pairwise(ends)]
-    columns = {str(name): confidences[name].to_numpy(np.float64) for name in confidences}
-
-    def areas(chosen: np.ndarray) -> np.ndarray:
-        return np.array([aurc(values[chosen], correct[chosen]) for values in columns.values()])
-
-    draws = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
-    resampled = [areas(np.concatenate([rows[i] for i in draw])) for draw in draws] if len(names) > 1 else []
-    reference = list(columns).index(against)
-    values = areas(np.arange(len(table)))
-    values = values - values[reference]
+    draws = np.arange(len(names))[None]  # every cluster once: the matches themselves
+    if len(names) > 1:
+        drawn = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
+        draws = np.concatenate([draws, drawn])
+    columns = [confidences[name].to_numpy(np.float64) for name in confidences]
+    areas = np.array([[pooled_aurc(g) for g in resampled_groups(c, correct, codes, draws)] for c in columns])
+    differences = areas - areas[list(confidences).index(against)]
     low, high = np.full((2, len(columns)), np.nan)
-    if resampled:
-        drawn = np.stack(resampled)
-        low, high = np.quantile(drawn - drawn[:, [reference]], [0.025, 0.975], axis=0)
+    if len(names) > 1:
+        low, high = np.quantile(differences[:, 1:], [0.025, 0.975], axis=1)
     n_pairs = table["id"].nunique()
     return {
-        name: Interval(float(values[i]), float(low[i]), float(high[i]), n_pairs, len(names))
-        for i, name in enumerate(columns)
+        str(name): Interval(float(differences[i, 0]), float(low[i]), float(high[i]), n_pairs, len(names))
+        for i, name in enumerate(confidences)
         if name != against
     }
 

@@ -14,6 +14,8 @@ MINIMAL_SAMPLE: dict[AffineModel, int] = {"affine": 3, "similarity": 2, "shift":
 """Number of point pairs that determine each model."""
 
 _REFITS = 10
+_CANDIDATES = 512
+_CELLS_PER_RADIUS = 4
 
 
 class RegistrationError(ValueError):
@@ -100,12 +102,27 @@ def _sample_consensus(
 
 
 def _shift_consensus(source: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
+    """The displacement of the match that most others agree with, as a map; exact up to `_CANDIDATES` matches.
+
+    To count the neighbours of every displacement would take N^2 steps where most agree. So they are counted on a grid
+    finer than the threshold first, and exactly only around the matches where that finds most.
+    """
     shift = target - source
-    tree = cKDTree(shift)
-    neighbours = tree.query_ball_point(shift, r=threshold, return_length=True)
+    candidates = np.sort(np.argsort(-_density(shift, threshold), kind="stable")[:_CANDIDATES])
+    agreeing = cKDTree(shift).query_ball_point(shift[candidates], r=threshold, return_length=True)
     matrix = np.eye(3)
-    matrix[:2, 2] = shift[np.argmax(neighbours)]
+    matrix[:2, 2] = shift[candidates[np.argmax(agreeing)]]
     return matrix
+
+
+def _density(points: np.ndarray, radius: float) -> np.ndarray:
+    """How many of N points lie within about `radius` of each, (N,): those in cells of a fine grid no further away."""
+    cells = np.floor(points / (radius / _CELLS_PER_RADIUS)).astype(np.int64)
+    occupied, which, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    # A cell has at most 48 others within this distance, however many points lie in them.
+    first, second = cKDTree(occupied).query_pairs(_CELLS_PER_RADIUS, output_type="ndarray").T
+    near = counts + np.bincount(first, counts[second], len(counts)) + np.bincount(second, counts[first], len(counts))
+    return near[which.reshape(-1)]
 
 
 def _refit(

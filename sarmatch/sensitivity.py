@@ -27,11 +27,11 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import Run, records_or_load
-from sarmatch.geometry import translation
+from sarmatch.geometry import pixel_valid, translation
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
-from sarmatch.models import SarOpticalNet
+from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.provenance import commit
 from sarmatch.shipping import shipped_or_trained
@@ -251,11 +251,18 @@ class PositionMatcher(Matcher):
         self.position = position
 
     def _match_tile(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+        self,
+        sar: Tensor,
+        optical: Tensor,
+        sar_valid: Tensor,
+        optical_valid: Tensor,
+        search_radius: float,
+        seed: int | Sequence[int] = 0,
     ) -> RawMatches:
-        with torch.no_grad():
-            first, second = self.net(sar, optical)
+        """One deterministic pass; the seed is not used."""
         masks = (sar_valid, optical_valid)
+        with torch.no_grad():
+            first, second = self.net(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
         prediction = predict(self.net, first, second, search_radius, *masks)
         fine, refine = self.position == "fine level", self.position != "whole cells"
         return pick_matches(self.net, prediction, first.fine, second.fine, *masks, fine, refine)

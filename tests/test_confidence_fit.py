@@ -1,4 +1,4 @@
-"""Confidence of a run: fitted on scenes that chose nothing, judged on scenes that it was not fitted on, kept with it."""
+"""Confidence of a run: fitted on scenes that chose no weights, judged on others than it was fitted on, kept with it."""
 
 from __future__ import annotations
 
@@ -115,9 +115,7 @@ def test_unknown_scenes_have_the_calibrator_of_all_and_one_scene_its_own():
 
 def test_folds_leave_out_groups_of_scenes():
     table = matches(n_scenes=6)
-    found = cross_fitted(
-        table, table, fit, folds=2
-    )  # even scenes, all right, are judged by the odd ones and vice versa
+    found = cross_fitted(table, table, fit, folds=2)  # even scenes, all right, are judged by odd ones
     assert found.tolist() == pytest.approx(np.where(table["error_px"] <= 3, 0.0, 1.0).tolist())
 
 

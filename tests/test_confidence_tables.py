@@ -9,6 +9,7 @@ from sarmatch.calibration import aurc
 from sarmatch.confidence_tables import (
     RECIPES,
     Recipe,
+    _aurc_differences,
     aurc_verdicts,
     calibrated_confidences,
     decision_errors,
@@ -122,6 +123,51 @@ def test_difference_in_aurc_is_that_of_the_same_resamples():
         expected.append(aurc(a[rows], right[rows]) - aurc(b[rows], right[rows]))
     assert (difference.low, difference.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
     assert (difference.n_pairs, difference.n_clusters) == (4, 4)
+
+
+def copied_differences(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int, seed: int) -> pd.DataFrame:
+    """AURC differences of copies of whole scenes, each copy sorted anew: all matches, then the ends of the interval."""
+    right = (table["error_px"] <= 3).to_numpy()
+    scenes = [np.flatnonzero(table["scene"] == name) for name in sorted(table["scene"].unique())]
+    draws = np.random.default_rng(seed).integers(0, len(scenes), size=(n, len(scenes)))
+    copies = [np.arange(len(table)), *(np.concatenate([scenes[i] for i in draw]) for draw in draws)]
+    areas = pd.DataFrame([{c: aurc(confidences[c].to_numpy()[r], right[r]) for c in confidences} for r in copies])
+    less = areas.sub(areas[against], axis=0)
+    return pd.concat([less.iloc[:1], less.iloc[1:].quantile([0.025, 0.975])], ignore_index=True)
+
+
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_differences_in_aurc_equal_those_of_copied_rows(decimals):
+    table = simulated(5, n_scenes=7, per_scene=40).sample(frac=1, random_state=0)
+    table = table[table["scene"] != "s3"].reset_index(drop=True)
+    columns = ["probability", "mean_probability", "aleatoric"]
+    confidences = table[columns].round(decimals)  # many ties, and hardly any
+    found = _aurc_differences(table, confidences, "aleatoric", 3.0, "scene", 60, 7)
+    expected = copied_differences(table, confidences, "aleatoric", 60, 7)
+    assert list(found) == columns[:2]
+    for name, difference in found.items():
+        ends = (difference.mean, difference.low, difference.high)
+        np.testing.assert_allclose(ends, expected[name], rtol=0, atol=1e-9)
+
+
+def test_resamples_sort_nothing_anew(monkeypatch):
+    table = simulated(6, n_scenes=5, per_scene=20)
+    confidences = table[["probability", "mean_probability", "aleatoric"]]
+    sorts = []
+
+    def counted(plain):
+        def sort(values, *arguments, **options):
+            sorts.append(len(values) == len(table))
+            return plain(values, *arguments, **options)
+
+        return sort
+
+    for name in ("argsort", "sort", "unique", "lexsort"):
+        monkeypatch.setattr(np, name, counted(getattr(np, name)))
+    for n in (3, 30):
+        sorts.clear()
+        _aurc_differences(table, confidences, "aleatoric", 3.0, "scene", n, 0)
+        assert sum(sorts) == len(confidences.columns), f"each confidence is sorted once for {n} resamples"
 
 
 def test_exchanged_confidences_exchange_the_sign_and_equal_ones_do_not_differ():

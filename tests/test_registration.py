@@ -5,7 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
+from sarmatch import registration
 from sarmatch.matches import Matches
 from sarmatch.registration import MINIMAL_SAMPLE, AffineModel, RegistrationError, fit_affine, least_squares
 
@@ -80,3 +82,64 @@ def test_rejects_unknown_models_and_thresholds() -> None:
         fit_affine(np.zeros((9, 2)), np.zeros((9, 2)), "homography")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threshold_px must be positive"):
         fit_affine(np.zeros((9, 2)), np.zeros((9, 2)), threshold_px=0)
+
+
+def shifted(n: int, spread: float, outliers: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """Matches of which most move by (12.25, -4.5) px, give or take `spread` px on each axis."""
+    rng = np.random.default_rng(n)
+    xy = rng.uniform(0, 2000, (n, 2))
+    target = xy + np.array([12.25, -4.5]) + rng.normal(0, spread, xy.shape)
+    wrong = rng.random(n) < outliers
+    target[wrong] += rng.uniform(-32, 32, (int(wrong.sum()), 2))
+    return xy, target
+
+
+@pytest.mark.parametrize(("n", "spread"), [(60, 0.3), (400, 2.0), (3000, 0.3), (3000, 2.5), (3000, 6.0)])
+def test_a_shift_is_at_the_densest_place_of_the_displacements(n: int, spread: float) -> None:
+    """Against counting the neighbours of every displacement: as many agree, and the refit ends at the same place."""
+    xy, target = shifted(n, spread)
+    moved = target - xy
+    counts = np.array([(np.linalg.norm(moved - one, axis=1) <= 3.0).sum() for one in moved])
+    found = registration._shift_consensus(xy, target, 3.0)
+    agreeing = (np.linalg.norm(moved - found[:2, 2], axis=1) <= 3.0).sum()
+    assert agreeing >= 0.98 * counts.max() and (n > 512 or agreeing == counts.max())
+    best = np.eye(3)
+    best[:2, 2] = moved[np.argmax(counts)]
+    refitted = [registration._refit(matrix, xy, target, "shift", 3.0, 8) for matrix in (found, best)]
+    np.testing.assert_allclose(refitted[0].matrix, refitted[1].matrix, atol=0.05 * max(spread, 1))
+    assert refitted[0].n_inliers >= 0.98 * refitted[1].n_inliers
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 6.0])
+def test_work_for_a_shift_grows_with_the_matches_and_not_with_their_square(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours that the search tree reports are its work: all of the N^2 where every match agrees with every one."""
+    visits = 0
+
+    class Counting(cKDTree):  # type: ignore[misc]
+        def query_ball_point(self, x, r, **options):  # type: ignore[no-untyped-def]
+            nonlocal visits
+            found = super().query_ball_point(x, r, **options)
+            visits += int(np.sum(found))
+            return found
+
+        def query_pairs(self, r, **options):  # type: ignore[no-untyped-def]
+            nonlocal visits
+            found = super().query_pairs(r, **options)
+            visits += len(found)
+            return found
+
+    monkeypatch.setattr(registration, "cKDTree", Counting)
+    work = []
+    for n in (2_000, 8_000):
+        visits = 0
+        registration.fit_affine(*shifted(n, spread, outliers=0.1), "shift")
+        work.append(visits)
+    assert 0 < work[1] < 5 * work[0], f"four times the matches took {work[1] / work[0]:.1f} times the work"
+
+
+def test_two_hundred_thousand_agreeing_matches_have_their_shift() -> None:
+    fit = registration.fit_affine(*shifted(200_000, 0.3, outliers=0.0), "shift")
+    np.testing.assert_allclose(fit.matrix[:2, 2], [12.25, -4.5], atol=0.01)
+    assert fit.inliers.all()

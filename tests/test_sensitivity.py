@@ -268,6 +268,17 @@ def test_the_fine_level_is_the_matcher_and_coarser_positions_lie_near_it(net, cr
         PositionMatcher(net, "half cells")
 
 
+def test_the_fine_level_is_the_matcher_where_pixels_are_missing_too(net, crops) -> None:
+    """Else the edge of a hole, which both images share, would tell where a match lies."""
+    masks = {"sar_valid": crops.sar_valid.clone(), "optical_valid": crops.optical_valid.clone()}
+    for mask in masks.values():
+        mask[8:44, 20:60] = False
+    holed = crops._replace(**masks)
+    expected = Matcher(net).match_crops(holed, 16.0)
+    assert len(expected) and not same(expected, Matcher(net).match_crops(crops, 16.0))
+    assert same(PositionMatcher(net, "fine level").match_crops(holed, 16.0), expected)
+
+
 # Crops
 
 

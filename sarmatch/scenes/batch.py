@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -57,8 +58,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
         raise ValueError(f"{path}: neither a CSV nor STAC items ({error})") from error
     if not pairs:
         raise ValueError(f"{path}: lists no pairs")
-    outputs = [pair.output for pair in pairs]
-    twice = sorted({output for output in outputs if outputs.count(output) > 1})
+    twice = sorted(output for output, n in Counter(pair.output for pair in pairs).items() if n > 1)
     if twice:
         raise ValueError(f"{path}: names the output {twice[0]} more than once; give each pair its own")
     return pairs

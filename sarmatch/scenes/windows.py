@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.files import atomic_path
@@ -153,16 +154,12 @@ class TileStore:
 
 def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
     """Matches of a window that no neighbour found at the same SAR cell with more confidence."""
-    best: dict[tuple[float, float], float] = {}
-    for other in others:
-        for x, y, value in zip(*other.xy_sar.T.tolist(), other.confidence.tolist(), strict=True):
-            best[x, y] = max(value, best.get((x, y), -1.0))
-    if not best:
-        return own
-    cells = zip(*own.xy_sar.T.tolist(), own.confidence.tolist(), strict=True)
+    found = np.concatenate([np.empty((0, 3)), *(np.column_stack([o.xy_sar, o.confidence]) for o in others)])
+    best = pd.DataFrame(found, columns=["x", "y", "confidence"]).groupby(["x", "y"])["confidence"].max()
+    rivals = best.reindex(pd.MultiIndex.from_arrays(own.xy_sar.T)).to_numpy()
     # Of equals, as of one window that was read twice, the cell nearer to the upper left window's core would be kept
-    # twice; exact ties between windows do not occur, since their contexts differ.
-    return own.select(np.array([value >= best.get((x, y), -1.0) for x, y, value in cells], bool))
+    # twice; exact ties between windows do not occur, since their contexts differ. Without a rival there is NaN.
+    return own.select(~(own.confidence < rivals))
 
 
 def _arrays(matches: Matches) -> dict[str, Any]:

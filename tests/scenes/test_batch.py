@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scene_files import write
 
 from sarmatch import cli
 from sarmatch.demo import FOLDER
-from sarmatch.scenes import MatchSettings, match_scenes
+from sarmatch.scenes import MatchSettings, batch, match_scenes
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
 
 SAR, OPTICAL = str(FOLDER / "sar.tif"), str(FOLDER / "optical.tif")
@@ -40,6 +41,32 @@ def test_an_id_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     item = {"id": "../../etc/scene", "assets": {"sar": {"href": "a"}, "optical": {"href": "b"}}}
     (tmp_path / "items.json").write_text(json.dumps(item))
     assert read_pairs(tmp_path / "items.json")[0].output == str(tmp_path / "scene.tif")
+
+
+def test_an_output_named_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("sar,optical,output\na,b,z.tif\na,b,o.tif\na,b,o.tif\na,b,z.tif\na,b,p.tif\n")
+    with pytest.raises(ValueError, match=r"names the output .*o\.tif more than once; give each pair its own"):
+        read_pairs(tmp_path / "list.csv")
+
+
+def test_a_long_list_is_not_compared_each_with_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n, compared = 50_000, 0
+
+    class Counted(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            assert compared < 10 * n, "comparisons grow with the square of the list"
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    def pairs(source: Path) -> Iterator[PairFiles]:
+        return (PairFiles("sar.tif", "optical.tif", Counted(f"{i}.tif")) for i in range(n))
+
+    monkeypatch.setattr(batch, "_csv_pairs", pairs)
+    (tmp_path / "list.csv").touch()
+    assert len(read_pairs(tmp_path / "list.csv")) == n
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +67,52 @@ def test_of_two_matches_of_a_cell_the_more_confident_stays(tmp_path: Path) -> No
     merged = concatenated(list(store))
     kept = {x: round(c, 3) for x, c in zip(merged.xy_sar[:, 0].tolist(), merged.confidence.tolist(), strict=True)}
     assert kept == {1.5: 0.5, 201.5: 0.9, 205.5: 0.8, 301.5: 0.7} and len(merged) == 4
+
+
+def one_by_one(own: Matches, others: Sequence[Matches]) -> list[bool]:
+    """Which matches of a window stay: those that no other window found at the same cell with more confidence."""
+    kept = []
+    for xy, confidence in zip(own.xy_sar.tolist(), own.confidence, strict=True):
+        rivals = [c for o in others for at, c in zip(o.xy_sar.tolist(), o.confidence, strict=True) if at == xy]
+        kept.append(all(confidence >= rival for rival in rivals))
+    return kept
+
+
+cells = st.tuples(st.sampled_from([-0.0, 0.0, 1.5, 5.5, 9.5]), st.sampled_from([1.5, 5.5]))
+window = st.lists(st.tuples(cells, st.sampled_from([0.0, 0.25, 0.3, 1.0])), max_size=12).map(
+    lambda found: some(np.reshape([xy for xy, _ in found], (-1, 2)), [c for _, c in found])
+)
+
+
+@settings(deadline=None)
+@given(window, st.lists(window, max_size=4))
+def test_seams_are_those_of_a_walk_over_all_matches(own: Matches, others: list[Matches]) -> None:
+    """Ties stay on both sides; cells may repeat, windows be empty, and either zero is the same place."""
+    kept = windows._best_of_seam(own, others)
+    expected = own.select(np.array(one_by_one(own, others), bool))
+    for name in ("xy_sar", "xy_optical", "confidence"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(expected, name))
+
+
+def test_a_seam_takes_as_many_lines_of_python_for_many_matches_as_for_few() -> None:
+    def lines(n: int) -> int:
+        rng, ran = np.random.default_rng(n), 0
+        own, *others = (some(rng.integers(0, 40, (n, 2)) * 4 + 1.5, rng.random(n)) for _ in range(4))
+
+        def count(frame: Any, event: str, _: Any) -> Any:
+            nonlocal ran
+            ran += event == "line"
+            return count if frame.f_code.co_filename == windows.__file__ else None
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            windows._best_of_seam(own, others)
+        finally:
+            sys.settrace(before)
+        return ran
+
+    assert lines(1000) == lines(10) > 0
 
 
 def test_covariances_survive_the_store(tmp_path: Path) -> None:
