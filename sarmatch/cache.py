@@ -93,7 +93,7 @@ def _content(value: Any) -> Any:
 def _attributes(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif type(value).__module__.startswith("sarmatch.") and hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__") and not callable(value):
         attributes = vars(value)
     else:
         raise TypeError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from sarmatch.cache import digest
 from sarmatch.confidence import Confidence, Overlap, cross_fitted, fit_calibrator, fit_overlap, pair_agreements
@@ -18,6 +19,7 @@ from sarmatch.evaluation import mismatched, spread
 from sarmatch.experiments import Run, matches_or_load, run_lock
 from sarmatch.files import atomic_path
 from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence
+from sarmatch.models import SarOpticalNet
 from sarmatch.precision import fit_precision
 
 MC_PASSES = 20
@@ -55,9 +57,13 @@ def confidence_or_load(run: Run, split: Split) -> Confidence:
 
 def fitted_on(run: Run, split: Split) -> str:
     """Digits of what a confidence is fitted on and how; the head of the distilled mode may be taught in between."""
-    weights = {name: t for name, t in run.net.state_dict().items() if not name.startswith("epistemic_head.")}
     sizes = [run.config.studies.calibration_pairs, MC_PASSES, SINGLE_PAIRS]
-    return digest([weights, run.net.config, split.calibration, run.config.evaluation, sizes])
+    return digest([trained_weights(run.net), run.net.config, split.calibration, run.config.evaluation, sizes])
+
+
+def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
+    """All but the head of the distilled mode, which is taught after training."""
+    return {name: t for name, t in net.state_dict().items() if not name.startswith("epistemic_head.")}
 
 
 def _fit(run: Run, split: Split, taught: bool, key: str) -> Confidence:

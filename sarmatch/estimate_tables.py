@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sarmatch.cache import cached_table, digest
 from sarmatch.calibrators import Isotonic
 from sarmatch.checkpoints import load_weights, save_weights
+from sarmatch.confidence_fit import trained_weights
 from sarmatch.confidence_tables import ALL_SCORES, Recipe, logistic
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
@@ -37,6 +38,7 @@ from sarmatch.matching import Prediction, predict
 from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import distilled_information, row_entropy
+from sarmatch.tiles import tile_seed
 
 CHEAP = 1.2
 """An estimate that costs at most this many passes counts as one pass."""
@@ -78,9 +80,12 @@ def see(net: SarOpticalNet, crops: EvaluationCrops) -> Seen:
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
-    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w)."""
+    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w).
+
+    The masks are those of a `Matcher` with its own seed.
+    """
     seen = see(net, crops)
-    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net))
+    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net), tile_seed(0))
 
 
 def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
@@ -123,7 +128,9 @@ def _learned_from(run: Run, split: Split) -> str:
     """Digits of all that head and density are learned from."""
     config = run.config
     sizes = [config.seed, config.studies.distillation_crops, config.evaluation.headline_radius]
-    return digest([run.net, split.train, dataclasses.replace(config.data, root=None), sizes])
+    return digest(
+        [trained_weights(run.net), run.net.config, split.train, dataclasses.replace(config.data, root=None), sizes]
+    )
 
 
 def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Seen], Tensor]]:

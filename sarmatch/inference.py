@@ -27,7 +27,7 @@ from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
-from sarmatch.tiles import MULTIPLE, TILE, tiles
+from sarmatch.tiles import MULTIPLE, TILE, tile_seed, tiles
 from sarmatch.volumes import Volume
 
 GLOBAL_SIDE = 2048
@@ -297,7 +297,7 @@ class Matcher:
             masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
             if not (bool(masks[0].any()) and bool(masks[1].any())):
                 continue
-            seed = (self.mc_seed, number, window[1].start, window[0].start)
+            seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
             raw = self._match_tile(*inputs, *masks, search_radius, seed)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])

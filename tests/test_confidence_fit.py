@@ -21,7 +21,7 @@ from sarmatch.profiles import profile
 def tiny(**sections) -> Config:
     return profile("smoke").replace(
         **{
-            "data": {"n_synthetic": 96},
+            "data": {"n_synthetic": 144},
             "training": {"max_steps": 2, "validation_pairs": 1},
             "pretraining": {"contrastive": False, "rotation": False},
             "studies": {"calibration_pairs": 2},
