@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -209,19 +210,22 @@ def _validate(
     validate: Validate,
     score: str | None,
 ) -> dict[str, float]:
-    """Scores of the current weights; saves them where they are the best so far. All processes learn the outcome."""
+    """Scores of the current weights; saves them where they are the best so far.
+
+    Whether they are is decided once, on the main process in double precision, and told to all: compared again
+    elsewhere, a rounded score could keep weights without renewing patience, or the reverse.
+    """
     scores: dict[str, float] = {}
+    best, waited = state["best"], state["waited"] + 1
     if accelerator.is_main_process:
         objective.eval()
         scores = validate(objective)
         objective.train()
-        if score is not None and scores[score] > state["best"]:
+        if score is not None and scores[score] > best:
             save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
+            best, waited = float(scores[score]), 0  # numpy's would not load from a checkpoint
     if score is not None:
-        packed = torch.tensor(scores.get(score, 0.0), device=accelerator.device)
-        value = float(accelerator.reduce(packed, reduction="sum"))
-        improved = value > state["best"]
-        state["best"], state["waited"] = (value, 0) if improved else (state["best"], state["waited"] + 1)
+        state["best"], state["waited"] = broadcast_object_list([best, waited])
     return scores
 
 

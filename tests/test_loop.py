@@ -1,0 +1,92 @@
+"""The training loop on a toy regression: which weights are kept, what a checkpoint holds, what processes exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from sarmatch.baselines.learned import PeerSize
+from sarmatch.config import Schedule
+from sarmatch.loop import fit
+
+
+class Points(Dataset):
+    """Points of a line, by (epoch, position)."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        x = torch.tensor([float(key[1])]) / 8
+        return {"x": x, "y": 3 * x + 1}
+
+
+class Regression(nn.Module):
+    """A line behind the interface of an objective, with two losses of which the first is minimised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(1, 1)
+        self.net.config = PeerSize()  # any dataclass: it goes into the header of the weights
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = self.net(batch["x"]) - batch["y"]
+        return {"loss": error.square().mean(), "absolute": error.abs().mean()}
+
+
+def schedule(**changes: object) -> Schedule:
+    settings = {
+        "learning_rate": 0.1,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+        "max_steps": 4,
+        "validate_every": 1,
+        "checkpoint_every": 1,
+    }
+    return Schedule(**settings | changes)
+
+
+def train(folder: Path, scores: Iterable[float], **changes: object) -> list[dict[str, Tensor]]:
+    """Train a line whose validations have these scores; returns the weights at each."""
+    folder.mkdir(exist_ok=True)
+    given, seen = iter(scores), []
+
+    def validate(objective: Regression) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in objective.net.state_dict().items()})
+        return {"score": np.float64(next(given))}
+
+    fit(Regression(), Points(), schedule(**changes), 0, folder, validate, "score", show_progress=False)
+    return seen
+
+
+def position(kept: Path, weights: list[dict[str, Tensor]]) -> int:
+    """Which of the weights a file holds."""
+    stored = load_file(kept)
+    (index,) = [i for i, w in enumerate(weights) if all(torch.equal(w[name], stored[name]) for name in w)]
+    return index
+
+
+SCORE = 0.7
+"""Smaller in single precision than in double: rounded on the way, the same score would look better the second time."""
+
+
+def test_an_equal_score_keeps_the_earlier_weights(tmp_path: Path) -> None:
+    weights = train(tmp_path, [SCORE] * 4)
+    assert position(tmp_path / "model.safetensors", weights) == 0
+
+
+def test_a_score_that_is_better_by_less_than_single_precision_keeps_its_weights_and_renews_patience(
+    tmp_path: Path,
+) -> None:
+    weights = train(tmp_path, [SCORE, SCORE - 0.1, SCORE + 1e-12, 0.0, 0.0, 0.0], max_steps=6, patience=2)
+    assert position(tmp_path / "model.safetensors", weights) == 2
+    assert len(weights) == 5
+    state = torch.load(tmp_path / "last.pt", weights_only=True)["state"]
+    assert (state["best"], state["waited"]) == (SCORE + 1e-12, 2)
