@@ -125,7 +125,7 @@ def fit(
     optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate, betas=schedule.betas)
     state: dict[str, Any] = {"step": 0, "best": -math.inf, "waited": 0, "seconds": 0.0}
     if (folder / "last.pt").exists():
-        state = _restore(folder / "last.pt", objective, optimizer)
+        state = _restore(folder / "last.pt", objective, optimizer, accelerator.scaler)
     if accelerator.is_main_process:
         _cut_log(folder / "metrics.jsonl", state["step"])
     accelerator.wait_for_everyone()
@@ -239,15 +239,25 @@ def _checkpoint(
     if not accelerator.is_main_process:
         return
     content = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict(), "state": dict(state)}
+    if accelerator.scaler is not None:
+        content["scaler"] = accelerator.scaler.state_dict()
     with atomic_path(folder / "last.pt") as path:
         torch.save(content, path)
 
 
-def _restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and optimiser back to the moment of the checkpoint; returns where the run stood."""
+def _restore(
+    path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> dict[str, Any]:
+    """Put weights, optimiser and scale of gradients back to the moment of the checkpoint; returns where the run stood.
+
+    Args:
+        scaler: of fp16; a checkpoint of version 0.1 holds no scale, and its run goes on from the initial one.
+    """
     content = torch.load(path, map_location="cpu", weights_only=True)
     objective.load_state_dict(content["objective"])
     optimizer.load_state_dict(content["optimizer"])
+    if scaler is not None and "scaler" in content:
+        scaler.load_state_dict(content["scaler"])
     state: dict[str, Any] = content["state"]
     return state
 

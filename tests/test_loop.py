@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from sarmatch import loop
 from sarmatch.baselines.learned import PeerSize
 from sarmatch.config import Schedule
 from sarmatch.loop import fit
@@ -90,3 +94,36 @@ def test_a_score_that_is_better_by_less_than_single_precision_keeps_its_weights_
     assert len(weights) == 5
     state = torch.load(tmp_path / "last.pt", weights_only=True)["state"]
     assert (state["best"], state["waited"]) == (SCORE + 1e-12, 2)
+
+
+class ScaledAccelerator(Accelerator):
+    """One with a scaler of gradients, which accelerate itself only makes for fp16 on an accelerator."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def test_the_scale_of_gradients_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "Accelerator", ScaledAccelerator)
+    train(tmp_path / "whole", [SCORE] * 5, max_steps=5)
+    train(tmp_path / "resumed", [SCORE] * 4, max_steps=4)  # its scale grew at step 3, and one step counts already
+    train(tmp_path / "resumed", [SCORE], max_steps=5)
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "resumed")
+    assert (whole["scaler"]["scale"], whole["scaler"]["_growth_tracker"]) == (8.0, 2)
+    assert resumed["scaler"] == whole["scaler"]
+    assert all(torch.equal(value, resumed["objective"][name]) for name, value in whole["objective"].items())
+
+
+def test_a_checkpoint_from_before_scales_were_kept_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "Accelerator", ScaledAccelerator)
+    train(tmp_path, [SCORE] * 2, max_steps=2)
+    content = checkpoint(tmp_path)
+    del content["scaler"]
+    torch.save(content, tmp_path / "last.pt")
+    train(tmp_path, [SCORE], max_steps=3)
+    assert checkpoint(tmp_path)["scaler"]["_growth_tracker"] == 1
