@@ -199,7 +199,8 @@ def _step(
             optimizer.zero_grad()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.detach() / schedule.accumulation_steps
-    return {name: float(accelerator.reduce(value, reduction="mean")) for name, value in totals.items()}
+    means = accelerator.reduce(torch.stack(list(totals.values())), reduction="mean").tolist()  # all in one exchange
+    return dict(zip(totals, means, strict=True))
 
 
 def _validate(

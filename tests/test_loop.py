@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,19 @@ def test_a_checkpoint_from_before_scales_were_kept_still_loads(tmp_path: Path, m
     torch.save(content, tmp_path / "last.pt")
     train(tmp_path, [SCORE], max_steps=3)
     assert checkpoint(tmp_path)["scaler"]["_growth_tracker"] == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_gathers_its_losses_in_one_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    exchanged = []
+
+    class Counting(Accelerator):
+        def reduce(self, tensor: Tensor, *arguments: object, **options: object) -> Tensor:
+            exchanged.append(tensor.clone())
+            return super().reduce(tensor, *arguments, **options)
+
+    monkeypatch.setattr(loop, "Accelerator", Counting)
+    train(tmp_path, [SCORE] * 4, accumulation_steps=parts)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(exchanged) == 4
+    assert [[row["loss"], row["absolute"]] for row in rows] == [tensor.tolist() for tensor in exchanged]
