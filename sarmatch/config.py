@@ -313,6 +313,12 @@ class StudyConfig:
     """Validation pairs that the confidence of each training of a study is fitted on."""
     distillation_crops: int = 200
     """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
+    scene_shifts: int = 2
+    """Known shifts that each large scene is registered from."""
+    unrelated_crops: int = 200
+    """Pairings of test crops of different scenes, each of which registration has to refuse."""
+    unrelated_scenes: int = 6
+    """Pairings of whole large scenes, each of which registration has to refuse."""
 
 
 @dataclass(frozen=True)

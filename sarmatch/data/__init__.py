@@ -11,7 +11,7 @@ from sarmatch.data.check import Report, check_data, open_folder, recognise
 from sarmatch.data.download import DownloadError, download
 from sarmatch.data.folder import manifest
 from sarmatch.data.ombria import ombria
-from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
+from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
 from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scale_optical, scale_sar
 from sarmatch.data.sen12 import sen12
 from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
@@ -20,10 +20,10 @@ from sarmatch.data.statistics import band_statistics, distribution
 from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
 __all__ = [
-    "INDEX_COLUMNS", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Raster", "Rendering", "Report",
-    "Split", "band_statistics", "check_data", "distribution", "download", "leakage", "manifest", "ombria",
-    "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar", "recognise", "render", "render_pair",
-    "scale_optical", "scale_sar", "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene",
+    "INDEX_COLUMNS", "AbsentDatasetError", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Raster",
+    "Rendering", "Report", "Split", "band_statistics", "check_data", "distribution", "download", "leakage",
+    "manifest", "ombria", "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar", "recognise", "render",
+    "render_pair", "scale_optical", "scale_sar", "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene",
     "split_pairs", "split_table", "synthetic_pairs",
 ]  # fmt: skip
 
@@ -39,7 +39,7 @@ def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
     Raises:
         ValueError: no `root` for real data.
         FileNotFoundError: no such folder, or not what `source` says in it.
-        PairError: no usable pair in it.
+        AbsentDatasetError, PairError: a dataset does not occur in it, or no usable pair.
     """
     if config.source == "synthetic":
         return synthetic_pairs(config.n_synthetic, config.patch_size, seed, sar_bands=config.sar_bands)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sarmatch.data.folder import manifest
 from sarmatch.data.ombria import is_ombria, ombria
-from sarmatch.data.pairs import PairError, Pairs
+from sarmatch.data.pairs import AbsentDatasetError, PairError, Pairs
 from sarmatch.data.raster import RED_GREEN_BLUE
 from sarmatch.data.roi_tree import scene_folders
 from sarmatch.data.sen12 import sen12
@@ -103,7 +103,7 @@ def open_folder(
         rescan: ignore a stored index of the SEN12MS family.
 
     Raises:
-        FileNotFoundError, PairError, ValueError: as `recognise` and the readers.
+        FileNotFoundError, AbsentDatasetError, PairError: as `recognise` and the readers.
     """
     layout = recognise(root)
     if layout == "manifest":
@@ -123,7 +123,9 @@ def open_folder(
 def _warn_of_absent(root: str | Path, datasets: Sequence[str]) -> None:
     """The profile on several data sets runs on OMBRIA alone as well, but not silently."""
     if datasets and "ombria" not in datasets:
-        raise ValueError(f"datasets: {list(datasets)} expected, but {root} holds ombria alone; give another folder")
+        raise AbsentDatasetError(
+            f"datasets: {list(datasets)} expected, but {root} holds ombria alone; give another folder"
+        )
     if absent := [name for name in datasets if name != "ombria"]:
         warnings.warn(f"{root} holds ombria alone; going on without {', '.join(absent)}", stacklevel=4)
 

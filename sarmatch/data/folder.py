@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
+from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
 from sarmatch.data.raster import read_pair, read_sar
 
 REQUIRED_COLUMNS = ("id", "sar", "optical")
@@ -43,8 +43,8 @@ def manifest(
 
     Raises:
         FileNotFoundError: no such folder, or no CSV in it.
+        AbsentDatasetError: a name in `datasets` does not occur.
         PairError: the CSV lacks a column, or no usable pair is left.
-        ValueError: a name in `datasets` does not occur.
     """
     root = Path(root)
     return pairs_of_table(
@@ -67,12 +67,12 @@ def pairs_of_table(
         source: what to name in errors.
 
     Raises:
-        PairError, ValueError: as `manifest`.
+        AbsentDatasetError, PairError: as `manifest`.
     """
     table = table[table["usable"] != "0"]
     if unknown := set(datasets) - set(table["dataset"]):
         known = sorted(set(table["dataset"]))
-        raise ValueError(f"datasets: {sorted(unknown)} do not occur in {source}; it has {known}")
+        raise AbsentDatasetError(f"datasets: {sorted(unknown)} do not occur in {source}; it has {known}")
     if datasets:
         table = table[table["dataset"].isin(datasets)]
     table, problems = _leave_out_broken(table, root)

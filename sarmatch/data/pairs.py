@@ -20,6 +20,10 @@ class PairError(ValueError):
     """A file or array that cannot serve as a pair; the message names it, what was expected and the remedy."""
 
 
+class AbsentDatasetError(PairError):
+    """A folder has no pair of a dataset that was asked for; the message names both."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pair:
     """One co-registered pair: pixel (x, y) of both images shows the same place.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sarmatch.cache import cached_table
 from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.data.pairs import Pair, PairError, Pairs
+from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
 from sarmatch.inference import Matcher
@@ -280,15 +280,10 @@ class Study(NamedTuple):
     unrelated_scenes: pd.DataFrame
 
 
-NUMBERS = {"smoke": (1, 1, 0), "demo": (2, 12, 4)}
-"""Shifts a scene, unrelated crops and unrelated scenes of a profile; others take `_MANY`."""
-_MANY = (2, 200, 6)
-
-
 def scenes_of(config: Config) -> Pairs:
     """The large scenes of a profile: those of 1024 px where its data hold them, else generated ones."""
     if config.data.source == "manifest":
-        with suppress(PairError):  # a folder of OMBRIA alone has none
+        with suppress(AbsentDatasetError):  # a folder of OMBRIA alone has none
             return open_pairs(config.replace(data={"datasets": ("scenes",)}).data, config.seed)
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
 
@@ -301,7 +296,8 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     scenes = scenes_of(config)
     generated = scenes.index["dataset"].iloc[0] == "synthetic"
     test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
-    n_shifts, n_crops, n_scenes = NUMBERS.get(config.profile, _MANY)
+    studies = config.studies
+    n_shifts, n_crops, n_scenes = studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes
     chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
     chosen = chosen[:n_shifts] if generated else chosen
     folder = runs_dir / "scenes"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarmatch.data import PairError, manifest
+from sarmatch.data import AbsentDatasetError, PairError, manifest
 
 HEADER = "dataset,id,sar,optical,sar_later,season,scene,land_cover,usable"
 
@@ -60,7 +60,7 @@ def test_later_sar(folder: Path) -> None:
 
 def test_datasets_are_chosen_by_name(folder: Path) -> None:
     assert list(manifest(folder, datasets=("b",)).index["id"]) == ["b0"]
-    with pytest.raises(ValueError, match=r"\['c'\] do not occur.*\['a', 'b'\]"):
+    with pytest.raises(AbsentDatasetError, match=r"\['c'\] do not occur.*\['a', 'b'\]"):
         manifest(folder, datasets=("a", "c"))
 
 

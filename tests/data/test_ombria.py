@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from sarmatch.config import DataConfig
-from sarmatch.data import PairError, check_data, manifest, ombria, open_folder, open_pairs, recognise, split_pairs
+from sarmatch.data import (
+    AbsentDatasetError,
+    PairError,
+    check_data,
+    manifest,
+    ombria,
+    open_folder,
+    open_pairs,
+    recognise,
+    split_pairs,
+)
 from sarmatch.data.ombria import SCENES
 from sarmatch.profiles import profile
 
@@ -92,7 +102,7 @@ def test_open_pairs_goes_on_without_the_other_data_sets(tree: Path) -> None:
         assert open_pairs(profile("s1s2", str(tree)).data).fingerprint() == expected
     assert len(caught) == 1 and caught[0].filename == __file__
     assert open_pairs(DataConfig(root=str(tree), datasets=("ombria",))).fingerprint() == expected
-    with pytest.raises(ValueError, match=r"\['sen1-2'\] expected, but .* holds ombria alone"):
+    with pytest.raises(AbsentDatasetError, match=r"\['sen1-2'\] expected, but .* holds ombria alone"):
         open_folder(tree, datasets=("sen1-2",))
     with pytest.raises(FileNotFoundError, match="laid out as ombria; set source='manifest'"):
         open_pairs(DataConfig(source="sen12ms", root=str(tree)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,9 +13,11 @@ import torch
 from patch_net import PatchNet
 from scene_files import texture
 
-from sarmatch.data.pairs import Pair
+from sarmatch.config import Config
+from sarmatch.data.pairs import Pair, PairError
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
+from sarmatch.profiles import profile
 from sarmatch.scenes import trial_plots, trials
 from sarmatch.scenes.check_points import CheckPoints
 from sarmatch.scenes.grids import Region
@@ -94,3 +99,53 @@ def test_joined_matches_are_those_inside_the_view_and_keep_their_confidence() ->
     np.testing.assert_array_equal(lines.get_array(), [0.25, 0.75])
     np.testing.assert_allclose(lines.get_segments()[0][0], [4.75, 4.75])
     plt.close("all")
+
+
+def real_config(root: Path, names: list[str], manifest: str = "") -> Config:
+    """The profile on real pairs, of a folder of small images with these names."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        channels = 1 if "S1" in name else 3
+        assert cv2.imwrite(str(root / name), np.full((32, 32, channels), 90, np.uint8))
+    if manifest:
+        (root / "manifest.csv").write_text(f"dataset,id,sar,optical\n{manifest}\n")
+    return profile("s1s2", str(root))
+
+
+def test_scenes_are_generated_where_a_folder_holds_none(tmp_path: Path) -> None:
+    names = [f"OmbriaS{i}/train/{when}/S{i}_{when.lower()}_0001.png" for i in (1, 2) for when in ("BEFORE", "AFTER")]
+    ombria = real_config(tmp_path / "ombria", names)
+    described = real_config(tmp_path / "described", ["S1.png", "S2.png"], "ombria,a,S1.png,S2.png")
+    for config in (ombria, described):
+        scenes = trials.scenes_of(config)
+        assert set(scenes.index["dataset"]) == {"synthetic"} and len(scenes) == 8
+
+
+def test_scenes_are_those_of_the_folder_and_missing_files_are_no_reason_to_generate_some(tmp_path: Path) -> None:
+    rows = "scenes,a,S1.png,S2.png\nombria,b,S1.png,S2.png"
+    config = real_config(tmp_path, ["S1.png", "S2.png"], rows)
+    assert list(trials.scenes_of(config).index["id"]) == ["a"]
+    (tmp_path / "S2.png").unlink()
+    with pytest.raises(PairError, match=r"no usable pair is left; a: optical file .*S2\.png is missing"):
+        trials.scenes_of(config)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("smoke", (1, 1, 0)), ("demo", (2, 12, 4)), ("s1s2", (2, 200, 6))])
+def test_a_study_has_the_numbers_of_its_profile(
+    name: str, numbers: tuple[int, int, int], matcher: Matcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def registrations(matcher: Matcher, pairs: object, n_shifts: int, **_: object) -> pd.DataFrame:
+        return asked.append(n_shifts) or pd.DataFrame()
+
+    def unrelated(matcher: Matcher, pairs: object, n: int, *_: object) -> pd.DataFrame:
+        return asked.append(n) or pd.DataFrame()
+
+    monkeypatch.setattr(trials, "registration_trials", registrations)
+    monkeypatch.setattr(trials, "unrelated_trials", unrelated)
+    config = profile(name, str(tmp_path)).replace(data={"source": "synthetic"}, profile="another name")
+    trials.study_or_load(config, tmp_path, matcher)
+    assert tuple(asked) == numbers
+    studies = config.studies
+    assert (studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes) == numbers
