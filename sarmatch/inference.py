@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,6 +59,8 @@ def load_matcher(
         onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs; see
             `sarmatch.onnx_backend`.
 
+    Weights for which no confidence was fitted come with a warning.
+
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
         ValueError: an ONNX file of other weights.
@@ -72,6 +75,13 @@ def load_matcher(
         )
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
+    if confidence is None:
+        warnings.warn(
+            f"{path}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
+            "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` "
+            "fits it at its end, `sarmatch.confidence_fit.confidence_or_load` for a run that was trained otherwise",
+            stacklevel=2,
+        )
     encoders = None
     if onnx is not None:
         from sarmatch.onnx_backend import OnnxEncoders
