@@ -157,8 +157,8 @@ def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
     found = np.concatenate([np.empty((0, 3)), *(np.column_stack([o.xy_sar, o.confidence]) for o in others)])
     best = pd.DataFrame(found, columns=["x", "y", "confidence"]).groupby(["x", "y"])["confidence"].max()
     rivals = best.reindex(pd.MultiIndex.from_arrays(own.xy_sar.T)).to_numpy()
-    # Of equals, as of one window that was read twice, the cell nearer to the upper left window's core would be kept
-    # twice; exact ties between windows do not occur, since their contexts differ. Without a rival there is NaN.
+    # Of equals both stay: calibrated confidences have steps, so that two windows may state the same one at a cell,
+    # though rarely. Without a rival there is NaN.
     return own.select(~(own.confidence < rivals))
 
 
