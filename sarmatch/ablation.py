@@ -164,7 +164,7 @@ def study_matches(
     for seed, variant in _progress(variants, config.studies.seeds, show_progress):
         run = study_run(config, variant, seed, split, runs_dir)
         matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
-        own = labelled(split, variant, seed).validation
+        own = labelled(split, variant, seed).calibration
         validation = matches_or_load(run, matcher, "study validation", own, "shift", fitted)
         calibrator = fit_calibrator(validation, _scores(run, variant))
         pairs = split.test if test is None else test

@@ -15,8 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sarmatch.chapters import BookError, default_workers, execute_all, in_order
 from sarmatch.config import Config
 from sarmatch.files import atomic_path
 from sarmatch.headline import update
@@ -43,10 +43,6 @@ PUBLISHED_PROFILE = "s1s2"
 
 FRONT_PICTURE = "fig-scenes-joined"
 """Figure that README and front page show."""
-
-
-class BookError(RuntimeError):
-    """A chapter failed or the site could not be built; the message names the notebook and the cell."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +188,7 @@ def build_book(
     site: bool = True,
     book: str | Path | None = None,
     runs_dir: str | Path = "runs",
+    workers: int | None = None,
 ) -> Path:
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
@@ -203,14 +200,17 @@ def build_book(
         site: also run jupyter-book.
         book: folder of the sources; default the `book` folder of the checkout.
         runs_dir: store of trained runs; what it holds is loaded, so that a second call resumes.
+        workers: chapters at a time, in processes that share the cores; None takes `chapters.default_workers`.
 
     Returns:
         the folder of the staged copy.
 
     Raises:
         BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
-        ValueError: unknown profile or chapter, or no data folder for a profile on real data.
+        ValueError: unknown profile or chapter, no data folder for a profile on real data, or no workers.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
     config = named_profile(profile, data)  # rejected now rather than in a kernel
@@ -230,11 +230,19 @@ def build_book(
         "runs_dir": str(Path(runs_dir).resolve()),
         "results_dir": str(staged / "results" / profile),
     }
-    for name in chapters or names:
-        _execute(book / f"{name}.ipynb", staged / f"{name}.ipynb", parameters)
+
+    def done(name: str) -> None:
         save_page(staged / "results" / profile, name, config)
+
+    first, together, last = in_order(chapters or names)
+    n = default_workers() if workers is None else workers
+    execute_all(book, staged, first, parameters, n, done)
+    if site and first and together:  # something to read while the others run
+        print(f"first result: {build_site(staged).with_name(first[0])}.html", flush=True)
+    for some in (together, last):
+        execute_all(book, staged, some, parameters, n, done)
     if site:
-        build_site(staged)
+        print(f"site: {build_site(staged)}", flush=True)
     return staged
 
 
@@ -253,31 +261,6 @@ def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
             shutil.copyfile(book / f"{name}.ipynb", target)
 
 
-def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-    import papermill
-
-    start = time.perf_counter()
-    try:
-        papermill.execute_notebook(
-            source,
-            target,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=target.parent,
-            progress_bar={"desc": source.stem, "disable": None},  # None: only where a person watches
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its transport
-        )
-    except papermill.PapermillExecutionError as error:
-        lines = [line for line in error.source.splitlines() if line.strip()]
-        raise BookError(
-            f"{source.name}, cell In [{error.exec_count}], which begins {lines[0] if lines else ''!r}: "
-            f"{error.ename}: {error.evalue}\nWhat ran is in {target}; mend the cause and run the command again: "
-            "stored runs are loaded, not trained anew"
-        ) from None
-    print(f"{source.name}: executed in {time.perf_counter() - start:.1f} s", flush=True)
-
-
 def build_site(book: Path, options: Sequence[str] = ()) -> Path:
     """Run `jupyter-book build` on a folder of pages and return the site's `index.html`.
 
@@ -294,7 +277,6 @@ def build_site(book: Path, options: Sequence[str] = ()) -> Path:
     if done.returncode or not index.is_file():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise BookError(f"jupyter-book ended with {done.returncode}, log in {log}:\n{tail}")
-    print(f"site: {index}", flush=True)
     return index
 
 

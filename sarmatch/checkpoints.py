@@ -23,7 +23,7 @@ def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = Non
 
 
 def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
-    """The network in a safetensors file and the file's header.
+    """The network in a safetensors file, in evaluation mode, and the file's header.
 
     Raises:
         ValueError: the file was not written by `save_weights`.
@@ -38,7 +38,7 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
     net.load_state_dict(tensors)
-    return net, about
+    return net.eval(), about
 
 
 def update_header(path: Path, **about: str) -> None:

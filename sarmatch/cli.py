@@ -218,8 +218,8 @@ def compare(
     from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import check_search
-    from sarmatch.experiments import shipped_or_trained
     from sarmatch.peers import peer_matchers, trained_peers, training_table
+    from sarmatch.shipping import shipped_or_trained
     from sarmatch.statistics import with_intervals
 
     check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
@@ -322,6 +322,7 @@ def book(
     chapters: tuple[str, ...] = (),
     no_site: bool = False,
     publish: bool = False,
+    workers: int | None = None,
 ) -> int:
     """Execute the chapters into a staged copy of the book and build the site there.
 
@@ -333,12 +334,16 @@ def book(
         chapters: execute only these, by name.
         no_site: execute only, without jupyter-book.
         publish: write executed chapters and result tables back to book/.
+        workers: chapters at a time; default as many as there are cores, up to 4; one where there is a GPU, and with
+            --publish, since chapters measure times.
     """
     from sarmatch import book as machinery
 
     chosen = profile or (machinery.PUBLISHED_PROFILE if publish else "demo")
+    if publish and workers is None:
+        workers = 1
     try:
-        staged = machinery.build_book(chosen, data, out, chapters or None, not no_site, runs_dir=runs)
+        staged = machinery.build_book(chosen, data, out, chapters or None, not no_site, None, runs, workers)
     except machinery.BookError as error:
         print(f"sarmatch: error: {error}", file=sys.stderr)
         return 1

@@ -27,13 +27,14 @@ from sarmatch.baselines import (
     TemplateMatcher,
 )
 from sarmatch.baselines.lightglue import Features, LightGlueMatcher, installed
+from sarmatch.cache import cached_table
 from sarmatch.confidence import fit_calibrator
 from sarmatch.config import Config, EvaluationConfig
 from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
-from sarmatch.experiments import Run, kept_table
+from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
@@ -141,7 +142,7 @@ def compared_matches(
     """All matches of a method under `shift`, once; then kept with the run.
 
     Args:
-        name: of the method; with the radius it names the file.
+        name: of the method, and with the radius of the file.
         pairs: of which `config.max_pairs` are matched.
 
     Returns:
@@ -164,8 +165,8 @@ def compared_matches(
         return pd.concat(parts, ignore_index=True).assign(commit=commit())
 
     radius = "none" if search_radius is None else f"{search_radius:g}"
-    asked = [name, repr(matcher) if dataclasses.is_dataclass(matcher) else "", search_radius, pairs.fingerprint()]
-    return kept_table(run.path, f"compared-{name}-R{radius}", [*asked, dataclasses.asdict(config)], make)
+    on = {"matcher": matcher, "radius": search_radius, "pairs": pairs, "config": config}
+    return cached_table(run.path, f"compared-{name}-R{radius}", on, make)
 
 
 def compared_records(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
@@ -206,7 +207,7 @@ def compare(
     fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
     records, tables = [], []
     for name, matcher in matchers.items():
-        known = compared_matches(run, matcher, name, split.validation, search_radius, fitted)
+        known = compared_matches(run, matcher, name, split.calibration, search_radius, fitted)
         found = compared_matches(run, matcher, name, split.test, search_radius, measured)
         calibrator = fit_calibrator(known.rename(columns={"confidence": "probability"}), ("logit_probability",))
         found = found.rename(columns={"confidence": "probability"})

@@ -21,7 +21,7 @@ from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_residuals
-from sarmatch.precision import CONFIDENT_PX, COVERAGE, Precision
+from sarmatch.precision import CONFIDENT_PX, COVERAGE, FOLDS, Precision, scene_folds
 
 SCORES = ("probability", "aleatoric", "epistemic")
 """Raw scores of a match, of which confidence is made."""
@@ -60,6 +60,7 @@ class Confidence:
         mc_passes: of the mode `monte_carlo`; with another number, whose mutual information has another scale, the
             calibrator of a single pass serves.
         precision: what covariances and radii are made with, by mode; empty in files of before they were fitted.
+        fitted_on: digits of the weights, pairs and settings of the fit; empty in files of before they were kept.
     """
 
     calibrators: Mapping[str, Calibrator]
@@ -67,6 +68,7 @@ class Confidence:
     search_radius: float
     mc_passes: int
     precision: Mapping[str, Precision] = field(default_factory=dict)
+    fitted_on: str = ""
 
     def to_json(self) -> str:
         return json.dumps(
@@ -76,6 +78,7 @@ class Confidence:
                 "search_radius": self.search_radius,
                 "mc_passes": self.mc_passes,
                 "precision": {mode: p.to_dict() for mode, p in self.precision.items()},
+                "fitted_on": self.fitted_on,
             }
         )
 
@@ -87,7 +90,8 @@ class Confidence:
             calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
             overlaps = {mode: Overlap(**o) for mode, o in content["overlaps"].items()}
             precision = {mode: Precision.from_dict(p) for mode, p in content.get("precision", {}).items()}
-            return cls(calibrators, overlaps, float(content["search_radius"]), int(content["mc_passes"]), precision)
+            radius, passes = float(content["search_radius"]), int(content["mc_passes"])
+            return cls(calibrators, overlaps, radius, passes, precision, str(content.get("fitted_on", "")))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
 
@@ -136,9 +140,33 @@ def agreement(confidence: np.ndarray) -> float:
     return float(np.mean(confidence)) if len(confidence) else 0.0
 
 
-def pair_agreements(table: pd.DataFrame, calibrator: Calibrator, pairs: Pairs) -> pd.Series:
-    """`agreement` of all pairs of a match table, by id; pairs without matches have 0."""
-    found = table[["id"]].assign(confidence=calibrator(table)).groupby("id")["confidence"].mean()
+def cross_fitted(
+    fitted_on: pd.DataFrame,
+    table: pd.DataFrame,
+    fit: Callable[[pd.DataFrame], Calibrator],
+    folds: int = FOLDS,
+) -> np.ndarray:
+    """Confidence (N,) of each match by a calibrator that has not seen its scene.
+
+    Args:
+        fitted_on: matches to fit on; `table` may be the same or another of the same scenes. Matches of scenes that are
+            not among them have the calibrator of all.
+        fit: makes a calibrator of matches.
+        folds: at most so many groups of scenes, each left out once. A single scene is fitted on itself.
+    """
+    fold = scene_folds(fitted_on["scene"], folds)
+    confidence = np.asarray(fit(fitted_on)(table), dtype=np.float64)
+    for left_out in sorted(set(fold.values())) if len(set(fold.values())) > 1 else ():
+        others = fitted_on[fitted_on["scene"].map(fold) != left_out]
+        own = (table["scene"].map(fold) == left_out).to_numpy()
+        if own.any():
+            confidence[own] = fit(others)(table[own])
+    return confidence
+
+
+def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, pairs: Pairs) -> pd.Series:
+    """`agreement` of all pairs of a match table with these confidences, by id; pairs without matches have 0."""
+    found = table[["id"]].assign(confidence=confidence).groupby("id")["confidence"].mean()
     return found.reindex(pairs.index["id"], fill_value=0.0)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from sarmatch.cache import cached_table
 from sarmatch.calibration import bootstrap_scores, pooled_aurc, resampled_groups
 from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature
 from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table
@@ -23,7 +24,7 @@ from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import EvaluationCrops, spread
-from sarmatch.experiments import Run, kept_table
+from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
 from sarmatch.statistics import FEWEST_CLUSTERS, Interval
@@ -277,7 +278,7 @@ def scores_by_passes(run: Run, split: Split, n_pairs: int) -> pd.DataFrame:
     """
     config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
     for passes in run.config.studies.passes:
-        fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.validation, split.test))
+        fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.calibration, split.test))
         names = ALL_SCORES if passes > 1 else ALL_SCORES[:2]
         confidence = pd.DataFrame({"passes": fit_calibrator(fitted_on, names)(measured)})
         scores = score_table(measured, confidence, scores=("ece", "brier", "auroc", "aurc"))
@@ -306,4 +307,4 @@ def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig
         ids = spread(pairs, config.max_pairs).index["id"]
         return table.assign(seconds=table["id"].map(dict(zip(ids, seconds, strict=True))))
 
-    return kept_table(run.path, f"timed-{passes}", (passes, pairs.fingerprint(), dataclasses.asdict(config)), make)
+    return cached_table(run.path, f"timed-{passes}", {"matcher": matcher, "pairs": pairs, "config": config}, make)

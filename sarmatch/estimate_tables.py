@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from sarmatch.cache import cached_table, digest
 from sarmatch.calibrators import Isotonic
 from sarmatch.checkpoints import load_weights, save_weights
+from sarmatch.confidence_fit import trained_weights
 from sarmatch.confidence_tables import ALL_SCORES, Recipe, logistic
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
@@ -28,7 +30,7 @@ from sarmatch.data.splits import Split
 from sarmatch.density import Density
 from sarmatch.distillation import distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
-from sarmatch.experiments import Run, kept_table
+from sarmatch.experiments import Run
 from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.inference import Matcher
@@ -36,8 +38,8 @@ from sarmatch.matching import Prediction, predict
 from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import distilled_information, row_entropy
+from sarmatch.tiles import tile_seed
 
-DISTILLED_FILE, CURVE_FILE, DENSITY_FILE = "distilled.safetensors", "distilled.parquet", "density.safetensors"
 CHEAP = 1.2
 """An estimate that costs at most this many passes counts as one pass."""
 
@@ -78,9 +80,12 @@ def see(net: SarOpticalNet, crops: EvaluationCrops) -> Seen:
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
-    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w)."""
+    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w).
+
+    The masks are those of a `Matcher` with its own seed.
+    """
     seen = see(net, crops)
-    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net))
+    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net), tile_seed(0))
 
 
 def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
@@ -95,27 +100,37 @@ def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray)
 def distilled_or_load(run: Run, split: Split) -> tuple[Run, pd.DataFrame]:
     """The run with a taught `epistemic_head`, and the loss curve of its teaching, see `sarmatch.distillation.distil`.
 
-    Taught once on training scenes and kept as `distilled.safetensors` in the run's folder; `load_matcher` takes that
-    file too. The network of `run` stays as it is.
+    Taught once on training scenes and kept as `distilled-<digest>.safetensors` in the run's folder; `load_matcher`
+    takes that file too. The network of `run` stays as it is.
     """
-    weights, curve_path = run.path / DISTILLED_FILE, run.path / CURVE_FILE
+    learned_from = _learned_from(run, split)
+    weights, curve_path = (run.path / f"distilled-{learned_from}.{suffix}" for suffix in ("safetensors", "parquet"))
     if not (weights.exists() and curve_path.exists()):
         net = copy.deepcopy(run.net)
         curve = distil(net, split.train, run.config, run.config.seed)
         with atomic_path(curve_path) as partial:
             curve.to_parquet(partial)
         save_weights(net, weights)
-    return dataclasses.replace(run, net=load_weights(weights)[0].eval()), pd.read_parquet(curve_path)
+    return dataclasses.replace(run, net=load_weights(weights)[0]), pd.read_parquet(curve_path)
 
 
 def density_or_load(run: Run, split: Split) -> Density:
-    """`Density.fit` on training scenes, once; kept as `density.safetensors` in the run's folder."""
-    path = run.path / DENSITY_FILE
+    """`Density.fit` on training scenes, once; kept as `density-<digest>.safetensors` in the run's folder."""
+    path = run.path / f"density-{_learned_from(run, split)}.safetensors"
     if not path.exists():
         density = Density.fit(run.net, split.train, run.config, run.config.seed)
         with atomic_path(path) as partial:
             save_file({"means": density.means.contiguous(), "precisions": density.precisions.contiguous()}, partial)
     return Density(**load_file(path))
+
+
+def _learned_from(run: Run, split: Split) -> str:
+    """Digits of all that head and density are learned from."""
+    config = run.config
+    sizes = [config.seed, config.studies.distillation_crops, config.evaluation.headline_radius]
+    return digest(
+        [trained_weights(run.net), run.net.config, split.train, dataclasses.replace(config.data, root=None), sizes]
+    )
 
 
 def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Seen], Tensor]]:
@@ -136,8 +151,8 @@ def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: Evaluati
     Returns:
         columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
     """
-    asked = ("estimates", pairs.fingerprint(), dataclasses.asdict(config))
-    return kept_table(run.path, "estimates", asked, lambda: _estimates(run.net, density, pairs, config))
+    on = {"net": run.net, "density": density, "pairs": pairs, "config": config}
+    return cached_table(run.path, "estimates", on, lambda: _estimates(run.net, density, pairs, config))
 
 
 def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:

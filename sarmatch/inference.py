@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +28,7 @@ from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
-from sarmatch.tiles import MULTIPLE, TILE, tiles
+from sarmatch.tiles import MULTIPLE, TILE, tile_seed, tiles
 from sarmatch.volumes import Volume
 
 GLOBAL_SIDE = 2048
@@ -47,14 +49,17 @@ def load_matcher(
     distilled: bool = False,
     coverage: float = COVERAGE,
     onnx: str | Path | None = None,
+    mc_seed: int = 0,
 ) -> Matcher:
     """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
 
     Args:
         source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
-        device, use_consensus, mc_passes, distilled, coverage: as for `Matcher`.
+        device, use_consensus, mc_passes, distilled, coverage, mc_seed: as for `Matcher`.
         onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs; see
             `sarmatch.onnx_backend`.
+
+    Weights for which no confidence was fitted come with a warning.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what is shipped.
@@ -70,13 +75,20 @@ def load_matcher(
         )
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
+    if confidence is None:
+        warnings.warn(
+            f"{path}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
+            "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` "
+            "fits it at its end, `sarmatch.confidence_fit.confidence_or_load` for a run that was trained otherwise",
+            stacklevel=2,
+        )
     encoders = None
     if onnx is not None:
         from sarmatch.onnx_backend import OnnxEncoders
 
         encoders = OnnxEncoders(onnx)
         encoders.check(net)
-    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage, encoders)
+    return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage, encoders, mc_seed)
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -89,7 +101,7 @@ class Matcher:
     """A trained network and the device it runs on.
 
     Args:
-        net: moved to the device and put in evaluation mode.
+        net: stays as it is; where it lies on another device or trains, the matcher has a copy of its own.
         device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
         use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
         mc_passes: passes with dropout (section 3.2.4 takes 20); 0 makes one deterministic pass.
@@ -101,6 +113,8 @@ class Matcher:
             within the search radius that confidence was fitted with.
         encoders: run instead of the network's own encoders, see `sarmatch.onnx_backend.OnnxEncoders`; the global stage
             keeps the network's.
+        mc_seed: of the dropout masks, at least 0. Masks follow from it, the number of the pass and the place of the
+            tile, whatever the device.
     """
 
     def __init__(
@@ -113,11 +127,12 @@ class Matcher:
         distilled: bool = False,
         coverage: float = COVERAGE,
         encoders: EncodePair | None = None,
+        mc_seed: int = 0,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
-        self.net = net.to(self.device).eval()
+        self.net = _in_evaluation(net, self.device)
         self.use_consensus = use_consensus
-        self.mc_passes = _checked_passes(mc_passes)
+        self.mc_passes, self.mc_seed = _checked_passes(mc_passes), _checked_seed(mc_seed)
         if distilled and not net.epistemic_head.distilled:
             raise ValueError(
                 "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.distillation.distil`"
@@ -136,6 +151,7 @@ class Matcher:
         max_rotation_deg: float = 0.0,
         scale_range: tuple[float, float] = (1.0, 1.0),
         mc_passes: int | None = None,
+        mc_seed: int | None = None,
     ) -> Matches:
         """Tie points between two images on one grid, up to a shift within the search radius.
 
@@ -146,15 +162,19 @@ class Matcher:
                 image.
             max_rotation_deg, scale_range: how far the optical image may be turned and scaled against the SAR image.
             mc_passes: passes with dropout instead of the matcher's own number; `epistemic` is NaN without any.
+            mc_seed: of their masks instead of the matcher's own.
 
         Raises:
             ValueError: arrays of unusable shape, dtype or range.
             FileNotFoundError, PairError: files that cannot be read, or that lie on different grids.
         """
         check_search(search_radius, max_rotation_deg, scale_range)
-        if mc_passes is not None and mc_passes != self.mc_passes:
-            rest = (self.confidence, self.distilled, self.coverage, self.encoders)
-            other = Matcher(self.net, self.device, self.use_consensus, mc_passes, *rest)
+        passes, seed = (
+            own if given is None else given for given, own in ((mc_passes, self.mc_passes), (mc_seed, self.mc_seed))
+        )
+        if (passes, seed) != (self.mc_passes, self.mc_seed):
+            rest = (self.confidence, self.distilled, self.coverage, self.encoders, seed)
+            other = Matcher(self.net, self.device, self.use_consensus, passes, *rest)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
         first = _load_sar(sar, net.sar_channels)
@@ -177,9 +197,15 @@ class Matcher:
         search_radius: float | None = 32.0,
         max_rotation_deg: float = 0.0,
         scale_range: tuple[float, float] = (1.0, 1.0),
+        window: int = 0,
     ) -> Matches:
-        """The same of images already read and scaled; where they lie on the ground is ignored."""
-        raw = self._match(sar, optical, search_radius, max_rotation_deg, scale_range)
+        """The same of images already read and scaled; where they lie on the ground is ignored.
+
+        Args:
+            window: number of these images among the windows of larger ones, each of which draws dropout masks of its
+                own.
+        """
+        raw = self._match(sar, optical, search_radius, max_rotation_deg, scale_range, window)
         turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
         return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
 
@@ -222,6 +248,7 @@ class Matcher:
         search_radius: float | None,
         max_rotation_deg: float,
         scale_range: tuple[float, float],
+        window: int = 0,
     ) -> RawMatches:
         height, width = (max(a, b) for a, b in zip(sar.valid.shape, optical.valid.shape, strict=True))
         size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
@@ -231,7 +258,7 @@ class Matcher:
         # Tiles overlap by half of their side at most: a wider search takes the global stage.
         reach = np.inf if max(size) <= TILE else TILE / 4
         if search_radius is not None and search_radius <= reach and not turned:
-            return self._match_tiles(sar_in, optical_in, sar_valid, optical_valid, search_radius)
+            return self._match_tiles(sar_in, optical_in, sar_valid, optical_valid, search_radius, window)
         if max(size) > GLOBAL_SIDE:
             raise ValueError(
                 f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
@@ -243,25 +270,31 @@ class Matcher:
         if turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
             one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
-            first = one_pass._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
+            first = one_pass._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior, window)
             prior = _refit(first, prior)
-        return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior)
+        return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior, window)
 
     def _match_warped(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, prior: Tensor
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, prior: Tensor, window: int = 0
     ) -> RawMatches:
         """Match around a predicted map by resampling the optical image onto the SAR grid with it."""
         size = (sar.shape[-2], sar.shape[-1])
         moved = warp(optical, prior, size)
         seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
-        raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS)
+        raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS, window)
         xy_optical = transform_points(prior, raw.xy_optical)
         linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
         raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
         return select(raw, inside(xy_optical, size))
 
     def _match_tiles(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+        self,
+        sar: Tensor,
+        optical: Tensor,
+        sar_valid: Tensor,
+        optical_valid: Tensor,
+        search_radius: float,
+        number: int = 0,
     ) -> RawMatches:
         """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
         height, width = sar.shape[-2:]
@@ -274,7 +307,8 @@ class Matcher:
             masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
             if not (bool(masks[0].any()) and bool(masks[1].any())):
                 continue
-            raw = self._match_tile(*inputs, *masks, search_radius)
+            seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
+            raw = self._match_tile(*inputs, *masks, search_radius, seed)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
             xy_sar = raw.xy_sar + origin
@@ -287,9 +321,15 @@ class Matcher:
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _match_tile(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+        self,
+        sar: Tensor,
+        optical: Tensor,
+        sar_valid: Tensor,
+        optical_valid: Tensor,
+        search_radius: float,
+        seed: int | Sequence[int] = 0,
     ) -> RawMatches:
-        """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells."""
+        """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells, the seed is of dropout."""
         net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         masks = (sar_valid, optical_valid)
         if self.encoders is not None:
@@ -305,7 +345,7 @@ class Matcher:
                 for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
             )
             if self.mc_passes:
-                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting)
+                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting, seed)
             else:
                 prediction = predict(net, first, second, search_radius, *masks, voting)
         if self.distilled and not self.mc_passes:
@@ -320,6 +360,21 @@ def _checked_passes(mc_passes: int) -> int:
     if mc_passes < 0:
         raise ValueError(f"mc_passes must not be negative, got {mc_passes}; 0 makes one pass without dropout")
     return mc_passes
+
+
+def _checked_seed(mc_seed: int) -> int:
+    if mc_seed < 0:
+        raise ValueError(f"mc_seed must not be negative, got {mc_seed}")
+    return mc_seed
+
+
+def _in_evaluation(net: SarOpticalNet, device: torch.device) -> SarOpticalNet:
+    """The network itself where it lies on the device and evaluates, else a copy that does."""
+    places = {t.device for t in net.state_dict().values()}
+    there = all(p.type == device.type and device.index in (None, p.index) for p in places)
+    if there and not any(module.training for module in net.modules()):
+        return net
+    return copy.deepcopy(net).to(device).eval()
 
 
 def _usable_device(name: str | torch.device) -> torch.device:

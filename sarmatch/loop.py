@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -124,7 +125,7 @@ def fit(
     optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate, betas=schedule.betas)
     state: dict[str, Any] = {"step": 0, "best": -math.inf, "waited": 0, "seconds": 0.0}
     if (folder / "last.pt").exists():
-        state = _restore(folder / "last.pt", objective, optimizer)
+        state = _restore(folder / "last.pt", objective, optimizer, accelerator.scaler)
     if accelerator.is_main_process:
         _cut_log(folder / "metrics.jsonl", state["step"])
     accelerator.wait_for_everyone()
@@ -198,7 +199,8 @@ def _step(
             optimizer.zero_grad()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.detach() / schedule.accumulation_steps
-    return {name: float(accelerator.reduce(value, reduction="mean")) for name, value in totals.items()}
+    means = accelerator.reduce(torch.stack(list(totals.values())), reduction="mean").tolist()  # all in one exchange
+    return dict(zip(totals, means, strict=True))
 
 
 def _validate(
@@ -209,19 +211,22 @@ def _validate(
     validate: Validate,
     score: str | None,
 ) -> dict[str, float]:
-    """Scores of the current weights; saves them where they are the best so far. All processes learn the outcome."""
+    """Scores of the current weights; saves them where they are the best so far.
+
+    Whether they are is decided once, on the main process in double precision, and told to all: compared again
+    elsewhere, a rounded score could keep weights without renewing patience, or the reverse.
+    """
     scores: dict[str, float] = {}
+    best, waited = state["best"], state["waited"] + 1
     if accelerator.is_main_process:
         objective.eval()
         scores = validate(objective)
         objective.train()
-        if score is not None and scores[score] > state["best"]:
+        if score is not None and scores[score] > best:
             save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
+            best, waited = float(scores[score]), 0  # numpy's would not load from a checkpoint
     if score is not None:
-        packed = torch.tensor(scores.get(score, 0.0), device=accelerator.device)
-        value = float(accelerator.reduce(packed, reduction="sum"))
-        improved = value > state["best"]
-        state["best"], state["waited"] = (value, 0) if improved else (state["best"], state["waited"] + 1)
+        state["best"], state["waited"] = broadcast_object_list([best, waited])
     return scores
 
 
@@ -235,15 +240,25 @@ def _checkpoint(
     if not accelerator.is_main_process:
         return
     content = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict(), "state": dict(state)}
+    if accelerator.scaler is not None:
+        content["scaler"] = accelerator.scaler.state_dict()
     with atomic_path(folder / "last.pt") as path:
         torch.save(content, path)
 
 
-def _restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and optimiser back to the moment of the checkpoint; returns where the run stood."""
+def _restore(
+    path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> dict[str, Any]:
+    """Put weights, optimiser and scale of gradients back to the moment of the checkpoint; returns where the run stood.
+
+    Args:
+        scaler: of fp16; a checkpoint of version 0.1 holds no scale, and its run goes on from the initial one.
+    """
     content = torch.load(path, map_location="cpu", weights_only=True)
     objective.load_state_dict(content["objective"])
     optimizer.load_state_dict(content["optimizer"])
+    if scaler is not None and "scaler" in content:
+        scaler.load_state_dict(content["scaler"])
     state: dict[str, Any] = content["state"]
     return state
 

@@ -7,9 +7,10 @@ its cell, come from the deterministic pass; passes are about which cell it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,21 +26,46 @@ DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
 @contextmanager
-def active_dropout(net: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout active and everything else in evaluation mode; masks follow from the seed; all as before afterwards."""
+def active_dropout(net: nn.Module, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Dropout active and everything else in evaluation mode; all as before afterwards.
+
+    Args:
+        generators: on the CPU, as `pass_generators` makes them: sample i of every batch draws its masks from the ith.
+            So they are the same on every device, and however many passes make a batch.
+    """
+
+    def drop(module: nn.Dropout | nn.Dropout2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (x,) = inputs
+        if not module.p:
+            return x
+        if len(x) != len(generators):
+            raise ValueError(f"a batch of {len(x)} needs as many generators of masks, got {len(generators)}")
+        whole_channels = isinstance(module, nn.Dropout2d)
+        shape = (x.shape[1], 1, 1) if whole_channels else x.shape[1:]
+        kept = torch.stack([torch.rand(shape, generator=generator) for generator in generators]) >= module.p
+        return x * (kept.to(x) / (1 - module.p))
+
     before = {module: module.training for module in net.modules()}
     net.eval()
-    for module in net.modules():
-        if isinstance(module, DROPOUTS):
-            module.train()
-    devices = {p.device for p in net.parameters() if p.device.type == "cuda"}
+    hooks = [module.register_forward_hook(drop) for module in before if isinstance(module, DROPOUTS)]
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, training in before.items():
             module.training = training
+
+
+def pass_generators(seed: int | Sequence[int], passes: range) -> list[torch.Generator]:
+    """What the masks of some passes are drawn from; the seed and the number of a pass alone decide.
+
+    Args:
+        seed: one or more integers of at least 0.
+    """
+    entropy = (seed,) if isinstance(seed, int) else tuple(seed)
+    states = [np.random.SeedSequence([*entropy, number]).generate_state(1, np.uint64)[0] for number in passes]
+    return [torch.Generator().manual_seed(int(state)) for state in states]
 
 
 @torch.no_grad()
@@ -52,7 +78,7 @@ def predict_monte_carlo(
     sar_valid: Tensor | None = None,
     optical_valid: Tensor | None = None,
     use_consensus: bool = True,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> Prediction:
     """Predictive mean, variance and mutual information of one pair over passes with dropout.
 
@@ -64,20 +90,22 @@ def predict_monte_carlo(
         search_radius: px.
         passes: number of passes, at least 1; the paper takes 20.
         sar_valid, optical_valid: (1, h, w) bool, cells that carry data; None takes all.
-        seed: of the masks; the same seed gives the same result.
+        seed: of the masks, one integer or several; the same one gives the same masks on any device.
 
     Raises:
         ValueError: fewer than one pass.
     """
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}; a single deterministic pass is `predict`")
-    with active_dropout(net, seed):
-        sums = _Sums()
-        valid: Tensor | None = None
-        at_once = PASSES_AT_ONCE if sar.image.device.type == "cpu" else PASSES_AT_ONCE_ON_GPU
-        for first in range(0, passes, at_once):
-            n = min(at_once, passes - first)
-            dropped = _dropped(net, net.sar_encoder, sar, n), _dropped(net, net.optical_encoder, optical, n)
+    sums, valid = _Sums(), None
+    at_once = PASSES_AT_ONCE if sar.image.device.type == "cpu" else PASSES_AT_ONCE_ON_GPU
+    for first in range(0, passes, at_once):
+        batch = range(first, min(first + at_once, passes))
+        with active_dropout(net, pass_generators(seed, batch)):
+            dropped = (
+                _dropped(net, net.sar_encoder, sar, len(batch)),
+                _dropped(net, net.optical_encoder, optical, len(batch)),
+            )
             if valid is None:
                 valid = _valid(dropped[0].coarse, dropped[1].coarse, search_radius, sar_valid, optical_valid)
             logits = _logits(net, *dropped, valid, use_consensus)

@@ -7,7 +7,6 @@ search radius, the choice of mutual matches) and stays in PyTorch; so do Monte C
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sarmatch.cache import weights_digest
 from sarmatch.files import atomic_path
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.models.uncertainty import Uncertainty
@@ -50,14 +50,6 @@ class Encoders(nn.Module):
         for found in (self.net.describe_sar(sar, sar_valid), self.net.describe_optical(optical, optical_valid)):
             flat += [found.coarse, found.fine, *(found.uncertainty or ())]
         return tuple(flat)
-
-
-def digest(net: SarOpticalNet) -> str:
-    """Hash of all weights of a network: the file says of which it was made."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        total.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return total.hexdigest()[:16]
 
 
 def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
@@ -98,7 +90,7 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
             verbose=False,
         )
         model = onnx.load(partial)
-        about = {"weights": digest(net), "outputs": json.dumps(encoders.outputs)}
+        about = {"weights": weights_digest(net), "outputs": json.dumps(encoders.outputs)}
         onnx.helper.set_model_props(model, about)
         onnx.checker.check_model(model)
         onnx.save(model, partial)
@@ -161,7 +153,7 @@ class OnnxEncoders:
 
     def check(self, net: SarOpticalNet) -> None:
         """Raises ValueError where the file is of other weights than the network."""
-        if digest(net) != self.weights:
+        if weights_digest(net) != self.weights:
             raise ValueError(f"{self.path} was exported from other weights; export these, or load the others")
 
     def run(self, *inputs: Tensor) -> list[Tensor]:

@@ -211,6 +211,11 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
         history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`, `lr`;
             NaN where a value was not measured. Losses are drawn with a running median over 5 % of the rows.
     """
+    if history.empty:
+        for ax in axes:
+            ax.text(0.5, 0.5, "no log comes with these weights", ha="center", va="center", transform=ax.transAxes)
+            ax.set(xlabel="step", xticks=[], yticks=[])
+        return [neutral(ax) for ax in axes]
     losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
     for name, style in zip(losses, _styles(), strict=False):
         values = history[["step", name]].dropna()

@@ -129,6 +129,11 @@ def scene_weights(table: pd.DataFrame) -> np.ndarray:
     return (1 / scenes.map(scenes.value_counts()) / scenes.nunique()).to_numpy(np.float64)
 
 
+def scene_folds(scenes: pd.Series, folds: int = FOLDS) -> dict[str, int]:
+    """Number of the fold of each scene, 0 to at most `folds` - 1."""
+    return {scene: i % folds for i, scene in enumerate(sorted(scenes.unique()))}
+
+
 def fit_precision(
     table: pd.DataFrame,
     calibrator: Calibrator,
@@ -154,8 +159,8 @@ def fit_precision(
     scale, floor, wrong = _law(table)
     law = Precision(scale, floor, wrong, LEVELS, LEVELS)
     judged = law.law(table["error_px"], calibrator(table), raw_covariance(table))
-    fold = pd.factorize(table["scene"], sort=True)[0] % folds
-    if fold.max(initial=0) > 0:  # else there are no other scenes
+    fold = table["scene"].map(scene_folds(table["scene"], folds)).to_numpy()
+    if len(table) and fold.max() > 0:  # else there are no other scenes
         for i in np.unique(fold):
             others, own = table[fold != i], table[fold == i]
             part = Precision(*_law(others), LEVELS, LEVELS)

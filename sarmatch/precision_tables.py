@@ -6,8 +6,6 @@ All of it is about mutual matches under `shift` at the headline radius, one row 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,14 +15,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from sarmatch.cache import cached_table
 from sarmatch.calibrators import Calibrator
-from sarmatch.checkpoints import load_weights, update_header
 from sarmatch.confidence import SPREAD, Confidence, fit_calibrator, match_table
+from sarmatch.confidence_fit import MODES, confidence_or_load
 from sarmatch.config import Config, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
-from sarmatch.experiments import MODES, confidence_or_load, kept_table, train_or_load
-from sarmatch.inference import WEIGHTS, Matcher
+from sarmatch.inference import Matcher
 from sarmatch.precision import (
     CONFIDENT_PX,
     COVERAGE,
@@ -35,6 +33,7 @@ from sarmatch.precision import (
     weighted_quantiles,
 )
 from sarmatch.provenance import commit
+from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import cluster_bootstrap
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
@@ -51,20 +50,13 @@ class Fitted(NamedTuple):
     about: dict[str, Any]
 
 
-def shipped_or_trained(config: Config, split: Split, runs_dir: Path) -> Fitted:
-    """The weights that are shipped under the profile's name; where there are none, its trained run."""
-    path = WEIGHTS / f"{config.profile}.safetensors"
-    if path.is_file():
-        net, about = load_weights(path)
-        confidence = Confidence.from_json(about["confidence"])
-        folder = Path(runs_dir) / config.profile / f"shipped-{about['config_hash']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        told = {"weights": path.name, **{name: about[name] for name in ("config_hash", "data_fingerprint", "seed")}}
-        return Fitted(Matcher(net, confidence=confidence), confidence, folder, told | {"profile": config.profile})
-    run = train_or_load(config, runs_dir, split=split)
+def fitted_run(config: Config, split: Split, runs_dir: Path) -> Fitted:
+    """The run of `shipping.shipped_or_trained` with its confidence."""
+    run = shipped_or_trained(config, runs_dir, split)
     confidence = confidence_or_load(run, split)
-    told_of_run = {"weights": run.path.name, "profile": config.profile, "seed": config.seed}
-    return Fitted(Matcher(run.net, confidence=confidence), confidence, run.path, told_of_run)
+    about = {"run": run.path.name, "weights": run.provenance["commit"]}
+    about |= {name: run.provenance[name] for name in ("profile", "seed", "data_fingerprint")}
+    return Fitted(Matcher(run.net, confidence=confidence), confidence, run.path, about)
 
 
 def measured_or_load(
@@ -74,16 +66,16 @@ def measured_or_load(
 
     Args:
         part: what the file is called.
-        mode: of inference, key of `sarmatch.experiments.MODES`.
+        mode: of inference, key of `sarmatch.confidence_fit.MODES`.
     """
     matcher = Matcher(fitted.matcher.net, **MODES[mode][0])
-    asked = [part, mode, matcher.mc_passes, pairs.fingerprint(), dataclasses.asdict(config), SPREAD]
+    on = {"matcher": matcher, "pairs": pairs, "config": config, "columns": SPREAD}
 
     def make() -> pd.DataFrame:
         raw = partial(matcher.raw_matches, search_radius=config.headline_radius)
         return match_table(raw, pairs, "shift", config).assign(commit=commit())
 
-    return labelled(kept_table(fitted.folder, f"precision-{part}-{mode}", asked, make), pairs, fitted, mode)
+    return labelled(cached_table(fitted.folder, f"precision-{part}-{mode}", on, make), pairs, fitted, mode)
 
 
 def labelled(table: pd.DataFrame, pairs: Pairs, fitted: Fitted, mode: str = "single") -> pd.DataFrame:
@@ -98,35 +90,6 @@ def labelled(table: pd.DataFrame, pairs: Pairs, fitted: Fitted, mode: str = "sin
 def usable_names(table: pd.DataFrame, mode: str = "single") -> tuple[str, ...]:
     """Scores that the mode's confidence is made of, without what this network does not have."""
     return tuple(n for n in MODES[mode][1] if n != "aleatoric" or table["aleatoric"].notna().all())
-
-
-def precisions(fitted: Fitted, tables: dict[str, pd.DataFrame]) -> dict[str, Precision]:
-    """Fit the precision of each mode on its validation matches, for the confidence that is fitted already."""
-    found = {}
-    for mode, table in tables.items():
-        refit = partial(fit_calibrator, names=usable_names(table, mode))
-        found[mode] = fit_precision(table, fitted.confidence.calibrators[mode], refit)
-    return found
-
-
-def ship_precision(path: Path, split: Split, config: Config, runs_dir: Path) -> Confidence:
-    """Fit the precision of shipped weights on validation pairs and write it into their header; tensors stay.
-
-    Args:
-        path: of the file, named after the profile that `config` is.
-        runs_dir: keeps the matches it was fitted on.
-    """
-    fitted = shipped_or_trained(config, split, runs_dir)
-    modes = list(fitted.confidence.calibrators)
-    # All pairs for the usual mode; for the slower ones as many as their confidence was fitted on.
-    few = dataclasses.replace(config.evaluation, max_pairs=config.studies.calibration_pairs)
-    settings = {m: config.evaluation if m == "single" else few for m in modes}
-    tables = {m: measured_or_load(fitted, split.validation, "validation", settings[m], m) for m in modes}
-    confidence = dataclasses.replace(fitted.confidence, precision=precisions(fitted, tables))
-    n = {mode: f"{t['id'].nunique()} pairs of {t['scene'].nunique()} scenes" for mode, t in tables.items()}
-    told = json.dumps({"validation": split.validation.fingerprint(), "commit": commit(), **n})
-    update_header(path, confidence=confidence.to_json(), precision_fitted_on=told)
-    return confidence
 
 
 def with_radius(table: pd.DataFrame, precision: Precision, coverage: float = COVERAGE) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +23,7 @@ from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.files import atomic_path
 from sarmatch.losses import info_nce, info_nce_printed, rotation_loss
 from sarmatch.models import SarOpticalNet, fill_invalid
+from sarmatch.models.layers import evaluating
 
 ContrastOver: TypeAlias = Literal["cells", "image"]
 TURNS = 4
@@ -180,7 +180,7 @@ def embed_pairs(
         ValueError: a pair is smaller than the window.
     """
     chunks = []
-    with _evaluating(net):
+    with torch.no_grad(), evaluating(net):
         for sar, optical in _windows(pairs, crop_size, _device(net)):
             chunks.append([embed(net, features, over).cpu() for features in encode(net, sar, optical)])
     z_sar, z_optical = (torch.cat(z) for z in zip(*chunks, strict=True))
@@ -222,7 +222,7 @@ def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: 
     if not objective.rotation_heads:
         raise ValueError("rotation accuracy needs rotation heads; pretrain with rotation=True")
     right: dict[str, list[Tensor]] = {"sar": [], "optical": []}
-    with _evaluating(objective):
+    with torch.no_grad(), evaluating(objective):
         for windows in _windows(pairs, crop_size, _device(objective)):
             for k in range(TURNS):
                 turned = [torch.rot90(images, k, (-2, -1)) for images in windows]
@@ -249,18 +249,6 @@ def load_rotation_heads(net: SarOpticalNet, config: PretrainingConfig, path: Pat
     objective = PretrainingObjective(net, config)
     objective.rotation_heads.load_state_dict(load_file(path))
     return objective.eval()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode within; afterwards the module is in the mode it was in."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(training)
 
 
 def _device(module: nn.Module) -> torch.device:

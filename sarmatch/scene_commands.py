@@ -41,6 +41,7 @@ def match(
     sar_units: SarUnitsName | None = None,
     optical_units: OpticalUnitsName | None = None,
     mc_passes: int = 0,
+    mc_seed: int = 0,
     distilled: bool = False,
     coverage: float = 0.9,
     onnx: Path | None = None,
@@ -70,6 +71,7 @@ def match(
         sar_units: what the numbers mean; default told from samples.
         optical_units: likewise.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
+        mc_seed: seed of their dropout masks; the same one gives the same masks on any device.
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
         coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
             radii are calibrated for this search.
@@ -88,7 +90,8 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    of_matcher = {"device": device, "mc_passes": mc_passes, "distilled": distilled, "coverage": coverage}
+    of_matcher = {"device": device, "mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
+    of_matcher["coverage"] = coverage
     of_matcher["onnx"] = None if onnx is None else str(onnx)
     if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
         return _match_turned(sar, optical, model, search_radius, max_rotation_deg, scale_range, of_matcher, output)

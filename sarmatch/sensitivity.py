@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
+from sarmatch.cache import cached_table
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.experiments import Run, commit, kept_table, records_or_load, shipped_or_trained
+from sarmatch.experiments import Run, records_or_load
 from sarmatch.geometry import pixel_valid, translation
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
+from sarmatch.provenance import commit
+from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
 from sarmatch.tiles import MULTIPLE
 
@@ -254,8 +257,15 @@ class PositionMatcher(Matcher):
         self.position = position
 
     def _match_tile(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, search_radius: float
+        self,
+        sar: Tensor,
+        optical: Tensor,
+        sar_valid: Tensor,
+        optical_valid: Tensor,
+        search_radius: float,
+        seed: int | Sequence[int] = 0,
     ) -> RawMatches:
+        """One deterministic pass; the seed is not used."""
         masks = (sar_valid, optical_valid)
         with torch.no_grad():
             first, second = self.net(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
@@ -313,7 +323,7 @@ def refined_records(
     Only pairs whose residual shift is reliable count, for every truth.
 
     Args:
-        name: of the matcher; two matchers need two names.
+        name: of the matcher.
         shifts: of these pairs, as `residual_shift_table` returns.
 
     Returns:
@@ -327,7 +337,8 @@ def refined_records(
     if not len(known):
         raise ValueError(f"none of the {len(pairs)} pairs has a reliable residual shift; take more or larger pairs")
     make = partial(_against_truths, matcher, known, reliable, config)
-    found = kept_table(run.path, f"truths-{name}", [name, known.fingerprint(), dataclasses.asdict(config)], make)
+    on = {"matcher": matcher, "pairs": known, "shifts": reliable.reset_index(), "config": config}
+    found = cached_table(run.path, f"truths-{name}", on, make)
     return found.assign(method=name)
 
 

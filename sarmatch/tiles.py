@@ -23,6 +23,11 @@ def tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
             yield (slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))), (x_low, y_low, x_high, y_high)
 
 
+def tile_seed(seed: int, window: int = 0, x: int = 0, y: int = 0) -> tuple[int, int, int, int]:
+    """What the dropout masks of a tile follow from: a seed, the window of a larger image and the tile's place in it."""
+    return seed, window, x, y
+
+
 def tile_intervals(length: int, margin: float) -> list[tuple[int, float, float]]:
     """Starts of tiles along one axis, multiples of 16, and the ends of their cores: halfway into each overlap."""
     if length <= TILE:

@@ -142,7 +142,7 @@ def test_agreement_of_each_pair():
     pairs = synthetic_pairs(3, 96, seed=0)
     a, b, c = pairs.index["id"]
     table = pd.DataFrame({"id": [a, b, a], "probability": [0.2, 0.5, 0.6]})
-    agreements = pair_agreements(table, Temperature(1.0), pairs)
+    agreements = pair_agreements(table, Temperature(1.0)(table), pairs)
     assert agreements.to_dict() == pytest.approx({a: 0.4, b: 0.5, c: 0.0})
 
 

@@ -21,7 +21,6 @@ from sarmatch.confidence_tables import (
     scores_by_threshold,
     shared_matches,
 )
-from sarmatch.experiments import kept_table
 
 
 def simulated(seed: int, n_scenes: int = 6, per_scene: int = 300) -> pd.DataFrame:
@@ -203,14 +202,3 @@ def test_decision_errors_by_hand():
     none = decision_errors(np.ones(20), np.zeros(20), threshold=0.5)
     assert none["error_rate"].tolist() == [0, 0]
     assert none["error_rate_high"].tolist() == pytest.approx([1 - 0.025 ** (1 / 20)] * 2), "no error in 20 is not zero"
-
-
-def test_a_kept_table_is_made_once_for_the_same_question(tmp_path):
-    calls = []
-
-    def make() -> pd.DataFrame:
-        calls.append(1)
-        return pd.DataFrame({"n": [len(calls)]})
-
-    values = [kept_table(tmp_path, "t", asked, make)["n"][0] for asked in (("a", 1), ("a", 1), ("a", 2))]
-    assert values == [1, 1, 2]

@@ -1,24 +1,22 @@
 """The run store with its two kinds of runs, and how fast a history reaches a score."""
 
 import math
+import threading
 
 import pandas as pd
 import pytest
 import torch
 
-from sarmatch.checkpoints import load_weights
 from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.experiments import (
-    MODES,
-    confidence_or_load,
     pretrain_or_load,
-    ship,
-    shipped_or_trained,
+    run_lock,
+    run_path,
+    split_fingerprint,
     steps_to_score,
     train_or_load,
 )
-from sarmatch.inference import load_matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import rotation_accuracy
 from sarmatch.profiles import profile
@@ -119,42 +117,20 @@ def test_steps_to_an_unknown_score_is_an_error():
         steps_to_score(HISTORY, "mma", 0.5)
 
 
-def test_confidence_is_fitted_once_and_travels_with_shipped_weights(tmp_path, runs, split, matcher):
-    confidence = confidence_or_load(matcher, split)
-    assert set(confidence.calibrators) == set(MODES) - {"distilled"}  # nothing was distilled
-    assert set(confidence.precision) == set(confidence.calibrators)
-    assert not confidence.overlaps  # all validation pairs are of one scene: nothing there is unrelated
-    written = (matcher.path / "confidence.json").stat().st_mtime_ns
-    assert confidence_or_load(matcher, split) == confidence
-    assert (matcher.path / "confidence.json").stat().st_mtime_ns == written
-    assert matcher.matcher.confidence == confidence
-    ship(matcher, tmp_path / "shipped.safetensors")
-    shipped = load_matcher(tmp_path / "shipped.safetensors")
-    assert shipped.confidence == confidence
-    assert all(not b.is_floating_point() or b.dtype == torch.float32 for b in shipped.net.state_dict().values())
-    own = matcher.net.state_dict()
-    assert all(torch.allclose(own[name], t, rtol=1e-3, atol=1e-6) for name, t in shipped.net.state_dict().items())
-    _, about = load_weights(tmp_path / "shipped.safetensors")
-    assert {name: about[name] for name in ("profile", "seed")} == {"profile": "smoke", "seed": "0"}
+def test_a_second_process_waits_for_a_run_and_then_loads_it(tmp_path, split):
+    """While one trains, another that asks for the same run is held back; a lock goes with its process."""
+    config = tiny(pretraining={"contrastive": False, "rotation": False})
+    fingerprint = split_fingerprint(split)
+    found = []
 
+    def ask() -> None:
+        found.append(train_or_load(config, tmp_path, split=split, show_progress=False))
 
-def test_shipped_weights_stand_for_the_run_that_made_them(tmp_path, runs, split, matcher):
-    confidence_or_load(matcher, split)
-    ship(matcher, tmp_path / "smoke.safetensors")
-    again = shipped_or_trained(matcher.config, tmp_path / "elsewhere", split, tmp_path)
-    assert again.path.name == matcher.path.name.replace("matcher", "shipped") and again.history.empty
-    assert again.provenance["commit"] == matcher.provenance["commit"] and "come with the package" in str(again)
-    assert not {"command", "hardware", "versions"} & set(again.provenance), "those would be of this process"
-    for name, tensor in matcher.net.state_dict().items():
-        assert torch.equal(again.net.state_dict()[name], tensor.half().float()), name
-    assert again.matcher.confidence is not None
-    stored = shipped_or_trained(matcher.config, runs, split, tmp_path)
-    assert stored.path == matcher.path, "a stored run comes first"
-
-
-def test_shipped_weights_of_another_config_stand_for_nothing(tmp_path, runs, split, matcher):
-    confidence_or_load(matcher, split)
-    ship(matcher, tmp_path / "smoke.safetensors")
-    other = matcher.config.replace(seed=1)
-    assert shipped_or_trained(other, tmp_path / "elsewhere", split, tmp_path).path.name.startswith("matcher-")
-    assert shipped_or_trained(matcher.config, tmp_path / "new", split, tmp_path / "none").path.name == matcher.path.name
+    with run_lock(run_path(config, fingerprint, tmp_path)):
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        waiting.join(timeout=1)
+        assert waiting.is_alive() and not run_path(config, fingerprint, tmp_path).exists()
+    waiting.join(timeout=120)
+    assert not found[0].loaded
+    assert train_or_load(config, tmp_path, split=split, show_progress=False).loaded

@@ -8,8 +8,9 @@ import rasterio
 import torch
 from patch_net import PatchNet, texture
 
-from sarmatch import load_matcher
+from sarmatch import inference, load_matcher
 from sarmatch.checkpoints import save_weights
+from sarmatch.data.raster import Raster
 from sarmatch.geometry import rotation_scale, transform_points, translation, warp
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
@@ -243,6 +244,56 @@ def test_passes_give_matches_an_epistemic_uncertainty():
     asked = single.match(*images, search_radius=16, mc_passes=6)
     assert np.array_equal(asked.epistemic, matches.epistemic)
     assert np.isnan(many.match(*images, search_radius=16, mc_passes=0).epistemic).all()
+
+
+def test_the_callers_network_stays_as_it_is():
+    images = pair(64, translation(4, 0))
+    net = untrained().train()
+    net.optical_encoder.eval()
+    modes = {name: module.training for name, module in net.named_modules()}
+    found = Matcher(net, "cpu").match(*images, search_radius=8)
+    assert {name: module.training for name, module in net.named_modules()} == modes
+    expected = Matcher(untrained().eval(), "cpu").match(*images, search_radius=8)
+    np.testing.assert_array_equal(found.xy_optical, expected.xy_optical)  # without dropout, although the caller trains
+    places = {t.device for t in net.state_dict().values()}
+    Matcher(net, "meta")
+    assert {t.device for t in net.state_dict().values()} == places
+
+
+def test_a_network_that_is_ready_is_not_copied():
+    net = untrained().eval()
+    assert Matcher(net, "cpu").net is net
+
+
+def test_the_seed_of_the_masks_is_the_callers():
+    images, net = pair(96, translation(4, 0)), untrained().eval()
+    first, again, other = (
+        Matcher(net, "cpu", mc_passes=3, mc_seed=seed).match(*images, search_radius=8) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first.epistemic, again.epistemic)
+    assert not np.array_equal(first.confidence, other.confidence)
+    asked = Matcher(net, "cpu", mc_passes=3).match(*images, search_radius=8, mc_seed=1)
+    assert np.array_equal(asked.confidence, other.confidence)
+    with pytest.raises(ValueError, match="mc_seed must not be negative, got -1"):
+        Matcher(net, "cpu", mc_seed=-1)
+
+
+def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
+    seeds, predict = [], inference.predict_monte_carlo
+
+    def watched(*arguments):
+        seeds.append(arguments[-1])
+        return predict(*arguments)
+
+    monkeypatch.setattr(inference, "predict_monte_carlo", watched)
+    matcher = Matcher(untrained().eval(), "cpu", mc_passes=1, mc_seed=4)
+    sar, optical = (torch.from_numpy(image) for image in pair(288, translation(4, 0)))
+    valid = torch.ones(288, 288, dtype=torch.bool)
+    for window in (0, 1):
+        rasters = (Raster(image, valid, None, None) for image in (sar[None], optical))
+        matcher.match_rasters(*rasters, 8.0, window=window)
+    assert len(seeds) == len(set(seeds)) == 8
+    assert {seed[:2] for seed in seeds} == {(4, 0), (4, 1)}
 
 
 def test_passes_repeat_and_leave_no_trace():

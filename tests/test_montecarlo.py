@@ -1,18 +1,18 @@
 """Dropout where and when it should be, and moments over passes against passes made one by one."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from sarmatch import montecarlo
 from sarmatch.config import ModelConfig
 from sarmatch.matching import predict
 from sarmatch.models import Descriptors, SarOpticalNet
-from sarmatch.montecarlo import active_dropout, predict_monte_carlo
+from sarmatch.montecarlo import active_dropout, pass_generators, predict_monte_carlo
 from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
@@ -44,8 +44,11 @@ def monte_carlo(net, passes, seed=0, use_consensus=True, **masks):
 @torch.no_grad()
 def one_by_one(net, passes, seed=0, use_consensus=True, **masks):
     """Single passes through the whole network, kept apart."""
-    with active_dropout(net, seed):
-        return [predict(net, *net(*images()), RADIUS, use_consensus=use_consensus, **masks) for _ in range(passes)]
+    singles = []
+    for number in range(passes):
+        with active_dropout(net, pass_generators(seed, range(number, number + 1))):
+            singles.append(predict(net, *net(*images()), RADIUS, use_consensus=use_consensus, **masks))
+    return singles
 
 
 def entropy(probability):
@@ -92,7 +95,7 @@ def test_each_dropout_acts_on_what_follows_it_and_only_when_active(place, change
     for training in (False, True):
         net.train(training)
         quiet = everything(net)
-        with active_dropout(net, 0):
+        with active_dropout(net, pass_generators(0, range(1))):
             one, other = everything(net), everything(net)
         for before, after, active in ((one, other, True), (quiet, everything(net), training)):
             moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -103,7 +106,7 @@ def test_each_dropout_acts_on_what_follows_it_and_only_when_active(place, change
 
 def test_dropout_takes_whole_channels_at_its_rate():
     net = build(early_dropout=0.1, uncertainty_dropout=0.2)
-    with active_dropout(net, 0):
+    with active_dropout(net, pass_generators(0, range(100))):
         for dropout, rate in ((net.sar_encoder.early_dropout, 0.1), (net.sar_encoder.uncertainty.dropout, 0.2)):
             out = dropout(torch.ones(100, 100, 2, 2)).flatten(2)
             assert (out == out[..., :1]).all()
@@ -119,14 +122,14 @@ def test_modes_and_random_state_are_as_before(fails):
     modes = {name: m.training for name, m in net.named_modules()}
     state = torch.get_rng_state()
     try:
-        with active_dropout(net, 7):
+        with active_dropout(net, pass_generators(7, range(1))):
             inside = {name: m.training for name, m in net.named_modules()}
             net(*images())
             if fails:
                 raise KeyError("on the way")
     except KeyError:
         assert fails
-    assert inside == {name: isinstance(m, nn.Dropout | nn.Dropout2d) for name, m in net.named_modules()}
+    assert not any(inside.values())
     assert {name: m.training for name, m in net.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -161,7 +164,7 @@ def test_without_dropout_all_passes_agree_with_the_single_one(use_consensus, unc
 @pytest.mark.parametrize("use_consensus", [True, False])
 @pytest.mark.parametrize("uncertainty", [True, False])
 def test_moments_are_those_of_single_passes(monkeypatch, use_consensus, uncertainty):
-    monkeypatch.setattr(montecarlo, "PASSES_AT_ONCE", 1)  # the masks are then drawn in the order of the reference
+    monkeypatch.setattr(montecarlo, "PASSES_AT_ONCE", 4)  # 6 passes are a batch and a remainder
     net = build(early_dropout=0.3, uncertainty=uncertainty)
     many = monte_carlo(net, 6, seed=3, use_consensus=use_consensus)
     singles = one_by_one(net, 6, seed=3, use_consensus=use_consensus)
@@ -202,12 +205,47 @@ def test_a_remainder_counts_like_whole_batches(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 3, 20])
 def test_passes_at_once_do_not_matter(monkeypatch, at_once):
-    net = build(**NO_DROPOUT)
+    net = build()
     expected = monte_carlo(net, 5)
     monkeypatch.setattr(montecarlo, "PASSES_AT_ONCE", at_once)
     found = monte_carlo(net, 5)
     assert torch.allclose(found.forward.exp(), expected.forward.exp(), rtol=1e-4, atol=1e-7)
     assert torch.allclose(found.backward.exp(), expected.backward.exp(), rtol=1e-4, atol=1e-7)
+
+
+def test_masks_are_the_same_on_every_device(monkeypatch):
+    """On a device that computes nothing, what is drawn for the masks can still be watched."""
+    rand, drawn = torch.rand, {"cpu": [], "meta": []}
+    net, generators = build(), range(3)
+    for device, found in drawn.items():
+        images = torch.zeros(3, 1, 64, 64, device=device), torch.zeros(3, 3, 64, 64, device=device)
+
+        def watched(*shape, found=found, **options):
+            found.append(rand(*shape, **options))
+            return found[-1]
+
+        with monkeypatch.context() as patch, torch.no_grad():
+            moved = copy.deepcopy(net).to(device)
+            patch.setattr(torch, "rand", watched)
+            with active_dropout(moved, pass_generators(5, generators)):
+                moved(*images)
+    assert len(drawn["cpu"]) == 3 * 8  # six dropouts, that of the descriptors once for each image
+    assert all(t.device.type == "cpu" for t in drawn["meta"])
+    assert all(torch.equal(a, b) for a, b in zip(drawn["cpu"], drawn["meta"], strict=True))
+
+
+def test_a_batch_has_a_generator_for_each_of_its_passes():
+    net = build()
+    with pytest.raises(ValueError, match="a batch of 2"), active_dropout(net, pass_generators(0, range(1))):
+        net.fusion_dropout(torch.ones(2, 4, 3, 3))
+
+
+def test_global_random_numbers_do_not_matter():
+    net = build()
+    torch.manual_seed(1)
+    first = monte_carlo(net, 2)
+    torch.manual_seed(2)
+    assert torch.equal(first.forward, monte_carlo(net, 2).forward)
 
 
 def test_the_seed_decides():

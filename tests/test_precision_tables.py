@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from simulated_errors import AS_STATED, fitted, simulated
 
-from sarmatch import load_matcher, precision_tables
-from sarmatch.checkpoints import load_weights, save_weights
-from sarmatch.confidence import Confidence
-from sarmatch.data import open_pairs, split_pairs
-from sarmatch.models import SarOpticalNet
+from sarmatch import precision_tables
 from sarmatch.precision import raw_covariance
-from sarmatch.profiles import profile
 
 NAMES = ("logit_probability",)
 
@@ -109,25 +101,3 @@ def test_errors_follow_the_stated_spread() -> None:
     found = precision_tables.errors_by_spread(known, fitted(known), 4)
     assert len(found) == 8 and found["n"].sum() == len(known)
     np.testing.assert_allclose(found["measured_px"], found["stated_px"], rtol=0.12)
-
-
-def test_the_precision_of_shipped_weights_goes_into_their_header(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = profile("smoke")
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    path = tmp_path / "smoke.safetensors"
-    confidence = Confidence({"single": AS_STATED}, {}, config.evaluation.headline_radius, 20)
-    about = {"config_hash": "0", "data_fingerprint": "1", "seed": "0", "confidence": confidence.to_json()}
-    save_weights(SarOpticalNet(config.model), path, **about)
-    monkeypatch.setattr(precision_tables, "WEIGHTS", tmp_path)
-    found = precision_tables.ship_precision(path, split, config, tmp_path)
-    header = load_weights(path)[1]
-    assert Confidence.from_json(header["confidence"]) == found
-    assert set(found.precision) == {"single"} and found.calibrators == confidence.calibrators
-    assert json.loads(header["precision_fitted_on"])["single"] == "2 pairs of 2 scenes"
-    assert header["config_hash"] == "0"
-    rng = np.random.default_rng(0)
-    matcher = load_matcher(path, device="cpu")
-    matches = matcher.match(rng.random((64, 64)), rng.random((64, 64, 3)), config.evaluation.headline_radius)
-    assert np.isfinite(matches.radius).all() and len(matches)

@@ -8,9 +8,9 @@ import pytest
 from sarmatch import load_matcher
 from sarmatch.calibration import calibration_scores
 from sarmatch.confidence import match_table
+from sarmatch.confidence_fit import MODES
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, mismatched
-from sarmatch.experiments import MODES
 from sarmatch.profiles import profile
 
 

@@ -52,8 +52,8 @@ class CoAttentionNet(ScoringNet):
         a, b = self.sar_branch(sar), self.optical_branch(optical)
         return self.attention(a, b), self.attention(b, a), a, b
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
-        a, b, plain_a, plain_b = self.describe(batch["sar"], batch["optical"])
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        a, b, plain_a, plain_b = described
         truth = Truth.of(batch)
         after = contrast(learned_volume(a, b, batch, self.config), self.log_scale, truth)
         before = contrast(learned_volume(plain_a, plain_b, batch, self.config), self.log_scale, truth)

@@ -55,9 +55,9 @@ class DetectAndDescribeNet(PeerNet):
         a, b = self.sar_encoder.encode(sar), self.optical_encoder.encode(optical)
         return F.instance_norm(a).relu(), F.instance_norm(b).relu()
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         truth = Truth.of(batch)
-        a, b = self.describe(batch["sar"], batch["optical"])
+        a, b = described
         detection_a, detection_b = (soft_detection(x).flatten(1) for x in (a, b))
         height, width = a.shape[-2:]
         own = grid_points(height, width, a.device).flatten(0, 1)  # (N, 2)

@@ -22,7 +22,7 @@ from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.losses import matching_loss
 from sarmatch.matches import Matches
 from sarmatch.models import STRIDE
-from sarmatch.models.layers import fill_invalid, norm_layer, standardise
+from sarmatch.models.layers import evaluating, fill_invalid, norm_layer, standardise
 from sarmatch.objective import true_displacements
 from sarmatch.volumes import MASKED, Volume, coarse_volume, consensus
 
@@ -58,8 +58,17 @@ class PeerNet(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
-        """Scalar losses by name of a batch whose images are standardised; `loss` is what is minimised."""
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
+        """What the network makes of standardised images, (B, C, H, W) each; in training it may run in 16 bits."""
+
+    @abstractmethod
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        """Scalar losses by name, in 32 bits; `loss` is what is minimised.
+
+        Args:
+            batch: training crops, standardised.
+            described: what `describe` gave for them, float32.
+        """
 
     @abstractmethod
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
@@ -75,7 +84,9 @@ class PeerNet(nn.Module, ABC):
         prepared = batch.copy()
         prepared["sar"] = standardise(fill_invalid(batch["sar"], batch["sar_valid"]))
         prepared["optical"] = standardise(fill_invalid(batch["optical"], batch["optical_valid"]))
-        return self.losses(prepared)
+        described = self.describe(prepared["sar"], prepared["optical"])
+        with torch.autocast(batch["sar"].device.type, enabled=False):  # as in the objective of our own network
+            return self.losses(prepared, *(x.float() for x in described))
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class LearnedMatcher(Baseline):
     """A trained network behind the common call.
 
     Attributes:
-        net: of the method; put in evaluation mode.
+        net: of the method; it matches in evaluation mode and keeps the mode it has.
         name: of the training, which tells stored matches apart.
     """
 
@@ -118,8 +129,8 @@ class LearnedMatcher(Baseline):
             prepared.append(F.pad(whole, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
         if any(bool((image == 0).all()) for image in prepared):
             return Matches.empty()
-        with torch.inference_mode():
-            found = self.net.eval().find(prepared[0], prepared[1], search_radius)
+        with torch.inference_mode(), evaluating(self.net):
+            found = self.net.find(prepared[0], prepared[1], search_radius)
         return found.select(on_image(found.xy_sar, sar) & on_image(found.xy_optical, optical))
 
 

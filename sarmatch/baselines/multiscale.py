@@ -54,15 +54,19 @@ class MultiscaleNet(PeerNet):
         for link, scale in zip(self.links, SCALES, strict=True):
             small = [F.avg_pool2d(image, scale) for image in (sar, optical)]
             known = F.interpolate(known.detach(), small[0].shape[-2:], mode="bilinear")
-            correction = scale * link(small[0], moved(small[1], known / scale))
+            correction = scale * link(small[0], moved(small[1], known / scale)).float()  # bfloat16 tells 20 px to 0.125
             known = known + correction
             result.append((known, correction))
         return result
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
+        """Displacements of each scale, as `chain` has them."""
+        return tuple(found for found, _ in self.chain(sar, optical))
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         losses = {}
         size = batch["sar"].shape[-2:]
-        for (found, _), scale in zip(self.chain(batch["sar"], batch["optical"]), SCALES, strict=True):
+        for found, scale in zip(described, SCALES, strict=True):
             grid = cell_centres(found.shape[2], found.shape[3], scale, found.device)
             there = torch.stack([transform_points(A, grid) for A in batch["A_sar_to_optical"]])
             mask = inside(there, (size[0], size[1]))

@@ -58,9 +58,9 @@ class PseudoSiameseNet(ScoringNet):
         first, second = (x.flatten(2).transpose(1, 2) for x in self.features(sar, optical))
         return self.head.sar(first), self.head.optical(second)
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         truth = Truth.of(batch)
-        a, b = self.describe(batch["sar"], batch["optical"])
+        a, b = described
         height, width = (n // STRIDE for n in batch["sar"].shape[-2:])
         own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
         true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells

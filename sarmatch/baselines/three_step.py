@@ -66,8 +66,8 @@ class ThreeStepNet(ScoringNet):
         )
         return first, second
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
-        a, b = self.describe(batch["sar"], batch["optical"])
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        a, b = described
         truth = Truth.of(batch)
         volume = learned_volume(a, b, batch, self.config, TEMPLATE_CELLS)
         correspondence = contrast(volume, self.log_scale, truth)

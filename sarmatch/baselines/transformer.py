@@ -82,8 +82,8 @@ class TransformerNet(ScoringNet):
         first, second = (t.transpose(1, 2).unflatten(2, size) for t, size in zip((a, b), sizes, strict=True))
         return first, second
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
-        a, b = self.describe(batch["sar"], batch["optical"])
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        a, b = described
         volume = learned_volume(a, b, batch, self.config)
         return {"loss": contrast(volume, self.log_scale, Truth.of(batch))}
 

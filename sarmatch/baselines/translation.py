@@ -78,12 +78,16 @@ class TranslationNet(PeerNet):
             nn.Conv2d(width, 1, 3, padding=1),
         )
 
-    def losses(self, batch: Sample) -> dict[str, Tensor]:
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
+        """The optical image as the generator translates it, (B, sar_channels, H, W)."""
+        return (self.generator(optical),)
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         optical, size = batch["optical"], batch["optical"].shape[-2:]
         to_sar = torch.linalg.inv(batch["A_sar_to_optical"].float())
         valid = warp(batch["sar_valid"][:, None].float(), to_sar, (size[0], size[1])) * batch["optical_valid"][:, None]
         real = warp(batch["sar"], to_sar, (size[0], size[1])) * valid
-        fake = self.generator(optical) * valid
+        fake = described[0] * valid
         l1 = (fake - real).abs().sum() / valid.sum().clamp(min=1)
         fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         pair = torch.cat([fake, optical], dim=1)

@@ -22,6 +22,36 @@ class Split:
     validation: Pairs
     test: Pairs
 
+    @property
+    def selection(self) -> Pairs:
+        """Validation pairs by whose scores weights are chosen and training stops early."""
+        return validation_roles(self.validation)[0]
+
+    @property
+    def calibration(self) -> Pairs:
+        """Validation pairs of other scenes than `selection`, on which confidence is fitted."""
+        return validation_roles(self.validation)[1]
+
+
+FEWEST_SCENES = 4
+"""With fewer validation scenes the same ones choose weights and fit confidence: a single scene says too little."""
+SELECTION_EVERY = 3
+
+
+def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
+    """Validation pairs that choose weights, and those of other scenes that fit confidence.
+
+    Weights that were chosen by their score on a scene look better on it than on others, and a confidence fitted there
+    would promise too much. Of the scenes in the order of dataset and name every third chooses. With fewer than
+    `FEWEST_SCENES` both are the whole part.
+    """
+    scenes = validation.index[["dataset", "scene"]].drop_duplicates().sort_values(["dataset", "scene"])
+    if len(scenes) < FEWEST_SCENES:
+        return validation, validation
+    chosen = set(scenes["scene"].iloc[::SELECTION_EVERY])
+    chooses = validation.index["scene"].isin(chosen).to_numpy()
+    return validation.subset(chooses), validation.subset(~chooses)
+
 
 def split_pairs(pairs: Pairs, config: DataConfig) -> Split:
     """Split as the config says: `config.split`, `config.split_fractions`, `config.split_seed`."""

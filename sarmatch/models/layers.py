@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -107,6 +109,18 @@ def unit_length(x: Tensor) -> Tensor:
     """
     x = x.float()  # half precision would lose the squares of small numbers
     return x * x.square().sum(1, keepdim=True).clamp(min=SHORTEST**2).rsqrt()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards each part of the module is in the mode it was in."""
+    learning = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in learning:
+            part.training = True
 
 
 def check_input(image: Tensor, channels: int, what: str) -> None:

@@ -21,12 +21,12 @@ from rasterio.io import DatasetReader, MemoryFile
 from torch import Tensor
 from tqdm import tqdm
 
+from sarmatch.cache import cached_table
 from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
-from sarmatch.experiments import kept_table
 from sarmatch.inference import Matcher
 from sarmatch.provenance import commit
 from sarmatch.scenes.check_points import CheckPoints, check_points
@@ -289,7 +289,7 @@ def scenes_of(config: Config) -> Pairs:
 
 
 def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
-    """What the chapter on scenes shows; measured once, then read from the store of runs.
+    """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs.
 
     The column `commit` says with which code.
     """
@@ -301,18 +301,22 @@ def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
     chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
     chosen = chosen[:n_shifts] if generated else chosen
     folder = runs_dir / "scenes"
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def kept(name: str, asked: list[Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        return kept_table(folder, name, [*asked, config.seed], lambda: make().assign(commit=commit()))
+    def kept(
+        name: str, pairs: Pairs, n: int, make: Callable[[], pd.DataFrame], columns: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        on = {"matcher": matcher, "pairs": pairs, "n": n, "seed": config.seed, "columns": columns}
+        return cached_table(folder, name, on, lambda: make().assign(commit=commit()))
 
-    seed, of_scenes, of_test = config.seed, scenes.fingerprint(), test.fingerprint()
+    seed = config.seed
     return Study(
         kept(
             "registrations",
-            [n_shifts, of_scenes, *OWN, *_ERRORS],
+            scenes,
+            n_shifts,
             lambda: registration_trials(matcher, chosen, n_shifts, seed=seed),
+            (*OWN, *_ERRORS),
         ),
-        kept("crops", [n_crops, of_test], lambda: unrelated_trials(matcher, test, n_crops, _CROP, seed)),
-        kept("unrelated", [n_scenes, of_scenes], lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed)),
+        kept("crops", test, n_crops, lambda: unrelated_trials(matcher, test, n_crops, _CROP, seed)),
+        kept("unrelated", scenes, n_scenes, lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed)),
     )

@@ -104,7 +104,7 @@ def match_tile(
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
     if not (bool(sar.valid.any()) and bool(optical.valid.any())):
         return Matches.empty()
-    found = matcher.match_rasters(sar, optical, radius)
+    found = matcher.match_rasters(sar, optical, radius, window=tile.number)
     moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
     x0, y0, x1, y1 = tile.core
     at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift
@@ -157,8 +157,8 @@ def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
     found = np.concatenate([np.empty((0, 3)), *(np.column_stack([o.xy_sar, o.confidence]) for o in others)])
     best = pd.DataFrame(found, columns=["x", "y", "confidence"]).groupby(["x", "y"])["confidence"].max()
     rivals = best.reindex(pd.MultiIndex.from_arrays(own.xy_sar.T)).to_numpy()
-    # Of equals, as of one window that was read twice, the cell nearer to the upper left window's core would be kept
-    # twice; exact ties between windows do not occur, since their contexts differ. Without a rival there is NaN.
+    # Of equals both stay: calibrated confidences have steps, so that two windows may state the same one at a cell,
+    # though rarely. Without a rival there is NaN.
     return own.select(~(own.confidence < rivals))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache
 
@@ -126,6 +127,50 @@ def test_training_lowers_the_loss_of_what_it_learns_from(kind: type[PeerNet]) ->
         loss.backward()
         optimizer.step()
     assert values[-1] < 0.8 * values[0]
+
+
+@pytest.mark.parametrize("kind", PEERS.values())
+def test_losses_are_computed_in_32_bits_where_the_network_runs_in_16(
+    kind: type[PeerNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net, sample = kind(SIZE), batch(0, n=2, side=48)
+    described: list[tuple[Tensor, ...]] = []
+    in_16_bits = []
+    describe = getattr(net, "describe", None)
+
+    def record(*images: Tensor) -> tuple[Tensor, ...]:
+        described.append(describe(*images))
+        in_16_bits.append(torch.is_autocast_enabled("cpu"))
+        return described[-1]
+
+    def losses(autocast: bool) -> dict[str, Tensor]:
+        torch.manual_seed(1)  # the same negatives
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return net(sample)
+
+    monkeypatch.setattr(net, "describe", record, raising=False)
+    expected, rounded = losses(autocast=False), losses(autocast=True)
+    assert in_16_bits == [False, True]
+    assert not torch.equal(described[0][0], described[1][0].float())
+    assert all(loss.dtype == torch.float32 for loss in rounded.values())
+    monkeypatch.setattr(net, "describe", lambda *_: described[0])
+    for name, loss in losses(autocast=True).items():
+        assert loss.item() == expected[name].item(), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_matching_is_that_of_evaluation_mode_and_leaves_the_mode_as_it_was(training: bool) -> None:
+    torch.manual_seed(0)
+    net = DetectAndDescribeNet(SIZE)  # its encoders have dropout
+    net.sar_encoder.eval()
+    images = torch.rand(1, 64, 64), torch.rand(3, 64, 64)
+    expected = LearnedMatcher(copy.deepcopy(net).eval()).match(*images, 9.0)
+    net.optical_encoder.train(training)
+    modes = [module.training for module in net.modules()]
+    found = LearnedMatcher(net).match(*images, 9.0)
+    assert [module.training for module in net.modules()] == modes
+    np.testing.assert_array_equal(found.xy_optical, expected.xy_optical)
 
 
 @pytest.mark.parametrize("kind", PEERS.values())

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sarmatch.config import DataConfig
 from sarmatch.data import PairError, Pairs, Split, leakage, split_by_patch, split_by_scene, split_pairs
-from sarmatch.data.splits import split_table
+from sarmatch.data.pairs import INDEX_COLUMNS
+from sarmatch.data.splits import split_table, validation_roles
 
 FRACTIONS = (0.70, 0.15, 0.15)
 
@@ -129,3 +130,23 @@ def test_rejected_input(split) -> None:
 def test_unknown_scene_cannot_be_split_by_scene() -> None:
     with pytest.raises(PairError, match=r"'p1' has no scene.*split='patch'"):
         split_by_scene(make_pairs(["a", "", "b", "c"]))
+
+
+def scenes_of(sizes: dict[str, int]) -> Pairs:
+    rows = [(f"{scene}-{i}", "d", scene, "", "") for scene, n in sizes.items() for i in range(n)]
+    return Pairs(pd.DataFrame(rows, columns=list(INDEX_COLUMNS)), lambda row: None)
+
+
+def test_scenes_that_choose_weights_fit_no_confidence() -> None:
+    validation = scenes_of({name: n for name, n in zip("abcdefg", (3, 1, 4, 1, 5, 9, 2), strict=True)})
+    chooses, fits = validation_roles(validation)
+    assert set(chooses.index["scene"]) == {"a", "d", "g"}
+    assert set(fits.index["scene"]) == {"b", "c", "e", "f"}
+    assert sorted([*chooses.index["id"], *fits.index["id"]]) == sorted(validation.index["id"])
+    split = Split(validation, validation, validation)
+    assert (len(split.selection), len(split.calibration)) == (len(chooses), len(fits))
+
+
+def test_few_validation_scenes_do_both() -> None:
+    validation = scenes_of({"a": 3, "b": 2, "c": 1})
+    assert all(len(part) == len(validation) for part in validation_roles(validation))

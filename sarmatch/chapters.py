@@ -1,0 +1,120 @@
+"""Chapters executed by papermill, several at a time where there are cores for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+FIRST = "matching"
+"""Executed alone and first: it trains the network that other chapters load, and shows the first result."""
+LAST = "claims"
+"""Reads the results of all others."""
+LONG = ("encoders", "labels", "ablation", "comparison", "selfsupervision", "onepass", "calibration")
+"""Chapters that take longest, the longest first; they begin first, so that none runs on alone at the end."""
+MOST_WORKERS = 4
+"""Each holds a kernel with a network and its tables, about 1.5 GB."""
+THREADS = "OMP_NUM_THREADS"
+
+
+class BookError(RuntimeError):
+    """A chapter failed or the site could not be built; the message names the notebook and the cell."""
+
+
+def default_workers() -> int:
+    """As many chapters at a time as there are cores, up to `MOST_WORKERS`; one where a GPU does the work."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(1, min(MOST_WORKERS, cores()))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Names divided into what is executed first, what may run at the same time, and what is executed last."""
+    first, last = ([name for name in names if name == which] for which in (FIRST, LAST))
+    together = [name for name in names if name not in (FIRST, LAST)]
+    together.sort(key=lambda name: LONG.index(name) if name in LONG else len(LONG))
+    return first, together, last
+
+
+def execute_all(
+    book: Path,
+    staged: Path,
+    names: Sequence[str],
+    parameters: Mapping[str, Any],
+    workers: int,
+    done: Callable[[str], None],
+) -> None:
+    """Execute chapters into the staged copy: one process each, with an equal share of the cores as threads.
+
+    Two processes that each start as many threads as there are cores slow each other down ten times; so where several
+    run at a time, `OMP_NUM_THREADS` is set for them unless the caller has set it.
+
+    Args:
+        names: executed in this order, `workers` at a time.
+        done: called with the name of each chapter after it was executed.
+
+    Raises:
+        BookError: a chapter failed; those that had begun are finished, no other is begun.
+    """
+    if workers == 1 or len(names) < 2:
+        for name in names:
+            execute(book / f"{name}.ipynb", staged / f"{name}.ipynb", parameters)
+            done(name)
+        return
+    threads = os.environ.get(THREADS) or str(max(1, cores() // workers))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_threads, initargs=(threads,)) as pool:
+        jobs = {
+            pool.submit(execute, book / f"{name}.ipynb", staged / f"{name}.ipynb", dict(parameters)): name
+            for name in names
+        }
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                done(jobs[job])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _set_threads(threads: str) -> None:
+    os.environ[THREADS] = threads  # kernels inherit it
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+    """Execute one chapter.
+
+    Raises:
+        BookError: a cell failed; what ran until then is in the target.
+    """
+    import papermill
+
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=target.parent,
+            progress_bar={"desc": source.stem, "disable": None},  # None: only where a person watches
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its transport
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = [line for line in error.source.splitlines() if line.strip()]
+        raise BookError(
+            f"{source.name}, cell In [{error.exec_count}], which begins {lines[0] if lines else ''!r}: "
+            f"{error.ename}: {error.evalue}\nWhat ran is in {target}; mend the cause and run the command again: "
+            "stored runs are loaded, not trained anew"
+        ) from None
+    print(f"{source.name}: executed in {time.perf_counter() - start:.1f} s", flush=True)
