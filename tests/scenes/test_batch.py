@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from sarmatch import cli
 from sarmatch.demo import FOLDER
-from sarmatch.matches import Matches
+from sarmatch.inference import load_matcher
 from sarmatch.provenance import SAME_MATCH_PX, SAME_MATCH_SHARE
 from sarmatch.scenes import MatchSettings, batch, match_scenes
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
@@ -118,39 +117,36 @@ def test_no_scheduler_is_an_error(jobs: list[PairFiles]) -> None:
         register_all(jobs, MatchSettings(), scheduler="tcp://127.0.0.1:9", progress=False)
 
 
-@pytest.fixture(scope="module")
-def match(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Matches]:
-    """Matches of a pair of two windows, by the number of processes and that of the threads in this one."""
-    folder, before = tmp_path_factory.mktemp("wide"), torch.get_num_threads()
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads in this process; it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_windows_in_two_processes_are_those_of_one(tmp_path: Path, threads: Callable[[int], None]) -> None:
+    """Bit for bit, where all have one thread: more of them add in another order."""
+    threads(1)
     with rasterio.open(SAR) as first, rasterio.open(OPTICAL) as second:
         images = [np.concatenate([f.read(), f.read()], axis=2) for f in (first, second)]  # wide enough for two windows
         place = {"crs": first.crs, "transform": first.transform}
-    pair = [write(folder / name, v, **place) for name, v in zip(("sar.tif", "optical.tif"), images, strict=True)]
-
-    @cache
-    def matched(workers: int, threads: int) -> Matches:
-        torch.set_num_threads(threads)
-        try:
-            return match_scenes(*pair, search_radius=32.0, workers=workers, force=True, progress=False)
-        finally:
-            torch.set_num_threads(before)
-
-    return matched
-
-
-def test_windows_in_two_processes_are_those_of_one(match: Callable[[int, int], Matches]) -> None:
-    """Bit for bit, where all have one thread: more of them add in another order."""
-    one, two = match(1, 1), match(2, 1)
+    pair = [write(tmp_path / name, v, **place) for name, v in zip(("sar.tif", "optical.tif"), images, strict=True)]
+    one, two = (match_scenes(*pair, search_radius=32.0, workers=n, force=True, progress=False) for n in (1, 2))
     assert len(one) > 1000
     for name in ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
-def test_more_threads_find_the_same_matches_but_for_rounding(match: Callable[[int, int], Matches]) -> None:
-    one, two = (np.concatenate([m.xy_sar, m.xy_optical], axis=1) for m in (match(1, 1), match(1, 2)))
-    for some, others in ((one, two), (two, one)):  # cells are 4 px apart: what is so near is of one cell
+def test_more_threads_find_the_same_matches_but_for_rounding(threads: Callable[[int], None]) -> None:
+    matcher, found = load_matcher("s1s2"), []
+    for n in (1, 2):
+        threads(n)
+        matches = matcher.match(SAR, OPTICAL)
+        found.append(np.concatenate([matches.xy_sar, matches.xy_optical], axis=1))
+    for some, others in (found, found[::-1]):  # cells are 4 px apart: what is so near is of one cell
         nearest, _ = cKDTree(others).query(some)
-        assert (nearest <= SAME_MATCH_PX).mean() >= SAME_MATCH_SHARE
+        assert len(some) > 1000 and (nearest <= SAME_MATCH_PX).mean() >= SAME_MATCH_SHARE
 
 
 def test_no_workers_are_an_error() -> None:
