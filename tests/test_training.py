@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from sarmatch.config import Config, TrainingConfig
+from sarmatch.config import Config, ModelConfig, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.loop import StepSampler, learning_rate, total_steps
+from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
 from sarmatch.training import THREADS_RTOL, THREADS_STEPS
 
@@ -219,9 +222,25 @@ def test_a_torn_log_is_mended(tmp_path):
     assert again.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_mixed_precision_trains(tmp_path):
-    run = train_or_load(tiny(precision="bf16", max_steps=2), tmp_path, show_progress=False)
+@pytest.mark.parametrize(("precision", "expected"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_encoders_convolve_in_the_precision_asked_for(tmp_path, monkeypatch, precision, expected):
+    computed = {"training": set(), "validation": set()}
+
+    def note(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        computed["training" if module.training else "validation"].add(output.dtype)
+
+    def hooked(config: ModelConfig) -> SarOpticalNet:
+        net = SarOpticalNet(config)
+        for module in (*net.sar_encoder.modules(), *net.optical_encoder.modules()):
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(note)
+        return net
+
+    monkeypatch.setattr("sarmatch.training.SarOpticalNet", hooked)
+    run = train_or_load(tiny(precision=precision, max_steps=2), tmp_path, show_progress=False)
+    assert computed == {"training": {expected}, "validation": {torch.float32}}
     assert np.isfinite(run.history["loss"]).all()
+    assert all(value.dtype == torch.float32 for value in load_file(run.path / "model.safetensors").values())
 
 
 def test_records_are_measured_once_and_read_ever_after(tmp_path):
