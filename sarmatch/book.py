@@ -29,6 +29,7 @@ from sarmatch.files import atomic_path
 from sarmatch.headline import update
 from sarmatch.notebooks import clean_notebook, without_folders
 from sarmatch.page_provenance import save_page
+from sarmatch.profiles import ON_REAL_DATA
 from sarmatch.profiles import profile as named_profile
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def chapter_settings(
         ValueError: unknown profile, or no data folder for a profile on real data.
     """
     profile = os.environ.get("SARMATCH_PROFILE", profile)
-    config = named_profile(profile, data_root or os.environ.get("SARMATCH_DATA"))
+    # A folder that the environment names is for the chapters on real data; others do without.
+    of_environment = os.environ.get("SARMATCH_DATA") if profile in ON_REAL_DATA else None
+    config = named_profile(profile, data_root or of_environment)
     out = Path(os.environ.get("SARMATCH_OUT") or _checkout_above(Path.cwd()) or Path.cwd())
     return ChapterSettings(
         config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +17,7 @@ from sarmatch.config import Config, from_dict
 from sarmatch.profiles import PROFILES
 from sarmatch.profiles import profile as named_profile
 from sarmatch.scene_commands import Output, batch, match, register
+from sarmatch.train_command import train_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,11 +27,9 @@ StudyName = Literal["ablation", "data", "transfer", "settings"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
 
-app = SubcommandApp()
 data_app = SubcommandApp()
 
 
-@app.command
 def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int = 0, device: str = "auto") -> int:
     """Match a small generated pair that comes with the package, and draw its matches; nothing is downloaded.
 
@@ -53,11 +52,6 @@ def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int 
     return 0
 
 
-for _command in (match, register, batch):
-    app.command(_command)
-
-
-@app.command
 def export(model: Positional[str] = "s1s2", output: Output = Path("model.onnx")) -> int:
     """Write the encoders of a model as ONNX, for images of any size; `sarmatch match --onnx` runs them.
 
@@ -109,47 +103,6 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     return 0 if report.ok else 1
 
 
-app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
-
-
-@app.command
-def train(
-    profile: ProfileName = "demo",
-    data: Path | None = None,
-    runs: Path = Path("runs"),
-    name: str = "matcher",
-    fresh: bool = False,
-    max_steps: int | None = None,
-    pretraining_steps: int | None = None,
-    seed: int | None = None,
-) -> int:
-    """Train a matcher; a stored run is loaded, an interrupted one goes on where it stopped.
-
-    Args:
-        profile: what to train, on which kind of data.
-        data: folder of the data, for the profiles on real data.
-        runs: store of runs.
-        name: what the run is called in the store.
-        fresh: train anew even if the run is stored.
-        max_steps: stop after this many optimiser steps instead of the profile's number.
-        pretraining_steps: the same for pretraining, if the profile has one.
-        seed: seed of weights, order and augmentation instead of the profile's.
-    """
-    from sarmatch.experiments import train_or_load
-
-    config = named_profile(profile, str(data) if data else None)
-    if seed is not None:
-        config = config.replace(seed=seed)
-    if max_steps is not None:
-        config = config.replace(training={"max_steps": max_steps})
-    if pretraining_steps is not None:
-        config = config.replace(pretraining={"max_steps": pretraining_steps})
-    run = train_or_load(config, runs, name, fresh=fresh)
-    print(f"{run}\n{run.path}")
-    return 0
-
-
-@app.command
 def experiments(
     study: Positional[StudyName],
     profile: ProfileName = "demo",
@@ -193,7 +146,6 @@ def experiments(
     return 0
 
 
-@app.command
 def compare(
     profile: ProfileName = "demo",
     data: Path | None = None,
@@ -244,7 +196,6 @@ def compare(
     return 0
 
 
-@app.command
 def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,
@@ -313,7 +264,6 @@ def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
     return named_profile(profile or model, root)
 
 
-@app.command
 def book(
     profile: ProfileName | None = None,
     data: Path | None = None,
@@ -352,6 +302,19 @@ def book(
     return 0
 
 
+def _app(arguments: Sequence[str]) -> SubcommandApp:
+    """All commands; the defaults of `train` are those of the profile that the arguments name."""
+    app = SubcommandApp()
+    images: tuple[Callable[..., int], ...] = (demo, match, register, batch, export)
+    networks: tuple[Callable[..., int], ...] = (train_command(arguments), experiments, compare, evaluate, book)
+    for command in images:
+        app.command(command)
+    app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
+    for command in networks:
+        app.command(command)
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, which is 2 for bad input.
 
@@ -361,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        status = app.cli(
+        status = _app(arguments).cli(
             prog="sarmatch",
             description="Matching of SAR and optical images. --debug shows where an error comes from.",
             args=[argument for argument in arguments if argument != "--debug"],

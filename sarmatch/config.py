@@ -326,7 +326,9 @@ class Config:
     """All that determines a run, apart from the data itself."""
 
     profile: str
+    """Name of the profile that the other values come from, see `sarmatch.profiles`."""
     seed: int = 0
+    """Of weights, order of samples, augmentation and dropout."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)

@@ -1,7 +1,7 @@
 """The training loop, in the open: supervised fine-tuning and self-supervised pretraining are two callers of it.
 
 A run folder holds `metrics.jsonl`, `last.pt` (all that resuming needs) and `model.safetensors`. Killed at any moment, a
-run loses at most the steps since its last checkpoint and goes on to the same result on the same CPU.
+run loses at most the steps since its last checkpoint; on the same CPU with as many threads it goes on to the same bits.
 """
 
 from __future__ import annotations

@@ -112,18 +112,25 @@ _NARROW: dict[str, Any] = dict(
 )  # fmt: skip
 
 PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2-smoke": _s1s2_smoke, "s1s2": _s1s2, "sen12ms": _sen12ms}
+ON_REAL_DATA = ("s1s2-smoke", "s1s2", "sen12ms")
+"""Profiles that need a folder of data."""
 
 
 def profile(name: str, data_root: str | None = None) -> Config:
     """The named profile, with the folder of its data.
 
     Raises:
-        ValueError: unknown name, or `data_root` missing for a profile on real data.
+        ValueError: unknown name, `data_root` missing for a profile on real data, or given for one on generated scenes.
     """
     if name not in PROFILES:
         raise ValueError(f"profile must be one of {sorted(PROFILES)}, got {name!r}")
     config = PROFILES[name]()
     if config.data.source == "synthetic":
+        if data_root is not None:
+            raise ValueError(
+                f"profile {name!r} runs on generated scenes and would not look at {data_root}; leave it out, or "
+                "take a profile on real data such as 's1s2'"
+            )
         return config
     if data_root is None:
         raise ValueError(f"profile {name!r} runs on real data: give the folder (--data PATH or data_root=...)")

@@ -1,14 +1,11 @@
 """A miniature SEN12MS tree through index, split, training and evaluation, at the full width of the paper."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from data.make_sen12ms import write_sen12ms
+from two_processes import run_in_two_processes
 
 from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
@@ -16,10 +13,8 @@ from sarmatch.evaluation import evaluate
 from sarmatch.experiments import read_history, train_or_load
 from sarmatch.profiles import profile
 
-PROJECT = Path(__file__).parents[1]
 TRAIN = """
-import json, sys, torch
-torch.set_num_threads(1)
+import json, sys
 from sarmatch.config import Config, from_dict
 from sarmatch.experiments import train_or_load
 train_or_load(from_dict(Config, json.loads(sys.argv[2])), sys.argv[1], show_progress=False)
@@ -54,16 +49,10 @@ def test_two_steps_at_full_width_from_real_geotiffs(config, tmp_path):
 
 
 def test_two_processes_have_the_losses_of_one(config, tmp_path):
-    # Each process draws its own quarter turns and contrasts its own part of the batch, so pretraining differs.
+    # Each process draws its own quarter turns and contrasts its own part of the batch, so pretraining differs
+    # (tests/test_two_processes.py).
     config = config.replace(pretraining={"contrastive": False, "rotation": False})
     one = train_or_load(config, tmp_path / "one", show_progress=False)
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launcher, str(script), str(tmp_path / "two"), json.dumps(config.to_dict())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two_processes(TRAIN, tmp_path, str(tmp_path / "two"), json.dumps(config.to_dict()))
     two = read_history(next((tmp_path / "two" / "sen12ms").iterdir()))
     assert np.allclose(one.history["loss"], two["loss"], rtol=1e-4)

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from sarmatch.config import Config, TrainingConfig
+from sarmatch.config import Config, ModelConfig, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.experiments import records_or_load, run_path, train_or_load
 from sarmatch.loop import StepSampler, learning_rate, total_steps
+from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
+from sarmatch.training import THREADS_RTOL, THREADS_STEPS
 
 PROJECT = Path(__file__).parents[1]
 
@@ -149,6 +154,16 @@ def start(config: Config, runs: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, cwd=PROJECT)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the processes started here have: sums in another order would be other sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_five_kills_do_not_change_the_result(tmp_path):
     config = tiny(max_steps=30, checkpoint_every=2, validate_every=10)
     expected = train_or_load(config, tmp_path / "whole", show_progress=False)
@@ -183,6 +198,20 @@ def wait_for_progress(folder: Path, process: subprocess.Popen, steps: int) -> No
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_first_losses_on_other_numbers_of_threads_agree_within_the_stated_tolerance(tmp_path):
+    losses = {}
+    for threads, seed in ((1, 0), (2, 0), (3, 0), (1, 1)):
+        torch.set_num_threads(threads)
+        config = tiny(max_steps=THREADS_STEPS).replace(seed=seed)
+        run = train_or_load(config, tmp_path / str(threads), show_progress=False)
+        losses[threads, seed] = run.history["loss"].to_numpy()
+    for threads in (2, 3):
+        np.testing.assert_allclose(losses[threads, 0], losses[1, 0], rtol=THREADS_RTOL)
+    between_seeds = np.abs(losses[1, 1] / losses[1, 0] - 1)
+    assert between_seeds[0] > 10 * THREADS_RTOL  # so the tolerance tells trainings apart
+
+
 def test_a_torn_log_is_mended(tmp_path):
     run = train_or_load(tiny(), tmp_path, show_progress=False)
     log = run.path / "metrics.jsonl"
@@ -193,9 +222,25 @@ def test_a_torn_log_is_mended(tmp_path):
     assert again.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_mixed_precision_trains(tmp_path):
-    run = train_or_load(tiny(precision="bf16", max_steps=2), tmp_path, show_progress=False)
+@pytest.mark.parametrize(("precision", "expected"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_encoders_convolve_in_the_precision_asked_for(tmp_path, monkeypatch, precision, expected):
+    computed = {"training": set(), "validation": set()}
+
+    def note(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        computed["training" if module.training else "validation"].add(output.dtype)
+
+    def hooked(config: ModelConfig) -> SarOpticalNet:
+        net = SarOpticalNet(config)
+        for module in (*net.sar_encoder.modules(), *net.optical_encoder.modules()):
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(note)
+        return net
+
+    monkeypatch.setattr("sarmatch.training.SarOpticalNet", hooked)
+    run = train_or_load(tiny(precision=precision, max_steps=2), tmp_path, show_progress=False)
+    assert computed == {"training": {expected}, "validation": {torch.float32}}
     assert np.isfinite(run.history["loss"]).all()
+    assert all(value.dtype == torch.float32 for value in load_file(run.path / "model.safetensors").values())
 
 
 def test_records_are_measured_once_and_read_ever_after(tmp_path):
