@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 SMALL = {"--profile s1s2 ": "--profile s1s2-smoke ", "DATA": "data/ombria"}
 OURS = {"path/to/data": "data/ombria", "--profile s1s2 ": "--profile s1s2-smoke "}
 SEN12MS = {"path/to/SEN12MS": "build/sen12ms"}
-FEW = "--training.batch-size 2 --training.accumulation-steps 1 --training.validation-pairs 1 --training.max-steps 1"
-FEW += " --pretraining.batch-size 2 --pretraining.accumulation-steps 1 --pretraining.validation-pairs 1"
-FEW += " --pretraining.max-steps 1"
+ONE = " --pretraining.max-steps 1 --training.max-steps 1"
+FEW = "".join(f" --{part}.batch-size 2 --{part}.accumulation-steps 1" for part in ("training", "pretraining"))
+FEW += " --evaluation.crop-size 96 --studies.calibration-pairs 1"
 CPU = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
@@ -36,7 +36,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step("sarmatch demo", makes=("demo.png",), says=("within 3 px of the known shift",)),
         Step("sarmatch match sar.tif optical.tif", makes=("matches.geojson",)),
         Step("sarmatch match sar.tif optical.tif -o matches.geojson", {".geojson": ".gpkg"}, "", ("matches.gpkg",)),
-        Step("sarmatch match --coverage 0.95", {"match": "match sar.tif optical.tif -o m.csv"}, "", ("m.csv",)),
+        Step("sarmatch match --coverage 0.95", {"match --": "match sar.tif optical.tif -o m.csv --"}, "", ("m.csv",)),
         Step('matcher = sarmatch.load_matcher("s1s2")', {'"matches.geojson"': '"m.parquet"'}, "", ("m.parquet",)),
         Step(
             "sarmatch register sar.tif optical.tif -o registered.tif --report report.html",
@@ -64,15 +64,17 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             "sarmatch train --profile s1s2 --data path/to/data",
             OURS,
             makes=("runs/s1s2-smoke/matcher-*/confidence.json", "runs/s1s2-smoke/pretraining-*/model.safetensors"),
-            says=("trained matcher-",),
+            says=("trained matcher-", "confidence fitted on"),
         ),
-        Step("sarmatch match sar.tif optical.tif --model RUN", makes=("matches.geojson",)),
+        # After four steps too few matches agree, and the pair is refused.
+        Step("sarmatch match sar.tif optical.tif --model RUN", add="--force", makes=("matches.geojson",)),
         Step("sarmatch train --profile s1s2 --data DATA", SMALL, says=("loaded matcher-",)),
         Step("sarmatch train --profile s1s2 --data DATA --seed 1", SMALL, says=("trained matcher-",)),
         Step(
-            'config = sarmatch.profile("sen12ms", "path/to/SEN12MS").replace(data={"split": "patch"})',
-            {'"sen12ms", "path/to/SEN12MS"': '"s1s2-smoke", "data/ombria"'},
-            makes=("runs/s1s2-smoke/paper-split-*/model.safetensors",),
+            "sarmatch train --profile sen12ms --data path/to/SEN12MS --data.split patch --name paper-split",
+            {"sen12ms --data path/to/SEN12MS": "s1s2-smoke --data data/ombria"},
+            makes=("runs/s1s2-smoke/paper-split-*/confidence.json",),
+            says=("data.split: scene -> patch",),
         ),
     ),
     "the book on OMBRIA": (
@@ -98,7 +100,8 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
     ),
     "SEN12MS": (
         Step(
-            'PYTHONPATH=tests python -c "from data.make_sen12ms import write_sen12ms; write_sen12ms(\'build/sen12ms\')"',
+            "PYTHONPATH=tests python -c "
+            "\"from data.make_sen12ms import write_sen12ms; write_sen12ms('build/sen12ms')\"",
             {"PYTHONPATH=tests": "PYTHONPATH=PROJECT:PROJECT/tests"},
             makes=("build/sen12ms/ROIs1158_spring/s1_1/*.tif",),
         ),
@@ -106,10 +109,10 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step(
             "sarmatch train --profile sen12ms --data build/sen12ms --pretraining.max-steps 1 --training.max-steps 1",
             add=FEW,
+            says=("trained matcher-", "confidence fitted"),
             makes=("runs/sen12ms/matcher-*/confidence.json", "runs/sen12ms/pretraining-*/model.safetensors"),
-            says=("trained matcher-",),
         ),
-        Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW, says=("loaded matcher-",)),
+        Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW + ONE, says=("loaded matcher-",)),
         Step(
             "sarmatch book --profile sen12ms --data path/to/SEN12MS",
             SEN12MS,
@@ -119,8 +122,9 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
     ),
     "two processes": (
         Step(
-            "accelerate launch --multi_gpu --num_processes 4 -m sarmatch train --profile sen12ms --data path/to/SEN12MS",
-            {"--multi_gpu --num_processes 4": CPU, " --profile sen12ms --data path/to/SEN12MS": " --profile smoke"},
+            "accelerate launch --multi_gpu --num_processes 4 -m sarmatch train "
+            "--profile sen12ms --data path/to/SEN12MS",
+            {"--multi_gpu --num_processes 4": CPU, "sen12ms --data path/to/SEN12MS": "smoke"},
             makes=("runs/smoke/matcher-*/confidence.json",),
             says=("trained matcher-",),
         ),
@@ -141,14 +145,20 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
 }
 """What is run, in order and in one folder each."""
 
-NAMES = ("sarmatch train", "sarmatch match", "sarmatch evaluate", "sarmatch compare", "accelerate launch")
-"""Commands that the text names without saying what for: they have a help."""
+NAMES = (
+    "sarmatch train",
+    "sarmatch match",
+    "sarmatch evaluate",
+    "sarmatch compare",
+    "sarmatch train --profile sen12ms --help",
+)
+"""Commands that the text names without what they need: they explain themselves."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "make book": ("sarmatch book --profile demo",),
     "make book PROFILE=s1s2 DATA=path/to/data": ("sarmatch book --profile s1s2 --data path/to/data",),
-    "make book PROFILE=s1s2-smoke": ("sarmatch book --profile s1s2-smoke",),
-    "make book PROFILE=sen12ms": ("sarmatch book --profile sen12ms",),
+    "PROFILE=s1s2-smoke": ("sarmatch book --profile s1s2-smoke",),
+    "PROFILE=sen12ms": ("sarmatch book --profile sen12ms",),
     "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
     "make test": (
         "ruff check .",
@@ -159,28 +169,28 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "pytest --nbval --nbval-current-env book",
     ),
 }
-"""What make would run; `book` is run above, on OMBRIA, and the parts of `test` are what runs this file."""
+"""What make would run; of a lone variable, `make book` with it. `book` is run above, `make test` runs this file."""
 
-OPTIONS: dict[str, dict[str, str]] = {
-    "python benchmarks/inference.py --profile sen12ms --size 256 --device cuda": {},
-    "python benchmarks/inference.py --profile s1s2 --size 256 --device cpu --threads 1": {},
-    "python benchmarks/inference.py [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu] [--threads 1]": {},
-    "python benchmarks/encoders.py [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]": {},
-    "python benchmarks/scenes.py [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]": {},
-    "python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]": {},
-    "python benchmarks/speed.py --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]": {},
-}
+OPTIONS = (
+    "python benchmarks/inference.py --profile sen12ms --size 256 --device cuda",
+    "python benchmarks/inference.py --profile s1s2 --size 256 --device cpu --threads 1",
+    "python benchmarks/inference.py [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu] [--threads 1]",
+    "python benchmarks/encoders.py [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]",
+    "python benchmarks/scenes.py [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
+    "python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
+    "python benchmarks/speed.py --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",
+)
 """Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
 
 ELSEWHERE = {
-    "sarmatch export s1s2 -o s1s2.onnx": "test_onnx_backend.py::test_command",
+    "sarmatch export s1s2 -o s1s2.onnx": "test_onnx_backend.py::test_the_command_exports_the_named_model",
     "jupyter-book build book": "test_book.py::test_site_is_built_and_its_failure_reported",
 }
-"""Tested by what is named."""
+"""Tested by what is named; of the whole book, `make test` builds the site before it runs the tests."""
 
 NOT_RUN = {
-    "conda env create -f environment.yml && conda activate sarmatch": "conda is not here; test_environment.py reads the file",
+    "conda env create -f environment.yml && conda activate sarmatch": "no conda; test_environment.py reads the file",
     "pip install -e '.[book,gis,test]'": "would install into the environment that the tests run in",
-    "docker build -t sarmatch . && docker run --rm -p 8888:8888 sarmatch": "docker is not here",
+    "docker build -t sarmatch . && docker run --rm -p 8888:8888 sarmatch": "no docker",
 }
 """Not run, and why."""

@@ -143,5 +143,6 @@ def test_the_command_exports_the_named_model(
     monkeypatch.setattr(onnx_backend, "export", lambda net, path: exports.append((net, path)) or 1e-7)
     assert cli.main(["export", str(weights), "-o", str(tmp_path / "net.onnx")]) == 0
     ((net, path),) = exports
-    assert weights_digest(net) == weights_digest(load_matcher(weights, device="cpu").net) and path == tmp_path / "net.onnx"
+    assert weights_digest(net) == weights_digest(load_matcher(weights, device="cpu").net)
+    assert path == tmp_path / "net.onnx"
     assert f"encoders of {weights} -> {path}" in capsys.readouterr().out

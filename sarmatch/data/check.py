@@ -1,6 +1,6 @@
 """What a data folder holds: its layout, its pairs, and what is broken in it::
 
-    sarmatch data check data/ombria      # exits with 1 if anything is broken, with 2 if the layout is unknown
+sarmatch data check data/ombria      # exits with 1 if anything is broken, with 2 if the layout is unknown
 """
 
 from __future__ import annotations
