@@ -22,7 +22,7 @@ from sarmatch.train_command import train_command
 if TYPE_CHECKING:
     import pandas as pd
 
-ProfileName = Literal["smoke", "demo", "s1s2", "sen12ms"]
+ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
@@ -110,7 +110,7 @@ def experiments(
     runs: Path = Path("runs"),
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> int:
-    """Train and measure all rows of a study; stopped at any moment, it goes on where it was.
+    """Train and measure all rows of a study that the data allow; stopped at any moment, it goes on where it was.
 
     Args:
         study: ablation (table 3), data (fewer labelled pairs), transfer (one source only) or settings.
@@ -122,13 +122,17 @@ def experiments(
     from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
     from sarmatch.ablation_tables import calibration_table, metrics_table
     from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.sensitivity import possible
     from sarmatch.statistics import with_intervals
 
     if output is not None:
         _check_records(output)
     config = studied(named_profile(profile, str(data) if data else None), study)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    matches = study_matches(config, STUDIES[study], split, runs)
+    variants = possible(STUDIES[study], config, split)
+    if absent := [variant.name for variant in STUDIES[study] if variant not in variants]:
+        print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
+    matches = study_matches(config, variants, split, runs)
     scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
     metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
     voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")

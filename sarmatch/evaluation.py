@@ -124,32 +124,36 @@ def evaluate(
     return pd.DataFrame(rows)
 
 
-def mismatched(pairs: Pairs) -> Pairs:
+def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
     """The same SAR images, each with the optical image of another scene: nothing can be matched but by a leak.
 
+    Args:
+        spare: whose optical images to take where all pairs are of one scene.
+
     Raises:
-        ValueError: all pairs are of one scene.
+        ValueError: all pairs are of one scene, and so are the spare ones.
     """
-    scenes = pairs.index["scene"].to_numpy()
-    n = len(pairs)
+    alone = pairs.index["scene"].nunique() == 1
+    givers = spare if alone and spare is not None else pairs
+    scenes, n = givers.index["scene"].to_numpy(), len(givers)
     partners: dict[str, int] = {}
-    for i in range(n):
+    for i, scene in enumerate(pairs.index["scene"]):
         # Half the list away first, so that the partner is not a neighbour that only counts as another scene.
         others = [(i + n // 2 + k) % n for k in range(n)]
-        j = next((j for j in others if scenes[j] != scenes[i]), None)
+        j = next((j for j in others if scenes[j] != scene), None)
         if j is None:
-            raise ValueError(f"mismatched pairs need at least two scenes, all {n} pairs are of {scenes[0]!r}")
+            raise ValueError(f"mismatched pairs need at least two scenes, all {n} pairs are of {scene!r}")
         partners[pairs.index["id"].iloc[i]] = j
 
     def read(row: pd.Series) -> Pair:
-        own, other = pairs.read(row), pairs[partners[row["id"]]]
+        own, other = pairs.read(row), givers[partners[row["id"]]]
         height, width = (min(a, b) for a, b in zip(own.size, other.size, strict=True))
         crop = (..., slice(height), slice(width))
         valid = own.valid[crop] & other.valid[crop]
         return dataclasses.replace(own, sar=own.sar[crop], optical=other.optical[crop], valid=valid)
 
     # The partner enters the fingerprint, so that no stored record takes these for the real pairs.
-    return Pairs(pairs.index.assign(partner=pairs.index["id"].to_numpy()[list(partners.values())]), read)
+    return Pairs(pairs.index.assign(partner=givers.index["id"].to_numpy()[list(partners.values())]), read)
 
 
 def check_search(search_radius: float | None, max_rotation_deg: float, scale_range: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""The four named profiles.
+"""The five named profiles.
 
 A profile changes numbers only: the same notebook and the same code run at every scale.
 """
@@ -84,6 +84,13 @@ def _s1s2() -> Config:
     )  # fmt: skip
 
 
+def _s1s2_smoke() -> Config:
+    """The folder of `s1s2` at the size of `smoke`: every cell runs on somebody's own pairs before the hours begin."""
+    smoke, real = _smoke(), _s1s2().data
+    own = {"source": real.source, "datasets": real.datasets, "patch_size": real.patch_size}
+    return smoke.replace(profile="s1s2-smoke", data=own)
+
+
 def _sen12ms() -> Config:
     return Config(
         profile="sen12ms",
@@ -104,8 +111,8 @@ _NARROW: dict[str, Any] = dict(
     oriented_gradients=True,
 )  # fmt: skip
 
-PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2": _s1s2, "sen12ms": _sen12ms}
-ON_REAL_DATA = ("s1s2", "sen12ms")
+PROFILES = {"smoke": _smoke, "demo": _demo, "s1s2-smoke": _s1s2_smoke, "s1s2": _s1s2, "sen12ms": _sen12ms}
+ON_REAL_DATA = ("s1s2-smoke", "s1s2", "sen12ms")
 """Profiles that need a folder of data."""
 
 

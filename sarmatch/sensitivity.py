@@ -66,12 +66,18 @@ def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def possible(variants: Sequence[Variant], config: Config, split: Split) -> tuple[Variant, ...]:
-    """The variants that the data allow: they have a batch of labelled pairs at least, and patches hold their crops."""
+    """The variants that the data allow.
+
+    They have a batch of labelled pairs at least, patches hold their crops, and those that learn from one source leave
+    another one out.
+    """
+    sources = set(split.train.index["dataset"])
     return tuple(
         variant
         for variant in variants
         if len(labelled(split, variant, 0).train) >= config.training.batch_size
         and variant.data.get("crop_size", 0) <= config.data.patch_size
+        and not (variant.datasets and sources <= set(variant.datasets))
     )
 
 

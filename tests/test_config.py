@@ -34,6 +34,13 @@ def test_profiles_survive_json(name):
     assert from_dict(Config, json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_folder_is_tried_at_the_size_of_smoke():
+    small, real, tried = profile("smoke"), profile("s1s2", "somewhere").data, profile("s1s2-smoke", "somewhere")
+    assert (tried.data.source, tried.data.root, tried.data.datasets) == (real.source, "somewhere", real.datasets)
+    assert tried.data.crop_size == small.data.crop_size
+    assert tried.replace(profile="smoke", data=small.to_dict()["data"]) == small
+
+
 def test_the_hash_names_what_determines_a_run_and_nothing_else():
     config = profile("smoke")
     assert config.hash("a") == config.hash("a")

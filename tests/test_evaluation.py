@@ -139,6 +139,18 @@ def test_mismatching_needs_two_scenes():
     same = dataclasses.replace(pairs, index=pairs.index.assign(scene="one"))
     with pytest.raises(ValueError, match="at least two scenes"):
         mismatched(same)
+    with pytest.raises(ValueError, match="at least two scenes"):
+        mismatched(same, same)
+
+
+def test_one_scene_is_mismatched_with_spare_ones():
+    pairs = pairs_of_one_look(8)
+    scenes = pairs.index["scene"].to_numpy()
+    one, spare = pairs.subset(scenes == scenes[0]), pairs.subset(scenes != scenes[0])
+    wrong = mismatched(one, spare)
+    assert torch.equal(wrong[0].sar, one[0].sar) and wrong[0].scene == scenes[0]
+    assert any(torch.equal(wrong[0].optical, spare[i].optical) for i in range(len(spare)))
+    assert mismatched(pairs, spare).fingerprint() == mismatched(pairs).fingerprint(), "taken only where needed"
 
 
 def test_at_most_so_many_pairs_spread_over_all_scenes():

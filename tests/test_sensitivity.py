@@ -92,6 +92,8 @@ def test_variants_need_pairs_to_learn_from_and_room_for_their_crops(split) -> No
     assert [v.name for v in possible(TRANSFER, SMOKE, split)] == ["all data"]
     mixed = dataclasses.replace(split, train=relabelled(split.train, ["ombria", "sen12ms"]))
     assert possible(TRANSFER, SMOKE, mixed) == TRANSFER
+    alone = dataclasses.replace(split, train=relabelled(split.train, ["ombria"]))
+    assert [v.name for v in possible(TRANSFER, SMOKE, alone)] == ["all data"], "no other source to carry over to"
     assert possible(SETTINGS, SMOKE, split) == SETTINGS
     large = (Variant("crops of 128 px", data={"crop_size": 128}),)
     assert possible(large, SMOKE, split) == ()  # of patches of 96 px
