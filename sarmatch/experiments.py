@@ -101,7 +101,7 @@ def train_or_load(
 
     Where `config.pretraining` is enabled, training starts from the weights of `pretrain_or_load`. The same config, data
     and number of threads give the same weights on the same CPU, bit by bit, however often a training is stopped; of
-    another number of threads see `training.SAME_LOSS`. A second process that asks for the same run waits for it.
+    another number of threads see `training.THREADS_RTOL`. A second process that asks for the same run waits for it.
 
     Args:
         runs_dir: the store.

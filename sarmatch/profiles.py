@@ -50,15 +50,15 @@ def _demo() -> Config:
         data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
         model=ModelConfig(**_REDUCED, consensus_cells=(3, 7, 15)),
         pretraining=PretrainingConfig(
-            learning_rate=1.5e-3, batch_size=16, accumulation_steps=1, epochs=100, max_steps=20, warmup_steps=5,
-            cosine=True, validate_every=20, rotation_width=64, validation_pairs=16, checkpoint_every=20,
+            learning_rate=1.5e-3, batch_size=16, accumulation_steps=1, epochs=100, max_steps=12, warmup_steps=3,
+            cosine=True, validate_every=12, rotation_width=64, validation_pairs=16, checkpoint_every=20,
         ),
         training=TrainingConfig(
-            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=80, warmup_steps=20,
+            learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=60, warmup_steps=15,
             cosine=True, validate_every=20, validation_pairs=8, window_px=24.0, checkpoint_every=25,
         ),
         evaluation=EvaluationConfig(
-            crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=8,
+            crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=6,
         ),
         studies=StudyConfig(
             seeds=(0, 1), crop_size=64, pretraining_steps=8, sweep_steps=12, steps=16, validate_every=8, label_steps=8,

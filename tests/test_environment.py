@@ -90,3 +90,17 @@ def test_binder_has_the_torch_that_the_project_asks_for() -> None:
     packages = yaml.safe_load((PROJECT / ".binder" / "environment.yml").read_text())["dependencies"]
     floor = next(r for r in PYPROJECT["project"]["dependencies"] if _name(r) == "torch").removeprefix("torch")
     assert f"pytorch-cpu{floor}" in packages
+
+
+def test_readme_promises_the_tolerances_that_are_tested() -> None:
+    from sarmatch.provenance import SAME_MATCH_PX, SAME_MATCH_SHARE
+    from sarmatch.training import THREADS_RTOL, THREADS_STEPS
+
+    text = " ".join((PROJECT / "README.md").read_text().split())
+    assert f"at least {100 * SAME_MATCH_SHARE:g} % of the matches are the same within {SAME_MATCH_PX:g} px" in text
+    assert f"agree within {100 * THREADS_RTOL:g} % over its first {THREADS_STEPS} steps" in text
+
+
+def test_nothing_but_the_code_sets_a_number_of_threads() -> None:
+    for name in ("Makefile", ".ci/run", ".github/workflows/ci.yml", "Dockerfile"):
+        assert "NUM_THREADS" not in (PROJECT / name).read_text(), name

@@ -17,7 +17,8 @@ from sarmatch.config import Config
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
-from sarmatch.profiles import profile
+from sarmatch.models import SarOpticalNet
+from sarmatch.profiles import ON_REAL_DATA, profile
 from sarmatch.scenes import trial_plots, trials
 from sarmatch.scenes.check_points import CheckPoints
 from sarmatch.scenes.grids import Region
@@ -144,8 +145,29 @@ def test_a_study_has_the_numbers_of_its_profile(
 
     monkeypatch.setattr(trials, "registration_trials", registrations)
     monkeypatch.setattr(trials, "unrelated_trials", unrelated)
-    config = profile(name, str(tmp_path)).replace(data={"source": "synthetic"}, profile="another name")
+    root = str(tmp_path) if name in ON_REAL_DATA else None
+    config = profile(name, root).replace(data={"source": "synthetic"}, profile="another name")
     trials.study_or_load(config, tmp_path, matcher)
     assert tuple(asked) == numbers
     studies = config.studies
     assert (studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes) == numbers
+
+
+def test_a_study_is_measured_again_after_a_training_or_a_change_of_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def trial(matcher: Matcher, pairs: object, n: int, *_: object, **__: object) -> pd.DataFrame:
+        measured.append(n)
+        return pd.DataFrame({"n": [len(measured)]})
+
+    monkeypatch.setattr(trials, "registration_trials", trial)
+    monkeypatch.setattr(trials, "unrelated_trials", trial)
+    smoke, demo = profile("smoke"), profile("demo")
+    nets = [SarOpticalNet(smoke.model).eval() for _ in range(2)]
+    first, trained_again = (Matcher(net, "cpu") for net in nets)
+    for config, matcher, tables in ((smoke, first, 3), (smoke, trained_again, 6), (demo, trained_again, 9)):
+        for _ in range(2):  # the second time it is read
+            trials.study_or_load(config, tmp_path, matcher)
+            assert len(measured) == tables
