@@ -139,7 +139,7 @@ def call(step: Step, last: str) -> None:
     """Run a step in this process where it is this package's own, else in a shell.
 
     Args:
-        last: what the step before printed; its second to last line names the run that RUN stands for.
+        last: what the step before printed; RUN stands for the run's folder in it.
     """
     block = python_blocks().get(step.printed)
     command = replaced(block or step.printed, step) + (f" {step.add}" if step.add else "")
@@ -148,14 +148,15 @@ def call(step: Step, last: str) -> None:
     if block:
         exec(compile(command, step.printed, "exec"), {"sar": "sar.tif", "optical": "optical.tif"})
         return
-    commands = recipe(command) if command.startswith("make ") else [command]
-    for words in map(shlex.split, commands):
-        if words[0] == "sarmatch":
-            assert cli.main(words[1:]) == 0, command
-        elif words[0] == "python" and words[1].startswith("benchmarks/"):
-            call_script(words[1:])
-        else:
-            in_a_shell(command.replace("PROJECT", str(PROJECT)))
+    if command.startswith("make "):
+        (command,) = recipe(command)
+    words = shlex.split(command)
+    if words[0] == "sarmatch":
+        assert cli.main(words[1:]) == 0, command
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        call_script(words[1:])
+    else:
+        in_a_shell(command.replace("PROJECT", str(PROJECT)))
 
 
 def replaced(text: str, step: Step) -> str:
@@ -184,12 +185,11 @@ def recipe(command: str) -> list[str]:
     """What make would run, without the folder of the programs and without an installation."""
     words = shlex.split(command)
     words = words if words[0] == "make" else ["make", "book", *words]
-    words += ["--dry-run", "--no-print-directory", f"VENV={sys.prefix}"]
+    words += ["--dry-run", "--no-print-directory", f"VENV={sys.prefix}", f"--assume-old={sys.prefix}/.stamp"]
     environment = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
     start = f"{sys.prefix}/bin/"
-    lines = [line.removeprefix(start) for line in done.stdout.splitlines() if line.startswith(start)]
-    return [line for line in lines if not line.startswith("python -m pip ")]
+    return [line.removeprefix(start) for line in done.stdout.splitlines() if line.startswith(start)]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
