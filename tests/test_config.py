@@ -12,7 +12,7 @@ from sarmatch.config import (
     TrainingConfig,
     from_dict,
 )
-from sarmatch.profiles import PROFILES, profile
+from sarmatch.profiles import ON_REAL_DATA, PROFILES, profile
 
 
 def test_defaults_are_table_2_and_the_widths_of_the_paper():
@@ -30,7 +30,7 @@ def test_defaults_are_table_2_and_the_widths_of_the_paper():
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_profiles_survive_json(name):
-    config = profile(name, "somewhere")
+    config = profile(name, "somewhere" if name in ON_REAL_DATA else None)
     assert from_dict(Config, json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -39,6 +39,10 @@ def test_a_folder_is_tried_at_the_size_of_smoke():
     assert (tried.data.source, tried.data.root, tried.data.datasets) == (real.source, "somewhere", real.datasets)
     assert tried.data.crop_size == small.data.crop_size
     assert tried.replace(profile="smoke", data=small.to_dict()["data"]) == small
+
+
+def test_profiles_on_real_data_are_named():
+    assert set(ON_REAL_DATA) == {name for name, make in PROFILES.items() if make().data.source != "synthetic"}
 
 
 def test_the_hash_names_what_determines_a_run_and_nothing_else():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sarmatch import cli, load_matcher
+from sarmatch import cli, load_matcher, onnx_backend
+from sarmatch.cache import weights_digest
 from sarmatch.checkpoints import save_weights
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
@@ -19,7 +20,7 @@ pytest.importorskip("onnxruntime", reason="the optional dependencies `sarmatch[o
 pytest.importorskip("onnxscript", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 
 from sarmatch.backends import quantise
-from sarmatch.onnx_backend import OnnxEncoders, digest, example, export, largest_difference
+from sarmatch.onnx_backend import OnnxEncoders, example, export, largest_difference
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_matches_are_those_of_pytorch(weights: Path, exported: Path) -> None:
 
 def test_encoders_of_other_weights_are_refused(weights: Path, exported: Path) -> None:
     net = load_matcher(weights, device="cpu").net
-    assert OnnxEncoders(exported).weights == digest(net)
+    assert OnnxEncoders(exported).weights == weights_digest(net)
     with torch.no_grad():
         net.coarse_log_scales += 1e-3
     with pytest.raises(ValueError, match="exported from other weights"):
@@ -133,3 +134,15 @@ def test_eight_bits_change_little_and_keep_the_header(weights: Path, exported: P
     gradients = OnnxEncoders(path)(*images)[1].coarse[:, 32:]
     # Not computed in 8 bits, but of an image that is rounded to them.
     torch.testing.assert_close(gradients, expected.coarse[:, 32:], atol=0.05, rtol=0)
+
+
+def test_the_command_exports_the_named_model(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exports = []
+    monkeypatch.setattr(onnx_backend, "export", lambda net, path: exports.append((net, path)) or 1e-7)
+    assert cli.main(["export", str(weights), "-o", str(tmp_path / "net.onnx")]) == 0
+    ((net, path),) = exports
+    assert weights_digest(net) == weights_digest(load_matcher(weights, device="cpu").net)
+    assert path == tmp_path / "net.onnx"
+    assert f"encoders of {weights} -> {path}" in capsys.readouterr().out

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pooch
 import pytest
+from data.serve import Server, serving
 
 from sarmatch import cli
 from sarmatch.data import DownloadError, download
@@ -21,37 +18,14 @@ module = importlib.import_module("sarmatch.data.download")  # the package's attr
 FILES = {f"{part}/BEFORE/im_{i}.png": f"{part} {i}".encode() for part in ("a", "b") for i in range(3)}
 
 
-@dataclass
-class Server:
-    """What is served, where, and which paths were asked for."""
-
-    folder: Path
-    url: str
-    requests: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "served"
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path.lstrip("/"))
-            super().do_GET()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as httpd:
-        thread = threading.Thread(target=partial(httpd.serve_forever, poll_interval=0.01))
-        thread.start()
-        yield Server(folder, f"http://127.0.0.1:{httpd.server_port}", asked)
-        httpd.shutdown()
-        thread.join()
+    with serving(folder) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,196 @@
+"""How each printed command is tested: see `test_commands.py`, which compares this table with what is printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SMALL = {"--profile s1s2 ": "--profile s1s2-smoke ", "DATA": "data/ombria"}
+OURS = {"path/to/data": "data/ombria", "--profile s1s2 ": "--profile s1s2-smoke "}
+SEN12MS = {"path/to/SEN12MS": "build/sen12ms"}
+ONE = " --pretraining.max-steps 1 --training.max-steps 1"
+FEW = "".join(f" --{part}.batch-size 2 --{part}.accumulation-steps 1" for part in ("training", "pretraining"))
+FEW += " --evaluation.crop-size 96 --studies.calibration-pairs 1"
+CPU = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One printed command of a sequence.
+
+    Attributes:
+        put: what stands in the command as it is run, by what is printed; each must occur in it.
+        add: options at its end.
+        makes: what it leaves in the folder, as patterns.
+        says: words that it prints.
+    """
+
+    printed: str
+    put: dict[str, str] = field(default_factory=dict)
+    add: str = ""
+    makes: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
+
+
+SEQUENCES: dict[str, tuple[Step, ...]] = {
+    "two images": (
+        Step("sarmatch demo", makes=("demo.png",), says=("within 3 px of the known shift",)),
+        Step("sarmatch match sar.tif optical.tif", makes=("matches.geojson",)),
+        Step("sarmatch match sar.tif optical.tif -o matches.geojson", {".geojson": ".gpkg"}, "", ("matches.gpkg",)),
+        Step("sarmatch match --coverage 0.95", {"match --": "match sar.tif optical.tif -o m.csv --"}, "", ("m.csv",)),
+        Step('matcher = sarmatch.load_matcher("s1s2")', {'"matches.geojson"': '"m.parquet"'}, "", ("m.parquet",)),
+        Step(
+            "sarmatch register sar.tif optical.tif -o registered.tif --report report.html",
+            makes=("registered.tif", "report.html"),
+        ),
+        Step(
+            "sarmatch register sar.tif optical.tif -o registered.tif --model affine --report report.html",
+            makes=("registered.tif", "report.html"),
+        ),
+        Step("sarmatch batch pairs.csv", makes=("outcomes.csv", "first.tif"), says=("1 of 1 pairs registered",)),
+        Step(
+            "sarmatch batch pairs.csv --workers 4 -o outcomes.csv",
+            {"--workers 4": "--workers 1", "outcomes.csv": "again.csv"},
+            makes=("again.csv",),
+        ),
+    ),
+    "a network of one's own": (
+        Step("sarmatch data get ombria", makes=("data/ombria/2021/ALBANIA/Sentinel1/BEFORE/*.png",)),
+        Step("sarmatch data get NAME --to PATH", {"NAME": "ombria", "PATH": "data/ombria"}),
+        Step("sarmatch data check data/ombria", says=("ombria, 32 pairs", "no problems")),
+        Step("sarmatch data check PATH", {"PATH": "data/ombria"}, says=("no problems",)),
+        Step("sarmatch data get optical-sar", makes=("data/optical-sar/dataset/sar/003.png",)),
+        Step("sarmatch data get optical-sar --to path/to/folder", makes=("path/to/folder/dataset/sar/003.png",)),
+        Step(
+            "sarmatch train --profile s1s2 --data path/to/data",
+            OURS,
+            makes=("runs/s1s2-smoke/matcher-*/confidence.json", "runs/s1s2-smoke/pretraining-*/model.safetensors"),
+            says=("trained matcher-", "confidence fitted on"),
+        ),
+        # After four steps too few matches agree, and the pair is refused.
+        Step("sarmatch match sar.tif optical.tif --model RUN", add="--force", makes=("matches.geojson",)),
+        Step("sarmatch train --profile s1s2 --data DATA", SMALL, says=("loaded matcher-",)),
+        Step("sarmatch train --profile s1s2 --data DATA --seed 1", SMALL, says=("trained matcher-",)),
+        Step(
+            "sarmatch train --profile sen12ms --data path/to/SEN12MS --data.split patch --name paper-split",
+            {"sen12ms --data path/to/SEN12MS": "s1s2-smoke --data data/ombria"},
+            makes=("runs/s1s2-smoke/paper-split-*/confidence.json",),
+            says=("data.split: scene -> patch",),
+        ),
+    ),
+    "the book on OMBRIA": (
+        Step(
+            "make book PROFILE=s1s2 DATA=data/ombria",
+            {"PROFILE=s1s2": "PROFILE=s1s2-smoke"},
+            makes=("build/s1s2-smoke/book/_build/html/index.html", "build/s1s2-smoke/book/results/s1s2-smoke/*.csv"),
+        ),
+        Step("sarmatch experiments ablation --profile s1s2 --data path/to/data", OURS, says=("neighbours vote",)),
+        Step("sarmatch experiments ablation --profile s1s2 --data DATA", SMALL, says=("each cell by itself",)),
+        Step("sarmatch experiments data --profile s1s2 --data DATA", SMALL, says=("50% pretrained",)),
+        Step("sarmatch experiments settings --profile s1s2 --data DATA", SMALL, says=("batch norm",)),
+        Step(
+            "sarmatch compare --profile demo",
+            {"demo": "s1s2-smoke --data data/ombria"},
+            says=("trained at equal budget", "images registered"),
+        ),
+        Step(
+            "python benchmarks/loader.py PATH [--pairs 60] [--rounds 9]",
+            {"PATH [--pairs 60] [--rounds 9]": "data/ombria --pairs 4 --rounds 2"},
+            says=("pairs/s",),
+        ),
+    ),
+    "SEN12MS": (
+        Step(
+            "PYTHONPATH=tests python -c "
+            "\"from data.make_sen12ms import write_sen12ms; write_sen12ms('build/sen12ms')\"",
+            {"PYTHONPATH=tests": "PYTHONPATH=PROJECT:PROJECT/tests"},
+            makes=("build/sen12ms/ROIs1158_spring/s1_1/*.tif",),
+        ),
+        Step("sarmatch data check path/to/SEN12MS", SEN12MS, says=("sen12ms, 8 pairs", "no problems")),
+        Step(
+            "sarmatch train --profile sen12ms --data build/sen12ms --pretraining.max-steps 1 --training.max-steps 1",
+            add=FEW,
+            says=("trained matcher-", "confidence fitted"),
+            makes=("runs/sen12ms/matcher-*/confidence.json", "runs/sen12ms/pretraining-*/model.safetensors"),
+        ),
+        Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW + ONE, says=("loaded matcher-",)),
+        Step(
+            "sarmatch book --profile sen12ms --data path/to/SEN12MS",
+            SEN12MS,
+            "--chapters data --no-site",
+            ("build/sen12ms/book/data.ipynb",),
+        ),
+    ),
+    "two processes": (
+        Step(
+            "accelerate launch --multi_gpu --num_processes 4 -m sarmatch train "
+            "--profile sen12ms --data path/to/SEN12MS",
+            {"--multi_gpu --num_processes 4": CPU, "sen12ms --data path/to/SEN12MS": "smoke"},
+            makes=("runs/smoke/matcher-*/confidence.json",),
+            says=("trained matcher-",),
+        ),
+        Step(
+            'config = sarmatch.profile("sen12ms", "path/to/SEN12MS")',
+            {'"sen12ms", "path/to/SEN12MS"': '"smoke"', "num_processes=4": "num_processes=1"},
+        ),
+    ),
+    "tools": (
+        Step("jupyter lab", add="--version"),
+        Step("pytest --nbval book", {"book": "book/claims.ipynb"}, "--quiet", says=("passed",)),
+        Step(
+            "python benchmarks/scenes.py",
+            add="--side 512 --fractions 1",
+            says=("the bound is 4 GB",),
+        ),
+    ),
+}
+"""What is run, in order and in one folder each."""
+
+NAMES = (
+    "sarmatch train",
+    "sarmatch match",
+    "sarmatch evaluate",
+    "sarmatch compare",
+    "sarmatch train --profile sen12ms --help",
+)
+"""Commands that the text names without what they need: they explain themselves."""
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "make book": ("sarmatch book --profile demo",),
+    "make book PROFILE=s1s2 DATA=path/to/data": ("sarmatch book --profile s1s2 --data path/to/data",),
+    "PROFILE=s1s2-smoke": ("sarmatch book --profile s1s2-smoke",),
+    "PROFILE=sen12ms": ("sarmatch book --profile sen12ms",),
+    "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
+    "make test": (
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "jupyter-book build book --all -W -n --keep-going",
+        "pytest tests",
+        "pytest --nbval --nbval-current-env book",
+    ),
+}
+"""What make would run; of a lone variable, `make book` with it. `book` is run above, `make test` runs this file."""
+
+OPTIONS = (
+    "python benchmarks/inference.py --profile sen12ms --size 256 --device cuda",
+    "python benchmarks/inference.py --profile s1s2 --size 256 --device cpu --threads 1",
+    "python benchmarks/inference.py [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu] [--threads 1]",
+    "python benchmarks/encoders.py [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]",
+    "python benchmarks/scenes.py [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
+    "python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
+    "python benchmarks/speed.py --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",
+)
+"""Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
+
+ELSEWHERE = {
+    "sarmatch export s1s2 -o s1s2.onnx": "test_onnx_backend.py::test_the_command_exports_the_named_model",
+    "jupyter-book build book": "test_book.py::test_site_is_built_and_its_failure_reported",
+}
+"""Tested by what is named; of the whole book, `make test` builds the site before it runs the tests."""
+
+NOT_RUN = {
+    "conda env create -f environment.yml && conda activate sarmatch": "no conda; test_environment.py reads the file",
+    "pip install -e '.[book,gis,test]'": "would install into the environment that the tests run in",
+    "docker build -t sarmatch . && docker run --rm -p 8888:8888 sarmatch": "no docker",
+}
+"""Not run, and why."""
