@@ -348,6 +348,8 @@ class StudyConfig:
     """Validation pairs that the confidence of each training of a study is fitted on."""
     distillation_crops: int = 200
     """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
+    registers_with_shipped: bool = False
+    """Whether scenes are registered by the shipped weights: networks of the small profiles register nothing."""
     scene_shifts: int = 2
     """Known shifts that each large scene is registered from."""
     unrelated_crops: int = 200

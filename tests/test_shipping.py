@@ -89,16 +89,14 @@ def test_weights_of_other_data_stand_for_nothing(tmp_path, weights, split, train
 
 
 def test_every_chapter_takes_its_network_with_that_check():
-    """Chapters that match with the profile's network ask `shipping.shipped_or_trained`, none asks for weights by name;
-    the chapter on scenes may on generated ones, which trained nothing that is shipped."""
+    """Chapters that match with the profile's network ask `shipping.shipped_or_trained`, none for weights by name."""
     book = Path(__file__).parents[1] / "book"
     for path in sorted(book.glob("*.ipynb")):
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         code = "\n".join("".join(cell["source"]) for cell in cells)
         assert "train_or_load(" not in code.replace("pretrain_or_load(", ""), path.name
         assert "load_weights(" not in code and "WEIGHTS" not in code, path.name
-        if path.stem != "scenes":
-            assert "load_matcher(" not in code, path.name
+        assert "load_matcher(" not in code, path.name
 
 
 def test_confidence_of_shipped_weights_is_fitted_anew_into_their_header(tmp_path, weights, split, trained):
