@@ -1,8 +1,9 @@
 """Tables that were measured once, kept under a digest of all that they depend on.
 
 A network counts by its weights, a matcher by its class, settings and weights, pairs by their index and by what some of
-them hold. So no table outlives a training, a change of profile or of the data. The code that measured is no part of the
-digest: tables carry their commit in a column.
+them hold (`Pairs.digest`). So no table outlives a training, a change of profile, or data of another size, band or
+origin; a single corrected file among many is not noticed: remove `records/` of the run then. The code that measured is
+no part of the digest: tables carry their commit in a column.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from sarmatch.data.pairs import Pairs
@@ -38,10 +40,12 @@ def cached_table(
     """
     path = folder / "records" / f"{name}-{digest(depends_on)}.parquet"
     if not path.exists():
-        table = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial:
-            table.to_parquet(partial)
+        with FileLock(path.parent / f".{path.stem}.lock"):  # another process may be making the same one
+            if not path.exists():
+                table = make()
+                with atomic_path(path) as partial:
+                    table.to_parquet(partial)
     return pd.read_parquet(path)
 
 

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def default_workers() -> int:
     """As many chapters at a time as there are cores, up to `MOST_WORKERS`; one where a GPU does the work."""
     import torch
 
-    return 1 if torch.cuda.is_available() else max(1, min(MOST_WORKERS, cores()))
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return 1 if accelerator else max(1, min(MOST_WORKERS, cores()))
 
 
 def cores() -> int:
@@ -72,18 +74,22 @@ def execute_all(
         return
     threads = os.environ.get(THREADS) or str(max(1, cores() // workers))
     context = multiprocessing.get_context("spawn")
+    waiting = list(names)
+    running: dict[Future[None], str] = {}
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_threads, initargs=(threads,)) as pool:
-        jobs = {
-            pool.submit(execute, book / f"{name}.ipynb", staged / f"{name}.ipynb", dict(parameters)): name
-            for name in names
-        }
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                done(jobs[job])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        # No more are handed to the pool than run, since what it has taken cannot be called back.
+        while waiting or running:
+            while waiting and len(running) < workers:
+                name = waiting.pop(0)
+                paths = book / f"{name}.ipynb", staged / f"{name}.ipynb"
+                running[pool.submit(execute, *paths, dict(parameters))] = name
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(job)
+                try:
+                    job.result()
+                except BrokenProcessPool as error:
+                    raise BookError(f"{name}: its process was ended, perhaps for memory; try --workers 1") from error
+                done(name)
 
 
 def _set_threads(threads: str) -> None:

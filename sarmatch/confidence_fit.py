@@ -46,10 +46,10 @@ def confidence_or_load(run: Run, split: Split) -> Confidence:
     key = fitted_on(run, split)
     with run_lock(run.path):
         stored = read_confidence(run.path)
-        complete = stored is not None and bool(stored.precision) and ("distilled" in stored.calibrators or not taught)
+        complete = stored is not None and ("distilled" in stored.calibrators or not taught)
         if stored is not None and complete and (run.shipped or stored.fitted_on == key):
             return stored
-        confidence = _fit(run, split, taught, key)
+        confidence = fit_confidence(run, split)
         with atomic_path(run.path / CONFIDENCE_FILE) as temporary:
             temporary.write_text(confidence.to_json())
     return confidence
@@ -66,7 +66,9 @@ def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
     return {name: t for name, t in net.state_dict().items() if not name.startswith("epistemic_head.")}
 
 
-def _fit(run: Run, split: Split, taught: bool, key: str) -> Confidence:
+def fit_confidence(run: Run, split: Split) -> Confidence:
+    """What `confidence_or_load` keeps, fitted now; matches that were measured for it before are read from the run."""
+    taught = bool(run.net.epistemic_head.distilled)
     calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():
         if mode == "distilled" and not taught:
@@ -81,7 +83,9 @@ def _fit(run: Run, split: Split, taught: bool, key: str) -> Confidence:
             precision[mode] = fit_precision(table, calibrators[mode], partial(fit_calibrator, names=usable))
         if split.calibration.index["scene"].nunique() > 1:  # else there are no unrelated pairs
             overlaps[mode] = _overlap(run, matcher, split.calibration, table, usable, config)
-    return Confidence(calibrators, overlaps, run.config.evaluation.headline_radius, MC_PASSES, precision, key)
+    return Confidence(
+        calibrators, overlaps, run.config.evaluation.headline_radius, MC_PASSES, precision, fitted_on(run, split)
+    )
 
 
 def _overlap(

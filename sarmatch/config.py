@@ -49,6 +49,7 @@ class DataConfig:
     split_fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
     """Shares of training, validation and test."""
     split_seed: int = 0
+    """Of the draw that assigns scenes or patches to the parts."""
     crop_size: int = 128
     """Side of a training crop, px; a multiple of 16."""
     joint_rotation_deg: float = 30.0
@@ -62,6 +63,7 @@ class DataConfig:
     pure_shift_probability: float = 0.5
     """Share of samples whose relative transform is a shift alone, as between georeferenced images."""
     relative_rotation_deg: float = 4.0
+    """The optical crop is turned against the SAR crop by up to this angle either way."""
     relative_log_scale: float = 0.04
     """Relative scale is drawn between exp(-v) and exp(v)."""
     speckle_probability: float = 0.5
@@ -107,7 +109,9 @@ class ModelConfig:
     pretrained: bool = False
     """ImageNet weights for `backbone='timm'`; needs a network connection the first time."""
     sar_channels: int = 1
+    """Bands of the SAR image, 1 or 2."""
     optical_channels: int = 3
+    """Bands of the optical image."""
     sar_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     """Stem and four Xception blocks."""
     sar_dilations: tuple[int, int, int, int] = (1, 1, 2, 4)
@@ -115,17 +119,21 @@ class ModelConfig:
     optical_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     """7x7 stem and three layers at strides 4, 8 and 16."""
     bifpn_width: int = 256
+    """Channels of the BiFPN of the optical encoder."""
     bifpn_repeats: int = 3
     """At least 2: the last one ends at the finest level."""
     feature_width: int = 512
     """Channels of F (eqs. 1 and 2)."""
     head_width: int = 512
+    """Hidden channels of the projection head."""
     descriptor_dim: int = 128
     """Projection head of section 3.3.1: `head_width` then `descriptor_dim`."""
     fine_width: int = 32
+    """Channels of the full-resolution branch."""
     fine_dim: int = 16
     """Channels of the full-resolution branch and of its descriptors."""
     norm: Norm = "group"
+    """Normalisation of all layers; `batch` depends on what else is in the batch."""
     uncertainty: bool = True
     """Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching."""
     uncertainty_width: int = 32
@@ -164,26 +172,35 @@ class Schedule:
     """What any training needs: rates, batches and when to stop (table 2)."""
 
     learning_rate: float = 5e-5
+    """Of Adam, after the warm-up; scales of similarity learn ten times as fast."""
     batch_size: int = 32
     """Pairs of one optimiser step, over all processes and accumulation steps together."""
     accumulation_steps: int = 4
     """Each optimiser step is the mean of this many smaller batches."""
     epochs: int = 30
+    """Passes over the training pairs."""
     max_steps: int | None = None
     """Stop after this many optimiser steps; None trains all epochs."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
     weight_decay: float = 1e-4
+    """Of all weights but the scales of similarity."""
     warmup_steps: int = 0
+    """The learning rate rises linearly over so many steps."""
     cosine: bool = False
     """Decay the learning rate to 5 % along a half cosine; the paper states no schedule."""
     clip_norm: float = 1.0
+    """Gradients longer than this are cut to it."""
     patience: int | None = None
     """Early stopping: validations without improvement of the score; None trains to the end."""
     validate_every: int | None = None
     """Steps between validations; None validates once an epoch."""
     validation_pairs: int = 64
+    """Validate on at most this many pairs."""
     checkpoint_every: int = 100
+    """Steps between checkpoints; a killed run loses at most these."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the network, losses stay in 32 bits; `no` is 32 bits throughout."""
     workers: int = 0
     """Loader processes."""
 
@@ -203,7 +220,9 @@ class PretrainingConfig(Schedule):
     """Self-supervised pretraining (section 3.3; table 2, left column). With both tasks off there is none."""
 
     learning_rate: float = 1e-4
+    """Of Adam, after the warm-up."""
     epochs: int = 50
+    """Passes over the training pairs."""
     contrastive: bool = True
     """Contrastive learning over the images of a batch (section 3.3.1)."""
     contrast_over: Literal["cells", "image"] = "cells"
@@ -212,9 +231,11 @@ class PretrainingConfig(Schedule):
     contrastive_form: Literal["infonce", "printed"] = "infonce"
     """`infonce`: the positive stands in the denominator too, both directions; `printed`: eq. 4 as it stands."""
     temperature: float = 0.07
+    """tau of eq. 4."""
     rotation: bool = True
     """Prediction of quarter turns (section 3.3.2)."""
     rotation_width: int = 256
+    """Hidden channels of the heads that tell the turn."""
     unpaired_share: float = 0.25
     """Share of samples whose two images show different places; only the rotation task uses them."""
 
@@ -244,8 +265,9 @@ class TrainingConfig(Schedule):
     window_px: float = 40.0
     """Radius of the candidates of the coarse loss around the same position."""
     matching_weight: float = 1.0
+    """Weight of L_mat in the sum."""
     uncertainty_weight: float = 0.5
-    """Weights of L_mat and L_unc in the sum."""
+    """Weight of L_unc in the sum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -259,18 +281,25 @@ class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
     protocols: tuple[Protocol, ...] = PROTOCOLS
+    """Transforms to evaluate under."""
     crop_size: int = 208
     """Side of an evaluation crop for `aligned` and `shift`, px."""
     affine_crop_size: int = 128
     """Side for `affine`: small enough that no rotated crop leaves a 256 px patch."""
     max_shift_px: float = 24.0
+    """Largest shift on each axis under `shift` and `affine`."""
     max_rotation_deg: float = 30.0
+    """Largest turn under `affine`."""
     scale_range: tuple[float, float] = (0.9, 1.1)
+    """Of scales under `affine`."""
     search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)
     """Search radii in px around the predicted position; None searches the whole image."""
     headline_radius: float = 32.0
+    """Search radius of validation and of the headline, px."""
     thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    """Errors up to which a match counts as right."""
     seed: int = 2026
+    """Of the transforms."""
     max_pairs: int | None = None
     """Evaluate at most this many pairs of a part, evenly spaced over its scenes; None takes all."""
 
@@ -288,14 +317,19 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trainings with and without pretraining that are compared."""
     crop_size: int = 96
+    """Side of their training crops, px."""
     pretraining_steps: int = 100
+    """Of the trainings with and without pretraining that are compared."""
     sweep_steps: int = 60
     """Of each contrastive training that is compared with others."""
     steps: int = 200
+    """Of each training that is compared with others at equal budget."""
     validate_every: int = 40
+    """Steps between validations of these."""
     label_steps: int = 120
     """Of each training of the studies of labels, sources and settings, which have many rows."""
     label_warmup_steps: int = 30
+    """Warm-up of these."""
     temperatures: tuple[float, ...] = (0.03, 0.07, 0.3)
     """Of the contrastive loss."""
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -305,6 +339,7 @@ class StudyConfig:
     scenes: int = 16
     """Generated scenes for the response of uncertainty to one nuisance at a time."""
     scene_px: int = 128
+    """Side of those scenes."""
     ablation_passes: int = 5
     """Monte Carlo passes of the rows of the ablation that have them."""
     test_pairs: int = 48
@@ -313,6 +348,8 @@ class StudyConfig:
     """Validation pairs that the confidence of each training of a study is fitted on."""
     distillation_crops: int = 200
     """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
+    registers_with_shipped: bool = False
+    """Whether scenes are registered by the shipped weights: networks of the small profiles register nothing."""
     scene_shifts: int = 2
     """Known shifts that each large scene is registered from."""
     unrelated_crops: int = 200
@@ -326,7 +363,7 @@ class Config:
     """All that determines a run, apart from the data itself."""
 
     profile: str
-    """Name of the profile that the other values come from, see `sarmatch.profiles`."""
+    """Name of the profile that the other values come from: smoke, demo, s1s2-smoke, s1s2 or sen12ms."""
     seed: int = 0
     """Of weights, order of samples, augmentation and dropout."""
     data: DataConfig = field(default_factory=DataConfig)

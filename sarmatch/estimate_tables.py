@@ -30,7 +30,7 @@ from sarmatch.data.splits import Split
 from sarmatch.density import Density
 from sarmatch.distillation import distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
-from sarmatch.experiments import Run
+from sarmatch.experiments import Run, run_lock
 from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.inference import Matcher
@@ -105,12 +105,13 @@ def distilled_or_load(run: Run, split: Split) -> tuple[Run, pd.DataFrame]:
     """
     learned_from = _learned_from(run, split)
     weights, curve_path = (run.path / f"distilled-{learned_from}.{suffix}" for suffix in ("safetensors", "parquet"))
-    if not (weights.exists() and curve_path.exists()):
-        net = copy.deepcopy(run.net)
-        curve = distil(net, split.train, run.config, run.config.seed)
-        with atomic_path(curve_path) as partial:
-            curve.to_parquet(partial)
-        save_weights(net, weights)
+    with run_lock(run.path):
+        if not (weights.exists() and curve_path.exists()):
+            net = copy.deepcopy(run.net)
+            curve = distil(net, split.train, run.config, run.config.seed)
+            with atomic_path(curve_path) as partial:
+                curve.to_parquet(partial)
+            save_weights(net, weights)
     return dataclasses.replace(run, net=load_weights(weights)[0]), pd.read_parquet(curve_path)
 
 

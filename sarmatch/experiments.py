@@ -30,7 +30,7 @@ from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
 from sarmatch.files import atomic_path
-from sarmatch.inference import Matcher, read_confidence
+from sarmatch.inference import Matcher, read_confidence, warn_of_missing_confidence
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.provenance import commit, provenance
@@ -65,8 +65,11 @@ class Run:
 
     @property
     def matcher(self) -> Matcher:
-        """With calibrated confidence where it was fitted."""
-        return Matcher(self.net, confidence=read_confidence(self.path))
+        """With calibrated confidence where it was fitted; with a warning where it was not."""
+        confidence = read_confidence(self.path)
+        if confidence is None:
+            warn_of_missing_confidence(str(self.path))
+        return Matcher(self.net, confidence=confidence)
 
     @property
     def pretraining_objective(self) -> PretrainingObjective:

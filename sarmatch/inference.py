@@ -76,12 +76,7 @@ def load_matcher(
     net, about = load_weights(path)
     confidence = Confidence.from_json(about["confidence"]) if "confidence" in about else read_confidence(path.parent)
     if confidence is None:
-        warnings.warn(
-            f"{path}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
-            "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` "
-            "fits it at its end, `sarmatch.confidence_fit.confidence_or_load` for a run that was trained otherwise",
-            stacklevel=2,
-        )
+        warn_of_missing_confidence(str(path))
     encoders = None
     if onnx is not None:
         from sarmatch.onnx_backend import OnnxEncoders
@@ -89,6 +84,16 @@ def load_matcher(
         encoders = OnnxEncoders(onnx)
         encoders.check(net)
     return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage, encoders, mc_seed)
+
+
+def warn_of_missing_confidence(source: str) -> None:
+    """Say that what `Matches.confidence` holds is no confidence."""
+    warnings.warn(
+        f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
+        "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
+        "it at its end, `sarmatch.confidence_fit.confidence_or_load` for a run that was trained otherwise",
+        stacklevel=3,
+    )
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -371,7 +376,8 @@ def _checked_seed(mc_seed: int) -> int:
 def _in_evaluation(net: SarOpticalNet, device: torch.device) -> SarOpticalNet:
     """The network itself where it lies on the device and evaluates, else a copy that does."""
     places = {t.device for t in net.state_dict().values()}
-    there = all(p.type == device.type and device.index in (None, p.index) for p in places)
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    there = all(p.type == device.type and index in (None, p.index) for p in places)
     if there and not any(module.training for module in net.modules()):
         return net
     return copy.deepcopy(net).to(device).eval()

@@ -54,7 +54,7 @@ def fitted_run(config: Config, split: Split, runs_dir: Path) -> Fitted:
     """The run of `shipping.shipped_or_trained` with its confidence."""
     run = shipped_or_trained(config, runs_dir, split)
     confidence = confidence_or_load(run, split)
-    about = {"run": run.path.name, "weights": run.provenance["commit"]}
+    about = {"run": run.path.name, "commits": run.provenance["commits"]}
     about |= {name: run.provenance[name] for name in ("profile", "seed", "data_fingerprint")}
     return Fitted(Matcher(run.net, confidence=confidence), confidence, run.path, about)
 

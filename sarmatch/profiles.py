@@ -39,7 +39,7 @@ def _smoke() -> Config:
             seeds=(0, 1), crop_size=64, pretraining_steps=2, sweep_steps=2, steps=4, validate_every=2,
             label_steps=4, label_warmup_steps=1, temperatures=(0.07, 0.5), passes=(1, 2), calibration_pairs=4,
             scenes=2, scene_px=64, distillation_crops=4, ablation_passes=2, test_pairs=2, fit_pairs=2,
-            scene_shifts=1, unrelated_crops=1, unrelated_scenes=0,
+            registers_with_shipped=True, scene_shifts=1, unrelated_crops=1, unrelated_scenes=0,
         ),
     )  # fmt: skip
 
@@ -63,7 +63,8 @@ def _demo() -> Config:
         studies=StudyConfig(
             seeds=(0, 1), crop_size=64, pretraining_steps=8, sweep_steps=12, steps=16, validate_every=8, label_steps=8,
             label_warmup_steps=2, temperatures=(0.07, 0.5), passes=(1, 5, 20), calibration_pairs=12, scenes=4,
-            distillation_crops=48, test_pairs=6, fit_pairs=6, scene_shifts=2, unrelated_crops=12, unrelated_scenes=4,
+            distillation_crops=48, test_pairs=6, fit_pairs=6, registers_with_shipped=True,
+            scene_shifts=2, unrelated_crops=12, unrelated_scenes=4,
         ),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from sarmatch.checkpoints import load_weights, save_weights, update_header
 from sarmatch.confidence import Confidence
-from sarmatch.confidence_fit import confidence_or_load
+from sarmatch.confidence_fit import fit_confidence
 from sarmatch.config import Config
 from sarmatch.data.splits import Split
 from sarmatch.experiments import (
@@ -61,17 +62,24 @@ def shipped_or_trained(
     split = split or open_split(config)
     fingerprint = split_fingerprint(split)
     stored = read_json(run_path(config, fingerprint, runs_dir) / "provenance.json").get("finished", False)
-    shipped = weights / f"{config.profile}.safetensors"
-    if stored or not shipped.is_file():
-        return train_or_load(config, runs_dir, split=split)
-    net, about = load_weights(shipped)
+    shipped = None if stored else _shipped(config, runs_dir, fingerprint, weights)
+    return shipped or train_or_load(config, runs_dir, split=split)
+
+
+def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Path) -> Run | None:
+    """Shipped weights as a run, or None where there are none of this config and these data."""
+    path = weights / f"{config.profile}.safetensors"
+    if not path.is_file():
+        return None
+    net, about = load_weights(path)
     if (about["config_hash"], about["data_fingerprint"]) != (config.hash(fingerprint), fingerprint):
-        return train_or_load(config, runs_dir, split=split)
+        return None
     folder = run_path(config, fingerprint, runs_dir, "shipped")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_dict())
-    if "confidence" in about:
-        with atomic_path(folder / CONFIDENCE_FILE) as partial:
+    kept = folder / CONFIDENCE_FILE
+    if "confidence" in about and not (kept.is_file() and kept.read_text() == about["confidence"]):
+        with atomic_path(kept) as partial:
             partial.write_text(about["confidence"])
     history = pd.DataFrame(json.loads(about.get("history", "[]")), columns=None if "history" in about else ["step"])
     return Run(folder, config, net, True, history, _facts(config, fingerprint, about), shipped=True)
@@ -95,10 +103,11 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     Raises:
         ValueError: there are no weights of this config and these data.
     """
-    run = shipped_or_trained(config, runs_dir, split, weights)
-    if not run.shipped:
+    run = _shipped(config, runs_dir, split_fingerprint(split), weights)
+    if run is None:
         raise ValueError(f"{weights} holds no weights of this config and these data; refit a run with `sarmatch train`")
-    confidence = confidence_or_load(dataclasses.replace(run, shipped=False), split)
+    with tempfile.TemporaryDirectory() as folder:  # what another version of the code measured is not taken
+        confidence = fit_confidence(dataclasses.replace(run, path=Path(folder)), split)
     part = split.calibration
     told = {"scenes": part.index["scene"].nunique(), "pairs": len(part), "fingerprint": part.fingerprint()}
     told["commit"] = commit()

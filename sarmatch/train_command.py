@@ -64,8 +64,17 @@ def _train(config: Config, data_root: Path | None, runs: Path, name: str, fresh:
     root = str(data_root) if data_root else config.data.root
     if data_root and config.data.root not in (None, root):
         raise ValueError(f"--data {root} and --data.root {config.data.root} name two folders; give one of them")
-    base = named_profile(config.profile, root)
-    config = config.replace(data={"root": base.data.root})
+    if config.profile not in PROFILES:
+        named_profile(config.profile)  # says which there are
+    config = config.replace(data={"root": root})
+    if config.data.source == "synthetic" and root is not None:
+        raise ValueError(
+            f"profile {config.profile!r} runs on generated scenes and would not look at {root}; leave it out, or "
+            "take a profile on real data such as 's1s2'"
+        )
+    if config.data.source != "synthetic" and root is None:
+        raise ValueError(f"data.source {config.data.source} is real data: give the folder, --data PATH")
+    base = PROFILES[config.profile]().replace(data={"root": root})
     main = PartialState().is_main_process
     for line in differences(base, config) if main else ():
         print(line)

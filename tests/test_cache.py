@@ -112,3 +112,15 @@ def test_kinds_of_values_are_told_apart() -> None:
 def test_what_cannot_be_told_is_an_error() -> None:
     with pytest.raises(TypeError, match="cannot tell what a function holds"):
         digest({"matcher": lambda crops: crops})
+
+
+def test_two_processes_make_a_table_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib, pandas as pd\nfrom sarmatch.cache import cached_table\n"
+        "def make():\n pathlib.Path(sys.argv[1], f'made {time.time_ns()}').touch(); time.sleep(2)\n"
+        " return pd.DataFrame({'n': [1]})\n"
+        "print(cached_table(pathlib.Path(sys.argv[1]), 't', {'a': 1}, make)['n'].item())"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == [b"1", b"1"]
+    assert len(list(tmp_path.glob("made *"))) == 1

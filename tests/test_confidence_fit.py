@@ -57,7 +57,7 @@ def test_fitted_once_on_scenes_that_chose_no_weights(run, split, monkeypatch):
         set(confidence.calibrators) == set(confidence.overlaps) == set(MODES) - {"distilled"}
     )  # nothing was distilled
     assert set(confidence.precision) == set(confidence.calibrators)
-    monkeypatch.setattr(confidence_fit, "_fit", None)  # the stored one is read
+    monkeypatch.setattr(confidence_fit, "fit_confidence", None)  # the stored one is read
     assert confidence_or_load(run, split) == confidence == run.matcher.confidence
 
 

@@ -117,8 +117,7 @@ def test_steps_to_an_unknown_score_is_an_error():
         steps_to_score(HISTORY, "mma", 0.5)
 
 
-def test_a_second_process_waits_for_a_run_and_then_loads_it(tmp_path, split):
-    """While one trains, another that asks for the same run is held back; a lock goes with its process."""
+def test_who_asks_for_a_run_that_another_has_waits(tmp_path, split):
     config = tiny(pretraining={"contrastive": False, "rotation": False})
     fingerprint = split_fingerprint(split)
     found = []

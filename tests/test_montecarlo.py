@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -120,15 +121,12 @@ def test_modes_and_random_state_are_as_before(fails):
     net.optical_encoder.train()
     net.sar_encoder.early_dropout.train()
     modes = {name: m.training for name, m in net.named_modules()}
-    state = torch.get_rng_state()
-    try:
-        with active_dropout(net, pass_generators(7, range(1))):
-            inside = {name: m.training for name, m in net.named_modules()}
-            net(*images())
-            if fails:
-                raise KeyError("on the way")
-    except KeyError:
-        assert fails
+    state, generators = torch.get_rng_state(), pass_generators(7, range(1))
+    with pytest.raises(KeyError) if fails else nullcontext(), active_dropout(net, generators):
+        inside = {name: m.training for name, m in net.named_modules()}
+        net(*images())
+        if fails:
+            raise KeyError("on the way")
     assert not any(inside.values())
     assert {name: m.training for name, m in net.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), state)

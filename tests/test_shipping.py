@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sarmatch import shipping
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence_fit import MODES, confidence_or_load
+from sarmatch.confidence_fit import MODES, confidence_or_load, fit_confidence
 from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.experiments import Run, train_or_load
@@ -89,22 +90,25 @@ def test_weights_of_other_data_stand_for_nothing(tmp_path, weights, split, train
 
 
 def test_every_chapter_takes_its_network_with_that_check():
-    """Chapters that match with the profile's network ask `shipping.shipped_or_trained`, none asks for weights by name;
-    the chapter on scenes may on generated ones, which trained nothing that is shipped."""
+    """Chapters that match with the profile's network ask `shipping.shipped_or_trained`, none for weights by name."""
     book = Path(__file__).parents[1] / "book"
     for path in sorted(book.glob("*.ipynb")):
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         code = "\n".join("".join(cell["source"]) for cell in cells)
         assert "train_or_load(" not in code.replace("pretrain_or_load(", ""), path.name
         assert "load_weights(" not in code and "WEIGHTS" not in code, path.name
-        if path.stem != "scenes":
-            assert "load_matcher(" not in code, path.name
+        assert "load_matcher(" not in code, path.name
 
 
-def test_confidence_of_shipped_weights_is_fitted_anew_into_their_header(tmp_path, weights, split, trained):
+def test_confidence_of_shipped_weights_is_fitted_anew_into_their_header(
+    tmp_path, weights, runs, split, trained, monkeypatch
+):
     path = weights / "smoke.safetensors"
     before, about = load_weights(path)
-    found = refit_shipped(trained.config, tmp_path / "elsewhere", split, weights)
+    fits = []
+    monkeypatch.setattr(shipping, "fit_confidence", lambda *a: fits.append(a) or fit_confidence(*a))
+    found = refit_shipped(trained.config, runs, split, weights)  # also where the run itself is stored
+    assert len(fits) == 1, "a stored confidence is not taken for a new one"
     after, header = load_weights(path)
     assert all(torch.equal(t, after.state_dict()[name]) for name, t in before.state_dict().items())
     assert set(found.calibrators) == set(MODES) - {"distilled"}

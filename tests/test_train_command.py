@@ -63,6 +63,14 @@ def test_what_differs_is_printed(asked: list[Config], capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
 
 
+def test_the_source_of_the_data_is_a_field_too(asked: list[Config], tmp_path: Path) -> None:
+    """Nothing is opened before the check of folder and source."""
+    assert train("--data.source", "manifest") == 2 and not asked  # no folder
+    assert train("--data.source", "manifest", "--data", str(tmp_path / "nowhere")) == 2 and not asked
+    assert cli.main(["train", "--profile", "s1s2", "--data.source", "synthetic"]) == 2  # not trained here
+    assert asked[0].data.source == "synthetic" and asked[0].profile == "s1s2"
+
+
 def test_differences_name_nested_fields() -> None:
     base = profile("smoke")
     assert differences(base, base) == []

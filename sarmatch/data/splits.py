@@ -42,10 +42,10 @@ def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
     """Validation pairs that choose weights, and those of other scenes that fit confidence.
 
     Weights that were chosen by their score on a scene look better on it than on others, and a confidence fitted there
-    would promise too much. Of the scenes in the order of dataset and name every third chooses. With fewer than
-    `FEWEST_SCENES` both are the whole part.
+    would promise too much. Of the scenes in the order of dataset and name every third chooses; one name is one place,
+    in whatever datasets it occurs. With fewer than `FEWEST_SCENES` both are the whole part.
     """
-    scenes = validation.index[["dataset", "scene"]].drop_duplicates().sort_values(["dataset", "scene"])
+    scenes = validation.index[["dataset", "scene"]].sort_values(["dataset", "scene"]).drop_duplicates("scene")
     if len(scenes) < FEWEST_SCENES:
         return validation, validation
     chosen = set(scenes["scene"].iloc[::SELECTION_EVERY])

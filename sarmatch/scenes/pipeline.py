@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
+from sarmatch.cache import weights_digest
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.match_files import check_output, write_matches
 from sarmatch.matches import Matches
@@ -109,6 +110,8 @@ def matched_pair(
             spacing = SPACING if max(region.width, region.height) <= LARGE_SIDE else 2 * SPACING
         tiles = plan_tiles(region, spacing)
         task = Task(*names, settings.options, str(weights), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
+        # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh.
+        task = dataclasses.replace(task, network=weights_digest(matcher.net))
         with tempfile.TemporaryDirectory() as temporary:
             place = (
                 Path(temporary) if folder is None else folder.with_name(f"{folder.name}-{task.key(region, spacing)}")

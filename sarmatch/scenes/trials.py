@@ -22,17 +22,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sarmatch.cache import cached_table
+from sarmatch.confidence_fit import confidence_or_load
 from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
-from sarmatch.inference import Matcher
+from sarmatch.experiments import open_split
+from sarmatch.inference import Matcher, load_matcher
 from sarmatch.provenance import commit
 from sarmatch.scenes.check_points import CheckPoints, check_points
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
 from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
+from sarmatch.shipping import shipped_or_trained
 
 _CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
 _CROP = 256  # px, of an unrelated crop
@@ -286,6 +289,19 @@ def scenes_of(config: Config) -> Pairs:
         with suppress(AbsentDatasetError):  # a folder of OMBRIA alone has none
             return open_pairs(config.replace(data={"datasets": ("scenes",)}).data, config.seed)
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
+
+
+def matcher_of(config: Config, runs_dir: Path) -> Matcher:
+    """What the chapter on scenes registers with: the network of `shipping.shipped_or_trained` with its confidence.
+
+    Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`).
+    These have seen none of the generated scenes; of the real pairs of `s1s2-smoke` they may have seen some.
+    """
+    if config.studies.registers_with_shipped:
+        return load_matcher("s1s2")
+    split = open_split(config)
+    run = shipped_or_trained(config, runs_dir, split)
+    return Matcher(run.net, confidence=confidence_or_load(run, split))
 
 
 def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:

@@ -189,6 +189,7 @@ class Task:
     folder: str
     shift: tuple[int, int]
     radius: float = RADIUS
+    network: str = ""
 
     def key(self, region: Region, spacing: float | None) -> str:
         """Tells apart computations whose windows must not be mixed."""
@@ -200,6 +201,7 @@ class Task:
             files,
             dataclasses.asdict(self.options),
             self.weights,
+            self.network,
             self.settings,
             self.shift,
             self.radius,

@@ -150,3 +150,13 @@ def test_scenes_that_choose_weights_fit_no_confidence() -> None:
 def test_few_validation_scenes_do_both() -> None:
     validation = scenes_of({"a": 3, "b": 2, "c": 1})
     assert all(len(part) == len(validation) for part in validation_roles(validation))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("123456")), min_size=1, max_size=30))
+def test_neither_role_is_ever_empty_and_no_place_has_both(rows: list[tuple[str, str]]) -> None:
+    table = [(f"p{i}", dataset, scene, "", "") for i, (dataset, scene) in enumerate(rows)]
+    validation = Pairs(pd.DataFrame(table, columns=list(INDEX_COLUMNS)), lambda row: None)
+    chooses, fits = validation_roles(validation)
+    assert len(chooses) and len(fits)
+    if validation.index["scene"].nunique() >= 4:
+        assert not set(chooses.index["scene"]) & set(fits.index["scene"])

@@ -171,3 +171,21 @@ def test_a_study_is_measured_again_after_a_training_or_a_change_of_profile(
         for _ in range(2):  # the second time it is read
             trials.study_or_load(config, tmp_path, matcher)
             assert len(measured) == tables
+
+
+def test_registrations_use_shipped_weights_only_for_their_own_data_or_by_a_small_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def shipped_or_trained(config: Config, *_: object) -> None:
+        asked.append(config.profile)
+        raise LookupError
+
+    monkeypatch.setattr(trials, "shipped_or_trained", shipped_or_trained)
+    monkeypatch.setattr(trials, "open_split", lambda config: None)
+    assert trials.matcher_of(profile("smoke"), tmp_path).confidence is not None
+    assert not asked
+    with pytest.raises(LookupError):
+        trials.matcher_of(profile("s1s2", str(tmp_path)), tmp_path)
+    assert asked == ["s1s2"]
