@@ -51,7 +51,7 @@ class Run:
             where the weights came with the package before they carried it.
         provenance: commit, versions, hardware, seconds, data fingerprint, command (of shipped weights what
             `shipping.TOLD` names); of a fine-tuning also `pretraining`, the name of the run whose weights it started
-            from, or None.
+            from, or None, and `selected_on`, the fingerprint of the pairs that chose its weights.
         shipped: True where the weights came with the package.
     """
 
@@ -142,6 +142,7 @@ def _train(
         finetune(config, split, folder, validate, initial, show_progress)
 
     about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
+    about["selected_on"] = split.selection.fingerprint()
     train_run(config, folder, about, train)
 
 
