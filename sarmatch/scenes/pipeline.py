@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
-from sarmatch.cache import weights_digest
+from sarmatch.cache import digest
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.match_files import check_output, write_matches
 from sarmatch.matches import Matches
@@ -111,7 +111,7 @@ def matched_pair(
         tiles = plan_tiles(region, spacing)
         task = Task(*names, settings.options, str(weights), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
         # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh.
-        task = dataclasses.replace(task, network=weights_digest(matcher.net))
+        task = dataclasses.replace(task, network=digest(matcher.net))
         with tempfile.TemporaryDirectory() as temporary:
             place = (
                 Path(temporary) if folder is None else folder.with_name(f"{folder.name}-{task.key(region, spacing)}")

@@ -31,7 +31,7 @@ class BlindMatcher:
 
     net = SimpleNamespace(config=SimpleNamespace(sar_channels=1, optical_channels=3))
 
-    def match_rasters(self, *_: Any) -> Matches:
+    def match_rasters(self, *_: Any, **__: Any) -> Matches:
         return Matches.empty()
 
 
