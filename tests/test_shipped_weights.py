@@ -34,7 +34,8 @@ def test_shipped_weights_load_without_data_and_refuse_noise():
     rng = np.random.default_rng(0)
     matches = matcher.match(rng.random((128, 128)), rng.random((128, 128, 3)))
     assert matches.overlaps is False
-    assert matches.confidence.mean() < 0.5
+    # The least that the fit ever states: on its scenes half of the least likely matches were right.
+    assert matches.confidence.mean() < 0.6 < matcher.confidence.overlaps["single"].threshold
 
 
 def test_shipped_weights_carry_a_calibrator_for_every_mode():

@@ -19,6 +19,7 @@ from torch import nn
 from sarmatch.config import Config, ModelConfig, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.experiments import records_or_load, run_path, train_or_load
+from sarmatch.inference import Matcher
 from sarmatch.loop import StepSampler, learning_rate, total_steps
 from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
@@ -243,13 +244,13 @@ def test_the_encoders_convolve_in_the_precision_asked_for(tmp_path, monkeypatch,
     assert all(value.dtype == torch.float32 for value in load_file(run.path / "model.safetensors").values())
 
 
-def test_records_are_measured_once_and_read_ever_after(tmp_path):
+def test_records_are_measured_once_and_read_ever_after(tmp_path, monkeypatch):
     run = train_or_load(tiny(), tmp_path, show_progress=False)
     split = split_pairs(open_pairs(run.config.data), run.config.data)
-    once = records_or_load(run, run.matcher, "consensus", split.test, "shift", 16.0)
+    once = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert (once["method"] == "consensus").all()
-    unusable = None  # read from the store, so no matcher is called
-    again = records_or_load(run, unusable, "consensus", split.test, "shift", 16.0)
+    monkeypatch.setattr("sarmatch.experiments.evaluate", None)  # read from the store, so nothing is evaluated
+    again = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert once.equals(again)
-    with pytest.raises(AttributeError):
-        records_or_load(run, unusable, "consensus", split.test, "shift", None)
+    with pytest.raises(TypeError):
+        records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", None)
