@@ -41,15 +41,15 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     return net.eval(), about
 
 
-def update_header(path: Path, **about: str) -> None:
-    """Add members to the header of a file of weights, or replace them; tensors stay as they are, bit by bit.
+def update_header(path: Path, **about: str | None) -> None:
+    """Add members to the header of a file of weights, replace them, or with None remove them; tensors stay as they are.
 
     Raises:
         ValueError: not a readable safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}) | about
+            header = {name: text for name, text in ((file.metadata() or {}) | about).items() if text is not None}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error

@@ -112,5 +112,8 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     told = {"scenes": part.index["scene"].nunique(), "pairs": len(part), "fingerprint": part.fingerprint()}
     told["commit"] = commit()
     path = weights / f"{config.profile}.safetensors"
-    update_header(path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(told))
+    # Version 0.1 fitted covariances and radii apart, and said so under a name of its own.
+    update_header(
+        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(told), precision_fitted_on=None
+    )
     return confidence

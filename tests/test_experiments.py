@@ -6,8 +6,8 @@ import threading
 import pandas as pd
 import pytest
 import torch
+from tiny_run import tiny
 
-from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.experiments import (
     pretrain_or_load,
@@ -19,13 +19,6 @@ from sarmatch.experiments import (
 )
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import rotation_accuracy
-from sarmatch.profiles import profile
-
-
-def tiny(**sections) -> Config:
-    return profile("smoke").replace(
-        **{"data": {"n_synthetic": 24}, "training": {"max_steps": 2, "validation_pairs": 1}} | sections
-    )
 
 
 @pytest.fixture(scope="module")
