@@ -30,10 +30,10 @@ from sarmatch.baselines.template import TemplateMatcher
 from sarmatch.costs import PROMPT_RELEASE, resident_peak
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
+from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
 from sarmatch.profiles import profile as named_profile
-from sarmatch.provenance import commit
 
 TIME_ONLY = "LoFTR, random weights"
 

@@ -21,8 +21,8 @@ import tyro
 from sarmatch import load_matcher
 from sarmatch.backends import backend_table, backends, crops_of, measure_backends
 from sarmatch.data import open_pairs, split_pairs
+from sarmatch.io import commit
 from sarmatch.profiles import profile as named_profile
-from sarmatch.provenance import commit
 
 
 def main(

@@ -25,8 +25,8 @@ import pandas as pd
 
 from sarmatch.chapters import BookError, default_workers, execute_all, in_order
 from sarmatch.config import Config
-from sarmatch.files import atomic_path
 from sarmatch.headline import update
+from sarmatch.io import atomic_path
 from sarmatch.notebooks import clean_notebook, without_folders
 from sarmatch.page_provenance import save_page
 from sarmatch.profiles import ON_REAL_DATA

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sarmatch.config import ModelConfig, from_dict
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 from sarmatch.models import SarOpticalNet
 
 

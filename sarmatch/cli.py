@@ -20,7 +20,7 @@ from sarmatch.scene_commands import Output, batch, match, register
 from sarmatch.train_command import train_command
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
 StudyName = Literal["ablation", "data", "transfer", "settings"]
@@ -41,10 +41,11 @@ def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int 
         device: auto, cpu, cuda or mps.
         output: picture of the matches: .png, .pdf, .svg or another format of matplotlib.
     """
-    from sarmatch.demo import check_picture, draw_pair, match_pair
+    from sarmatch.demo import PICTURES, draw_pair, match_pair
     from sarmatch.inference import load_matcher
+    from sarmatch.io import check_output
 
-    check_picture(output)
+    check_output(output, "pictures", PICTURES)
     result = match_pair(load_matcher(model, device=device, mc_passes=mc_passes))
     print(result)
     draw_pair(result, output)
@@ -122,11 +123,12 @@ def experiments(
     from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
     from sarmatch.ablation_tables import calibration_table, metrics_table
     from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.sensitivity import possible
     from sarmatch.statistics import with_intervals
 
     if output is not None:
-        _check_records(output)
+        check_output(output, "records", TABLES)
     config = studied(named_profile(profile, str(data) if data else None), study)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
     variants = possible(STUDIES[study], config, split)
@@ -142,7 +144,7 @@ def experiments(
     for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
     if output is not None:
-        _save_records(scores, output)
+        write_table(scores, output, "records")
     return 0
 
 
@@ -170,13 +172,14 @@ def compare(
     from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import check_search
+    from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.peers import peer_matchers, trained_peers, training_table
     from sarmatch.shipping import shipped_or_trained
     from sarmatch.statistics import with_intervals
 
     check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
     if output is not None:
-        _check_records(output)
+        check_output(output, "records", TABLES)
     config = named_profile(profile, str(data) if data else None)
     split = split_pairs(open_pairs(config.data, config.seed), config.data)
     run = shipped_or_trained(config, runs, split)
@@ -192,7 +195,7 @@ def compare(
         print(f"skipped {name}: its package is not installed (sarmatch[peers])")
     print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
     if output is not None:
-        _save_records(records, output)
+        write_table(records, output, "records")
     return 0
 
 
@@ -224,32 +227,19 @@ def evaluate(
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation import evaluate as evaluate_pairs
     from sarmatch.inference import load_matcher
+    from sarmatch.io import TABLES, check_output, write_table
 
-    _check_records(output)
+    check_output(output, "records", TABLES)
     matcher = load_matcher(model, device=device)
     config = _config_of(model, profile, data)
     if max_pairs is not None:
         config = config.replace(evaluation={"max_pairs": max_pairs})
     pairs = getattr(split_pairs(open_pairs(config.data, config.seed), config.data), part)
     records = evaluate_pairs(matcher, pairs, protocol, search_radius, config.evaluation)
-    _save_records(records, output)
+    write_table(records, output, "records")
     print(records.drop(columns=["search_radius", "crop_size"]).mean(numeric_only=True).to_string())
     print(f"{len(records)} pairs, {part}, {protocol}, search radius {search_radius} -> {output}")
     return 0
-
-
-def _check_records(path: Path) -> None:
-    if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: records are saved as .parquet or .csv; got suffix {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def _save_records(records: pd.DataFrame, path: Path) -> None:
-    from sarmatch.files import atomic_path
-
-    with atomic_path(path) as partial:
-        records.to_csv(partial, index=False) if path.suffix == ".csv" else records.to_parquet(partial, index=False)
 
 
 def _config_of(model: str, profile: str | None, data: Path | None) -> Config:

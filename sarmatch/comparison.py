@@ -36,10 +36,10 @@ from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
 from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
+from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
-from sarmatch.provenance import commit
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from sarmatch.cache import digest
 from sarmatch.confidence import Confidence, Overlap, cross_fitted, fit_calibrator, fit_overlap, pair_agreements
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import mismatched, spread
 from sarmatch.experiments import Run, matches_or_load, run_lock
-from sarmatch.files import atomic_path
 from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence
+from sarmatch.io import atomic_path, digest
 from sarmatch.models import SarOpticalNet
 from sarmatch.precision import fit_precision
 

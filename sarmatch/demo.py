@@ -16,19 +16,22 @@ from typing import NamedTuple
 import numpy as np
 import rasterio
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from rasterio import Affine
 from torch import Tensor
 
 from sarmatch.data.raster import read_optical, read_sar
 from sarmatch.data.synthetic import render_pair
-from sarmatch.files import atomic_path
 from sarmatch.geometry import translation, warp
 from sarmatch.inference import Matcher
+from sarmatch.io import atomic_path, check_output
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
 from sarmatch.plots import draw_matches
 
+PICTURES = tuple(sorted(f".{name}" for name in FigureCanvasBase.get_supported_filetypes() if name != "pgf"))
+"""Suffixes of pictures that matplotlib writes; .pgf would need LaTeX."""
 SEED = 0
 SIZE = 224
 """Side of both images, px."""
@@ -100,28 +103,13 @@ def match_pair(matcher: Matcher) -> Demo:
     return Demo(matches, match_errors(matches, translation(*SHIFT_PX)), seconds)
 
 
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Refuse a picture that could not be written, before anything is computed.
-
-    Raises:
-        ValueError: a suffix that matplotlib does not write.
-        FileNotFoundError: the folder does not exist.
-    """
-    suffix = Path(path).suffix.lower()
-    known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes() if name != "pgf")  # needs LaTeX
-    if suffix not in known:
-        raise ValueError(f"{path}: pictures are saved as {', '.join(known)}; got suffix {suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
-
-
 def draw_pair(demo: Demo, path: str | os.PathLike[str]) -> None:
     """Write a picture of the bundled pair with its matches by confidence; an existing file is replaced in one step.
 
     Raises:
-        ValueError, FileNotFoundError: as `check_picture`.
+        as `sarmatch.io.check_output`, with a suffix that matplotlib writes.
     """
-    check_picture(path)
+    check_output(path, "pictures", PICTURES)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     sar, optical = read_sar(FOLDER / "sar.tif"), read_optical(FOLDER / "optical.tif")
     ax = draw_matches(figure.subplots(), sar.image, optical.image, demo.matches)

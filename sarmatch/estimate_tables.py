@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sarmatch.cache import cached_table, digest
+from sarmatch.cache import cached_table
 from sarmatch.calibrators import Isotonic
 from sarmatch.checkpoints import load_weights, save_weights
 from sarmatch.confidence_fit import trained_weights
@@ -31,9 +31,9 @@ from sarmatch.density import Density
 from sarmatch.distillation import distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.experiments import Run, run_lock
-from sarmatch.files import atomic_path
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.inference import Matcher
+from sarmatch.io import atomic_path, digest
 from sarmatch.matching import Prediction, predict
 from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
 from sarmatch.montecarlo import predict_monte_carlo

@@ -9,7 +9,6 @@ runs share that differ from it in fine-tuning or evaluation alone; it also holds
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -29,11 +28,10 @@ from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
-from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher, read_confidence, warn_of_missing_confidence
+from sarmatch.io import commit, provenance, read_json, write_json
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
-from sarmatch.provenance import commit, provenance
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
 NOT_PRETRAINING = ("training", "evaluation")
@@ -310,14 +308,3 @@ def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
         return float("nan")
     i = int(reached[0])
     return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file at once."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}

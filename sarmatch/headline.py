@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 
 BEGIN = "<!-- {}:begin (generated from book/results/s1s2; do not edit by hand) -->"
 END = "<!-- {}:end -->"

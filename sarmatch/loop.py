@@ -26,7 +26,7 @@ from tqdm import tqdm
 from sarmatch.checkpoints import save_weights
 from sarmatch.config import Schedule
 from sarmatch.data.transforms import TrainingCrops
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 
 SCALES_SPEED = 10.0
 """Learning rate of the scales of similarity over that of the weights."""

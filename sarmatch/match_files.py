@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import rasterio.warp
 
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path, check_output
 
 if TYPE_CHECKING:
     from sarmatch.matches import Matches
@@ -34,17 +34,16 @@ def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overla
         ValueError: unknown suffix.
         FileNotFoundError: the folder does not exist.
     """
-    write = check_output(path)
+    write = matches_writer(path)
     with atomic_path(path) as temporary:
         write(iter(parts), overlaps, temporary)
 
 
-def check_output(path: str | os.PathLike[str]) -> Writer:
+def matches_writer(path: str | os.PathLike[str]) -> Writer:
     """The writer for a file of matches; asked before a long computation, it spares the user a late error.
 
     Raises:
-        ValueError: unknown suffix, or one that needs a package which is not installed.
-        FileNotFoundError: the folder does not exist.
+        as `sarmatch.io.check_output`; ValueError also where the suffix needs a package that is not installed.
     """
     writers: dict[str, Writer] = {
         ".csv": _write_csv,
@@ -52,13 +51,7 @@ def check_output(path: str | os.PathLike[str]) -> Writer:
         ".geojson": _write_geojson,
         ".gpkg": _write_gpkg,
     }
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise ValueError(f"{path}: matches are saved as {', '.join(writers)}; got suffix {suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
-    if Path(path).is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder; name a file")
+    suffix = check_output(path, "matches", writers).suffix.lower()
     if suffix == ".gpkg":
         _pyogrio()
     return writers[suffix]

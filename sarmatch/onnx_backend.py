@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sarmatch.cache import weights_digest
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path, check_output, weights_digest
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.models.uncertainty import Uncertainty
 
@@ -62,12 +61,10 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
         the greatest difference of any output from PyTorch's.
 
     Raises:
-        ValueError: the suffix is not .onnx, ONNX is not installed, or outputs differ by more than `TOLERANCE`.
-        FileNotFoundError: the folder does not exist.
+        as `sarmatch.io.check_output`; ValueError also where ONNX is not installed, or outputs differ by more than
+        `TOLERANCE`.
     """
-    path = Path(path)
-    if path.suffix != ".onnx":
-        raise ValueError(f"{path}: the encoders are exported as .onnx; got suffix {path.suffix!r}")
+    path = check_output(path, "encoders", (".onnx",))
     onnx = _imported("onnx")
     _imported("onnxscript")
     net = net.cpu().eval()

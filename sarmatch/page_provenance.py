@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sarmatch.config import Config
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 
 PREFIX = "page_"
 """The file of a chapter is `<PREFIX><chapter>.json` in the folder of its results."""
@@ -17,7 +17,7 @@ PREFIX = "page_"
 
 def save_page(results: Path, chapter: str, config: Config) -> Path:
     """Note when, by which version and by which command a chapter was executed, as `page_<chapter>.json`."""
-    from sarmatch.provenance import commit
+    from sarmatch.io import commit
 
     data = "" if config.data.source == "synthetic" else " --data DATA"
     about = {

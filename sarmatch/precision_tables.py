@@ -23,6 +23,7 @@ from sarmatch.config import Config, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.inference import Matcher
+from sarmatch.io import commit
 from sarmatch.precision import (
     CONFIDENT_PX,
     COVERAGE,
@@ -32,7 +33,6 @@ from sarmatch.precision import (
     scene_weights,
     weighted_quantiles,
 )
-from sarmatch.provenance import commit
 from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import cluster_bootstrap
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sarmatch.config import DataConfig, PretrainingConfig
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.data.transforms import Sample, TrainingCrops
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 from sarmatch.losses import info_nce, info_nce_printed, rotation_loss
 from sarmatch.models import SarOpticalNet, fill_invalid
 from sarmatch.models.layers import evaluating

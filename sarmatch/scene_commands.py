@@ -81,10 +81,10 @@ def match(
         device: auto, cpu, cuda or mps.
         output: .geojson, .csv, .parquet or .gpkg.
     """
-    from sarmatch.match_files import check_output
+    from sarmatch.match_files import matches_writer
     from sarmatch.scenes import SceneRefusal, match_scenes
 
-    check_output(output)
+    matches_writer(output)
     if distilled and mc_passes:
         raise ValueError(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
@@ -195,12 +195,13 @@ def batch(
         scheduler: address of a Dask scheduler whose workers do the work instead, such as tcp://host:8786.
         output: table of outcomes, .csv or .parquet.
     """
-    from sarmatch.scenes.batch import check_outcomes, read_pairs, register_all, save_outcomes
+    from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.scenes.batch import read_pairs, register_all
 
-    check_outcomes(output)
+    check_output(output, "outcomes", TABLES)
     settings = _settings(weights, search_radius, None, 1, {}, {"to": to})
     outcomes = register_all(read_pairs(pairs), settings, transform, order, workers, scheduler)
-    save_outcomes(outcomes, output)
+    write_table(outcomes, output, "outcomes")
     failed = outcomes[outcomes["status"] != "registered"]
     for row in failed.itertuples():
         print(f"sarmatch: {row.status}: {row.sar} and {row.optical}: {row.reason}", file=sys.stderr)

@@ -29,11 +29,11 @@ from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import Run, records_or_load
 from sarmatch.geometry import pixel_valid, translation
 from sarmatch.inference import Matcher
+from sarmatch.io import commit
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
-from sarmatch.provenance import commit
 from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
 from sarmatch.tiles import MULTIPLE

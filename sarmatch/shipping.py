@@ -21,15 +21,12 @@ from sarmatch.experiments import (
     NOT_PRETRAINING,
     Run,
     open_split,
-    read_json,
     run_path,
     split_fingerprint,
     train_or_load,
-    write_json,
 )
-from sarmatch.files import atomic_path
 from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, read_confidence
-from sarmatch.provenance import commit
+from sarmatch.io import atomic_path, commit, read_json, write_json
 
 TOLD = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
 """Provenance that travels in the header of shipped weights."""

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from sarmatch.baselines import TemplateMatcher
-from sarmatch.cache import cached_table, digest, weights_digest
+from sarmatch.cache import cached_table
 from sarmatch.data import synthetic_pairs
 from sarmatch.inference import Matcher
+from sarmatch.io import digest, weights_digest
 from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
 

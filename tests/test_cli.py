@@ -68,7 +68,7 @@ def test_a_study_prints_its_rows_and_writes_its_records(
     monkeypatch.setitem(ablation.STUDIES, "transfer", (Variant("all data"), Variant("half", share=0.5)))
     command = ["experiments", "transfer", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
     assert cli.main([*command, "-o", str(tmp_path / "none" / "records.csv")]) == 2
-    assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "make it first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
     assert cli.main([*command, "-o", str(tmp_path / "records.csv")]) == 0
     printed = capsys.readouterr().out
     assert "all data" in printed and "half" in printed and "ece" in printed

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sarmatch import cli, load_matcher, onnx_backend
-from sarmatch.cache import weights_digest
 from sarmatch.checkpoints import save_weights
 from sarmatch.inference import Matcher
+from sarmatch.io import weights_digest
 from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import profile
 
@@ -83,7 +83,7 @@ def test_files_that_are_not_exported_encoders(
     with pytest.raises(ValueError, match="not a readable ONNX file"):
         OnnxEncoders(tmp_path / "other.onnx")
     assert cli.main(["export", str(weights), "-o", str(tmp_path / "model.txt")]) == 2
-    assert "exported as .onnx" in capsys.readouterr().err
+    assert "encoders are saved as .onnx" in capsys.readouterr().err
     assert cli.main(["export", str(weights), "-o", str(tmp_path / "no" / "model.onnx")]) == 2
 
 

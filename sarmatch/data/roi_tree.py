@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
 from sarmatch.data.raster import read_pair
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path
 
 INDEX_VERSION = 1
 """Part of an index's name: another version of this module makes its own."""

@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlparse
 import pandas as pd
 from tqdm import tqdm
 
-from sarmatch.files import atomic_path
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchSettings
 from sarmatch.scenes.registering import register
@@ -207,21 +206,3 @@ def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: 
 def _failed(pair: PairFiles, error: BaseException, status: str = "failed") -> dict[str, Any]:
     known = isinstance(error, ValueError | OSError)
     return pair._asdict() | {"status": status, "reason": str(error) if known else f"{type(error).__name__}: {error}"}
-
-
-def save_outcomes(outcomes: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write the table of outcomes, .csv or .parquet."""
-    check_outcomes(path)
-    with atomic_path(path) as partial:
-        if Path(path).suffix == ".csv":
-            outcomes.to_csv(partial, index=False)
-        else:
-            outcomes.to_parquet(partial, index=False)
-
-
-def check_outcomes(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError or FileNotFoundError for a table that could not be written."""
-    if Path(path).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: outcomes are saved as .csv or .parquet; got suffix {Path(path).suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")

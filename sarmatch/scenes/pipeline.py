@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
-from sarmatch.cache import digest
 from sarmatch.inference import Matcher, load_matcher
-from sarmatch.match_files import check_output, write_matches
+from sarmatch.io import digest
+from sarmatch.match_files import matches_writer, write_matches
 from sarmatch.matches import Matches
 from sarmatch.scenes.agreement import Agreement, judge
 from sarmatch.scenes.grids import Region, between, scale_ratio
@@ -153,7 +153,7 @@ def match_scenes(
     settings = dataclasses.replace(settings or MatchSettings(), **changes)
     folder = None
     if output is not None:
-        check_output(output)
+        matches_writer(output)
         folder = Path(output).with_name(f".{Path(output).name}.windows")
     with matched_pair(sar, optical, settings, folder) as matched:
         agreed = matched.agreement

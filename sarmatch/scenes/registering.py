@@ -12,6 +12,7 @@ import numpy as np
 
 import sarmatch
 from sarmatch.inference import Matcher
+from sarmatch.io import check_output
 from sarmatch.matches import Matches
 from sarmatch.scenes import write
 from sarmatch.scenes.agreement import Agreement
@@ -20,7 +21,7 @@ from sarmatch.scenes.grids import Region
 from sarmatch.scenes.locate import radius_of
 from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.pipeline import MatchSettings, Source, file_positions, matched_pair, source_name, to_files
-from sarmatch.scenes.report import check_report, write_report
+from sarmatch.scenes.report import REPORTS, write_report
 from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
 
 
@@ -96,11 +97,11 @@ def register(
     """
     settings = dataclasses.replace(settings or MatchSettings(), **changes)
     _check_outputs(sar, optical, output, report, error_map)
-    write.check_raster(output)
-    if error_map is not None:
-        write.check_raster(error_map)
+    for path in (output, error_map):
+        if path is not None:
+            check_output(path, "registered images", write.SUFFIXES)
     if report is not None:
-        check_report(report)
+        check_output(report, "reports", REPORTS)
     if model not in MODELS or resampling not in write.RESAMPLING:
         raise ValueError(
             f"model must be one of {', '.join(MODELS)} and resampling of {', '.join(write.RESAMPLING)}, got "

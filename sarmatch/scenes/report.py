@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -14,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path, check_output
 from sarmatch.plots import COLOURS
 from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
 from sarmatch.scenes.views import View, checkered, detail, overview
@@ -24,24 +23,12 @@ if TYPE_CHECKING:
     from sarmatch.scenes.registering import SceneRegistration
 
 MAX_ARROWS = 400
-
-
-def check_report(path: str | os.PathLike[str]) -> None:
-    """Refuse a report that could not be written, before anything is computed.
-
-    Raises:
-        ValueError: another suffix than .html.
-        FileNotFoundError: the folder does not exist.
-    """
-    if Path(path).suffix.lower() != ".html":
-        raise ValueError(f"{path}: reports are saved as .html; got suffix {Path(path).suffix!r}")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {Path(path).parent} does not exist; make it first")
+REPORTS = (".html",)
 
 
 def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched: MatchedPair) -> None:
     """Write the report of a registration whose images are still open; an existing file is replaced in one step."""
-    check_report(path)
+    check_output(path, "reports", REPORTS)
     pair, transform = matched.pair, done.transform
     thinned = matched.thinned
     xy = thinned.xy_sar if pair.to == "sar" else thinned.xy_optical

@@ -30,7 +30,7 @@ from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.demo import FOLDER
 from sarmatch.experiments import open_split
 from sarmatch.inference import Matcher, load_matcher
-from sarmatch.provenance import commit
+from sarmatch.io import commit
 from sarmatch.scenes.check_points import CheckPoints, check_points
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair

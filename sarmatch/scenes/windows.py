@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from sarmatch.files import atomic_path
 from sarmatch.inference import Matcher, load_matcher
+from sarmatch.io import atomic_path
 from sarmatch.matches import Matches
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,7 +15,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from sarmatch.files import atomic_path
+from sarmatch.io import atomic_path, check_output
 from sarmatch.scenes.grids import GDAL_ERRORS, Grid, Region
 from sarmatch.scenes.transforms import CE90
 
@@ -29,24 +28,6 @@ SUFFIXES = (".tif", ".tiff")
 _EXACT = ("uint8", "uint16", "int16", "float32", "float64")  # dtypes that OpenCV resamples as they are
 
 Mapping = Callable[[np.ndarray], np.ndarray]
-
-
-def check_raster(path: str | os.PathLike[str]) -> None:
-    """Refuse an output that could not be written, before anything is computed.
-
-    Raises:
-        ValueError: another suffix than .tif, or a folder.
-        FileNotFoundError: the folder does not exist.
-    """
-    target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: registered images are saved as .tif; got suffix {target.suffix!r}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; make it first")
-    if target.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder; name a file")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"cannot write {path}: the folder {target.parent} is read-only; choose another")
 
 
 def write_registered(
@@ -75,7 +56,7 @@ def write_registered(
     """
     if resampling not in RESAMPLING:
         raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, got {resampling!r}")
-    check_raster(path)
+    check_output(path, "registered images", SUFFIXES)
     profile = {
         "driver": "GTiff",
         "width": grid.width,
@@ -235,7 +216,7 @@ def write_error_map(
         grid: of the reference, or the common one; the map has one px for `step` of its.
         sigma_px: px (N, 2) of the grid to standard deviations (N,) in px of it.
     """
-    check_raster(path)
+    check_output(path, "registered images", SUFFIXES)
     coarse = grid.coarser(step) if min(grid.width, grid.height) >= 2 * step else grid
     factor = grid.width / coarse.width if coarse is grid else step
     rows, columns = np.mgrid[0 : coarse.height, 0 : coarse.width]

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from sarmatch import cli
 from sarmatch.demo import FOLDER
 from sarmatch.inference import load_matcher
-from sarmatch.provenance import SAME_MATCH_PX, SAME_MATCH_SHARE
+from sarmatch.io import SAME_MATCH_PX, SAME_MATCH_SHARE
 from sarmatch.scenes import MatchSettings, batch, match_scenes
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
 

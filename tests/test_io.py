@@ -3,9 +3,10 @@
 import os
 import stat
 
+import pandas as pd
 import pytest
 
-from sarmatch.files import atomic_path
+from sarmatch.io import TABLES, atomic_path, check_output, write_table
 
 
 def test_the_new_file_replaces_the_old_one_at_the_end(tmp_path):
@@ -40,3 +41,25 @@ def test_a_private_file_becomes_an_ordinary_one(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="make it first"), atomic_path(tmp_path / "no" / "table.csv"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("table.txt", ValueError, r"table\.txt: records are saved as \.csv, \.parquet; got suffix '\.txt'"),
+        ("no/table.csv", FileNotFoundError, "make it first"),
+        ("folder.csv", ValueError, "it is a folder; name a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_names_the_remedy(tmp_path, name, error, message):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(error, match=message):
+        check_output(tmp_path / name, "records", TABLES)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.CSV", "table.parquet"])
+def test_tables_are_written_by_their_suffix(tmp_path, name):
+    table = pd.DataFrame({"a": [1, 2]})
+    write_table(table, tmp_path / name)
+    read = pd.read_parquet if name.endswith("parquet") else pd.read_csv
+    pd.testing.assert_frame_equal(read(tmp_path / name), table)
