@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
-from sarmatch.geometry import coverage, inside, rotation_scale, transform_points, translation, warp
+from sarmatch.geometry import central_corner, coverage, inside, rotation_scale, transform_points, translation, warp
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma, pair_record
 
@@ -47,13 +47,7 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     """
     affine = protocol == "affine"
     crop = config.affine_crop_size if affine else config.crop_size
-    height, width = pair.size
-    if min(height, width) < crop:
-        raise ValueError(
-            f"pair {pair.id!r} of {height} x {width} px is smaller than the {crop} px crop of protocol {protocol!r}; "
-            "choose a smaller evaluation crop size"
-        )
-    sar_to_pair = translation(float((width - crop) // 2), float((height - crop) // 2))
+    sar_to_pair = translation(*central_corner(pair.size, crop, f"pair {pair.id!r}"))
     A_sar_to_optical = _relative_map(pair, protocol, config, sar_to_pair, crop)
     optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
     size = (crop, crop)

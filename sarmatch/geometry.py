@@ -27,6 +27,20 @@ def translation(x: float, y: float) -> Tensor:
     return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
+def central_corner(size: tuple[int, int], side: int, name: str = "image") -> tuple[int, int]:
+    """Top-left pixel (x, y) of the central square window of `side` px in an image of (height, width).
+
+    Raises:
+        ValueError: the image, which the message calls `name`, is smaller than the window.
+    """
+    height, width = size
+    if min(size) < side:
+        raise ValueError(
+            f"{name} of {height} x {width} px is smaller than the {side} px crop; choose a smaller crop size"
+        )
+    return (width - side) // 2, (height - side) // 2
+
+
 def rotation_scale(
     angle_deg: float, scale: float = 1.0, centre: tuple[float, float] = (0.0, 0.0), flip: bool = False
 ) -> Tensor:

@@ -8,6 +8,7 @@ each of a few orientations. The template baseline and the estimate of the ground
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -122,19 +123,28 @@ def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:
     size = [
         scipy.fft.next_fast_len(max(n_a, n_b) + max_shift, real=True) for n_a, n_b in zip(a.size, b.size, strict=True)
     ]
-    mask_a, mask_b = (features.usable[None].float().cpu().numpy() for features in (a, b))
-    products = _cross_correlation(a.channels.cpu().numpy(), b.channels.cpu().numpy(), size, max_shift)
-    overlap = _cross_correlation(mask_a, mask_b, size, max_shift)
-    enough = overlap > max(0.25 * min(mask_a.sum(), mask_b.sum()), 0.5)
+    mask_a, mask_b = (features.usable[None].float() for features in (a, b))
+    steps = np.arange(-max_shift, max_shift + 1)
+    products, overlap = (
+        correlation_surface(first, second, size).cpu().numpy()[np.ix_(steps % size[0], steps % size[1])]
+        for first, second in ((a.channels, b.channels), (mask_a, mask_b))
+    )
+    enough = overlap > max(0.25 * min(float(mask_a.sum()), float(mask_b.sum())), 0.5)
     return np.where(enough, products / np.maximum(overlap, 1), -np.inf)
 
 
-def _cross_correlation(a: np.ndarray, b: np.ndarray, size: list[int], max_shift: int) -> np.ndarray:
-    """Sum over channels and p of a(p) b(p + shift); `size` leaves room so that no shift wraps around."""
-    product = (scipy.fft.rfft2(a, size).conj() * scipy.fft.rfft2(b, size)).sum(axis=0)
-    surface = scipy.fft.irfft2(product, size)
-    steps = np.arange(-max_shift, max_shift + 1)
-    return surface[np.ix_(steps % size[0], steps % size[1])]
+def correlation_surface(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
+    """Cross-correlation at every shift: the sum over channels and p of a(p) b(p + shift).
+
+    Args:
+        a, b: (..., C, H, W) float.
+        size: rows and columns of the result; their excess over those of the images are the shifts free of wrap-around.
+
+    Returns:
+        (..., *size), shift (dy, dx) at row dy and column dx modulo `size`.
+    """
+    spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(-3)
+    return torch.fft.irfft2(spectrum, s=size)
 
 
 def parabola_peak(left: Tensor | np.ndarray, centre: Tensor | np.ndarray, right: Tensor | np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sarmatch.config import DataConfig, PretrainingConfig
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.data.transforms import Sample, TrainingCrops
+from sarmatch.geometry import central_corner
 from sarmatch.io import atomic_path
 from sarmatch.losses import info_nce, info_nce_printed, rotation_loss
 from sarmatch.models import SarOpticalNet, fill_invalid
@@ -265,12 +266,6 @@ def _windows(pairs: Pairs, crop_size: int, device: torch.device) -> Iterator[tup
 
 
 def _window(pair: Pair, crop_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    height, width = pair.size
-    if min(height, width) < crop_size:
-        raise ValueError(
-            f"pair {pair.id!r} of {height} x {width} px is smaller than the window of {crop_size} px; "
-            "choose a smaller crop_size"
-        )
-    y, x = (height - crop_size) // 2, (width - crop_size) // 2
+    x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
     part = (..., slice(y, y + crop_size), slice(x, x + crop_size))
     return pair.sar[part], pair.optical[part], pair.valid[part]

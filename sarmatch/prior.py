@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sarmatch.geometry import cell_valid, rotation_scale, translation, warp
+from sarmatch.gradients import correlation_surface
 from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
 
 ROTATION_STEP_DEG = 7.5
@@ -137,12 +138,8 @@ def cross_correlation(sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]
     """Over all shifts: sum of products of descriptors, and the number of cells that overlap, (B, 2 h, 2 w) each."""
     height, width = sar[0].shape[-2:]
     size = (2 * height, 2 * width)
-
-    def cross(a: Tensor, b: Tensor) -> Tensor:
-        spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(1)
-        return torch.fft.irfft2(spectrum, s=size)
-
-    return cross(sar[0], optical[0]), cross(sar[1], optical[1]).round()
+    products, overlap = (correlation_surface(a, b, size) for a, b in zip(sar, optical, strict=True))
+    return products, overlap.round()
 
 
 def within_reach(size: tuple[int, int], max_shift_px: float, device: torch.device | str | None = None) -> Tensor:

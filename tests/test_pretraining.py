@@ -212,7 +212,7 @@ def test_embeddings_are_unit_vectors_and_repeatable(split):
         assert not z.requires_grad
         assert torch.allclose(z.norm(dim=1), torch.ones(len(z)))
         assert torch.equal(z, again)  # no dropout
-    with pytest.raises(ValueError, match="smaller than the window of 128 px"):
+    with pytest.raises(ValueError, match="smaller than the 128 px crop"):
         embed_pairs(net, split.train, 128)
 
 

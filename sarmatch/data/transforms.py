@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from sarmatch.config import DataConfig
 from sarmatch.data.pairs import Pair, Pairs
-from sarmatch.geometry import coverage, inside, rotation_scale, transform_points, translation, warp
+from sarmatch.geometry import central_corner, coverage, inside, rotation_scale, transform_points, translation, warp
 
 HAZE_CELLS = 4
 """Nodes a side of the smooth field of artificial haze: it is wide against what a descriptor sees."""
@@ -105,7 +105,7 @@ def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Genera
         both = torch.cat([transform_points(m, corners) for m in (sar_to_pair, optical_to_pair)])
         if bool(inside(both, size).all()):
             return sar_to_pair, optical_to_pair
-    x, y = float((width - crop) // 2), float((height - crop) // 2)
+    x, y = central_corner(size, crop)
     room = min(x, y, config.relative_shift_px)
     shift = rng.uniform(-room, room, 2)
     plain = translation(x, y) @ rotation_scale(0.0, 1.0, (middle, middle), flip)
