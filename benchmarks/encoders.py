@@ -10,8 +10,6 @@ time on the wall. FLOP are those of convolutions and matrix products, 2 for a mu
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,6 +18,7 @@ import tyro
 from sarmatch.architecture import count, on_meta
 from sarmatch.models import SarOpticalNet
 from sarmatch.profiles import PROFILES
+from sarmatch.timing import interleave
 
 GEMM_SIDE = 1024
 
@@ -38,7 +37,6 @@ def main(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    clock = time.thread_time if threads == 1 else time.perf_counter
     matrix = torch.rand(GEMM_SIDE, GEMM_SIDE)
     print(
         f"{threads} thread(s), {'CPU' if threads == 1 else 'wall'} time, median of {rounds}, batch 1, {size} px, fp32"
@@ -49,25 +47,14 @@ def main(
         for kind, channels in (("sar", config.sar_channels), ("optical", config.optical_channels)):
             encoder, image = net.get_submodule(f"{kind}_encoder"), torch.rand(1, channels, size, size)
             flop = count(shapes.get_submodule(f"{kind}_encoder"), [image.to("meta")]).loc["total", "flops"]
-            forward, product = alternate([partial(encoder, image), partial(torch.mm, matrix, matrix)], rounds, clock)
+            runs = {"forward": partial(encoder, image), "product": partial(torch.mm, matrix, matrix)}
+            with torch.inference_mode():
+                forward, product = (statistics.median(seconds) for seconds in interleave(runs, rounds).values())
             rate = 2 * GEMM_SIDE**3 / product
             print(
                 f"{name:8s} {kind:8s} {flop / 1e9:6.2f} GFLOP  forward {forward * 1e3:7.1f} ms  at the GEMM rate of "
                 f"{rate / 1e9:6.1f} GFLOP/s {flop / rate * 1e3:7.1f} ms  ratio {forward * rate / flop:5.1f}"
             )
-
-
-@torch.inference_mode()
-def alternate(functions: list[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[float]:
-    """Median seconds of each function, after one call that does not count."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for i in range(rounds + 1):
-        for function, spent in zip(functions, seconds, strict=True):
-            start = clock()
-            function()
-            if i:
-                spent.append(clock() - start)
-    return [statistics.median(spent) for spent in seconds]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ one thread; of each the shortest CPU time counts. So neither a cold disk nor oth
 
 from __future__ import annotations
 
-import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from sarmatch.data import Pairs, open_folder
 from sarmatch.data.raster import RED_GREEN_BLUE
+from sarmatch.timing import interleave
 
 TARGET = 0.7
 
@@ -43,16 +44,12 @@ def main(root: tyro.conf.Positional[Path], pairs: int = 60, rounds: int = 9) -> 
 
 def compare(pairs: Pairs, root: Path, rounds: int) -> tuple[float, float]:
     """Mean CPU seconds a pair, bare and through the loader."""
-    seconds = np.full((2, len(pairs)), np.inf)
-    for _ in range(rounds):
-        for i in range(len(pairs)):
-            start = time.thread_time()
-            read_bare(pairs.index.iloc[i], root)
-            middle = time.thread_time()
-            pairs[i]
-            spent = (middle - start, time.thread_time() - middle)
-            seconds[:, i] = np.minimum(seconds[:, i], spent)
-    return float(seconds[0].mean()), float(seconds[1].mean())
+    shortest = []
+    for i in range(len(pairs)):
+        runs = {"bare": partial(read_bare, pairs.index.iloc[i], root), "loader": partial(pairs.__getitem__, i)}
+        shortest.append([min(seconds) for seconds in interleave(runs, rounds).values()])
+    bare, loader = np.mean(shortest, axis=0)
+    return float(bare), float(loader)
 
 
 def read_bare(row: pd.Series, root: Path) -> None:

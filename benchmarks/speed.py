@@ -9,19 +9,17 @@ profile's name. Ranges for 8 bits come from validation pairs.
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import tempfile
 from pathlib import Path
 
 import onnxruntime
 import torch
 import tyro
+from tables import report
 
 from sarmatch import load_matcher
 from sarmatch.backends import backend_table, backends, crops_of, measure_backends
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.io import commit
 from sarmatch.profiles import profile as named_profile
 
 
@@ -54,26 +52,17 @@ def main(
         inputs = crops_of(split.validation, config.evaluation, 8)
         matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
         records = measure_backends(matchers, split.test, few, repeats)
-    table = backend_table(records)
-    about = {
-        "profile": profile,
-        "test": f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes",
-        "protocol": "shift",
-        "search_radius": config.evaluation.headline_radius,
-        "crop_size": config.evaluation.crop_size,
-        "clock": "CPU time" if threads == 1 else "wall",
-        "threads": threads,
-        "repeats": repeats,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "commit": commit(),
-    }
-    print(json.dumps(about, indent=1))
-    print(table.round(4).to_string(index=False))
-    if out is not None:
-        table.to_csv(out / "precision_speed.csv", index=False, float_format="%.4g", lineterminator="\n")
-        (out / "precision_speed.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    report(
+        backend_table(records),
+        config,
+        out,
+        "precision_speed",
+        test=f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes",
+        clock="CPU time" if threads == 1 else "wall",
+        threads=threads,
+        repeats=repeats,
+        onnxruntime=onnxruntime.__version__,
+    )
 
 
 if __name__ == "__main__":

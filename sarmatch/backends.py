@@ -1,13 +1,13 @@
 """Other ways to run the encoders, and what each costs in time, accuracy and calibration.
 
 All matchers of a comparison share the network, the rest of matching and the calibration of the plain one: what changes
-is rounding. They take turns on every pair, so that drift of the machine hits all alike.
+is rounding.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from sarmatch.calibration import expected_calibration_error
 from sarmatch.confidence import CONFIDENT_PX, Confidence
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
-from sarmatch.evaluation import evaluation_crops, spread
+from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
 from sarmatch.inference import EncodePair, Matcher
+from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.onnx_backend import INPUTS, OnnxEncoders, export
+from sarmatch.timing import interleave
 
 PLAIN = "PyTorch, float32"
 
@@ -130,25 +132,29 @@ def measure_backends(
         a row a matcher and pair: backend, id, scene, seconds (median; CPU time with one thread of PyTorch, else of the
         wall), mma_1px, mma_3px, n_matches, and lists of confidences and of outcomes within 3 px.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    rows: list[dict[str, Any]] = []
+    rows = []
     for pair in spread(pairs, config.max_pairs):
         crops = evaluation_crops(pair, "shift", config)
-        seconds: dict[str, list[float]] = {name: [] for name in matchers}
-        for turn in range(repeats + 1):
-            for name, matcher in matchers.items():
-                start = clock()
-                matches = matcher.match_crops(crops, config.headline_radius)
-                if turn:
-                    seconds[name].append(clock() - start)
-                    continue
-                errors = match_errors(matches, crops.A_sar_to_optical)
-                row: dict[str, Any] = {"backend": name, "id": pair.id, "scene": pair.scene, "n_matches": len(matches)}
-                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, CONFIDENT_PX)}
-                rows.append(row | {"confidence": matches.confidence, "correct": errors <= CONFIDENT_PX})
-        for row in rows[-len(matchers) :]:
-            row["seconds"] = float(np.median(seconds[str(row["backend"])]))
+        for name, (seconds, matches) in timed_matches(matchers, crops, config.headline_radius, repeats).items():
+            errors = match_errors(matches, crops.A_sar_to_optical)
+            row: dict[str, Any] = {"backend": name, "id": pair.id, "scene": pair.scene, "n_matches": len(matches)}
+            row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, CONFIDENT_PX)}
+            row |= {"confidence": matches.confidence, "correct": errors <= CONFIDENT_PX}
+            rows.append(row | {"seconds": float(np.median(seconds))})
     return pd.DataFrame(rows)
+
+
+def timed_matches(
+    matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float, repeats: int
+) -> dict[str, tuple[list[float], Matches]]:
+    """Seconds of each repeat and the matches of each matcher, in turns as by `interleave`."""
+    found: dict[str, Matches] = {}
+
+    def run(name: str) -> None:
+        found[name] = matchers[name].match_crops(crops, search_radius)
+
+    seconds = interleave({name: partial(run, name) for name in matchers}, repeats)
+    return {name: (seconds[name], found[name]) for name in matchers}
 
 
 def backend_table(records: pd.DataFrame) -> pd.DataFrame:

@@ -30,7 +30,6 @@ from sarmatch.baselines.lightglue import Features, LightGlueMatcher, installed
 from sarmatch.cache import cached_table
 from sarmatch.confidence import fit_calibrator
 from sarmatch.config import Config, EvaluationConfig
-from sarmatch.costs import interleave
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
@@ -40,6 +39,7 @@ from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.timing import interleave, summary
 
 STANDS_FOR: Mapping[str, str] = {
     "network": "the proposed method, with neighbours that vote and gradient channels, both ours; one pass",
@@ -243,13 +243,11 @@ def seconds_per_pair(
         method, seconds (median), seconds_low and seconds_high (fastest and slowest), threads.
     """
     runs = {name: lambda m=matcher: m.match_crops(crops, search_radius) for name, matcher in matchers.items()}
-    rows, before = [], cv2.getNumThreads()
+    before = cv2.getNumThreads()
     cv2.setNumThreads(torch.get_num_threads())
     try:
-        measured = interleave(runs, repeats, torch.device("cpu"))
+        measured = interleave(runs, repeats)
     finally:
         cv2.setNumThreads(before)
-    for name, seconds in measured.items():
-        row = {"method": name, "seconds": float(np.median(seconds))}
-        rows.append(row | {"seconds_low": min(seconds), "seconds_high": max(seconds)})
+    rows = [{"method": name} | summary(seconds) for name, seconds in measured.items()]
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())

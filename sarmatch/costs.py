@@ -1,7 +1,6 @@
 """What inference costs: time and memory of the modes of table 4, and the ratio that sharing between passes allows.
 
-Modes and parts run in turn within each repeat, so that drift of the machine hits all alike, and medians count. On a CPU
-with one thread its CPU time is taken, so that other work hardly enters; otherwise time on the wall.
+Modes and parts run in turn, see `sarmatch.timing.interleave`, and medians count.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from sarmatch.matching import pick_matches, predict
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.models.encoder import DenseEncoder, Encoding, Prefix
 from sarmatch.tiles import MULTIPLE, TILE
+from sarmatch.timing import Runs, interleave, summary
 
 BASE = "base"
 ONE_PASS = "with uncertainty"
@@ -49,8 +48,6 @@ The trunk runs once more without dropout: the fine descriptors, which place a ma
 """
 PROMPT_RELEASE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 """Makes glibc hand freed memory back at once, so that resident memory is what is in use."""
-
-Runs = Mapping[str, Callable[[], object]]
 
 
 class Workload(NamedTuple):
@@ -160,17 +157,11 @@ def measure_modes(
         peaks = _peaks_in_new_process(net_config, work, counts)
     else:
         peaks = {mode: _peak_on_cuda(run, work.device) for mode, run in runs.items()}
-    rows = [
-        (
-            mode,
-            n,
-            *_summary(spent),
-            float(np.median(np.divide(spent, seconds[ONE_PASS]))),
-            peaks[mode] / 1e6,
-            str(work.device),
-        )
-        for (mode, spent), n in zip(seconds.items(), (0, 0, *counts), strict=True)
-    ]
+    rows = []
+    for (mode, spent), n in zip(seconds.items(), (0, 0, *counts), strict=True):
+        ratio = float(np.median(np.divide(spent, seconds[ONE_PASS])))
+        about = {"ratio": ratio, "peak_mb": peaks[mode] / 1e6, "device": str(work.device)}
+        rows.append({"mode": mode, "passes": n} | summary(spent) | about)
     return pd.DataFrame(rows, columns=list(MODE_COLUMNS))
 
 
@@ -188,10 +179,9 @@ def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
         ValueError: repeats below 1.
     """
     seconds = interleave(_part_runs(work), repeats, work.device)
-    rows = {part: (*_summary(seconds[part]), *often) for part, often in PARTS.items()}
-    columns = ["seconds", "seconds_low", "seconds_high", "once", "per_pass"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("part")
-    table.insert(3, "share", table["seconds"] / table["seconds"].sum())
+    table = pd.DataFrame([summary(seconds[part]) for part in PARTS], index=pd.Index(PARTS, name="part"))
+    table["share"] = table["seconds"] / table["seconds"].sum()
+    table["once"], table["per_pass"] = zip(*PARTS.values(), strict=True)
     return table
 
 
@@ -215,27 +205,6 @@ def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
     if not one_pass > 0:
         raise ValueError(f"parts: seconds must be positive in sum, got {one_pass}; measure them with measure_parts")
     return float((parts["seconds"] * (parts["once"] + n * parts["per_pass"])).sum() / one_pass)
-
-
-def interleave(runs: Runs, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each function in each repeat, all in turn, after one round that does not count.
-
-    Raises:
-        ValueError: repeats below 1.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}; 5 give a median worth the name")
-    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeats + 1):
-        for name, run in runs.items():
-            _synchronize(device)
-            start = clock()
-            run()
-            _synchronize(device)
-            if i:
-                seconds[name].append(clock() - start)
-    return seconds
 
 
 def _modes(work: Workload, passes: Sequence[int]) -> Runs:
@@ -288,15 +257,6 @@ def _checked_passes(passes: int | Sequence[int]) -> tuple[int, ...]:
     if any(n < 1 for n in counts) or len(set(counts)) < len(counts):
         raise ValueError(f"passes must be different numbers of at least 1, got {counts}; table 4 takes 20")
     return counts
-
-
-def _summary(seconds: Sequence[float]) -> tuple[float, float, float]:
-    return float(np.median(seconds)), min(seconds), max(seconds)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_on_cuda(run: Callable[[], object], device: torch.device) -> float:

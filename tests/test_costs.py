@@ -12,7 +12,6 @@ from sarmatch.costs import (
     ONE_PASS,
     PARTS,
     _part_runs,
-    interleave,
     measure_modes,
     measure_parts,
     prefix_bound,
@@ -20,6 +19,7 @@ from sarmatch.costs import (
 )
 from sarmatch.inference import Matcher
 from sarmatch.profiles import PROFILES
+from sarmatch.timing import interleave
 
 SMALL = dataclasses.replace(PROFILES["smoke"]().model, consensus_cells=(3,))
 CPU = torch.device("cpu")

@@ -1,0 +1,43 @@
+"""Seconds of functions that are compared, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+Runs = Mapping[str, Callable[[], object]]
+
+
+def interleave(runs: Runs, repeats: int, device: torch.device | str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each function in each repeat, all in turn, after one round that does not count.
+
+    Drift of the machine so hits all alike. On a CPU with one thread of PyTorch the CPU time of the process
+    counts, so that other work hardly enters; otherwise time on the wall, waiting for an accelerator.
+
+    Raises:
+        ValueError: repeats below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}; 5 give a stable median")
+    on_cpu = torch.device(device).type == "cpu"
+    clock = time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
+    # Not torch.utils.benchmark.Timer: it calls a function twice before each measurement, which triples the cost here.
+    wait = (lambda: None) if on_cpu else torch.accelerator.synchronize
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(repeats + 1):
+        for name, run in runs.items():
+            wait()
+            start = clock()
+            run()
+            wait()
+            if i:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """`seconds` (median), `seconds_low` and `seconds_high` (extremes)."""
+    return {"seconds": float(np.median(seconds)), "seconds_low": min(seconds), "seconds_high": max(seconds)}
