@@ -116,14 +116,15 @@ def train_or_load(
     if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
         fingerprint += f"-{split_fingerprint(unlabelled)}"
     folder = run_path(config, fingerprint, runs_dir, name)
-    with run_lock(folder):
-        loaded = prepare_run(folder, fresh)
-        if not loaded:
-            first = None
-            if config.pretraining.enabled:
-                first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
-            _train(config, folder, fingerprint, split, first, show_progress)
-    return _load(config, folder, loaded)
+
+    def train() -> None:
+        first = None
+        if config.pretraining.enabled:
+            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
+        _train(config, folder, fingerprint, split, first, show_progress)
+
+    stored = stored_training(folder, train, fresh)
+    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 
 def _train(
@@ -168,12 +169,12 @@ def pretrain_or_load(
     def validate(objective: PretrainingObjective) -> dict[str, float]:
         return pretraining_scores(objective, pairs, config.data.crop_size)
 
-    with run_lock(folder):
-        loaded = prepare_run(folder, fresh)
-        if not loaded:
-            about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
-            train_run(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
-    return _load(config, folder, loaded)
+    def train() -> None:
+        about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
+        train_run(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
+
+    stored = stored_training(folder, train, fresh)
+    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 
 def open_split(config: Config) -> Split:
@@ -184,6 +185,21 @@ def open_split(config: Config) -> Split:
 def split_fingerprint(split: Split) -> str:
     """Of the pairs that a run is trained and validated on."""
     return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
+
+
+def stored_training(
+    folder: Path, train: Callable[[], None], fresh: bool = False
+) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
+    """The finished training of a folder: found there, or resumed or begun by `train`, which ends with `train_run`.
+
+    Returns:
+        whether it was found finished, its history and its provenance, as in `Run`.
+    """
+    with run_lock(folder):
+        loaded = prepare_run(folder, fresh)
+        if not loaded:
+            train()
+    return loaded, read_history(folder), read_json(folder / "provenance.json")
 
 
 @contextmanager
@@ -211,11 +227,6 @@ def prepare_run(folder: Path, fresh: bool) -> bool:
             folder.mkdir()
     state.wait_for_everyone()
     return read_json(folder / "provenance.json").get("finished", False)
-
-
-def _load(config: Config, folder: Path, loaded: bool) -> Run:
-    net, _ = load_weights(folder / "model.safetensors")
-    return Run(folder, config, net, loaded, read_history(folder), read_json(folder / "provenance.json"))
 
 
 def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:

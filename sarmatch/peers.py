@@ -31,18 +31,9 @@ from sarmatch.config import Config, from_dict
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, validation_scores
-from sarmatch.experiments import (
-    Run,
-    prepare_run,
-    provenance,
-    read_history,
-    read_json,
-    run_path,
-    split_fingerprint,
-    train_or_load,
-    train_run,
-)
+from sarmatch.experiments import Run, run_path, split_fingerprint, stored_training, train_or_load, train_run
 from sarmatch.inference import Matcher
+from sarmatch.io import provenance
 from sarmatch.loop import fit
 from sarmatch.matches import Matches
 from sarmatch.models import STRIDE
@@ -158,22 +149,19 @@ def train_or_load_peer(
         raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
     own, fingerprint = peer_config(config), split_fingerprint(split)
     folder = run_path(own, fingerprint, runs_dir, f"peer-{name.replace(' ', '-')}")
-    loaded = prepare_run(folder, fresh=False)
-    if not loaded:
-        scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
+    scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
 
-        def validate(objective: PeerObjective) -> dict[str, float]:
-            return validation_scores(LearnedMatcher(objective.net), split.validation, scoring)
+    def validate(objective: PeerObjective) -> dict[str, float]:
+        return validation_scores(LearnedMatcher(objective.net), split.validation, scoring)
 
-        def train() -> None:
-            set_seed(own.seed)
-            objective = PeerObjective(PEERS[name](peer_size(own)))
-            crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
-            fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
+    def steps() -> None:
+        set_seed(own.seed)
+        objective = PeerObjective(PEERS[name](peer_size(own)))
+        crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
+        fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
 
-        train_run(own, folder, provenance(own, fingerprint), train)
-    net = load_peer(name, folder / "model.safetensors")
-    return PeerRun(folder, net, loaded, read_history(folder), read_json(folder / "provenance.json"))
+    stored = stored_training(folder, lambda: train_run(own, folder, provenance(own, fingerprint), steps))
+    return PeerRun(folder, load_peer(name, folder / "model.safetensors"), *stored)
 
 
 def load_peer(name: str, path: Path) -> PeerNet:
