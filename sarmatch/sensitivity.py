@@ -57,36 +57,25 @@ def with_source(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """A table made of the scores of each source, one below the other, with its name in the first column."""
-    parts = []
-    for name, part in with_source(scores).groupby("source"):
-        made = make(part)
-        made.insert(0, "source", name)
-        parts.append(made)
-    return pd.concat(parts, ignore_index=True)
+    parts = {name: make(part) for name, part in with_source(scores).groupby("source")}
+    return pd.concat(parts, names=["source"]).reset_index("source").reset_index(drop=True)
 
 
 def possible(variants: Sequence[Variant], config: Config, split: Split) -> tuple[Variant, ...]:
-    """The variants that the data allow.
-
-    They have a batch of labelled pairs at least, patches hold their crops, and those that learn from one source leave
-    another one out.
-    """
+    """The variants whose labelled pairs fill a batch, whose crops fit the patches, and which leave a source out if they
+    learn from one."""
     sources = set(split.train.index["dataset"])
     return tuple(
-        variant
-        for variant in variants
-        if len(labelled(split, variant, 0).train) >= config.training.batch_size
-        and variant.data.get("crop_size", 0) <= config.data.patch_size
-        and not (variant.datasets and sources <= set(variant.datasets))
+        v
+        for v in variants
+        if len(labelled(split, v, 0).train) >= config.training.batch_size
+        and v.data.get("crop_size", 0) <= config.data.patch_size
+        and not (v.datasets and sources <= set(v.datasets))
     )
 
 
 def never_seen(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
-    """The pairs of all other datasets, of whatever part: a training on these datasets alone has seen none of them.
-
-    Raises:
-        ValueError: there are no others.
-    """
+    """The pairs of all other datasets, of any part; ValueError where there are none."""
     others = ~pairs.index["dataset"].isin(datasets).to_numpy()
     if not others.any():
         raise ValueError(f"all {len(pairs)} pairs are of {sorted(datasets)}; give pairs of another dataset too")
@@ -116,12 +105,7 @@ def with_shares(table: pd.DataFrame, split: Split) -> pd.DataFrame:
 
 
 def share_curves(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
-    """A metric against the share of labelled pairs with its intervals, a line a start.
-
-    Args:
-        table: columns start, share, `metric`, `<metric>_low` and `<metric>_high`.
-        metric: named like `mma_3px`.
-    """
+    """A metric, named like `mma_3px`, against the share of labelled pairs with its intervals, a line a start."""
     for i, (start, rows) in enumerate(table.groupby("start", sort=False)):
         rows = rows.sort_values("share")
         mean = rows[metric].to_numpy(float)
@@ -139,31 +123,19 @@ def share_curves(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes
 
 
 def shared_test_pairs(config: Config, pairs: Pairs) -> Pairs:
-    """The pairs that lie in the test part of the split by scene and of that by patch.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The pairs in the test part both of the split by scene and of that by patch; ValueError where there are none."""
     parts = [split_pairs(pairs, dataclasses.replace(config.data, split=by)).test for by in SPLITS]
     common = parts[0].index["id"].isin(parts[1].index["id"]).to_numpy()
     if not common.any():
-        raise ValueError(
-            f"no pair lies in both test parts of {len(parts[0])} and {len(parts[1])} pairs; take more pairs or another "
-            "split_seed"
-        )
+        raise ValueError(f"no pair lies in both test parts of {len(parts[0])} and {len(parts[1])} pairs; take more")
     return parts[0].subset(common)
 
 
 def split_leak(config: Config, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
-    """Scores of the row `both` trained on the split by scene and on that by patch, on the same pairs that neither saw.
-
-    Of the scene of such a pair the training on patches has seen other pairs, the training on scenes none.
+    """`pair_scores` of the row `both` trained on either split, on pairs in neither training; rows `split by <split>`.
 
     Args:
         pairs: all of them, not yet split.
-
-    Returns:
-        as `pair_scores`, with the rows `split by scene` and `split by patch`.
     """
     test = spread(shared_test_pairs(config, pairs), config.studies.test_pairs)
     parts = []
@@ -176,10 +148,10 @@ def split_leak(config: Config, pairs: Pairs, runs_dir: str | Path, show_progress
 
 
 def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """What a training on the split by patch gains over one on the split by scene; the interval draws seeds and scenes.
+    """Difference between trainings on the split by patch and by scene; the interval resamples seeds and scenes.
 
     Args:
-        scores: as `split_leak` returns, of one way of matching.
+        scores: of `split_leak`, one way of matching.
 
     Returns:
         a row a value: by_scene, by_patch, difference, low, high, n_pairs, n_scenes and the verdict of `differences`.
@@ -197,22 +169,15 @@ def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def with_neighbourhoods(net: SarOpticalNet, sides: Sequence[int]) -> SarOpticalNet:
-    """A copy of a network in which only some of its neighbourhoods vote, each at the scale that it has learned.
-
-    The cell alone always keeps its vote. Nothing is learned again.
+    """A copy of a network that aggregates over some of its neighbourhoods only, with the scales it has learned.
 
     Args:
-        sides: some of `net.config.consensus_cells`; none gives the matcher that decides each cell by itself.
-
-    Raises:
-        ValueError: a side that the network has no scale for.
+        sides: some of `net.config.consensus_cells`, beside the cell alone; ValueError for others.
     """
     known = net.config.consensus_cells
     unknown = sorted(set(sides) - set(known))
     if unknown:
-        raise ValueError(
-            f"sides must be among the neighbourhoods {known} of the network, got {unknown}; train with them"
-        )
+        raise ValueError(f"sides must be among the neighbourhoods {known} of the network, got {unknown}")
     kept = [0, *(i + 1 for i, side in enumerate(known) if side in sides)]
     cut = copy.deepcopy(net)
     cut.config = dataclasses.replace(net.config, consensus_cells=tuple(known[i - 1] for i in kept[1:]))
@@ -223,22 +188,34 @@ def with_neighbourhoods(net: SarOpticalNet, sides: Sequence[int]) -> SarOpticalN
 
 def neighbourhood_sets(sides: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """The cell alone, with each side by itself, with the narrowest few, with all; by names like `1+3+7`."""
-    singles = [(side,) for side in sides]
-    nested = [tuple(sides[:n]) for n in range(2, len(sides) + 1)]
-    return {"+".join(map(str, (1, *chosen))): chosen for chosen in ((), *singles, *nested)}
+    sets = [(), *((side,) for side in sides), *(tuple(sides[:n]) for n in range(2, len(sides) + 1))]
+    return {"+".join(map(str, (1, *chosen))): chosen for chosen in sets}
 
 
 def neighbourhood_records(
     run: Run, pairs: Pairs, config: EvaluationConfig, protocols: Sequence[Protocol] = ("shift", "affine")
 ) -> pd.DataFrame:
     """Records with each of the `neighbourhood_sets`, in the column `neighbourhoods`, at the headline radius."""
+    sets = neighbourhood_sets(run.net.config.consensus_cells).items()
+    matchers = {name: Matcher(with_neighbourhoods(run.net, sides)) for name, sides in sets}
+    return _records(run, "neighbourhoods", matchers, pairs, config, protocols)
+
+
+def _records(
+    run: Run,
+    column: str,
+    matchers: Mapping[str, CropMatcher],
+    pairs: Pairs,
+    config: EvaluationConfig,
+    protocols: Sequence[Protocol] = ("shift",),
+) -> pd.DataFrame:
+    """Records of each matcher at the headline radius, with its name in a column."""
     parts = []
-    for name, sides in neighbourhood_sets(run.net.config.consensus_cells).items():
-        matcher = Matcher(with_neighbourhoods(run.net, sides))
+    for name, matcher in matchers.items():
         for protocol in protocols:
-            method = f"neighbourhoods {name}"
-            found = records_or_load(run, matcher, method, pairs, protocol, config.headline_radius, config)
-            parts.append(found.assign(neighbourhoods=name))
+            method, radius = f"{column} {name}", config.headline_radius
+            found = records_or_load(run, matcher, method, pairs, protocol, radius, config)
+            parts.append(found.assign(**{column: name}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -276,12 +253,8 @@ class PositionMatcher(Matcher):
 
 def position_records(run: Run, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """Records under `shift` for each of `POSITIONS`, in the column `position`."""
-    parts = []
-    for position in POSITIONS:
-        matcher, method = PositionMatcher(run.net, position), f"position {position}"
-        found = records_or_load(run, matcher, method, pairs, "shift", config.headline_radius, config)
-        parts.append(found.assign(position=position))
-    return pd.concat(parts, ignore_index=True)
+    matchers: dict[str, CropMatcher] = {position: PositionMatcher(run.net, position) for position in POSITIONS}
+    return _records(run, "position", matchers, pairs, config)
 
 
 def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
@@ -294,23 +267,18 @@ def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, co
     """Records under `shift` for each of `crop_sides`, the same true shifts for all; the columns say crop and method."""
     parts = []
     for side in crop_sides(config):
-        own = dataclasses.replace(config, crop_size=side)
-        for name, matcher in matchers.items():
-            parts.append(records_or_load(run, matcher, name, pairs, "shift", config.headline_radius, own))
+        own, radius = dataclasses.replace(config, crop_size=side), config.headline_radius
+        parts += [records_or_load(run, m, name, pairs, "shift", radius, own) for name, m in matchers.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def seed_records(config: Config, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
-    """Records under `shift` of the profile's network trained from several seeds, which the column `seed` names.
-
-    Returns:
-        as `records_or_load` does, of the test part, with the columns seed and run.
-    """
+    """Records under `shift`, test part, of the profile's network from several seeds, with the columns seed and run."""
     parts = []
     for seed in seeds:
         run = shipped_or_trained(config.replace(seed=seed), runs_dir, split)
-        radius, name = config.evaluation.headline_radius, "one pass"
-        found = records_or_load(run, Matcher(run.net), name, split.test, "shift", radius, config.evaluation)
+        radius = config.evaluation.headline_radius
+        found = records_or_load(run, Matcher(run.net), "one pass", split.test, "shift", radius, config.evaluation)
         parts.append(found.assign(seed=seed, run=run.path.name))
     return pd.concat(parts, ignore_index=True)
 
@@ -320,17 +288,11 @@ def refined_records(
 ) -> pd.DataFrame:
     """Accuracy under `shift` of the same matches against each of `TRUTHS`; once, then kept with the run.
 
-    Only pairs whose residual shift is reliable count, for every truth.
-
     Args:
-        name: of the matcher.
-        shifts: of these pairs, as `residual_shift_table` returns.
+        shifts: of these pairs, as `residual_shift_table` returns; only pairs with a reliable one count.
 
     Returns:
         one row a pair and truth: the columns of `INDEX_COLUMNS`, truth, mma_<t>px, n_matches, method, commit.
-
-    Raises:
-        ValueError: no pair has a reliable residual shift.
     """
     reliable = shifts[shifts["reliable"]].set_index("id")
     known = pairs.subset(pairs.index["id"].isin(reliable.index).to_numpy())
@@ -363,15 +325,10 @@ def differences(
     """Differences of values between one row of a comparison and all its others, over the same pairs.
 
     Args:
-        records: one row a pair and value of `label`, within each group of `by`.
-        against: the value of `label` that the others are compared with.
+        records: one row a pair and value of `label`, within each group of `by`; each group needs a row `against`.
 
     Returns:
-        by, label, against, value, difference, low, high (95 %, scenes drawn again) and verdict: that of
-        `statistics.verdict`.
-
-    Raises:
-        ValueError: a group has no row to compare with, or tables of different pairs.
+        by, label, against, value, difference, low, high (95 %, scenes resampled) and `statistics.verdict`.
     """
     rows = []
     for names, group in records.groupby(list(by), sort=False) if by else [((), records)]:
