@@ -168,6 +168,7 @@ def replaced(text: str, step: Step) -> str:
 
 def call_script(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((PROJECT / words[0]).parent))  # as python does
         patch.setattr(sys, "argv", words)
         runpy.run_path(str(PROJECT / words[0]), run_name="__main__")
 
