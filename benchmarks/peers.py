@@ -27,12 +27,12 @@ from torch import Tensor
 from sarmatch import load_matcher
 from sarmatch.baselines.base import Baseline
 from sarmatch.baselines.template import TemplateMatcher
+from sarmatch.config import profile as named_profile
 from sarmatch.costs import PROMPT_RELEASE, resident_peak
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
-from sarmatch.profiles import profile as named_profile
 from sarmatch.provenance import commit
 
 TIME_ONLY = "LoFTR, random weights"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sarmatch.cache import weights_digest
+from sarmatch.digest import weights_digest
 from sarmatch.files import atomic_path
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.models.uncertainty import Uncertainty

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
 from sarmatch.cache import cached_table
-from sarmatch.config import Config, EvaluationConfig, Protocol
+from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.experiments import Run, records_or_load
+from sarmatch.experiments import Run
 from sarmatch.geometry import pixel_valid, translation
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
@@ -34,6 +34,8 @@ from sarmatch.metrics import match_errors, mma
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.provenance import commit
+from sarmatch.records import records_or_load
+from sarmatch.settings import BookConfig
 from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
 from sarmatch.tiles import MULTIPLE
@@ -65,7 +67,7 @@ def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]
     return pd.concat(parts, ignore_index=True)
 
 
-def possible(variants: Sequence[Variant], config: Config, split: Split) -> tuple[Variant, ...]:
+def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
     """The variants that the data allow.
 
     They have a batch of labelled pairs at least, patches hold their crops, and those that learn from one source leave
@@ -93,7 +95,7 @@ def never_seen(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
     return pairs.subset(others)
 
 
-def study_runs(config: Config, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
+def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Where the numbers of a study come from: row, seed, run, commit, date, hardware, steps, training_seconds."""
     rows = []
     for variant in variants:
@@ -138,7 +140,7 @@ def share_curves(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes
     return neutral(ax)
 
 
-def shared_test_pairs(config: Config, pairs: Pairs) -> Pairs:
+def shared_test_pairs(config: BookConfig, pairs: Pairs) -> Pairs:
     """The pairs that lie in the test part of the split by scene and of that by patch.
 
     Raises:
@@ -154,7 +156,7 @@ def shared_test_pairs(config: Config, pairs: Pairs) -> Pairs:
     return parts[0].subset(common)
 
 
-def split_leak(config: Config, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
+def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
     """Scores of the row `both` trained on the split by scene and on that by patch, on the same pairs that neither saw.
 
     Of the scene of such a pair the training on patches has seen other pairs, the training on scenes none.
@@ -300,7 +302,7 @@ def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, co
     return pd.concat(parts, ignore_index=True)
 
 
-def seed_records(config: Config, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
+def seed_records(config: BookConfig, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     """Records under `shift` of the profile's network trained from several seeds, which the column `seed` names.
 
     Returns:

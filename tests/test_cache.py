@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from sarmatch.baselines import TemplateMatcher
-from sarmatch.cache import cached_table, digest, weights_digest
+from sarmatch.cache import cached_table
+from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
+from sarmatch.digest import digest, weights_digest
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 
 CONFIG = profile("smoke")
 

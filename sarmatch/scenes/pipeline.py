@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
-from sarmatch.cache import digest
+from sarmatch.digest import digest
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.match_files import check_output, write_matches
 from sarmatch.matches import Matches
