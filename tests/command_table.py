@@ -11,6 +11,7 @@ ONE = " --pretraining.max-steps 1 --training.max-steps 1"
 FEW = "".join(f" --{part}.batch-size 2 --{part}.accumulation-steps 1" for part in ("training", "pretraining"))
 FEW += " --evaluation.crop-size 96 --evaluation.calibration-pairs 1"
 STUDY = {"sarmatch experiments": "python -m sarmatch.companion_cli study"}
+BOOK = "python -m sarmatch.companion_cli book"
 CPU = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
@@ -118,7 +119,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW + ONE, says=("loaded matcher-",)),
         Step(
             "sarmatch book --profile sen12ms --data path/to/SEN12MS",
-            SEN12MS | {"sarmatch book": "python -m sarmatch.companion_cli book"},
+            SEN12MS | {"sarmatch book": BOOK},
             "--chapters data --no-site",
             ("build/sen12ms/book/data.ipynb",),
         ),
@@ -158,12 +159,12 @@ NAMES = (
 """Commands that the text names without what they need: they explain themselves."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "make book": ("python -m sarmatch.companion_cli book --profile demo",),
+    "make book": (f"{BOOK} --profile demo",),
     "make book PROFILE=s1s2 DATA=path/to/data": (
         "python -m sarmatch.companion_cli book --profile s1s2 --data path/to/data",
     ),
-    "PROFILE=s1s2-smoke": ("python -m sarmatch.companion_cli book --profile s1s2-smoke",),
-    "PROFILE=sen12ms": ("python -m sarmatch.companion_cli book --profile sen12ms",),
+    "PROFILE=s1s2-smoke": (f"{BOOK} --profile s1s2-smoke",),
+    "PROFILE=sen12ms": (f"{BOOK} --profile sen12ms",),
     "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
     "make test": (
         "ruff check .",

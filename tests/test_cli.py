@@ -149,7 +149,7 @@ def test_bad_input_of_the_book_is_named_alike(capsys: pytest.CaptureFixture[str]
 
 def test_the_command_knows_nothing_of_the_book() -> None:
     code = (
-        "import sys\nfrom sarmatch import cli, experiments, confidence_fit, inference, training, train_command, distillation\n"
+        "import sys\nfrom sarmatch import cli, confidence_fit, distillation, experiments, inference, scenes, training\n"
         f"print([m for m in sys.modules if m.removeprefix('sarmatch.') in {OF_THE_COMPANION}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
