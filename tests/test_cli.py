@@ -33,7 +33,7 @@ COMMANDS = [
 ]
 OF_THE_COMPANION = (
     "ablation", "book", "cache", "companion_cli", "comparison", "peers", "records", "sensitivity", "settings",
-    "shipping", "statistics",
+    "shipping",
 )  # fmt: skip
 """Modules that no module of the core imports."""
 OF_THE_BOOK = ["study", "compare", "book"]
