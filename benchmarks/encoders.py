@@ -16,8 +16,8 @@ import torch
 import tyro
 
 from sarmatch.architecture import count, on_meta
+from sarmatch.config import PROFILES
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import PROFILES
 from sarmatch.timing import interleave
 
 GEMM_SIDE = 1024
@@ -42,7 +42,7 @@ def main(
         f"{threads} thread(s), {'CPU' if threads == 1 else 'wall'} time, median of {rounds}, batch 1, {size} px, fp32"
     )
     for name in profiles:
-        config = PROFILES[name]().model
+        config = PROFILES[name].model
         net, shapes = SarOpticalNet(config).eval(), on_meta(config)
         for kind, channels in (("sar", config.sar_channels), ("optical", config.optical_channels)):
             encoder, image = net.get_submodule(f"{kind}_encoder"), torch.rand(1, channels, size, size)

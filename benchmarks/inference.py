@@ -14,8 +14,8 @@ import torch
 import tyro
 
 from sarmatch.checkpoints import load_weights
+from sarmatch.config import PROFILES
 from sarmatch.costs import measure_modes, measure_parts, prefix_bound, workload
-from sarmatch.profiles import PROFILES
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
         weights: a .safetensors file, whose config then counts instead of the profile's.
     """
     torch.set_num_threads(threads)
-    config, state = PROFILES[profile]().model, None
+    config, state = PROFILES[profile].model, None
     if weights is not None:
         net, _ = load_weights(weights)
         config, state = net.config, net.state_dict()

@@ -29,12 +29,12 @@ from sarmatch.backends import timed_matches
 from sarmatch.baselines.base import Baseline
 from sarmatch.baselines.lightglue import LightGlueMatcher
 from sarmatch.baselines.template import TemplateMatcher
+from sarmatch.config import profile as named_profile
 from sarmatch.costs import PROMPT_RELEASE, resident_peak
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
-from sarmatch.profiles import profile as named_profile
 
 TIME_ONLY = "LoFTR, random weights"
 

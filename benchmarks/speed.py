@@ -19,8 +19,8 @@ from tables import report
 
 from sarmatch import load_matcher
 from sarmatch.backends import backend_table, backends, crops_of, measure_backends
+from sarmatch.config import profile as named_profile
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.profiles import profile as named_profile
 
 
 def main(

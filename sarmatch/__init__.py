@@ -13,12 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sarmatch.config import Config
+    from sarmatch.config import Config, profile
     from sarmatch.evaluation import evaluate
     from sarmatch.experiments import train_or_load
     from sarmatch.inference import Matcher, load_matcher
     from sarmatch.matches import Matches
-    from sarmatch.profiles import profile
     from sarmatch.scenes import match_scenes, register
 
 __version__ = "0.1.0"
@@ -29,7 +28,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "load_matcher": "inference",
     "match_scenes": "scenes",
-    "profile": "profiles",
+    "profile": "config",
     "register": "scenes",
     "train_or_load": "experiments",
 }

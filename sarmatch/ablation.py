@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from sarmatch.calibration import BINS
 from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
-from sarmatch.config import Config, EvaluationConfig
+from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import spread
-from sarmatch.experiments import Run, matches_or_load, train_or_load
+from sarmatch.experiments import Run, train_or_load
 from sarmatch.inference import Matcher
 from sarmatch.metrics import mma, rmse
+from sarmatch.records import matches_or_load
+from sarmatch.settings import BookConfig
 from sarmatch.statistics import crossed_sums
 from sarmatch.studies import study_config
 
@@ -84,10 +86,10 @@ SETTINGS = (
 )
 """Choices that the paper leaves open and that need a training, one changed at a time."""
 STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, "settings": SETTINGS}
-"""What `sarmatch experiments` runs."""
+"""What `python -m sarmatch.companion_cli study` runs."""
 
 
-def studied(config: Config, study: str) -> Config:
+def studied(config: BookConfig, study: str) -> BookConfig:
     """The config that a study of `STUDIES` trains with: all but the ablation have `studies.label_steps` a training.
 
     Raises:
@@ -102,7 +104,7 @@ def studied(config: Config, study: str) -> Config:
     return config.replace(studies=shorter, training={"warmup_steps": short.label_warmup_steps})
 
 
-def study_run(config: Config, variant: Variant | str, seed: int, split: Split, runs_dir: str | Path) -> Run:
+def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Split, runs_dir: str | Path) -> Run:
     """The finished short training of a variant: loaded, resumed or trained.
 
     Args:
@@ -138,7 +140,7 @@ def labelled(split: Split, variant: Variant, seed: int) -> Split:
 
 
 def study_matches(
-    config: Config,
+    config: BookConfig,
     variants: Sequence[Variant],
     split: Split,
     runs_dir: str | Path,
@@ -177,7 +179,7 @@ def study_matches(
     return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
 
 
-def _check(config: Config, variants: Sequence[Variant], split: Split) -> None:
+def _check(config: BookConfig, variants: Sequence[Variant], split: Split) -> None:
     """Reject before the first training what a later one could not do."""
     for variant in variants:
         study_config(config, 0, {}, variant.model, variant.data, variant.training)
@@ -232,7 +234,7 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
     return pd.DataFrame(rows)
 
 
-def measured_pairs(config: Config, split: Split) -> Pairs:
+def measured_pairs(config: BookConfig, split: Split) -> Pairs:
     """The test pairs that `study_matches` takes."""
     return spread(split.test, config.studies.test_pairs)
 

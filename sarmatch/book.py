@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sarmatch.chapters import BookError, default_workers, execute_all, in_order
-from sarmatch.config import Config
+from sarmatch.config import ON_REAL_DATA
 from sarmatch.headline import update
 from sarmatch.io import atomic_path
 from sarmatch.notebooks import clean_notebook, without_folders
 from sarmatch.page_provenance import save_page
-from sarmatch.profiles import ON_REAL_DATA
-from sarmatch.profiles import profile as named_profile
+from sarmatch.settings import BookConfig, book_profile
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -56,7 +55,7 @@ class ChapterSettings:
         results_dir: where tables are saved; pages read published tables from `book/results/<profile>/`.
     """
 
-    config: Config
+    config: BookConfig
     runs_dir: Path
     results_dir: Path
 
@@ -129,7 +128,7 @@ def chapter_settings(
     profile = os.environ.get("SARMATCH_PROFILE", profile)
     # A folder that the environment names is for the chapters on real data; others do without.
     of_environment = os.environ.get("SARMATCH_DATA") if profile in ON_REAL_DATA else None
-    config = named_profile(profile, data_root or of_environment)
+    config = book_profile(profile, data_root or of_environment)
     out = Path(os.environ.get("SARMATCH_OUT") or _checkout_above(Path.cwd()) or Path.cwd())
     return ChapterSettings(
         config,
@@ -196,7 +195,7 @@ def build_book(
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
     Args:
-        profile: what the chapters run on, see `sarmatch.profiles.PROFILES`.
+        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
         data_root: folder of the data, for the profiles on real data.
         out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
         chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
@@ -216,7 +215,7 @@ def build_book(
         raise ValueError(f"workers must be at least 1, got {workers}")
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
-    config = named_profile(profile, data)  # rejected now rather than in a kernel
+    config = book_profile(profile, data)  # rejected now rather than in a kernel
     forced = os.environ.get("SARMATCH_PROFILE", profile)
     if forced != profile:
         raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")

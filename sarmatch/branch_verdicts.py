@@ -104,7 +104,7 @@ def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFr
     left out there. The interval is one over scenes.
 
     Args:
-        table: of `confidence.match_table`.
+        table: of `confidence_fit.match_table`.
 
     Returns:
         one row a dataset: dataset, pooled, within_pairs, low, high, n_pairs (that count within), n_scenes.

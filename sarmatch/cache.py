@@ -1,9 +1,8 @@
 """Tables that were measured once, kept under a digest of all that they depend on.
 
-A network counts by its weights, a matcher by its class, settings and weights, pairs by their index and by what some of
-them hold (`Pairs.digest`). So no table outlives a training, a change of profile, or data of another size, band or
-origin; a single corrected file among many is not noticed: remove `records/` of the run then. The code that measured is
-no part of the digest: tables carry their commit in a column.
+No table outlives a training, a change of profile, or data of another size, band or origin; after a single file among
+many was corrected, remove `records/` of the run. The code that measured is no part of the digest: tables carry their
+commit in a column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is a confidence worth its name? Scores (eq. 8 and its companions), and their intervals.
+"""Scores of a confidence (eq. 8 and others) and their intervals.
 
 Every score pools matches of equal confidence first, so none depends on the order of the rows. A match is correct when
 its error is at most a threshold in px; the caller decides which.
@@ -35,7 +35,7 @@ class Groups(NamedTuple):
 
 
 def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
-    """What the matches of each bin of confidence claim and what they are worth.
+    """Mean confidence and accuracy of the matches in each bin of confidence.
 
     The intervals take matches as independent. Matches of one scene are not, so these are narrower than the truth.
 
@@ -75,28 +75,10 @@ def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, 
     return _gaps(pool(confidence, correct), bins, equal_mass)[0]
 
 
-def maximum_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
-    """The largest gap of eq. 8 among bins that hold matches, in [0, 1]; a bin of a few matches can decide it."""
-    return _gaps(pool(confidence, correct), bins, equal_mass)[1]
-
-
-def brier(confidence: Any, correct: Any) -> float:
-    """Mean squared difference of confidence and correctness, in [0, 1]; a constant 0.5 has 0.25."""
-    return _brier(pool(confidence, correct))
-
-
-def negative_log_likelihood(confidence: Any, correct: Any) -> float:
-    """Mean of -log of the probability given to what happened, nats.
-
-    Confidences are clipped to [1e-7, 1 - 1e-7] (`CLIP`): what was claimed to be impossible costs 16.1, not infinity.
-    """
-    return _nll(pool(confidence, correct))
-
-
 def auroc(confidence: Any, correct: Any) -> float:
     """Chance that a correct match has more confidence than a wrong one, ties counting half, in [0, 1].
 
-    It judges the order only: 0.5 is no information, and NaN that all matches are correct or all wrong.
+    0.5 is no information; NaN where all matches are correct or all wrong.
     """
     return _auroc(pool(confidence, correct))
 
@@ -113,27 +95,26 @@ def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray
     return _risk_coverage(pool(confidence, correct))
 
 
-def aurc(confidence: Any, correct: Any) -> float:
+def pooled_aurc(groups: Groups) -> float:
     """Area under `risk_coverage` as the mean of its N risks, in [0, 1]; the lower the better.
 
-    A constant confidence has exactly the base error rate e (and a random one has it on average). Putting all correct
-    matches first comes to about e + (1 - e) log(1 - e); above e the order is worse than none. As e is part of it,
+    A constant confidence has the base error rate e, the best order about e + (1 - e) log(1 - e). As e is part of it,
     compare it between confidences of the same matches only.
     """
-    return pooled_aurc(pool(confidence, correct))
-
-
-def pooled_aurc(groups: Groups) -> float:
-    """`aurc` of matches that are pooled already."""
     return float(_risk_coverage(groups)[1].mean())
 
 
 def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
-    """The scores `ece`, `ece_equal_mass`, `mce`, `brier`, `nll`, `auroc` and `aurc` of matches, `accuracy` and `n`.
+    """All scores of matches by name, and their `accuracy` and number `n`.
 
     Args:
         confidence: (N,) in [0, 1].
         correct: (N,) bool.
+
+    Returns:
+        `ece` (eq. 8), `ece_equal_mass` (with bins of equal mass), `mce` (the largest gap among bins that hold matches),
+        `brier` (mean squared difference of confidence and correctness), all in [0, 1]; `nll` (mean negative
+        log-likelihood in nats, confidences clipped to [1e-7, 1 - 1e-7]); `auroc`; `aurc`, see `pooled_aurc`.
     """
     return _scores(pool(confidence, correct))
 
@@ -148,10 +129,8 @@ def bootstrap_scores(
 ) -> pd.DataFrame:
     """`calibration_scores` with 95 % percentile intervals under resampling of whole clusters with replacement.
 
-    Rows are sorted by confidence once. A resample is then only a weight a row, how often its cluster was drawn, and
-    every score follows from weighted sums in that order: exact, without a grid and without copying rows. Scatter adds
-    to a calibration error and never cancels in it, so that resampled ece and mce tend to lie above their values; for
-    well calibrated matches the value can lie below its interval.
+    Scatter adds to a calibration error and never cancels in it, so that resampled ece and mce tend to lie above their
+    values; for well calibrated matches the value can lie below its interval.
 
     Args:
         table: one row a match, with the columns `error_px`, `confidence` (in [0, 1]) and `cluster`.
@@ -179,13 +158,10 @@ def bootstrap_scores(
     ends = np.full((2, len(scores)), np.nan)
     if len(names) > 1:
         draws = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
-        resampled = pd.DataFrame(_resampled(values, correct, codes, draws))[list(scores)]
+        resamples = resampled_groups(values, correct, codes, draws)
+        resampled = pd.DataFrame([_scores(groups) for groups in resamples])[list(scores)]
         ends = resampled.quantile([0.025, 0.975]).to_numpy()
     return pd.DataFrame({"score": list(scores), "value": list(scores.values()), "low": ends[0], "high": ends[1]})
-
-
-def _resampled(values: np.ndarray, correct: np.ndarray, codes: np.ndarray, draws: np.ndarray) -> list[dict[str, float]]:
-    return [_scores(groups) for groups in resampled_groups(values, correct, codes, draws)]
 
 
 def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, draws: np.ndarray) -> Iterator[Groups]:
@@ -269,16 +245,6 @@ def _gaps(groups: Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[f
     return float(missed.sum() / n.sum()), float((missed[n > 0] / n[n > 0]).max())
 
 
-def _brier(groups: Groups) -> float:
-    x, n, correct = groups
-    return float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / n.sum())
-
-
-def _nll(groups: Groups) -> float:
-    x, n, correct = np.clip(groups.confidence, CLIP, 1 - CLIP), groups.n, groups.correct
-    return float(-(correct @ np.log(x) + (n - correct) @ np.log1p(-x)) / n.sum())
-
-
 def _auroc(groups: Groups) -> float:
     right, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.correct, groups.n - groups.correct))
     if right[-1] == 0 or wrong[-1] == 0:
@@ -293,7 +259,10 @@ def _risk_coverage(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(groups: Groups) -> dict[str, float]:
-    (ece, mce), n = _gaps(groups), float(groups.n.sum())
+    (x, n, correct), (ece, mce) = groups, _gaps(groups)
+    total, clipped = float(n.sum()), np.clip(x, CLIP, 1 - CLIP)
     scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}
-    scores |= {"brier": _brier(groups), "nll": _nll(groups), "auroc": _auroc(groups)}
-    return scores | {"aurc": pooled_aurc(groups), "accuracy": float(groups.correct.sum()) / n, "n": n}
+    scores["brier"] = float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / total)
+    scores["nll"] = float(-(correct @ np.log(clipped) + (n - correct) @ np.log1p(-clipped)) / total)
+    scores |= {"auroc": _auroc(groups), "aurc": pooled_aurc(groups)}
+    return scores | {"accuracy": float(correct.sum()) / total, "n": total}

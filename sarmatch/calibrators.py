@@ -1,7 +1,6 @@
-"""From raw scores of a match to the probability that it is right: fitted on validation scenes, carried in weight files.
+"""Calibrators: from raw scores of a match to the probability that it is correct; and cross-fitting over scenes.
 
-The three kinds share one call, so that they can be swapped. scikit-learn is imported where something is fitted only:
-matching does not wait for it.
+scikit-learn is imported where something is fitted only: matching does not wait for it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ TEMPERATURES = (0.01, 100.0)
 """Limits of a fitted temperature; it reaches the upper one where probabilities say nothing or the opposite."""
 MAX_KNOTS = 100
 """Knots of a fitted isotonic map, so that it fits into the header of a file."""
-
+FOLDS = 8
+"""Groups of scenes for cross-fitting."""
 
 Features: TypeAlias = Mapping[str, Any] | pd.DataFrame
 """Arrays (N,) named `probability` and `aleatoric`, in [0, 1], and `epistemic`, at least 0; a match table is one."""
@@ -203,6 +203,35 @@ def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
         return kinds[kind](**entries)
     except TypeError as error:
         raise ValueError(f"these are not the entries of a {kind} calibrator: {sorted(entries)}") from error
+
+
+def scene_folds(scenes: pd.Series, folds: int = FOLDS) -> dict[str, int]:
+    """Number of the fold of each scene, 0 to at most `folds` - 1."""
+    return {scene: i % folds for i, scene in enumerate(sorted(scenes.unique()))}
+
+
+def cross_fitted(
+    fitted_on: pd.DataFrame,
+    table: pd.DataFrame,
+    fit: Callable[[pd.DataFrame], Callable[[pd.DataFrame], np.ndarray]],
+    folds: int = FOLDS,
+) -> np.ndarray:
+    """Value (N,) of each match by a function, such as a calibrator, that was fitted without its scene.
+
+    Args:
+        fitted_on: matches to fit on; `table` may be the same or another of the same scenes. Matches of scenes that are
+            not among them have the value by the function of all.
+        fit: makes the function of matches.
+        folds: at most so many groups of scenes, each left out once. A single scene is fitted on itself.
+    """
+    fold = scene_folds(fitted_on["scene"], folds)
+    values = np.asarray(fit(fitted_on)(table), dtype=np.float64)
+    for left_out in sorted(set(fold.values())) if len(set(fold.values())) > 1 else ():
+        others = fitted_on[fitted_on["scene"].map(fold) != left_out]
+        own = (table["scene"].map(fold) == left_out).to_numpy()
+        if own.any():
+            values[own] = fit(others)(table[own])
+    return values
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -7,15 +7,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import Config, from_dict
-from sarmatch.profiles import PROFILES
-from sarmatch.profiles import profile as named_profile
+from sarmatch.config import PROFILES, Config, from_dict
+from sarmatch.config import profile as named_profile
 from sarmatch.scene_commands import Output, batch, match, register
 from sarmatch.train_command import train_command
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     pass
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
-StudyName = Literal["ablation", "data", "transfer", "settings"]
 Part = Literal["train", "validation", "test"]
 ProtocolName = Literal["aligned", "shift", "affine"]
 
@@ -104,101 +102,6 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     return 0 if report.ok else 1
 
 
-def experiments(
-    study: Positional[StudyName],
-    profile: ProfileName = "demo",
-    data: Path | None = None,
-    runs: Path = Path("runs"),
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-) -> int:
-    """Train and measure all rows of a study that the data allow; stopped at any moment, it goes on where it was.
-
-    Args:
-        study: ablation (table 3), data (fewer labelled pairs), transfer (one source only) or settings.
-        profile: size of the trainings and kind of the data.
-        data: folder of the data, for the profiles on real data.
-        runs: store of runs.
-        output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
-    """
-    from sarmatch.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
-    from sarmatch.ablation_tables import calibration_table, metrics_table
-    from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.io import TABLES, check_output, write_table
-    from sarmatch.sensitivity import possible
-    from sarmatch.statistics import with_intervals
-
-    if output is not None:
-        check_output(output, "records", TABLES)
-    config = studied(named_profile(profile, str(data) if data else None), study)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    variants = possible(STUDIES[study], config, split)
-    if absent := [variant.name for variant in STUDIES[study] if variant not in variants]:
-        print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
-    matches = study_matches(config, variants, split, runs)
-    scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
-    metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
-    voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
-    alone = metrics_table(scores[~scores["voting"]], metrics)
-    radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
-    print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
-    for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
-        print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
-    if output is not None:
-        write_table(scores, output, "records")
-    return 0
-
-
-def compare(
-    profile: ProfileName = "demo",
-    data: Path | None = None,
-    runs: Path = Path("runs"),
-    search_radius: float | None = 32.0,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-) -> int:
-    """Measure our network and all other methods on the same test pairs; stopped at any moment, it goes on.
-
-    Takes the shipped weights where they are of this profile and these data, else trains the profile's network; then
-    trains all learned methods, and our network once more, with one short budget.
-
-    Args:
-        profile: whose network, data, split and crops to use.
-        data: folder of the data, for the profiles on real data.
-        runs: store of runs.
-        search_radius: px around the predicted position; None searches the whole image.
-        output: also write the records, .parquet or .csv: one a method and test pair.
-    """
-    from sarmatch.comparison import all_methods, without_packages
-    from sarmatch.comparison import compare as compare_methods
-    from sarmatch.comparison_tables import ranked, registration_table
-    from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.evaluation import check_search
-    from sarmatch.io import TABLES, check_output, write_table
-    from sarmatch.peers import peer_matchers, trained_peers, training_table
-    from sarmatch.shipping import shipped_or_trained
-    from sarmatch.statistics import with_intervals
-
-    check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
-    if output is not None:
-        check_output(output, "records", TABLES)
-    config = named_profile(profile, str(data) if data else None)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
-    run = shipped_or_trained(config, runs, split)
-    trainings = trained_peers(config, split, runs)
-    compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
-    records, _ = compare_methods(run, compared, split, config, search_radius)
-    table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
-    where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
-    print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
-    budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
-    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
-    for name in without_packages():
-        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
-    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
-    if output is not None:
-        write_table(records, output, "records")
-    return 0
-
-
 def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,
@@ -254,69 +157,39 @@ def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
     return named_profile(profile or model, root)
 
 
-def book(
-    profile: ProfileName | None = None,
-    data: Path | None = None,
-    out: Path = Path("build"),
-    runs: Path = Path("runs"),
-    chapters: tuple[str, ...] = (),
-    no_site: bool = False,
-    publish: bool = False,
-    workers: int | None = None,
-) -> int:
-    """Execute the chapters into a staged copy of the book and build the site there.
-
-    Args:
-        profile: what the chapters run on; default demo, with --publish s1s2.
-        data: folder of the data, for the profiles on real data.
-        out: the copy is made in OUT/PROFILE/book.
-        runs: store of trained runs; what it holds is loaded.
-        chapters: execute only these, by name.
-        no_site: execute only, without jupyter-book.
-        publish: write executed chapters and result tables back to book/.
-        workers: chapters at a time; default as many as there are cores, up to 4; one where there is a GPU, and with
-            --publish, since chapters measure times.
-    """
-    from sarmatch import book as machinery
-
-    chosen = profile or (machinery.PUBLISHED_PROFILE if publish else "demo")
-    if publish and workers is None:
-        workers = 1
-    try:
-        staged = machinery.build_book(chosen, data, out, chapters or None, not no_site, None, runs, workers)
-    except machinery.BookError as error:
-        print(f"sarmatch: error: {error}", file=sys.stderr)
-        return 1
-    if publish:
-        machinery.publish(staged, chosen, data, chapters or None)
-    return 0
-
-
 def _app(arguments: Sequence[str]) -> SubcommandApp:
     """All commands; the defaults of `train` are those of the profile that the arguments name."""
     app = SubcommandApp()
-    images: tuple[Callable[..., int], ...] = (demo, match, register, batch, export)
-    networks: tuple[Callable[..., int], ...] = (train_command(arguments), experiments, compare, evaluate, book)
-    for command in images:
+    commands: tuple[Callable[..., int], ...] = (demo, match, register, batch, export)
+    for command in commands:
         app.command(command)
     app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
-    for command in networks:
-        app.command(command)
+    app.command(train_command(arguments))
+    app.command(evaluate)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, which is 2 for bad input.
+    """Run the command line; returns the exit status, see `run_app`.
 
     Args:
-        arguments: default `sys.argv[1:]`; `--debug` anywhere shows the traceback of an error.
+        arguments: default `sys.argv[1:]`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_app(_app(arguments), "sarmatch", "Matching of SAR and optical images.", arguments)
+
+
+def run_app(app: SubcommandApp, prog: str, description: str, arguments: Sequence[str]) -> int:
+    """Run one of the commands of an app; returns the exit status, which is 2 for bad input and 130 if interrupted.
+
+    Args:
+        arguments: `--debug` anywhere shows the traceback of an error.
+    """
     debug = "--debug" in arguments
     try:
-        status = _app(arguments).cli(
-            prog="sarmatch",
-            description="Matching of SAR and optical images. --debug shows where an error comes from.",
+        status = app.cli(
+            prog=prog,
+            description=f"{description} --debug shows where an error comes from.",
             args=[argument for argument in arguments if argument != "--debug"],
             config=(tyro.conf.FlagCreatePairsOff,),
         )

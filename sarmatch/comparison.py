@@ -29,7 +29,7 @@ from sarmatch.baselines import (
 from sarmatch.baselines.lightglue import Features, LightGlueMatcher, installed
 from sarmatch.cache import cached_table
 from sarmatch.confidence import fit_calibrator
-from sarmatch.config import Config, EvaluationConfig
+from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
@@ -39,6 +39,7 @@ from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.settings import BookConfig
 from sarmatch.timing import interleave, summary
 
 STANDS_FOR: Mapping[str, str] = {
@@ -193,7 +194,7 @@ def _as_matches(table: pd.DataFrame) -> Matches:
 
 
 def compare(
-    run: Run, matchers: Mapping[str, CropMatcher], split: Split, config: Config, search_radius: float | None
+    run: Run, matchers: Mapping[str, CropMatcher], split: Split, config: BookConfig, search_radius: float | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All methods on test pairs, and each one's confidence calibrated on validation pairs by itself; resumable.
 

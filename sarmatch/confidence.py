@@ -1,4 +1,4 @@
-"""From matches with raw scores to calibrated confidence and to the answer "no match" (section 4.3.3).
+"""Calibrated confidence of matches, and the decision whether two images overlap (section 4.3.3).
 
 A confidence means the probability of lying within 3 px of the truth. Calibrators are fitted on validation scenes under
 `shift` at the headline radius, travel in the header of the weights, and are applied by `Matcher`.
@@ -7,28 +7,20 @@ A confidence means the probability of lying within 3 px of the truth. Calibrator
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from sarmatch.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
-from sarmatch.config import EvaluationConfig, Protocol
-from sarmatch.data.pairs import Pairs
-from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
-from sarmatch.matches import Matches
-from sarmatch.matching import RawMatches
-from sarmatch.metrics import match_residuals
-from sarmatch.precision import CONFIDENT_PX, COVERAGE, FOLDS, Precision, scene_folds
+from sarmatch.precision import CONFIDENT_PX, COVERAGE, Precision
 
 SCORES = ("probability", "aleatoric", "epistemic")
 """Raw scores of a match, of which confidence is made."""
 SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")
 """Found less true optical position, px, and the raw covariance of the found one, px^2."""
-
-RawMatcher = Callable[[EvaluationCrops], RawMatches]
 
 
 @dataclass(frozen=True)
@@ -96,37 +88,11 @@ class Confidence:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
 
 
-def match_table(
-    matcher: RawMatcher, pairs: Pairs, protocol: Protocol, config: EvaluationConfig, progress: bool = True
-) -> pd.DataFrame:
-    """All matches of all pairs with their raw scores and errors, one row a match.
-
-    Args:
-        matcher: gives raw matches of two crops.
-
-    Returns:
-        columns id, dataset, scene, x, y (SAR position, px), error_px, `SCORES` and `SPREAD`.
-    """
-    parts = []
-    for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None if progress else True):
-        crops = evaluation_crops(pair, protocol, config)
-        raw = matcher(crops)
-        xy = raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy()
-        residuals = match_residuals(xy, crops.A_sar_to_optical)
-        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": np.linalg.norm(residuals, axis=1)}
-        table |= {name: getattr(raw, name).cpu().numpy() for name in SCORES}
-        spread_of_position = raw.covariance.cpu().numpy()[:, [0, 0, 1], [0, 1, 1]]
-        table |= dict(zip(SPREAD, np.hstack([residuals, spread_of_position]).T, strict=True))
-        labels = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
-        parts.append(pd.DataFrame(table).astype(np.float32).assign(**labels))
-    return pd.concat(parts, ignore_index=True)
-
-
 def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Calibrator:
     """Logistic regression on raw scores, then isotonic; every match counts alike, as it does in the scores of eq. 8.
 
     Args:
-        table: matches of validation pairs, see `match_table`.
+        table: matches of validation pairs, see `confidence_fit.match_table`.
         names: features, keys of `calibrators.FEATURES`.
     """
     correct = table["error_px"].to_numpy() <= threshold_px
@@ -140,34 +106,10 @@ def agreement(confidence: np.ndarray) -> float:
     return float(np.mean(confidence)) if len(confidence) else 0.0
 
 
-def cross_fitted(
-    fitted_on: pd.DataFrame,
-    table: pd.DataFrame,
-    fit: Callable[[pd.DataFrame], Calibrator],
-    folds: int = FOLDS,
-) -> np.ndarray:
-    """Confidence (N,) of each match by a calibrator that has not seen its scene.
-
-    Args:
-        fitted_on: matches to fit on; `table` may be the same or another of the same scenes. Matches of scenes that are
-            not among them have the calibrator of all.
-        fit: makes a calibrator of matches.
-        folds: at most so many groups of scenes, each left out once. A single scene is fitted on itself.
-    """
-    fold = scene_folds(fitted_on["scene"], folds)
-    confidence = np.asarray(fit(fitted_on)(table), dtype=np.float64)
-    for left_out in sorted(set(fold.values())) if len(set(fold.values())) > 1 else ():
-        others = fitted_on[fitted_on["scene"].map(fold) != left_out]
-        own = (table["scene"].map(fold) == left_out).to_numpy()
-        if own.any():
-            confidence[own] = fit(others)(table[own])
-    return confidence
-
-
-def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, pairs: Pairs) -> pd.Series:
-    """`agreement` of all pairs of a match table with these confidences, by id; pairs without matches have 0."""
+def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, ids: pd.Series) -> pd.Series:
+    """`agreement` of pairs by id, from a match table and its confidences (N,); pairs without matches have 0."""
     found = table[["id"]].assign(confidence=confidence).groupby("id")["confidence"].mean()
-    return found.reindex(pairs.index["id"], fill_value=0.0)
+    return found.reindex(ids, fill_value=0.0)
 
 
 def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
@@ -199,40 +141,34 @@ def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame
     return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
 
 
-def apply(
-    raw: RawMatches,
+def rate(
+    raw: Mapping[str, np.ndarray],
     confidence: Confidence | None,
     mode: str,
     search_radius: float | None,
     coverage: float = COVERAGE,
-) -> Matches:
-    """Matches with calibrated confidence, covariance and radius, and the decision on the pair; raw probabilities and
+) -> dict[str, Any]:
+    """Calibrated confidence, covariance and radius of matches, and the decision on the pair; raw probabilities and
     spreads where nothing is fitted.
 
     Args:
+        raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
         mode: key of `confidence`.
         search_radius: px, with which the matches were found; None where they were found otherwise. With another one
             than was fitted, nothing is decided and radii are NaN: how far off wrong matches are is not known then.
         coverage: of the radii.
+
+    Returns:
+        `confidence` (N,), `covariance` (N, 2, 2) px^2, `radius` (N,) px, `overlaps` (bool or None).
     """
-    arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
-    scores = {name: arrays[name] for name in SCORES}
     calibrator = confidence.calibrators.get(mode) if confidence else None
     fits = confidence is not None and confidence.search_radius == search_radius
     overlap = confidence.overlaps.get(mode) if confidence is not None and fits else None
     precision = confidence.precision.get(mode) if confidence else None
-    value = scores["probability"] if calibrator is None else calibrator(scores)
-    spread_of_position = arrays["covariance"]
-    radius = np.full(len(value), np.nan)
-    if precision is not None and fits:
-        radius = precision.radius(value, spread_of_position, coverage)
-    return Matches(
-        arrays["xy_sar"],
-        arrays["xy_optical"],
-        value,
-        scores["aleatoric"],
-        scores["epistemic"],
-        spread_of_position if precision is None else precision.covariance(spread_of_position),
-        radius,
-        overlaps=None if overlap is None else overlap.accepts(np.asarray(value)),
-    )
+    value = raw["probability"] if calibrator is None else calibrator(raw)
+    covariance, radius = raw["covariance"], np.full(len(value), np.nan)
+    if precision is not None:
+        radius = precision.radius(value, covariance, coverage) if fits else radius
+        covariance = precision.covariance(covariance)
+    overlaps = None if overlap is None else overlap.accepts(np.asarray(value))
+    return {"confidence": value, "covariance": covariance, "radius": radius, "overlaps": overlaps}

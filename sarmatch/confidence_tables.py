@@ -19,7 +19,8 @@ import scipy.stats
 from sarmatch.cache import cached_table
 from sarmatch.calibration import bootstrap_scores, pooled_aurc, resampled_groups
 from sarmatch.calibrators import Calibrator, Isotonic, Logistic, Temperature
-from sarmatch.confidence import CONFIDENT_PX, fit_calibrator, match_table
+from sarmatch.confidence import CONFIDENT_PX, fit_calibrator
+from sarmatch.confidence_fit import match_table
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
@@ -66,7 +67,7 @@ def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFr
     """Matches that one pass and the passes with dropout both find, with the scores of both.
 
     Args:
-        single, monte_carlo: match tables of the same pairs, see `sarmatch.confidence.match_table`; pairs that stand in
+        single, monte_carlo: match tables (`confidence_fit.match_table`) of the same pairs; pairs that stand in
             one only are left out.
 
     Returns:
@@ -264,20 +265,21 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
     return pd.DataFrame(rows, columns=["images", "n_pairs", "wrong", rate, f"{rate}_low", f"{rate}_high"])
 
 
-def scores_by_passes(run: Run, split: Split, n_pairs: int) -> pd.DataFrame:
-    """Scores and seconds for each number of `studies.passes`, the same calibrator fitted anew for each.
+def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
+    """Scores and seconds for each number of passes, the same calibrator fitted anew for each.
 
     The matches differ between numbers of passes too, not only their order. One pass carries no mutual information; its
     calibrator does without.
 
     Args:
         n_pairs: of validation to fit on, and as many of the test part to measure.
+        numbers: of Monte Carlo passes.
 
     Returns:
         a row a number: passes, seconds (median a test pair), accuracy, and ece, brier, auroc, aurc with intervals.
     """
     config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
-    for passes in run.config.studies.passes:
+    for passes in numbers:
         fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.calibration, split.test))
         names = ALL_SCORES if passes > 1 else ALL_SCORES[:2]
         confidence = pd.DataFrame({"passes": fit_calibrator(fitted_on, names)(measured)})

@@ -1,4 +1,4 @@
-"""Configuration as frozen dataclasses.
+"""Configuration as frozen dataclasses, and the five named profiles: one code path at every scale.
 
 Contradictory values are rejected when a config is made, naming the field, its value and what was expected.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 Norm = Literal["group", "batch"]
-N_ORIENTATIONS = 9
-"""Of oriented gradients, over 180 degrees."""
+N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
 Protocol = Literal["aligned", "shift", "affine"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
+VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
+"""Of the evaluation, what validation reads: all that can change the weights that are kept."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -30,72 +30,39 @@ def _require(condition: bool, message: str) -> None:
 class DataConfig:
     """Which pairs, how they are split, and what training does to them (section 4.1 and 4.2 of the paper)."""
 
-    source: Literal["synthetic", "manifest", "sen12ms"] = "manifest"
-    """Where pairs come from; `manifest` and `sen12ms` need `root`."""
-    root: str | None = None
-    """Folder of the data; never part of the hash of a run (the data fingerprint is)."""
-    datasets: tuple[str, ...] = ()
-    """Keep only these values of the manifest's `dataset` column; empty keeps all."""
-    sar_bands: tuple[int, ...] = (0,)
-    """Zero-based SAR bands to use: VV, or VV and VH."""
-    optical_bands: tuple[int, ...] = (0, 1, 2)
-    """Zero-based optical bands to use, in red, green, blue order."""
-    patch_size: int = 256
-    """Side of a stored patch, px."""
-    n_synthetic: int = 64
-    """Number of generated pairs where `source` is `synthetic`."""
-    split: Literal["scene", "patch"] = "scene"
-    """`scene` keeps a scene in one part; `patch` is the paper's stratified split over patches."""
-    split_fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
-    """Shares of training, validation and test."""
-    split_seed: int = 0
-    """Of the draw that assigns scenes or patches to the parts."""
-    crop_size: int = 128
-    """Side of a training crop, px; a multiple of 16."""
-    joint_rotation_deg: float = 30.0
-    """Both images turn together by up to this angle (section 4.2)."""
-    flip_probability: float = 0.5
-    """Horizontal flip of both images (section 4.2)."""
-    noise_std: float = 0.01
-    """Standard deviation of Gaussian noise added to both images, in units of [0, 1] (section 4.2)."""
-    relative_shift_px: float = 24.0
-    """The optical crop is displaced against the SAR crop by up to this on each axis."""
-    pure_shift_probability: float = 0.5
-    """Share of samples whose relative transform is a shift alone, as between georeferenced images."""
-    relative_rotation_deg: float = 4.0
-    """The optical crop is turned against the SAR crop by up to this angle either way."""
-    relative_log_scale: float = 0.04
-    """Relative scale is drawn between exp(-v) and exp(v)."""
-    speckle_probability: float = 0.5
-    """Chance that a training SAR crop receives artificial speckle."""
-    speckle_looks: tuple[float, float] = (1.0, 16.0)
-    """Range of the equivalent number of looks of that speckle (log-uniform)."""
-    haze_probability: float = 0.3
-    """Chance that a training optical crop is veiled by artificial haze of uneven density."""
-    later_sar_probability: float = 0.3
-    """Chance to train on the later SAR acquisition of the same place, where the dataset has one."""
-    band_mixing: float = 0.5
-    """Chance that optical bands are mixed, dropped or greyed, so that false and true colour both work."""
+    source: Literal["synthetic", "manifest", "sen12ms"] = "manifest"  #: Of the pairs; real ones need `root`.
+    root: str | None = None  #: Folder of the data; never part of the hash of a run (the data fingerprint is).
+    datasets: tuple[str, ...] = ()  #: Keep only these values of the manifest's `dataset` column; empty keeps all.
+    sar_bands: tuple[int, ...] = (0,)  #: Zero-based SAR bands to use: VV, or VV and VH.
+    optical_bands: tuple[int, ...] = (0, 1, 2)  #: Zero-based optical bands to use, in red, green, blue order.
+    patch_size: int = 256  #: Side of a stored patch, px.
+    n_synthetic: int = 64  #: Number of generated pairs where `source` is `synthetic`.
+    split: Literal["scene", "patch"] = "scene"  #: `scene`: each scene in one part; `patch`: the paper's, stratified.
+    split_fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)  #: Shares of training, validation and test.
+    split_seed: int = 0  #: Of the draw that assigns scenes or patches to the parts.
+    crop_size: int = 128  #: Side of a training crop, px; a multiple of 16.
+    joint_rotation_deg: float = 30.0  #: Both images turn together by up to this angle (section 4.2).
+    flip_probability: float = 0.5  #: Horizontal flip of both images (section 4.2).
+    noise_std: float = 0.01  #: Standard deviation of Gaussian noise added to both images, in units of [0, 1].
+    relative_shift_px: float = 24.0  #: The optical crop is displaced against the SAR crop by up to this on each axis.
+    pure_shift_probability: float = 0.5  #: Share of samples displaced by a shift alone, as if georeferenced.
+    relative_rotation_deg: float = 4.0  #: The optical crop is turned against the SAR crop by up to this angle.
+    relative_log_scale: float = 0.04  #: Relative scale is drawn between exp(-v) and exp(v).
+    speckle_probability: float = 0.5  #: Chance that a training SAR crop receives artificial speckle.
+    speckle_looks: tuple[float, float] = (1.0, 16.0)  #: Range of the equivalent number of looks of it (log-uniform).
+    haze_probability: float = 0.3  #: Chance that a training optical crop is veiled by artificial, uneven haze.
+    later_sar_probability: float = 0.3  #: Chance to train on the later SAR image of a place, if there is one.
+    band_mixing: float = 0.5  #: Chance that optical bands are mixed, dropped or greyed, for true and false colour.
 
     def __post_init__(self) -> None:
-        _require(
-            len(self.split_fractions) == 3 and abs(sum(self.split_fractions) - 1) < 1e-6,
-            f"split_fractions must be three numbers that sum to 1, got {self.split_fractions}",
-        )
+        whole = len(self.split_fractions) == 3 and abs(sum(self.split_fractions) - 1) < 1e-6
+        _require(whole, f"split_fractions must be three numbers that sum to 1, got {self.split_fractions}")
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
-        _require(
-            16 <= self.crop_size <= self.patch_size,
-            f"crop_size must lie between 16 and patch_size={self.patch_size}, got {self.crop_size}",
-        )
-        for name in (
-            "flip_probability",
-            "pure_shift_probability",
-            "speckle_probability",
-            "haze_probability",
-            "later_sar_probability",
-            "band_mixing",
-        ):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        fits = 16 <= self.crop_size <= self.patch_size
+        _require(fits, f"crop_size must lie between 16 and patch_size={self.patch_size}, got {self.crop_size}")
+        for name, value in vars(self).items():
+            if name.endswith("_probability") or name == "band_mixing":
+                _require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
         low, high = self.speckle_looks
         _require(1 <= low <= high, f"speckle_looks must satisfy 1 <= low <= high, got {self.speckle_looks}")
 
@@ -104,60 +71,40 @@ class DataConfig:
 class ModelConfig:
     """Widths and switches of the two encoders (sections 3.1.1 and 3.1.2) and of the matcher."""
 
-    backbone: Literal["paper", "timm"] = "paper"
-    """`paper` builds the encoders of section 3.1; `timm` takes legacy_xception and tf_efficientnet_b0."""
-    pretrained: bool = False
-    """ImageNet weights for `backbone='timm'`; needs a network connection the first time."""
-    sar_channels: int = 1
-    """Bands of the SAR image, 1 or 2."""
-    optical_channels: int = 3
-    """Bands of the optical image."""
-    sar_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """Stem and four Xception blocks."""
-    sar_dilations: tuple[int, int, int, int] = (1, 1, 2, 4)
-    """Dilation of each block: context at stride 4 without losing cells."""
-    optical_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """7x7 stem and three layers at strides 4, 8 and 16."""
-    bifpn_width: int = 256
-    """Channels of the BiFPN of the optical encoder."""
-    bifpn_repeats: int = 3
-    """At least 2: the last one ends at the finest level."""
-    feature_width: int = 512
-    """Channels of F (eqs. 1 and 2)."""
-    head_width: int = 512
-    """Hidden channels of the projection head."""
-    descriptor_dim: int = 128
-    """Projection head of section 3.3.1: `head_width` then `descriptor_dim`."""
-    fine_width: int = 32
-    """Channels of the full-resolution branch."""
-    fine_dim: int = 16
-    """Channels of the full-resolution branch and of its descriptors."""
-    norm: Norm = "group"
-    """Normalisation of all layers; `batch` depends on what else is in the batch."""
-    uncertainty: bool = True
-    """Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching."""
-    uncertainty_width: int = 32
-    """Channels of each branch of those modules."""
-    early_dropout: float = 0.10
-    """Section 3.2.4, first place: early in the encoders."""
-    uncertainty_dropout: float = 0.20
-    """Second place: before the uncertainty modules."""
-    fusion_dropout: float = 0.15
-    """Third place: where the features of both modalities enter the common space, and in the fusion of uncertainty."""
-    oriented_gradients: bool = False
-    """Whether nine fixed channels of oriented gradients stand beside the learned ones in every descriptor. Ours, not
-    the paper's: what SAR and optical images share without learning does not have to be learned."""
-    consensus_cells: tuple[int, ...] = (3, 7, 15, 25)
-    """Odd sides of the neighbourhoods that vote, in cells of 4 px; empty is the paper-literal per-cell matcher."""
+    backbone: Literal["paper", "timm"] = "paper"  #: Section 3.1, or timm's legacy_xception and tf_efficientnet_b0.
+    pretrained: bool = False  #: ImageNet weights for `backbone='timm'`; needs a network connection the first time.
+    sar_channels: int = 1  #: Bands of the SAR image, 1 or 2.
+    optical_channels: int = 3  #: Bands of the optical image.
+    sar_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)  #: Stem and four Xception blocks.
+    sar_dilations: tuple[int, int, int, int] = (1, 1, 2, 4)  #: Of each block: context at stride 4, all cells kept.
+    optical_widths: tuple[int, int, int, int] = (64, 128, 256, 512)  #: 7x7 stem, three layers at strides 4, 8, 16.
+    bifpn_width: int = 256  #: Channels of the BiFPN of the optical encoder.
+    bifpn_repeats: int = 3  #: At least 2: the last one ends at the finest level.
+    feature_width: int = 512  #: Channels of F (eqs. 1 and 2).
+    head_width: int = 512  #: Hidden channels of the projection head.
+    descriptor_dim: int = 128  #: Projection head of section 3.3.1: `head_width` then `descriptor_dim`.
+    fine_width: int = 32  #: Channels of the full-resolution branch.
+    fine_dim: int = 16  #: Channels of the full-resolution branch and of its descriptors.
+    norm: Norm = "group"  #: Normalisation of all layers; `batch` depends on what else is in the batch.
+    uncertainty: bool = True  #: Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching.
+    uncertainty_width: int = 32  #: Channels of each branch of those modules.
+    early_dropout: float = 0.10  #: Section 3.2.4, first place: early in the encoders.
+    uncertainty_dropout: float = 0.20  #: Second place: before the uncertainty modules.
+    fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
+    oriented_gradients: bool = False  #: Nine fixed channels of oriented gradients in each descriptor; not in the paper.
+    consensus_cells: tuple[int, ...] = (
+        3,
+        7,
+        15,
+        25,
+    )  #: Odd sides of aggregation, in cells; empty: none (the paper).
 
     def __post_init__(self) -> None:
         _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
         for name in ("early_dropout", "uncertainty_dropout", "fusion_dropout"):
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        _require(
-            all(k > 1 and k % 2 == 1 for k in self.consensus_cells),
-            f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}",
-        )
+        odd = all(k > 1 and k % 2 == 1 for k in self.consensus_cells)
+        _require(odd, f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}")
         _require(self.bifpn_repeats >= 2, f"bifpn_repeats must be at least 2, got {self.bifpn_repeats}")
         _require(self.sar_channels in (1, 2), f"sar_channels must be 1 or 2, got {self.sar_channels}")
 
@@ -171,44 +118,26 @@ class ModelConfig:
 class Schedule:
     """What any training needs: rates, batches and when to stop (table 2)."""
 
-    learning_rate: float = 5e-5
-    """Of Adam, after the warm-up; scales of similarity learn ten times as fast."""
-    batch_size: int = 32
-    """Pairs of one optimiser step, over all processes and accumulation steps together."""
-    accumulation_steps: int = 4
-    """Each optimiser step is the mean of this many smaller batches."""
-    epochs: int = 30
-    """Passes over the training pairs."""
-    max_steps: int | None = None
-    """Stop after this many optimiser steps; None trains all epochs."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam."""
-    weight_decay: float = 1e-4
-    """Of all weights but the scales of similarity."""
-    warmup_steps: int = 0
-    """The learning rate rises linearly over so many steps."""
-    cosine: bool = False
-    """Decay the learning rate to 5 % along a half cosine; the paper states no schedule."""
-    clip_norm: float = 1.0
-    """Gradients longer than this are cut to it."""
-    patience: int | None = None
-    """Early stopping: validations without improvement of the score; None trains to the end."""
-    validate_every: int | None = None
-    """Steps between validations; None validates once an epoch."""
-    validation_pairs: int = 64
-    """Validate on at most this many pairs."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints; a killed run loses at most these."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the network, losses stay in 32 bits; `no` is 32 bits throughout."""
-    workers: int = 0
-    """Loader processes."""
+    learning_rate: float = 5e-5  #: Of Adam, after the warm-up; scales of similarity learn ten times as fast.
+    batch_size: int = 32  #: Pairs of one optimiser step, over all processes and accumulation steps together.
+    accumulation_steps: int = 4  #: Each optimiser step is the mean of this many smaller batches.
+    epochs: int = 30  #: Passes over the training pairs.
+    max_steps: int | None = None  #: Stop after this many optimiser steps; None trains all epochs.
+    betas: tuple[float, float] = (0.9, 0.999)  #: Of Adam.
+    weight_decay: float = 1e-4  #: Of all weights but the scales of similarity.
+    warmup_steps: int = 0  #: The learning rate rises linearly over so many steps.
+    cosine: bool = False  #: Decay the learning rate to 5 % along a half cosine; the paper states no schedule.
+    clip_norm: float = 1.0  #: Gradients longer than this are cut to it.
+    patience: int | None = None  #: Stop after so many validations without improvement; None: train to the end.
+    validate_every: int | None = None  #: Steps between validations; None validates once an epoch.
+    validation_pairs: int = 64  #: Validate on at most this many pairs.
+    checkpoint_every: int = 100  #: Steps between checkpoints; a killed run loses at most these.
+    precision: Literal["no", "bf16", "fp16"] = "no"  #: Mixed precision of the network; losses stay in 32 bits.
+    workers: int = 0  #: Loader processes.
 
     def __post_init__(self) -> None:
-        _require(
-            self.batch_size % self.accumulation_steps == 0,
-            f"batch_size={self.batch_size} must be a multiple of accumulation_steps={self.accumulation_steps}",
-        )
+        batch, parts = self.batch_size, self.accumulation_steps
+        _require(batch % parts == 0, f"batch_size={batch} must be a multiple of accumulation_steps={parts}")
         for name in ("learning_rate", "batch_size", "accumulation_steps", "epochs", "max_steps", "checkpoint_every",
                      "validate_every", "validation_pairs", "patience"):  # fmt: skip
             value = getattr(self, name)
@@ -219,38 +148,23 @@ class Schedule:
 class PretrainingConfig(Schedule):
     """Self-supervised pretraining (section 3.3; table 2, left column). With both tasks off there is none."""
 
-    learning_rate: float = 1e-4
-    """Of Adam, after the warm-up."""
-    epochs: int = 50
-    """Passes over the training pairs."""
-    contrastive: bool = True
-    """Contrastive learning over the images of a batch (section 3.3.1)."""
-    contrast_over: Literal["cells", "image"] = "cells"
-    """What stands for an image in eq. 3: `cells`, all its descriptors side by side, on aligned crops; `image`, a single
-    one of its pooled features."""
-    contrastive_form: Literal["infonce", "printed"] = "infonce"
-    """`infonce`: the positive stands in the denominator too, both directions; `printed`: eq. 4 as it stands."""
-    temperature: float = 0.07
-    """tau of eq. 4."""
-    rotation: bool = True
-    """Prediction of quarter turns (section 3.3.2)."""
-    rotation_width: int = 256
-    """Hidden channels of the heads that tell the turn."""
-    unpaired_share: float = 0.25
-    """Share of samples whose two images show different places; only the rotation task uses them."""
+    learning_rate: float = 1e-4  #: Of Adam, after the warm-up.
+    epochs: int = 50  #: Passes over the training pairs.
+    contrastive: bool = True  #: Contrastive learning over the images of a batch (section 3.3.1).
+    contrast_over: Literal["cells", "image"] = "cells"  #: Eq. 3 over all descriptors, or over pooled features.
+    contrastive_form: Literal["infonce", "printed"] = "infonce"  #: Symmetric InfoNCE, or eq. 4 as printed.
+    temperature: float = 0.07  #: tau of eq. 4.
+    rotation: bool = True  #: Prediction of quarter turns (section 3.3.2).
+    rotation_width: int = 256  #: Hidden channels of the heads that tell the turn.
+    unpaired_share: float = 0.25  #: Share of samples of two different places, used by the rotation task only.
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         _require(0 <= self.unpaired_share <= 1, f"unpaired_share must lie in [0, 1], got {self.unpaired_share}")
-        _require(
-            self.contrast_over in ("cells", "image"),
-            f"contrast_over must be 'cells' or 'image', got {self.contrast_over!r}",
-        )
-        _require(
-            self.contrastive_form in ("infonce", "printed"),
-            f"contrastive_form must be 'infonce' or 'printed', got {self.contrastive_form!r}",
-        )
+        over, form = self.contrast_over, self.contrastive_form
+        _require(over in ("cells", "image"), f"contrast_over must be 'cells' or 'image', got {over!r}")
+        _require(form in ("infonce", "printed"), f"contrastive_form must be 'infonce' or 'printed', got {form!r}")
 
     @property
     def enabled(self) -> bool:
@@ -262,12 +176,9 @@ class TrainingConfig(Schedule):
     """Supervised fine-tuning (table 2, right column)."""
 
     patience: int | None = 5
-    window_px: float = 40.0
-    """Radius of the candidates of the coarse loss around the same position."""
-    matching_weight: float = 1.0
-    """Weight of L_mat in the sum."""
-    uncertainty_weight: float = 0.5
-    """Weight of L_unc in the sum."""
+    window_px: float = 40.0  #: Radius of the candidates of the coarse loss around the same position.
+    matching_weight: float = 1.0  #: Weight of L_mat in the sum.
+    uncertainty_weight: float = 0.5  #: Weight of L_unc in the sum.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,28 +191,19 @@ class TrainingConfig(Schedule):
 class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
-    protocols: tuple[Protocol, ...] = PROTOCOLS
-    """Transforms to evaluate under."""
-    crop_size: int = 208
-    """Side of an evaluation crop for `aligned` and `shift`, px."""
-    affine_crop_size: int = 128
-    """Side for `affine`: small enough that no rotated crop leaves a 256 px patch."""
-    max_shift_px: float = 24.0
-    """Largest shift on each axis under `shift` and `affine`."""
-    max_rotation_deg: float = 30.0
-    """Largest turn under `affine`."""
-    scale_range: tuple[float, float] = (0.9, 1.1)
-    """Of scales under `affine`."""
-    search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)
-    """Search radii in px around the predicted position; None searches the whole image."""
-    headline_radius: float = 32.0
-    """Search radius of validation and of the headline, px."""
-    thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
-    """Errors up to which a match counts as right."""
-    seed: int = 2026
-    """Of the transforms."""
-    max_pairs: int | None = None
-    """Evaluate at most this many pairs of a part, evenly spaced over its scenes; None takes all."""
+    protocols: tuple[Protocol, ...] = PROTOCOLS  #: Transforms to evaluate under.
+    crop_size: int = 208  #: Side of an evaluation crop for `aligned` and `shift`, px.
+    affine_crop_size: int = 128  #: Side for `affine`: small enough that no rotated crop leaves a 256 px patch.
+    max_shift_px: float = 24.0  #: Largest shift on each axis under `shift` and `affine`.
+    max_rotation_deg: float = 30.0  #: Largest turn under `affine`.
+    scale_range: tuple[float, float] = (0.9, 1.1)  #: Of scales under `affine`.
+    search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)  #: px around the prediction; None: everywhere.
+    headline_radius: float = 32.0  #: Search radius of validation and of the headline, px.
+    thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  #: Errors up to which a match counts as right.
+    seed: int = 2026  #: Of the transforms.
+    # Nothing that is measured depends on it, so that it is no part of the digests of tables.
+    calibration_pairs: int = field(default=48, metadata={"digest": False})  #: Validation pairs to fit confidence on.
+    max_pairs: int | None = None  #: Evaluate at most so many pairs of a part, evenly over its scenes; None: all.
 
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
@@ -311,78 +213,24 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """How large the studies of the chapters are; no part of a run's hash, since each study's runs carry their own."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the trainings with and without pretraining that are compared."""
-    crop_size: int = 96
-    """Side of their training crops, px."""
-    pretraining_steps: int = 100
-    """Of the trainings with and without pretraining that are compared."""
-    sweep_steps: int = 60
-    """Of each contrastive training that is compared with others."""
-    steps: int = 200
-    """Of each training that is compared with others at equal budget."""
-    validate_every: int = 40
-    """Steps between validations of these."""
-    label_steps: int = 120
-    """Of each training of the studies of labels, sources and settings, which have many rows."""
-    label_warmup_steps: int = 30
-    """Warm-up of these."""
-    temperatures: tuple[float, ...] = (0.03, 0.07, 0.3)
-    """Of the contrastive loss."""
-    passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    """Monte Carlo passes; the paper takes 20."""
-    calibration_pairs: int = 48
-    """Validation pairs on which confidence is fitted, and unrelated ones for the decision on overlap."""
-    scenes: int = 16
-    """Generated scenes for the response of uncertainty to one nuisance at a time."""
-    scene_px: int = 128
-    """Side of those scenes."""
-    ablation_passes: int = 5
-    """Monte Carlo passes of the rows of the ablation that have them."""
-    test_pairs: int = 48
-    """Test pairs that each training of a study is measured on."""
-    fit_pairs: int = 24
-    """Validation pairs that the confidence of each training of a study is fitted on."""
-    distillation_crops: int = 200
-    """Training crops from which the one-pass estimate of epistemic uncertainty learns."""
-    registers_with_shipped: bool = False
-    """Whether scenes are registered by the shipped weights: networks of the small profiles register nothing."""
-    scene_shifts: int = 2
-    """Known shifts that each large scene is registered from."""
-    unrelated_crops: int = 200
-    """Pairings of test crops of different scenes, each of which registration has to refuse."""
-    unrelated_scenes: int = 6
-    """Pairings of whole large scenes, each of which registration has to refuse."""
-
-
-@dataclass(frozen=True)
 class Config:
     """All that determines a run, apart from the data itself."""
 
-    profile: str
-    """Name of the profile that the other values come from: smoke, demo, s1s2-smoke, s1s2 or sen12ms."""
-    seed: int = 0
-    """Of weights, order of samples, augmentation and dropout."""
+    profile: str  #: Name of the profile that the other values come from: smoke, demo, s1s2-smoke, s1s2 or sen12ms.
+    seed: int = 0  #: Of weights, order of samples, augmentation and dropout.
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    studies: StudyConfig = field(default_factory=StudyConfig)
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
 
-    def replace(self, **sections: Any) -> Config:
+    def replace(self, **sections: Any) -> Self:
         """Copy with changes; a section takes a dict, `config.replace(seed=1, training={"epochs": 2})`."""
-        changes = {
-            name: dataclasses.replace(getattr(self, name), **value) if isinstance(value, dict) else value
-            for name, value in sections.items()
-        }
-        return dataclasses.replace(self, **changes)
+        parts = {n: dataclasses.replace(getattr(self, n), **v) for n, v in sections.items() if isinstance(v, dict)}
+        return dataclasses.replace(self, **sections | parts)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -393,24 +241,24 @@ class Config:
         Args:
             without: sections that do not matter, as `training` does not to pretraining.
         """
-        unread = {*without, "studies"} | (set() if self.pretraining.enabled else {"pretraining"})
+        unread = set(without) | (set() if self.pretraining.enabled else {"pretraining"})
         content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
         if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
             del content["model"]["oriented_gradients"]
-        # Of the evaluation, only what validation reads can change the weights that are kept.
         if "evaluation" in content:
             content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
 D = TypeVar("D")
 
 
 def from_dict(cls: type[D], content: dict[str, Any]) -> D:
     """Rebuild a config dataclass from `to_dict()` or parsed JSON (lists become tuples, unknown keys are errors)."""
+    if cls is Config:  # version 0.1 stored the sizes of the book's studies too
+        content = {name: value for name, value in content.items() if name != "studies"}
     hints = typing.get_type_hints(cls)
     unknown = set(content) - set(hints)
     _require(not unknown, f"{cls.__name__} has no field {sorted(unknown)}; known: {sorted(hints)}")
@@ -420,7 +268,81 @@ def from_dict(cls: type[D], content: dict[str, Any]) -> D:
 def _restore(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
-        return tuple(value)
-    return value
+    return tuple(value) if isinstance(value, list) else value
+
+
+_REDUCED: dict[str, Any] = dict(
+    sar_widths=(16, 32, 64, 96, 128), optical_widths=(24, 48, 96, 128), bifpn_width=64, bifpn_repeats=2,
+    feature_width=128, head_width=128, descriptor_dim=64, fine_width=16, fine_dim=16, uncertainty_width=16,
+    oriented_gradients=True)  # fmt: skip
+_NARROW: dict[str, Any] = dict(
+    sar_widths=(8, 16, 24, 32, 48), optical_widths=(8, 16, 24, 32), bifpn_width=24, bifpn_repeats=2, fine_width=8,
+    feature_width=48, head_width=48, descriptor_dim=32, fine_dim=8, uncertainty_width=8,
+    oriented_gradients=True)  # fmt: skip
+_SMOKE = Config(
+    profile="smoke",
+    data=DataConfig(source="synthetic", patch_size=96, n_synthetic=48, crop_size=64, relative_shift_px=8.0),
+    model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
+    pretraining=PretrainingConfig(
+        learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=2, rotation_width=16,
+        validation_pairs=2, checkpoint_every=2),
+    training=TrainingConfig(
+        learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,
+        validation_pairs=2, window_px=16.0, checkpoint_every=2),
+    evaluation=EvaluationConfig(
+        crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
+        max_pairs=2, calibration_pairs=4))  # fmt: skip
+_DEMO = Config(
+    profile="demo",
+    data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
+    model=ModelConfig(**_REDUCED, consensus_cells=(3, 7, 15)),
+    pretraining=PretrainingConfig(
+        learning_rate=1.5e-3, batch_size=16, accumulation_steps=1, epochs=100, max_steps=12, warmup_steps=3,
+        cosine=True, validate_every=12, rotation_width=64, validation_pairs=16, checkpoint_every=20),
+    training=TrainingConfig(
+        learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=60, warmup_steps=15,
+        cosine=True, validate_every=20, validation_pairs=8, window_px=24.0, checkpoint_every=25),
+    evaluation=EvaluationConfig(
+        crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=6,
+        calibration_pairs=12))  # fmt: skip
+_S1S2 = Config(
+    profile="s1s2",
+    data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
+    model=ModelConfig(**_REDUCED),
+    pretraining=PretrainingConfig(
+        learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=100, warmup_steps=25,
+        cosine=True, validate_every=100, rotation_width=64),
+    training=TrainingConfig(
+        learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1400, warmup_steps=100,
+        cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0))  # fmt: skip
+# The folder of `s1s2` at the size of `smoke`: every cell runs on somebody's own pairs before the hours begin.
+_S1S2_SMOKE = _SMOKE.replace(
+    profile="s1s2-smoke", data=dict(source="manifest", datasets=_S1S2.data.datasets, patch_size=256))  # fmt: skip
+_SEN12MS = Config(
+    profile="sen12ms",
+    data=DataConfig(source="sen12ms", optical_bands=(3, 2, 1)),
+    pretraining=PretrainingConfig(workers=4, precision="bf16"),
+    training=TrainingConfig(workers=4, precision="bf16"))  # fmt: skip
+PROFILES = {config.profile: config for config in (_SMOKE, _DEMO, _S1S2_SMOKE, _S1S2, _SEN12MS)}
+ON_REAL_DATA = tuple(name for name, config in PROFILES.items() if config.data.source != "synthetic")
+
+
+def profile(name: str, data_root: str | None = None) -> Config:
+    """The named profile, with the folder of its data.
+
+    Raises:
+        ValueError: unknown name, `data_root` missing for a profile on real data, or given for one on generated scenes.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile must be one of {sorted(PROFILES)}, got {name!r}")
+    return with_data(PROFILES[name], data_root)
+
+
+def with_data(config: Config, root: str | None) -> Config:
+    """The config with the folder of its data; a ValueError where real data lack one or generated ones have one."""
+    what = f"data.source {config.data.source!r} of profile {config.profile!r}"
+    if config.data.source == "synthetic" and root is not None:
+        raise ValueError(f"{what} runs on generated scenes and would not look at {root}; leave it out, or take 's1s2'")
+    if config.data.source != "synthetic" and root is None:
+        raise ValueError(f"{what} is real data: give the folder (--data PATH or data_root=...)")
+    return config.replace(data={"root": root})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sarmatch.config import Config
 from sarmatch.data.pairs import Pairs
-from sarmatch.distillation import some_cells, training_crops
+from sarmatch.distillation import CROPS, some_cells, training_crops
 from sarmatch.matching import Prediction
 from sarmatch.models import SarOpticalNet
 from sarmatch.onepass import by_cell, other_end
@@ -33,9 +33,16 @@ class Density:
 
     @classmethod
     def fit(
-        cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, cells: int = 256, show_progress: bool = True
+        cls,
+        net: SarOpticalNet,
+        pairs: Pairs,
+        config: Config,
+        seed: int,
+        crops: int = CROPS,
+        cells: int = 256,
+        show_progress: bool = True,
     ) -> Density:
-        """From the deterministic pass over as many crops as `distil` takes; nothing is trained.
+        """From the deterministic pass over training crops; nothing is trained.
 
         Args:
             pairs: the training part.
@@ -47,7 +54,7 @@ class Density:
         """
         rng = np.random.default_rng((seed, 1))
         seen: tuple[list[Tensor], list[Tensor]] = [], []
-        for crop in training_crops(net, pairs, config, seed, "density", show_progress):
+        for crop in training_crops(net, pairs, config, seed, crops, "density", show_progress):
             for rows, features, valid in zip(seen, crop.features, crop.valid, strict=True):
                 rows.append(by_cell(features)[some_cells(valid.flatten(), cells, rng)].cpu())
         tables = [torch.cat(rows).double().numpy() for rows in seen]

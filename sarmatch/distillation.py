@@ -24,6 +24,8 @@ from sarmatch.models.uncertainty import EpistemicHead
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import ENTROPY, FLOOR, match_inputs, other_end
 
+CROPS = 200
+"""Training crops to learn from."""
 HELD_OUT = 0.2
 """Share of the scenes (of the crops, where all are of one scene) on which a head is judged and not trained."""
 CONSTANT = 1e-3
@@ -63,17 +65,19 @@ def distil(
     epochs: int = 30,
     use_consensus: bool = True,
     show_progress: bool = True,
+    crops: int = CROPS,
 ) -> pd.DataFrame:
     """Teach `net.epistemic_head` what passes with dropout say of training crops; nothing else of the network changes.
 
     Args:
         pairs: the training part. The network knows these pairs, so it may be surer of them than of others; whether the
             estimate holds on others must be measured there.
-        config: `studies.distillation_crops` crops of `data`, searched within `evaluation.headline_radius`.
+        config: crops of `data`, searched within `evaluation.headline_radius`.
         seed: of crops, masks, the choice of cells and of held-out scenes, and the head.
         passes: with dropout, at least 2.
         cells: of each crop, at most; chosen at random among those that can have a match.
         epochs: over the collected cells.
+        crops: at least 2.
 
     Returns:
         the loss curve of `train_head`.
@@ -81,7 +85,7 @@ def distil(
     Raises:
         ValueError: fewer than two passes or crops, no pairs, no cells with data, or a network without dropout.
     """
-    lesson = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress)
+    lesson = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress, crops)
     return train_head(net.epistemic_head, lesson, seed, epochs)
 
 
@@ -95,6 +99,7 @@ def collect(
     cells: int = 256,
     use_consensus: bool = True,
     show_progress: bool = True,
+    crops: int = CROPS,
 ) -> Lesson:
     """Mutual information over passes beside the inputs of the deterministic pass; arguments and errors of `distil`."""
     if passes < 2:
@@ -102,7 +107,7 @@ def collect(
     radius, parts, scenes = config.evaluation.headline_radius, [], []
     voting = use_consensus and bool(net.config.consensus_cells)
     rng = np.random.default_rng((seed, 1))
-    for k, crop in enumerate(training_crops(net, pairs, config, seed, "distil", show_progress)):
+    for k, crop in enumerate(training_crops(net, pairs, config, seed, crops, "distil", show_progress)):
         sar, optical = crop.descriptors
         prediction = predict(net, sar, optical, radius, *crop.valid, voting)
         taught = predict_monte_carlo(
@@ -169,14 +174,11 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
 
 
 def training_crops(
-    net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, name: str, show_progress: bool
+    net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, n: int, name: str, show_progress: bool
 ) -> Iterator[SeenCrop]:
     """Crops of training with their descriptors from the deterministic pass; every pair once before any comes again."""
-    n = config.studies.distillation_crops
     if not len(pairs) or n < 1:
-        raise ValueError(
-            f"need at least one training pair and one crop, got {len(pairs)} pairs and studies.distillation_crops={n}"
-        )
+        raise ValueError(f"need at least one training pair and one crop, got {len(pairs)} pairs and {n} crops")
     net, crops = copy.deepcopy(net).eval(), TrainingCrops(pairs, config.data, seed)  # the caller's keeps its mode
     device = next(net.parameters()).device
     for k in tqdm(range(n), name, unit="crop", disable=None if show_progress else True):
@@ -211,7 +213,7 @@ def _check_lesson(lesson: Lesson) -> None:
     if not len(lesson.inputs):
         raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
     if len(lesson.crop.unique()) < 2:
-        raise ValueError("a crop must be held out: need cells of at least two, raise studies.distillation_crops")
+        raise ValueError("a crop must be held out: need cells of at least two, take more crops")
     if float(lesson.information.max()) <= FLOOR:
         raise ValueError("the passes agree everywhere: the network has no dropout, so there is nothing to learn")
 

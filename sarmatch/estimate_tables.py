@@ -28,7 +28,7 @@ from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.density import Density
-from sarmatch.distillation import distil
+from sarmatch.distillation import CROPS, distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.experiments import Run, run_lock
 from sarmatch.geometry import cell_centres, cell_valid
@@ -97,38 +97,41 @@ def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray)
     return errors
 
 
-def distilled_or_load(run: Run, split: Split) -> tuple[Run, pd.DataFrame]:
+def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, pd.DataFrame]:
     """The run with a taught `epistemic_head`, and the loss curve of its teaching, see `sarmatch.distillation.distil`.
 
     Taught once on training scenes and kept as `distilled-<digest>.safetensors` in the run's folder; `load_matcher`
     takes that file too. The network of `run` stays as it is.
+
+    Args:
+        crops: of training, to learn from.
     """
-    learned_from = _learned_from(run, split)
+    learned_from = _learned_from(run, split, crops)
     weights, curve_path = (run.path / f"distilled-{learned_from}.{suffix}" for suffix in ("safetensors", "parquet"))
     with run_lock(run.path):
         if not (weights.exists() and curve_path.exists()):
             net = copy.deepcopy(run.net)
-            curve = distil(net, split.train, run.config, run.config.seed)
+            curve = distil(net, split.train, run.config, run.config.seed, crops=crops)
             with atomic_path(curve_path) as partial:
                 curve.to_parquet(partial)
             save_weights(net, weights)
     return dataclasses.replace(run, net=load_weights(weights)[0]), pd.read_parquet(curve_path)
 
 
-def density_or_load(run: Run, split: Split) -> Density:
+def density_or_load(run: Run, split: Split, crops: int = CROPS) -> Density:
     """`Density.fit` on training scenes, once; kept as `density-<digest>.safetensors` in the run's folder."""
-    path = run.path / f"density-{_learned_from(run, split)}.safetensors"
+    path = run.path / f"density-{_learned_from(run, split, crops)}.safetensors"
     if not path.exists():
-        density = Density.fit(run.net, split.train, run.config, run.config.seed)
+        density = Density.fit(run.net, split.train, run.config, run.config.seed, crops)
         with atomic_path(path) as partial:
             save_file({"means": density.means.contiguous(), "precisions": density.precisions.contiguous()}, partial)
     return Density(**load_file(path))
 
 
-def _learned_from(run: Run, split: Split) -> str:
+def _learned_from(run: Run, split: Split, crops: int) -> str:
     """Digits of all that head and density are learned from."""
     config = run.config
-    sizes = [config.seed, config.studies.distillation_crops, config.evaluation.headline_radius]
+    sizes = [config.seed, crops, config.evaluation.headline_radius]
     return digest(
         [trained_weights(run.net), run.net.config, split.train, dataclasses.replace(config.data, root=None), sizes]
     )

@@ -2,13 +2,12 @@
 
 `<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
 `model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
-`records/` holds evaluations of the finished run. Pretraining has a folder of its own, `pretraining-<hash>`, which all
+Pretraining has a folder of its own, `pretraining-<hash>`, which all
 runs share that differ from it in fine-tuning or evaluation alone; it also holds `rotation_heads.safetensors`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -16,22 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from filelock import FileLock
 
-from sarmatch.cache import cached_table
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence import SPREAD, match_table
-from sarmatch.config import Config, EvaluationConfig, Protocol
-from sarmatch.data import Pairs, open_pairs
+from sarmatch.confidence import Confidence
+from sarmatch.confidence_fit import Collect, collect_matches, fit_confidence, fitted_on
+from sarmatch.config import Config
+from sarmatch.data import open_pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
-from sarmatch.inference import Matcher, read_confidence, warn_of_missing_confidence
-from sarmatch.io import commit, provenance, read_json, write_json
+from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence, warn_of_missing_confidence
+from sarmatch.io import atomic_path, provenance, read_json, write_json
 from sarmatch.models import SarOpticalNet
-from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
+from sarmatch.pretraining import PretrainingObjective, load_rotation_heads
 from sarmatch.training import ROTATION_HEADS, finetune, pretrain
 
 NOT_PRETRAINING = ("training", "evaluation")
@@ -131,14 +128,10 @@ def _train(
     config: Config, folder: Path, fingerprint: str, split: Split, first: Run | None, show_progress: bool
 ) -> None:
     """Fine-tune in a folder, from the weights of a pretraining where there is one."""
-    scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
-
-    def validate(net: SarOpticalNet) -> dict[str, float]:
-        return validation_scores(Matcher(net, next(net.parameters()).device), split.selection, scoring)
 
     def train() -> None:
         initial = first.path / "model.safetensors" if first else None
-        finetune(config, split, folder, validate, initial, show_progress)
+        finetune(config, split, folder, initial, show_progress)
 
     about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
     about["selected_on"] = split.selection.fingerprint()
@@ -154,8 +147,6 @@ def pretrain_or_load(
 ) -> Run:
     """The finished pretraining of this config on these data: loaded, resumed or trained.
 
-    Validation reads central windows of `config.data.crop_size`.
-
     Args:
         runs_dir, split, fresh: as for `train_or_load`.
 
@@ -164,17 +155,31 @@ def pretrain_or_load(
     """
     split = split or open_split(config)
     folder = run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
-    pairs = spread(split.validation, config.pretraining.validation_pairs)
-
-    def validate(objective: PretrainingObjective) -> dict[str, float]:
-        return pretraining_scores(objective, pairs, config.data.crop_size)
 
     def train() -> None:
         about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
-        train_run(config, folder, about, lambda: pretrain(config, split, folder, validate, show_progress))
+        train_run(config, folder, about, lambda: pretrain(config, split, folder, show_progress))
 
     stored = stored_training(folder, train, fresh)
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
+
+
+def confidence_or_load(run: Run, split: Split, collect: Collect = collect_matches) -> Confidence:
+    """The confidence of a run, see `fit_confidence`: fitted once on `split.calibration` and kept with the run.
+
+    Weights that come with the package keep the confidence that came with them.
+    """
+    distilled = bool(run.net.epistemic_head.distilled)
+    with run_lock(run.path):
+        stored = read_confidence(run.path)
+        complete = stored is not None and ("distilled" in stored.calibrators or not distilled)
+        key = fitted_on(run.net, run.config, split.calibration)
+        if stored is not None and complete and (run.shipped or stored.fitted_on == key):
+            return stored
+        confidence = fit_confidence(run.net, run.config, split.calibration, collect)
+        with atomic_path(run.path / CONFIDENCE_FILE) as temporary:
+            temporary.write_text(confidence.to_json())
+    return confidence
 
 
 def open_split(config: Config) -> Split:
@@ -246,76 +251,6 @@ def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callab
     state.wait_for_everyone()
 
 
-def records_or_load(
-    run: Run,
-    matcher: CropMatcher,
-    name: str,
-    pairs: Pairs,
-    protocol: Protocol,
-    search_radius: float | None,
-    config: EvaluationConfig | None = None,
-) -> pd.DataFrame:
-    """`evaluate` once and keep the records in the run's folder; later calls with the same arguments read them.
-
-    The column `commit` says with which code they were measured.
-
-    Args:
-        name: what the matcher is called in the records' column `method`, and the file.
-        config: None takes the run's own.
-    """
-    config = config or run.config.evaluation
-    radius = "none" if search_radius is None else f"{search_radius:g}"
-    on = {"matcher": matcher, "protocol": protocol, "radius": search_radius, "pairs": pairs, "config": config}
-
-    def make() -> pd.DataFrame:
-        return evaluate(matcher, pairs, protocol, search_radius, config).assign(commit=commit())
-
-    return cached_table(run.path, f"{name}-{protocol}-R{radius}", on, make).assign(method=name)
-
-
-def matches_or_load(
-    run: Run, matcher: Matcher, name: str, pairs: Pairs, protocol: Protocol, config: EvaluationConfig
-) -> pd.DataFrame:
-    """`match_table` at the headline radius, once; later calls with the same arguments read it.
-
-    Args:
-        name: of the file, with the matcher's mode and passes.
-    """
-    on = {"matcher": matcher, "protocol": protocol, "pairs": pairs, "config": config, "columns": SPREAD}
-
-    def make() -> pd.DataFrame:
-        radius = config.headline_radius
-        table = match_table(lambda crops: matcher.raw_matches(crops, radius), pairs, protocol, config)
-        return table.assign(commit=commit())
-
-    mode = f"{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
-    return cached_table(run.path, f"matches-{name}-{mode}", on, make)
-
-
 def read_history(folder: Path) -> pd.DataFrame:
     """Log of a run, one row a logged step."""
     return pd.read_json(folder / "metrics.jsonl", lines=True)
-
-
-def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
-    """Steps until a validation score first reaches a level, interpolated linearly between validations.
-
-    Args:
-        history: of a run; rows without validation have NaN in the column.
-        column: the score, higher being better.
-
-    Returns:
-        steps; the first validation's where that already reaches the level, NaN where none does.
-
-    Raises:
-        ValueError: the history has no such column.
-    """
-    if column not in history:
-        raise ValueError(f"column {column!r} is not in the history; it has {list(history.columns)}")
-    rows = history[["step", column]].dropna().sort_values("step")
-    steps, scores = rows["step"].to_numpy(float), rows[column].to_numpy(float)
-    reached = np.flatnonzero(scores >= level)
-    if not len(reached):
-        return float("nan")
-    i = int(reached[0])
-    return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))

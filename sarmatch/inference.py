@@ -17,7 +17,7 @@ from rasterio.io import DatasetReader
 from torch import Tensor
 
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence import Confidence, apply
+from sarmatch.confidence import Confidence, rate
 from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
 from sarmatch.evaluation import EvaluationCrops, check_search
 from sarmatch.geometry import cell_valid, inside, pixel_valid, transform_points, warp
@@ -91,9 +91,23 @@ def warn_of_missing_confidence(source: str) -> None:
     warnings.warn(
         f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
         "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
-        "it at its end, `sarmatch.confidence_fit.confidence_or_load` for a run that was trained otherwise",
+        "it at its end, `sarmatch.experiments.confidence_or_load` for a run that was trained otherwise",
         stacklevel=3,
     )
+
+
+def apply(
+    raw: RawMatches,
+    confidence: Confidence | None,
+    mode: str,
+    search_radius: float | None,
+    coverage: float = COVERAGE,
+) -> Matches:
+    """Matches with what `confidence.rate` makes of their raw scores."""
+    arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
+    rated = rate(arrays, confidence, mode, search_radius, coverage)
+    del arrays["probability"]
+    return Matches(**arrays | rated)
 
 
 def read_confidence(folder: Path) -> Confidence | None:

@@ -223,7 +223,8 @@ def _content(value: Any) -> Any:
 
 def _attributes(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = [field.name for field in dataclasses.fields(value) if field.metadata.get("digest", True)]
+        attributes = {name: getattr(value, name) for name in fields}
     elif hasattr(value, "__dict__") and not callable(value):
         attributes = vars(value)
     else:

@@ -27,7 +27,7 @@ from sarmatch.baselines.pseudo_siamese import PseudoSiameseNet
 from sarmatch.baselines.three_step import ThreeStepNet
 from sarmatch.baselines.transformer import TransformerNet
 from sarmatch.baselines.translation import TranslationNet
-from sarmatch.config import Config, from_dict
+from sarmatch.config import from_dict
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, validation_scores
@@ -37,6 +37,7 @@ from sarmatch.io import provenance
 from sarmatch.loop import fit
 from sarmatch.matches import Matches
 from sarmatch.models import STRIDE
+from sarmatch.settings import BookConfig
 from sarmatch.studies import study_config
 from sarmatch.training import CACHE_AT_MOST
 
@@ -85,7 +86,7 @@ class Named:
         return self.matcher.match_crops(crops, search_radius)
 
 
-def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
+def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookConfig:
     """What every method with a row at equal budget is trained with: `studies.steps` steps from scratch, the last
     weights kept, the rate falling along a half cosine.
 
@@ -104,14 +105,18 @@ def peer_config(config: Config, oriented_gradients: bool = False) -> Config:
 
 
 def short_network(
-    config: Config, oriented_gradients: bool, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+    config: BookConfig,
+    oriented_gradients: bool,
+    split: Split,
+    runs_dir: str | Path = "runs",
+    show_progress: bool = True,
 ) -> Run:
     """Our own network at the budget of the others: loaded, resumed or trained."""
     own = peer_config(config, oriented_gradients)
     return train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
 
 
-def peer_size(config: Config) -> PeerSize:
+def peer_size(config: BookConfig) -> PeerSize:
     """Descriptors as wide as ours, over the same window."""
     return PeerSize(
         config.model.sar_channels,
@@ -134,7 +139,7 @@ class PeerObjective(nn.Module):
 
 
 def train_or_load_peer(
-    config: Config, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+    config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> PeerRun:
     """The finished training of a peer at `peer_config`: loaded, resumed or trained.
 
@@ -182,7 +187,7 @@ def load_peer(name: str, path: Path) -> PeerNet:
 
 
 def trained_peers(
-    config: Config, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
+    config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> dict[str, Run | PeerRun]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
     runs: dict[str, Run | PeerRun] = {
@@ -205,7 +210,7 @@ def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
     return matchers
 
 
-def training_table(runs: Mapping[str, Run | PeerRun], config: Config) -> pd.DataFrame:
+def training_table(runs: Mapping[str, Run | PeerRun], config: BookConfig) -> pd.DataFrame:
     """What each training at equal budget cost.
 
     Returns:

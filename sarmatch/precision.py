@@ -1,14 +1,14 @@
-"""How far off a match may be: covariances that mean something, and a radius that holds the true position.
+"""Error model of matches: calibrated covariances, and conformal radii that hold the true position.
 
 Both are fitted on validation scenes and travel with `sarmatch.confidence.Confidence`. A match is correct (within 3 px)
-with the probability that its confidence states; then its error follows its covariance. Else it is one of the wrong
-ones, whose errors reach as far as the search. From this law follows, for every match, the radius of any coverage.
-Conformal prediction, on scenes that fitted none of it, corrects what the law gets wrong on average (the law's value at
-the error is the score; "distributional" in the words of Chernozhukov et al., PNAS 2021).
+with the probability that its confidence states; then its error follows its covariance. Else its error is distributed as
+those of wrong matches. This gives, for every match, the radius of any coverage; conformal prediction on scenes that
+fitted none of it corrects it on average (the error model's probability at the error is the score; "distributional" in
+the words of Chernozhukov et al., PNAS 2021).
 
-What is guaranteed: on scenes drawn as the validation scenes were, the mean over scenes of the share of matches within
-their radius tends to the coverage as the number of validation scenes grows. Not guaranteed: that it holds in a single
-scene, for a kind of land or another source, or exactly with the few scenes there are.
+Guaranteed: on scenes drawn as the validation scenes were, the mean over scenes of the share of matches within their
+radius tends to the coverage as the number of validation scenes grows. Not guaranteed: that it holds in a single scene,
+for a kind of land or another source, or exactly with the few scenes there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.optimize
 
-from sarmatch.calibrators import Calibrator
+from sarmatch.calibrators import FOLDS, Calibrator, cross_fitted
 
 COVERAGE = 0.9
 """Of radii, unless another is asked for."""
@@ -30,7 +30,6 @@ CONFIDENT_PX = 3.0
 LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())
 """Coverages for which a threshold is fitted; between them it is interpolated."""
 WRONG_KNOTS = 41
-FOLDS = 8
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def check_coverage(coverage: float) -> float:
 
 
 def raw_covariance(table: pd.DataFrame) -> np.ndarray:
-    """Spread (N, 2, 2) px^2 of the matches of a table, see `sarmatch.confidence.match_table`."""
+    """Spread (N, 2, 2) px^2 of the matches of a table, see `sarmatch.confidence_fit.match_table`."""
     return table[["var_x", "var_xy", "var_xy", "var_y"]].to_numpy(np.float64).reshape(-1, 2, 2)
 
 
@@ -129,26 +128,17 @@ def scene_weights(table: pd.DataFrame) -> np.ndarray:
     return (1 / scenes.map(scenes.value_counts()) / scenes.nunique()).to_numpy(np.float64)
 
 
-def scene_folds(scenes: pd.Series, folds: int = FOLDS) -> dict[str, int]:
-    """Number of the fold of each scene, 0 to at most `folds` - 1."""
-    return {scene: i % folds for i, scene in enumerate(sorted(scenes.unique()))}
-
-
 def fit_precision(
-    table: pd.DataFrame,
-    calibrator: Calibrator,
-    fit_calibrator: Callable[[pd.DataFrame], Calibrator],
-    folds: int = FOLDS,
+    table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator], folds: int = FOLDS
 ) -> Precision:
-    """The law of all scenes, and thresholds from scenes that the law (and the confidence in it) was not fitted on.
+    """The error model of all scenes, and thresholds from scenes that neither it nor its confidence was fitted on.
 
-    Cross-conformal over scenes: each fold of scenes is judged by the law of the others, and a threshold is the quantile
-    of all these judgements. Scenes count alike, not matches: those of one scene are not exchangeable with others.
+    Cross-conformal over scenes: each fold of scenes is judged by the error model of the others, and a threshold is the
+    quantile of all these judgements. Scenes count alike, not matches: those of one scene are not exchangeable.
 
     Args:
-        table: matches of validation pairs, see `sarmatch.confidence.match_table`.
-        calibrator: the confidence that the law will be used with.
-        fit_calibrator: fits one like it to matches.
+        table: matches of validation pairs, see `sarmatch.confidence_fit.match_table`.
+        fit_calibrator: fits to matches a confidence like the one that radii will be made with.
 
     Raises:
         ValueError: no match has a spread.
@@ -156,17 +146,14 @@ def fit_precision(
     table = table[table["var_x"].notna()]
     if not len(table):
         raise ValueError("none of the matches has a spread to fit a precision on; take a matcher that refines them")
-    scale, floor, wrong = _law(table)
-    law = Precision(scale, floor, wrong, LEVELS, LEVELS)
-    judged = law.law(table["error_px"], calibrator(table), raw_covariance(table))
-    fold = table["scene"].map(scene_folds(table["scene"], folds)).to_numpy()
-    if len(table) and fold.max() > 0:  # else there are no other scenes
-        for i in np.unique(fold):
-            others, own = table[fold != i], table[fold == i]
-            part = Precision(*_law(others), LEVELS, LEVELS)
-            judged[fold == i] = part.law(own["error_px"], fit_calibrator(others)(own), raw_covariance(own))
+
+    def judge(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
+        model, calibrator = Precision(*_law(known), LEVELS, LEVELS), fit_calibrator(known)
+        return lambda own: model.law(own["error_px"], calibrator(own), raw_covariance(own))
+
+    judged = cross_fitted(table, table, judge, folds)
     thresholds = weighted_quantiles(judged, scene_weights(table), LEVELS)
-    return Precision(scale, floor, wrong, LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
+    return Precision(*_law(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
 
 
 def _law(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:

@@ -17,8 +17,8 @@ import scipy.stats
 
 from sarmatch.cache import cached_table
 from sarmatch.calibrators import Calibrator
-from sarmatch.confidence import SPREAD, Confidence, fit_calibrator, match_table
-from sarmatch.confidence_fit import MODES, confidence_or_load
+from sarmatch.confidence import SPREAD, Confidence, fit_calibrator
+from sarmatch.confidence_fit import MODES, match_table
 from sarmatch.config import Config, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
@@ -33,6 +33,7 @@ from sarmatch.precision import (
     scene_weights,
     weighted_quantiles,
 )
+from sarmatch.records import confidence_or_load
 from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import cluster_bootstrap
 
@@ -159,7 +160,7 @@ def _refitted(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[Calibrator, 
     fit = partial(fit_calibrator, names=names)
     table = table.iloc[::REFIT_EVERY]
     calibrator = fit(table)
-    return calibrator, fit_precision(table, calibrator, fit)
+    return calibrator, fit_precision(table, fit)
 
 
 def held_out_by(found: pd.DataFrame, by: str) -> pd.DataFrame:

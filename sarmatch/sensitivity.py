@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
 from sarmatch.cache import cached_table
-from sarmatch.config import Config, EvaluationConfig, Protocol
+from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
-from sarmatch.experiments import Run, records_or_load
+from sarmatch.experiments import Run
 from sarmatch.geometry import pixel_valid, translation
 from sarmatch.inference import Matcher
 from sarmatch.io import commit
@@ -34,6 +34,8 @@ from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
 from sarmatch.models import STRIDE, SarOpticalNet
 from sarmatch.plots import COLOURS, MARKERS, neutral
+from sarmatch.records import records_or_load
+from sarmatch.settings import BookConfig
 from sarmatch.shipping import shipped_or_trained
 from sarmatch.statistics import Interval, crossed_bootstrap, paired_difference, verdict
 from sarmatch.tiles import MULTIPLE
@@ -61,7 +63,7 @@ def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]
     return pd.concat(parts, names=["source"]).reset_index("source").reset_index(drop=True)
 
 
-def possible(variants: Sequence[Variant], config: Config, split: Split) -> tuple[Variant, ...]:
+def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
     """The variants whose labelled pairs fill a batch, whose crops fit the patches, and which leave a source out if they
     learn from one."""
     sources = set(split.train.index["dataset"])
@@ -82,7 +84,7 @@ def never_seen(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
     return pairs.subset(others)
 
 
-def study_runs(config: Config, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
+def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Where the numbers of a study come from: row, seed, run, commit, date, hardware, steps, training_seconds."""
     rows = []
     for variant in variants:
@@ -122,7 +124,7 @@ def share_curves(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes
     return neutral(ax)
 
 
-def shared_test_pairs(config: Config, pairs: Pairs) -> Pairs:
+def shared_test_pairs(config: BookConfig, pairs: Pairs) -> Pairs:
     """The pairs in the test part both of the split by scene and of that by patch; ValueError where there are none."""
     parts = [split_pairs(pairs, dataclasses.replace(config.data, split=by)).test for by in SPLITS]
     common = parts[0].index["id"].isin(parts[1].index["id"]).to_numpy()
@@ -131,7 +133,7 @@ def shared_test_pairs(config: Config, pairs: Pairs) -> Pairs:
     return parts[0].subset(common)
 
 
-def split_leak(config: Config, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
+def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
     """`pair_scores` of the row `both` trained on either split, on pairs in neither training; rows `split by <split>`.
 
     Args:
@@ -272,7 +274,7 @@ def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, co
     return pd.concat(parts, ignore_index=True)
 
 
-def seed_records(config: Config, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
+def seed_records(config: BookConfig, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     """Records under `shift`, test part, of the profile's network from several seeds, with the columns seed and run."""
     parts = []
     for seed in seeds:

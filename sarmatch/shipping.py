@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +101,8 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     run = _shipped(config, runs_dir, split_fingerprint(split), weights)
     if run is None:
         raise ValueError(f"{weights} holds no weights of this config and these data; refit a run with `sarmatch train`")
-    with tempfile.TemporaryDirectory() as folder:  # what another version of the code measured is not taken
-        confidence = fit_confidence(dataclasses.replace(run, path=Path(folder)), split)
     part = split.calibration
+    confidence = fit_confidence(run.net, config, part)
     told = {"scenes": part.index["scene"].nunique(), "pairs": len(part), "fingerprint": part.fingerprint()}
     told["commit"] = commit()
     path = weights / f"{config.profile}.safetensors"

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from sarmatch.config import Config
 from sarmatch.data.splits import Split
-from sarmatch.experiments import pretrain_or_load, steps_to_score, train_or_load
+from sarmatch.experiments import pretrain_or_load, train_or_load
+from sarmatch.records import steps_to_score
+from sarmatch.settings import BookConfig
 
 LEVELS = (0.5, 0.75, 0.9)
 """Shares of the score that training from scratch reaches in the end, at which times are compared."""
@@ -22,13 +23,13 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def study_config(
-    config: Config,
+    config: BookConfig,
     seed: int,
     pretraining: Mapping[str, Any],
     model: Mapping[str, Any] = NOTHING,
     data: Mapping[str, Any] = NOTHING,
     training: Mapping[str, Any] = NOTHING,
-) -> Config:
+) -> BookConfig:
     """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
     Args:
@@ -44,7 +45,7 @@ def study_config(
     return config.replace(seed=seed, data=data, model=model, pretraining=changed, training=training)
 
 
-def convergence_histories(config: Config, split: Split, runs_dir: str | Path) -> pd.DataFrame:
+def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Validation scores of trainings with and without pretraining, `studies.seeds` of each; resumable.
 
     Returns:
@@ -99,7 +100,7 @@ def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
     return float(mean), float(low), float(high)
 
 
-def contrastive_sweep(config: Config, split: Split, runs_dir: str | Path) -> pd.DataFrame:
+def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
 
     Returns:

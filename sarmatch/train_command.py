@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sarmatch.config import Config
-from sarmatch.profiles import PROFILES
-from sarmatch.profiles import profile as named_profile
+from sarmatch.config import PROFILES, Config, profile, with_data
 
 DEFAULT_PROFILE = "demo"
 
@@ -18,7 +16,7 @@ DEFAULT_PROFILE = "demo"
 def train_command(arguments: Sequence[str]) -> Callable[..., int]:
     """The command as tyro takes it; the defaults of its fields are those of the profile that the arguments name."""
     name = _profile_of(arguments)
-    defaults = PROFILES[name]() if name in PROFILES else PROFILES[DEFAULT_PROFILE]()
+    defaults = PROFILES.get(name, PROFILES[DEFAULT_PROFILE])
 
     def train(
         data_root: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
@@ -58,23 +56,15 @@ def _profile_of(arguments: Sequence[str]) -> str:
 def _train(config: Config, data_root: Path | None, runs: Path, name: str, fresh: bool) -> int:
     from accelerate import PartialState
 
-    from sarmatch.confidence_fit import confidence_or_load
-    from sarmatch.experiments import open_split, train_or_load
+    from sarmatch.experiments import confidence_or_load, open_split, train_or_load
 
     root = str(data_root) if data_root else config.data.root
     if data_root and config.data.root not in (None, root):
         raise ValueError(f"--data {root} and --data.root {config.data.root} name two folders; give one of them")
     if config.profile not in PROFILES:
-        named_profile(config.profile)  # says which there are
-    config = config.replace(data={"root": root})
-    if config.data.source == "synthetic" and root is not None:
-        raise ValueError(
-            f"profile {config.profile!r} runs on generated scenes and would not look at {root}; leave it out, or "
-            "take a profile on real data such as 's1s2'"
-        )
-    if config.data.source != "synthetic" and root is None:
-        raise ValueError(f"data.source {config.data.source} is real data: give the folder, --data PATH")
-    base = PROFILES[config.profile]().replace(data={"root": root})
+        profile(config.profile)  # says which there are
+    config = with_data(config, root)
+    base = PROFILES[config.profile].replace(data={"root": root})
     main = PartialState().is_main_process
     for line in differences(base, config) if main else ():
         print(line)

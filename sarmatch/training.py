@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,10 +15,12 @@ from sarmatch.config import Config
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.data.transforms import TrainingCrops
+from sarmatch.evaluation import spread, validation_scores
+from sarmatch.inference import Matcher
 from sarmatch.loop import fit
 from sarmatch.models import SarOpticalNet
 from sarmatch.objective import Objective
-from sarmatch.pretraining import PretrainingCrops, PretrainingObjective, save_rotation_heads
+from sarmatch.pretraining import PretrainingCrops, PretrainingObjective, pretraining_scores, save_rotation_heads
 
 SCORE = "mma_3px"
 """Validation score that chooses the weights of fine-tuning and stops it early."""
@@ -35,20 +38,11 @@ differed by 1e-7 at most, the fifth by 2e-4, the thirtieth by 3e-3.
 """
 
 
-def pretrain(
-    config: Config,
-    split: Split,
-    folder: Path,
-    validate: Callable[[PretrainingObjective], dict[str, float]],
-    show_progress: bool = True,
-) -> None:
+def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
     """Pretrain on `split.train`, or go on where the run in `folder` stopped.
 
-    Leaves the last weights in `model.safetensors`, since no pretext score is what pretraining is for, and the rotation
-    heads in `rotation_heads.safetensors`.
-
-    Args:
-        validate: called with the objective on the main process, returns scores for the log.
+    Validation reads central windows of `config.data.crop_size`, for the log only: no pretext score is what pretraining
+    is for. Leaves the last weights in `model.safetensors` and the rotation heads in `rotation_heads.safetensors`.
 
     Raises:
         ValueError: both tasks are off, or there are no training pairs.
@@ -61,6 +55,11 @@ def pretrain(
     objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
     cache = len(split.train) <= CACHE_AT_MOST
     crops = PretrainingCrops(split.train, config.data, config.seed, schedule, cache)
+    pairs = spread(split.validation, schedule.validation_pairs)
+
+    def validate(objective: PretrainingObjective) -> dict[str, float]:
+        return pretraining_scores(objective, pairs, config.data.crop_size)
+
     fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
     if schedule.rotation and PartialState().is_main_process:
         save_rotation_heads(objective, folder / ROTATION_HEADS)
@@ -70,15 +69,14 @@ def finetune(
     config: Config,
     split: Split,
     folder: Path,
-    validate: Callable[[SarOpticalNet], dict[str, float]],
     initial: Mapping[str, Tensor] | Path | None = None,
     show_progress: bool = True,
 ) -> None:
     """Train on `split.train`, or go on where the run in `folder` stopped; `model.safetensors` keeps the best weights.
 
+    Validation on `split.selection` chooses them and stops early, by `SCORE`.
+
     Args:
-        validate: called with the network on the main process, returns scores; `mma_3px` chooses the best weights and
-            stops early.
         initial: weights to start from, as `SarOpticalNet.state_dict()` or a file of `save_weights`. What pretraining
             has no loss for (uncertainty, fine level, scales) stands in them as the seed made it.
 
@@ -91,16 +89,13 @@ def finetune(
     if initial is not None:
         _hand_over(objective.net, initial)
     crops = TrainingCrops(split.train, config.data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
-    fit(
-        objective,
-        crops,
-        config.training,
-        config.seed,
-        folder,
-        lambda objective: validate(objective.net),
-        SCORE,
-        show_progress,
-    )
+    scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
+
+    def validate(objective: Objective) -> dict[str, float]:
+        net = objective.net
+        return validation_scores(Matcher(net, next(net.parameters()).device), split.selection, scoring)
+
+    fit(objective, crops, config.training, config.seed, folder, validate, SCORE, show_progress)
 
 
 def _hand_over(net: SarOpticalNet, initial: Mapping[str, Tensor] | Path) -> None:

@@ -9,7 +9,9 @@ OURS = {"path/to/data": "data/ombria", "--profile s1s2 ": "--profile s1s2-smoke 
 SEN12MS = {"path/to/SEN12MS": "build/sen12ms"}
 ONE = " --pretraining.max-steps 1 --training.max-steps 1"
 FEW = "".join(f" --{part}.batch-size 2 --{part}.accumulation-steps 1" for part in ("training", "pretraining"))
-FEW += " --evaluation.crop-size 96 --studies.calibration-pairs 1"
+FEW += " --evaluation.crop-size 96 --evaluation.calibration-pairs 1"
+STUDY = {"sarmatch experiments": "python -m sarmatch.companion_cli study"}
+BOOK = "python -m sarmatch.companion_cli book"
 CPU = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
@@ -83,13 +85,15 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             {"PROFILE=s1s2": "PROFILE=s1s2-smoke"},
             makes=("build/s1s2-smoke/book/_build/html/index.html", "build/s1s2-smoke/book/results/s1s2-smoke/*.csv"),
         ),
-        Step("sarmatch experiments ablation --profile s1s2 --data path/to/data", OURS, says=("neighbours vote",)),
-        Step("sarmatch experiments ablation --profile s1s2 --data DATA", SMALL, says=("each cell by itself",)),
-        Step("sarmatch experiments data --profile s1s2 --data DATA", SMALL, says=("50% pretrained",)),
-        Step("sarmatch experiments settings --profile s1s2 --data DATA", SMALL, says=("batch norm",)),
+        Step(
+            "sarmatch experiments ablation --profile s1s2 --data path/to/data", OURS | STUDY, says=("neighbours vote",)
+        ),
+        Step("sarmatch experiments ablation --profile s1s2 --data DATA", SMALL | STUDY, says=("each cell by itself",)),
+        Step("sarmatch experiments data --profile s1s2 --data DATA", SMALL | STUDY, says=("50% pretrained",)),
+        Step("sarmatch experiments settings --profile s1s2 --data DATA", SMALL | STUDY, says=("batch norm",)),
         Step(
             "sarmatch compare --profile demo",
-            {"demo": "s1s2-smoke --data data/ombria"},
+            {"sarmatch compare": "python -m sarmatch.companion_cli compare", "demo": "s1s2-smoke --data data/ombria"},
             says=("trained at equal budget", "images registered"),
         ),
         Step(
@@ -115,7 +119,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW + ONE, says=("loaded matcher-",)),
         Step(
             "sarmatch book --profile sen12ms --data path/to/SEN12MS",
-            SEN12MS,
+            SEN12MS | {"sarmatch book": BOOK},
             "--chapters data --no-site",
             ("build/sen12ms/book/data.ipynb",),
         ),
@@ -149,16 +153,17 @@ NAMES = (
     "sarmatch train",
     "sarmatch match",
     "sarmatch evaluate",
-    "sarmatch compare",
     "sarmatch train --profile sen12ms --help",
 )
 """Commands that the text names without what they need: they explain themselves."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "make book": ("sarmatch book --profile demo",),
-    "make book PROFILE=s1s2 DATA=path/to/data": ("sarmatch book --profile s1s2 --data path/to/data",),
-    "PROFILE=s1s2-smoke": ("sarmatch book --profile s1s2-smoke",),
-    "PROFILE=sen12ms": ("sarmatch book --profile sen12ms",),
+    "make book": (f"{BOOK} --profile demo",),
+    "make book PROFILE=s1s2 DATA=path/to/data": (
+        "python -m sarmatch.companion_cli book --profile s1s2 --data path/to/data",
+    ),
+    "PROFILE=s1s2-smoke": (f"{BOOK} --profile s1s2-smoke",),
+    "PROFILE=sen12ms": (f"{BOOK} --profile sen12ms",),
     "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
     "make test": (
         "ruff check .",
@@ -183,6 +188,7 @@ OPTIONS = (
 """Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
 
 ELSEWHERE = {
+    "sarmatch compare": "test_cli.py::test_help_explains_every_option",
     "sarmatch export s1s2 -o s1s2.onnx": "test_onnx_backend.py::test_the_command_exports_the_named_model",
     "jupyter-book build book": "test_book.py::test_site_is_built_and_its_failure_reported",
 }

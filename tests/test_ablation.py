@@ -27,9 +27,9 @@ from sarmatch.config import EvaluationConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, spread
 from sarmatch.inference import Matcher
-from sarmatch.profiles import profile
+from sarmatch.settings import book_profile
 
-SMOKE = profile("smoke").replace(studies={"seeds": (0,)})
+SMOKE = book_profile("smoke").replace(studies={"seeds": (0,)})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_rows_of_table_3_build_on_each_other() -> None:
 
 
 def test_studies_with_many_rows_train_shorter() -> None:
-    base = profile("s1s2", "nowhere")
+    base = book_profile("s1s2", "nowhere")
     assert studied(base, "ablation") == base
     own = studied(base, "data")
     assert (own.studies.steps, own.training.warmup_steps) == (120, 30) and own.studies.validate_every == 40

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarmatch.architecture import CONTAINERS, compare, count, on_meta, parts, source, trace
-from sarmatch.config import ModelConfig
+from sarmatch.config import ModelConfig, profile
 from sarmatch.models.bifpn import TOP_DOWN, BiFPN, BiFPNLayer
 from sarmatch.models.layers import XceptionBlock
-from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 

@@ -15,11 +15,11 @@ import torch
 
 from sarmatch.baselines import TemplateMatcher
 from sarmatch.cache import cached_table
+from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
 from sarmatch.inference import Matcher
 from sarmatch.io import digest, weights_digest
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 
 CONFIG = profile("smoke")
 

@@ -24,6 +24,10 @@ rows = st.integers(2, 40).flatmap(
 )
 
 
+def aurc(confidence, correct) -> float:
+    return calibration.pooled_aurc(calibration.pool(confidence, correct))
+
+
 def test_reliability_by_hand() -> None:
     table = calibration.reliability_table([0.0, 0.1, 0.5, 0.9, 1.0], [False, True, False, True, True], bins=4)
     np.testing.assert_allclose(table["low"], [0, 0.25, 0.5, 0.75])
@@ -52,7 +56,7 @@ def test_calibration_errors_by_hand() -> None:
     confidence, correct = np.array([0.2, 0.2, 0.2, 0.9]), np.array([True, False, False, False])
     # gaps: |1/3 - 0.2| for three matches, 0.9 for one
     assert calibration.expected_calibration_error(confidence, correct) == pytest.approx((0.4 + 0.9) / 4)
-    assert calibration.maximum_calibration_error(confidence, correct) == pytest.approx(0.9)
+    assert calibration_scores(confidence, correct)["mce"] == pytest.approx(0.9)
     assert calibration.expected_calibration_error(confidence, correct, bins=1) == pytest.approx(0.375 - 0.25)
     assert calibration.expected_calibration_error([0.25] * 4, correct) == pytest.approx(0)
 
@@ -106,11 +110,8 @@ def test_single_scores_are_those_of_the_table() -> None:
     single: dict[str, Callable[..., float]] = {
         "ece": calibration.expected_calibration_error,
         "ece_equal_mass": lambda *a: calibration.expected_calibration_error(*a, equal_mass=True),
-        "mce": calibration.maximum_calibration_error,
-        "brier": calibration.brier,
-        "nll": calibration.negative_log_likelihood,
         "auroc": calibration.auroc,
-        "aurc": calibration.aurc,
+        "aurc": aurc,
     }
     together = calibration_scores(confidence, correct)
     assert {name: score(confidence, correct) for name, score in single.items()} == {n: together[n] for n in single}
@@ -123,7 +124,7 @@ def test_risk_coverage_by_hand() -> None:
     coverage, risk = calibration.risk_coverage([0.9, 0.1, 0.5, 0.7], [True, False, True, False])
     np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(risk, [0, 1 / 2, 1 / 3, 2 / 4])
-    assert calibration.aurc([0.9, 0.1, 0.5, 0.7], [True, False, True, False]) == pytest.approx(np.mean(risk))
+    assert aurc([0.9, 0.1, 0.5, 0.7], [True, False, True, False]) == pytest.approx(np.mean(risk))
 
 
 def test_ties_have_the_mean_risk_of_all_their_orders() -> None:
@@ -138,17 +139,15 @@ def test_ties_have_the_mean_risk_of_all_their_orders() -> None:
 def test_area_of_a_constant_confidence_is_the_error_rate_and_order_moves_it_as_documented() -> None:
     correct = np.arange(1000) < 700
     error = 0.3
-    assert calibration.aurc(np.full(1000, 0.4), correct) == pytest.approx(error)
-    best = calibration.aurc(correct * 0.5, correct)
-    assert calibration.aurc(np.linspace(1, 0, 1000), correct) == pytest.approx(
-        error + (1 - error) * math.log(1 - error), abs=1e-3
-    )
-    assert best < error < calibration.aurc(1.0 - correct, correct)
+    assert aurc(np.full(1000, 0.4), correct) == pytest.approx(error)
+    best = aurc(correct * 0.5, correct)
+    assert aurc(np.linspace(1, 0, 1000), correct) == pytest.approx(error + (1 - error) * math.log(1 - error), abs=1e-3)
+    assert best < error < aurc(1.0 - correct, correct)
 
 
 def test_likelihood_is_clipped_as_documented() -> None:
-    assert calibration.negative_log_likelihood([1.0], [False]) == pytest.approx(-math.log(1e-7), rel=1e-6)
-    assert calibration.negative_log_likelihood([1.0], [True]) == pytest.approx(0, abs=1e-6)
+    assert calibration_scores([1.0], [False])["nll"] == pytest.approx(-math.log(1e-7), rel=1e-6)
+    assert calibration_scores([1.0], [True])["nll"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_likelihood_is_clipped_as_documented() -> None:
     ],
 )
 def test_scores_reject_what_they_cannot_judge(confidence: list, correct: list, message: str) -> None:
-    for score in (calibration_scores, calibration.reliability_table, calibration.risk_coverage, calibration.brier):
+    for score in (calibration_scores, calibration.reliability_table, calibration.risk_coverage):
         with pytest.raises(ValueError, match=message):
             score(confidence, correct)
 

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from sarmatch.checkpoints import load_weights, save_weights, update_header
+from sarmatch.config import profile
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import ablation, cli, comparison, peers
+from sarmatch import ablation, cli, companion_cli, comparison, peers
 from sarmatch.ablation import STUDIES, Variant
 from sarmatch.baselines import SiftMatcher, TemplateMatcher
 from sarmatch.baselines.multiscale import MultiscaleNet
-from sarmatch.config import PROTOCOLS
-from sarmatch.profiles import PROFILES
+from sarmatch.config import PROFILES, PROTOCOLS
 from sarmatch.train_command import train_command
 
 COMMANDS = [
@@ -28,13 +27,16 @@ COMMANDS = [
     "register",
     "batch",
     "train",
-    "experiments",
-    "compare",
     "evaluate",
-    "book",
     "data get",
     "data check",
 ]
+OF_THE_COMPANION = (
+    "ablation", "book", "cache", "companion_cli", "comparison", "peers", "records", "sensitivity", "settings",
+    "shipping",
+)  # fmt: skip
+"""Modules that no module of the core imports."""
+OF_THE_BOOK = ["study", "compare", "book"]
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_choices_are_those_of_the_config() -> None:
-    assert set(typing.get_args(cli.StudyName)) == set(STUDIES)
+    assert set(typing.get_args(companion_cli.StudyName)) == set(STUDIES)
     assert set(typing.get_args(cli.ProfileName)) == set(PROFILES)
     assert typing.get_args(cli.ProtocolName) == PROTOCOLS
 
@@ -66,10 +68,10 @@ def test_a_study_prints_its_rows_and_writes_its_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(ablation.STUDIES, "transfer", (Variant("all data"), Variant("half", share=0.5)))
-    command = ["experiments", "transfer", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    assert cli.main([*command, "-o", str(tmp_path / "none" / "records.csv")]) == 2
+    command = ["study", "transfer", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
+    assert companion_cli.main([*command, "-o", str(tmp_path / "none" / "records.csv")]) == 2
     assert "make it first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-    assert cli.main([*command, "-o", str(tmp_path / "records.csv")]) == 0
+    assert companion_cli.main([*command, "-o", str(tmp_path / "records.csv")]) == 0
     printed = capsys.readouterr().out
     assert "all data" in printed and "half" in printed and "ece" in printed
     records = pd.read_csv(tmp_path / "records.csv")
@@ -84,23 +86,24 @@ def test_compare_prints_a_ranking_and_writes_records(
     monkeypatch.setattr(peers, "PEERS", {"multiscale chain": MultiscaleNet})
     monkeypatch.setattr(peers, "OURS", {})
     command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    assert cli.main([*command, "--search-radius", "-5"]) == 2
+    assert companion_cli.main([*command, "--search-radius", "-5"]) == 2
     assert "search_radius must be positive" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-    assert cli.main([*command, "--search-radius", "16", "-o", str(tmp_path / "records.csv")]) == 0
+    assert companion_cli.main([*command, "--search-radius", "16", "-o", str(tmp_path / "records.csv")]) == 0
     printed = capsys.readouterr().out
     assert "template" in printed and "success_3px" in printed and "search radius 16" in printed
     assert "trained at equal budget" in printed and "multiscale chain" in printed
     assert set(pd.read_csv(tmp_path / "records.csv")["method"]) == set(two)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_BOOK])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    home, prog = (companion_cli, "python -m sarmatch.companion_cli") if command in OF_THE_BOOK else (cli, "sarmatch")
     with pytest.raises(SystemExit) as ended:
-        cli.main([*command.split(), "--help"])
+        home.main([*command.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert f"usage: sarmatch {command}" in text
-    function = train_command([]) if command == "train" else getattr(cli, command.replace(" ", "_"))
+    assert f"usage: {prog} {command}" in text
+    function = train_command([]) if command == "train" else getattr(home, command.replace(" ", "_"))
     explained = inspect.getdoc(function) or ""
     assert all(f"    {name}: " in explained for name in function.__annotations__ if name != "return")
 
@@ -127,7 +130,6 @@ def test_bad_input_is_one_line_without_traceback(tmp_path: Path, capsys: pytest.
     ("arguments", "words"),
     [
         (["train", "--profile", "s1s2"], "--data"),
-        (["book", "--profile", "sen12ms"], "--data"),
         (["match", "a.tif", "b.tif", "--model", "nothing"], "no weights 'nothing'"),
         (["data", "get", "nothing"], "no data set 'nothing'"),
         (["data", "get", "sen12ms"], "https://doi.org/10.14459/2019mp1474000"),
@@ -137,6 +139,30 @@ def test_bad_input_is_one_line_without_traceback(tmp_path: Path, capsys: pytest.
 def test_what_is_missing_is_named(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_bad_input_of_the_book_is_named_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert companion_cli.main(["book", "--profile", "sen12ms"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sarmatch: error: ") and "--data" in error
+
+
+def test_the_command_knows_nothing_of_the_book() -> None:
+    code = (
+        "import sys\nfrom sarmatch import cli, confidence_fit, distillation, experiments, inference, scenes, training\n"
+        f"print([m for m in sys.modules if m.removeprefix('sarmatch.') in {OF_THE_COMPANION}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_of_version_0_1_is_evaluated(run: Path, tmp_path: Path) -> None:
+    """Its stored config still holds the sizes of the book's studies."""
+    stored = json.loads((run / "config.json").read_text())
+    assert "studies" not in stored
+    stored["evaluation"].pop("calibration_pairs")
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"studies": {"seeds": [0, 1], "calibration_pairs": 4}}))
+    assert cli._config_of(str(tmp_path), None, None).hash() == cli._config_of(str(run), None, None).hash()
 
 
 def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +257,7 @@ def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise book.BookError("data.ipynb, cell In [2]")
 
     monkeypatch.setattr(book, "build_book", fail)
-    assert cli.main(["book", "--out", str(tmp_path)]) == 1
+    assert companion_cli.main(["book", "--out", str(tmp_path)]) == 1
 
 
 def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +266,7 @@ def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytes
     calls = []
     monkeypatch.setattr(book, "build_book", lambda *a, **k: calls.append(a) or tmp_path)
     monkeypatch.setattr(book, "publish", lambda *a, **k: calls.append(a))
-    assert cli.main(["book", "--publish", "--data", str(tmp_path), "--chapters", "data", "--no-site"]) == 0
+    assert companion_cli.main(["book", "--publish", "--data", str(tmp_path), "--chapters", "data", "--no-site"]) == 0
     assert calls == [
         ("s1s2", tmp_path, Path("build"), ("data",), False, None, Path("runs"), 1),
         (tmp_path, "s1s2", tmp_path, ("data",)),

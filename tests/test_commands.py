@@ -27,7 +27,7 @@ from data.make_ombria import write_ombria
 from data.serve import serving, write_registry
 from printed import PROJECT, printed_commands, python_blocks
 
-from sarmatch import cli, load_matcher
+from sarmatch import cli, companion_cli, load_matcher
 from sarmatch.book import chapter_names
 from sarmatch.data.ombria import SCENES
 from sarmatch.demo import FOLDER
@@ -153,6 +153,8 @@ def call(step: Step, last: str) -> None:
     words = shlex.split(command)
     if words[0] == "sarmatch":
         assert cli.main(words[1:]) == 0, command
+    elif words[:3] == ["python", "-m", "sarmatch.companion_cli"]:
+        assert companion_cli.main(words[3:]) == 0, command
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         call_script(words[1:])
     else:

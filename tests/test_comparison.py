@@ -14,9 +14,9 @@ from sarmatch.baselines import Baseline, EdgeOrientationMatcher, SiftMatcher, Te
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, evaluation_crops, spread
 from sarmatch.matches import Matches
-from sarmatch.profiles import profile
+from sarmatch.settings import book_profile
 
-SMOKE = profile("smoke").replace(studies={"seeds": (0,), "test_pairs": 4, "fit_pairs": 3})
+SMOKE = book_profile("smoke").replace(studies={"seeds": (0,), "test_pairs": 4, "fit_pairs": 3})
 MEASURED = dataclasses.replace(SMOKE.evaluation, max_pairs=4)
 
 

@@ -18,18 +18,17 @@ from sarmatch.confidence import (
     Overlap,
     acceptance_rates,
     agreement,
-    apply,
     fit_calibrator,
     fit_overlap,
-    match_table,
     pair_agreements,
 )
+from sarmatch.confidence_fit import match_table
+from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
-from sarmatch.inference import Matcher, load_matcher
+from sarmatch.inference import Matcher, apply, load_matcher
 from sarmatch.matching import RawMatches
 from sarmatch.models import SarOpticalNet
 from sarmatch.precision import LEVELS, Precision
-from sarmatch.profiles import profile
 
 
 def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
@@ -142,7 +141,7 @@ def test_agreement_of_each_pair():
     pairs = synthetic_pairs(3, 96, seed=0)
     a, b, c = pairs.index["id"]
     table = pd.DataFrame({"id": [a, b, a], "probability": [0.2, 0.5, 0.6]})
-    agreements = pair_agreements(table, Temperature(1.0)(table), pairs)
+    agreements = pair_agreements(table, Temperature(1.0)(table), pairs.index["id"])
     assert agreements.to_dict() == pytest.approx({a: 0.4, b: 0.5, c: 0.0})
 
 

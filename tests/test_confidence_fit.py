@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import confidence_fit
-from sarmatch.calibrators import Isotonic
-from sarmatch.confidence import cross_fitted, fit_calibrator
-from sarmatch.confidence_fit import MODES, confidence_or_load, fitted_on
-from sarmatch.config import Config
+from sarmatch import experiments, records, training
+from sarmatch.calibrators import Isotonic, cross_fitted
+from sarmatch.confidence import fit_calibrator
+from sarmatch.confidence_fit import MODES, collect_matches, fitted_on
+from sarmatch.config import Config, profile
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.experiments import Run, train_or_load
-from sarmatch.profiles import profile
+from sarmatch.experiments import Run, confidence_or_load, train_or_load
 
 
 def tiny(**sections) -> Config:
@@ -24,7 +23,7 @@ def tiny(**sections) -> Config:
             "data": {"n_synthetic": 144},
             "training": {"max_steps": 2, "validation_pairs": 1},
             "pretraining": {"contrastive": False, "rotation": False},
-            "studies": {"calibration_pairs": 2},
+            "evaluation": {"calibration_pairs": 2},
         }
         | sections
     )
@@ -44,42 +43,48 @@ def run(tmp_path, split) -> Run:
 def test_fitted_once_on_scenes_that_chose_no_weights(run, split, monkeypatch):
     chosen = set(split.selection.index["scene"])
     assert chosen and not chosen & set(split.calibration.index["scene"])
-    seen, match_table = set(), confidence_fit.matches_or_load
+    seen = set()
 
-    def watched(run, matcher, name, pairs, protocol, config):
+    def watched(matcher, name, pairs, config):
         seen.update(pairs.index["scene"])
-        return match_table(run, matcher, name, pairs, protocol, config)
+        return collect_matches(matcher, name, pairs, config)
 
-    monkeypatch.setattr(confidence_fit, "matches_or_load", watched)
-    confidence = confidence_or_load(run, split)
+    confidence = confidence_or_load(run, split, watched)
     assert seen == set(split.calibration.index["scene"])
     assert (
         set(confidence.calibrators) == set(confidence.overlaps) == set(MODES) - {"distilled"}
     )  # nothing was distilled
     assert set(confidence.precision) == set(confidence.calibrators)
-    monkeypatch.setattr(confidence_fit, "fit_confidence", None)  # the stored one is read
+    monkeypatch.setattr(experiments, "fit_confidence", None)  # the stored one is read
     assert confidence_or_load(run, split) == confidence == run.matcher.confidence
 
 
-def test_fitted_anew_for_other_weights_or_sizes_of_a_study(run, split):
+def test_fitted_anew_for_other_weights_or_sizes_of_the_fit(run, split):
     first = confidence_or_load(run, split)
-    other = dataclasses.replace(run, config=tiny(studies={"calibration_pairs": 3}))
-    assert fitted_on(other, split) != first.fitted_on == fitted_on(run, split)
-    assert confidence_or_load(other, split).fitted_on == fitted_on(other, split)
+    other = dataclasses.replace(run, config=tiny(evaluation={"calibration_pairs": 3}))
+    key = fitted_on(run.net, other.config, split.calibration)
+    assert key != first.fitted_on == fitted_on(run.net, run.config, split.calibration)
+    assert confidence_or_load(other, split).fitted_on == key
     run.net.plain_log_scale.data += 0.1
     assert confidence_or_load(run, split).fitted_on != first.fitted_on
 
 
-def test_the_choice_of_weights_sees_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
-    from sarmatch import experiments
+def test_the_book_keeps_the_matches_that_it_fits_on(run, split):
+    confidence = records.confidence_or_load(run, split)
+    kept = {path.name.split("-")[1] for path in (run.path / "records").iterdir() if path.suffix == ".parquet"}
+    assert kept == {"validation", "unrelated"}
+    (run.path / "confidence.json").unlink()
+    assert confidence_or_load(run, split) == confidence
 
-    seen, scores = set(), experiments.validation_scores
+
+def test_the_choice_of_weights_sees_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
+    seen, scores = set(), training.validation_scores
 
     def watched(matcher, pairs, config):
         seen.update(pairs.index["scene"])
         return scores(matcher, pairs, config)
 
-    monkeypatch.setattr(experiments, "validation_scores", watched)
+    monkeypatch.setattr(training, "validation_scores", watched)
     train_or_load(tiny(), tmp_path, split=split, show_progress=False)
     assert seen == set(split.selection.index["scene"])
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sarmatch.calibration import aurc
+from sarmatch.calibration import pool, pooled_aurc
 from sarmatch.confidence_tables import (
     RECIPES,
     Recipe,
@@ -21,6 +21,10 @@ from sarmatch.confidence_tables import (
     scores_by_threshold,
     shared_matches,
 )
+
+
+def aurc(confidence, right) -> float:
+    return pooled_aurc(pool(confidence, right))
 
 
 def simulated(seed: int, n_scenes: int = 6, per_scene: int = 300) -> pd.DataFrame:

@@ -1,18 +1,23 @@
 """Configurations: the paper's numbers, rejected contradictions, and hashes that name runs."""
 
+import dataclasses
 import json
 
 import pytest
 
 from sarmatch.config import (
+    ON_REAL_DATA,
+    PROFILES,
     Config,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     TrainingConfig,
     from_dict,
+    profile,
 )
-from sarmatch.profiles import ON_REAL_DATA, PROFILES, profile
+from sarmatch.io import digest
+from sarmatch.settings import book_profile
 
 
 def test_defaults_are_table_2_and_the_widths_of_the_paper():
@@ -42,7 +47,43 @@ def test_a_folder_is_tried_at_the_size_of_smoke():
 
 
 def test_profiles_on_real_data_are_named():
-    assert set(ON_REAL_DATA) == {name for name, make in PROFILES.items() if make().data.source != "synthetic"}
+    assert ON_REAL_DATA == ("s1s2-smoke", "s1s2", "sen12ms")
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "pretraining"),
+    [
+        ("smoke", "e21c66a1", "bb2faebd"),
+        ("demo", "04c549f6", "ca553e87"),
+        ("s1s2-smoke", "4fc51bb5", "c806ad39"),
+        ("s1s2", "0b08a3c1", "0a28ad52"),
+        ("sen12ms", "f5183a75", "dcefaff0"),
+    ],
+)
+def test_stored_runs_keep_their_names(name, whole, pretraining):
+    for make in (profile, book_profile):
+        config = make(name, "somewhere" if name in ON_REAL_DATA else None)
+        assert config.hash("a") == whole and config.hash("a", ("training", "evaluation")) == pretraining
+
+
+def test_tables_do_not_depend_on_the_size_of_the_fit():
+    """So that what was measured before the number of pairs stood among the settings of evaluation is still found."""
+    own = profile("smoke").evaluation
+    assert digest(own) == digest(dataclasses.replace(own, calibration_pairs=1)) == "68c48b961d33"
+    assert digest(own) != digest(dataclasses.replace(own, max_pairs=1))
+
+
+def test_the_books_config_is_stored_as_that_of_the_run():
+    book = book_profile("smoke").replace(seed=3, studies={"steps": 9})
+    assert (book.studies.steps, book.seed, book.studies.seeds) == (9, 3, (0, 1))
+    assert book.to_dict() == profile("smoke").replace(seed=3).to_dict()
+
+
+def test_sizes_of_studies_that_version_0_1_stored_are_dropped():
+    config = profile("smoke")
+    assert from_dict(Config, config.to_dict() | {"studies": {"calibration_pairs": 4}}) == config
+    with pytest.raises(ValueError, match="no field"):
+        from_dict(Config, config.to_dict() | {"study": {}})
 
 
 def test_the_hash_names_what_determines_a_run_and_nothing_else():

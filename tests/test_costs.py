@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sarmatch.config import PROFILES
 from sarmatch.costs import (
     BASE,
     MODE_COLUMNS,
@@ -18,10 +19,9 @@ from sarmatch.costs import (
     workload,
 )
 from sarmatch.inference import Matcher
-from sarmatch.profiles import PROFILES
 from sarmatch.timing import interleave
 
-SMALL = dataclasses.replace(PROFILES["smoke"]().model, consensus_cells=(3,))
+SMALL = dataclasses.replace(PROFILES["smoke"].model, consensus_cells=(3,))
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks of resident memory are read from /proc")
 
@@ -74,9 +74,9 @@ def test_memory_grows_with_passes_at_once():
 import dataclasses
 from sarmatch import montecarlo
 from sarmatch.costs import resident_peak, workload
-from sarmatch.profiles import PROFILES
+from sarmatch.config import PROFILES
 
-net = dataclasses.replace(PROFILES["smoke"]().model, consensus_cells=(3,))
+net = dataclasses.replace(PROFILES["smoke"].model, consensus_cells=(3,))
 for at_once in (1, 4):
     work = workload(net, 256, search_radius=8.0)
     sar, optical = work.full.sar_encoder.prefix(work.inputs[0]), work.full.optical_encoder.prefix(work.inputs[1])

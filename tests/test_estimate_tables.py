@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sarmatch.config import profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.estimate_tables import (
     ESTIMATES,
@@ -27,7 +28,6 @@ from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.onepass import attach, row_entropy
-from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(run, split):
-    return distilled_or_load(run, split)
+    return distilled_or_load(run, split, 4)
 
 
 def gains(better: str, *, cost: float = 1.1) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def test_a_head_is_taught_once_and_the_given_network_is_left_alone(run, taught, 
     assert float(first.net.epistemic_head.distilled) == 1 and float(run.net.epistemic_head.distilled) == 0
     (file,) = run.path.glob("distilled-*.safetensors")
     written = file.stat().st_mtime_ns
-    second, again = distilled_or_load(run, split)
+    second, again = distilled_or_load(run, split, 4)
     assert file.stat().st_mtime_ns == written
     pd.testing.assert_frame_equal(curve, again)
     for name, value in first.net.state_dict().items():
@@ -80,8 +80,8 @@ def test_a_head_is_taught_once_and_the_given_network_is_left_alone(run, taught, 
 def test_estimates_are_those_that_matches_carry(taught, split, run):
     """Of each match, what the table says at its SAR cell is what a matcher that estimates so reports."""
     run, _ = taught
-    density, config = density_or_load(run, split), dataclasses.replace(run.config.evaluation, max_pairs=1)
-    assert torch.equal(density_or_load(run, split).means, density.means)
+    density, config = density_or_load(run, split, 4), dataclasses.replace(run.config.evaluation, max_pairs=1)
+    assert torch.equal(density_or_load(run, split, 4).means, density.means)
     table = estimates_or_load(run, density, split.test, config)
     assert (table[list(ESTIMATES)] >= 0).all(axis=None) and table["id"].nunique() == 1
     pair = next(p for p in split.test if p.id == table["id"][0])
@@ -103,7 +103,7 @@ def test_passes_see_what_a_matcher_sees(run, split):
 
 def test_costs_are_relative_to_one_pass(taught, split):
     run, _ = taught
-    density = density_or_load(run, split)
+    density = density_or_load(run, split, 4)
     costs = measure_costs(run.net, density, split.test.subset([0]), run.config.evaluation, passes=10, repeats=1)
     costs = costs.set_index("confidence")["passes"]
     assert costs["plain softmax"] == costs["no estimate"] == 1

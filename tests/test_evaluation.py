@@ -7,14 +7,13 @@ import pytest
 import torch
 from patch_net import PatchNet, texture
 
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import EvaluationConfig, profile
 from sarmatch.data import Pair, Pairs, synthetic_pairs
 from sarmatch.evaluation import evaluate, evaluation_crops, mismatched, validation_scores
 from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 
 CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, max_pairs=None)
 

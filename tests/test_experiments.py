@@ -14,11 +14,11 @@ from sarmatch.experiments import (
     run_lock,
     run_path,
     split_fingerprint,
-    steps_to_score,
     train_or_load,
 )
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import rotation_accuracy
+from sarmatch.records import steps_to_score
 
 
 @pytest.fixture(scope="module")

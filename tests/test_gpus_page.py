@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sarmatch.config import profile
 from sarmatch.ledger import paper_split
 from sarmatch.loop import StepSampler, total_steps
-from sarmatch.profiles import profile
 
 BOOK = Path(__file__).parents[1] / "book"
 PAGE = (BOOK / "gpus.md").read_text()

@@ -10,6 +10,7 @@ from patch_net import PatchNet, texture
 
 from sarmatch import inference, load_matcher
 from sarmatch.checkpoints import save_weights
+from sarmatch.config import profile
 from sarmatch.data.raster import Raster
 from sarmatch.geometry import rotation_scale, transform_points, translation, warp
 from sarmatch.inference import Matcher
@@ -17,7 +18,6 @@ from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
-from sarmatch.profiles import profile
 from sarmatch.tiles import TILE, tile_intervals
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sarmatch.config import profile
 from sarmatch.matching import (
     Prediction,
     RawMatches,
@@ -20,7 +21,6 @@ from sarmatch.matching import (
 )
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.models.uncertainty import SOURCES, Uncertainty
-from sarmatch.profiles import profile
 from sarmatch.volumes import coarse_volume, log_softmax, swap
 
 SMALL = profile("smoke").model

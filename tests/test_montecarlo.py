@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from sarmatch import montecarlo
-from sarmatch.config import ModelConfig
+from sarmatch.config import ModelConfig, profile
 from sarmatch.matching import predict
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.montecarlo import active_dropout, pass_generators, predict_monte_carlo
-from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 RADIUS = 16.0

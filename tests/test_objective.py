@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
-from sarmatch.config import Config
+from sarmatch.config import Config, profile
 from sarmatch.data import open_pairs
 from sarmatch.data.transforms import Sample, TrainingCrops
 from sarmatch.geometry import translation
 from sarmatch.matching import pair_maps
 from sarmatch.models import Descriptors, SarOpticalNet
 from sarmatch.objective import CORRECT_PX, Objective, at_ends, true_displacements
-from sarmatch.profiles import profile
 
 SMOKE = profile("smoke")
 MATCHING, DOUBT = {"plain", "consensus", "fine"}, {"mismatch", "residual"}

@@ -11,10 +11,10 @@ import torch
 
 from sarmatch import cli, load_matcher, onnx_backend
 from sarmatch.checkpoints import save_weights
+from sarmatch.config import profile
 from sarmatch.inference import Matcher
 from sarmatch.io import weights_digest
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 
 pytest.importorskip("onnxruntime", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 pytest.importorskip("onnxscript", reason="the optional dependencies `sarmatch[onnx]` are not installed")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sarmatch.book import PUBLISHED_PROFILE, chapter_names
+from sarmatch.config import profile
 from sarmatch.page_provenance import page_file, page_lines, save_page
-from sarmatch.profiles import profile
 
 BOOK = Path(__file__).parents[1] / "book"
 

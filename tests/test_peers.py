@@ -8,11 +8,12 @@ import torch
 
 from sarmatch import peers
 from sarmatch.baselines.learned import LearnedMatcher
+from sarmatch.config import ON_REAL_DATA, PROFILES
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluation_crops
-from sarmatch.profiles import ON_REAL_DATA, PROFILES, profile
+from sarmatch.settings import book_profile
 
-SMOKE = profile("smoke").replace(studies={"steps": 2}, training={"validation_pairs": 1})
+SMOKE = book_profile("smoke").replace(studies={"steps": 2}, training={"validation_pairs": 1})
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def runs(split, store):
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_all_have_one_budget_which_is_that_of_the_short_trainings(name: str) -> None:
-    config = profile(name, "somewhere" if name in ON_REAL_DATA else None)
+    config = book_profile(name, "somewhere" if name in ON_REAL_DATA else None)
     for own in (peers.peer_config(config), peers.peer_config(config, oriented_gradients=True)):
         assert own.training.max_steps == config.studies.steps and own.training.cosine
         assert own.data.crop_size == min(config.studies.crop_size, config.data.crop_size)

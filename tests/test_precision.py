@@ -131,7 +131,7 @@ def test_thresholds_come_from_scenes_the_law_was_not_fitted_on() -> None:
 def test_a_confidence_that_lies_is_mended_by_the_thresholds() -> None:
     table = simulated()
     boasting = Isotonic((0.0, 1.0), (0.999, 1.0))
-    precision, other = fit_precision(table, boasting, lambda _: boasting), simulated(seed=1)
+    precision, other = fit_precision(table, lambda _: boasting), simulated(seed=1)
     radius = precision.radius(boasting(other), raw_covariance(other), 0.8)
     assert np.mean(other["error_px"] <= radius) == pytest.approx(0.8, abs=0.03)
 

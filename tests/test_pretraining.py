@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from sarmatch import training
 from sarmatch.checkpoints import save_weights
-from sarmatch.config import Config, PretrainingConfig
+from sarmatch.config import Config, PretrainingConfig, profile
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.data.transforms import TrainingCrops
 from sarmatch.losses import info_nce
@@ -29,7 +30,6 @@ from sarmatch.pretraining import (
     rotation_accuracy,
     save_rotation_heads,
 )
-from sarmatch.profiles import profile
 from sarmatch.training import finetune, pretrain
 
 
@@ -304,24 +304,27 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_pretraining_goes_on_to_the_same_weights(split, tmp_path):
+def test_a_killed_pretraining_goes_on_to_the_same_weights(split, tmp_path, monkeypatch):
     config = tiny()
     scores = []
 
-    def validate(objective):
-        scores.append(pretraining_scores(objective, split.validation, 64))
+    def validate(objective, pairs, crop_size):
+        scores.append(pretraining_scores(objective, pairs, crop_size))
         return scores[-1]
 
-    def kill(objective):
+    def kill(objective, pairs, crop_size):
         raise Killed
 
+    monkeypatch.setattr(training, "pretraining_scores", validate)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    pretrain(config, split, tmp_path / "whole", validate, show_progress=False)
+    pretrain(config, split, tmp_path / "whole", show_progress=False)
+    monkeypatch.setattr(training, "pretraining_scores", kill)
     with pytest.raises(Killed):  # at the first validation, in step 2, after the checkpoint of step 1
-        pretrain(config, split, tmp_path / "killed", kill, show_progress=False)
+        pretrain(config, split, tmp_path / "killed", show_progress=False)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    pretrain(config, split, tmp_path / "killed", validate, show_progress=False)
+    monkeypatch.setattr(training, "pretraining_scores", validate)
+    pretrain(config, split, tmp_path / "killed", show_progress=False)
     assert scores[:2] == scores[2:]
     for file in ("model.safetensors", "rotation_heads.safetensors"):
         whole, resumed = (load_file(tmp_path / name / file) for name in ("whole", "killed"))
@@ -329,15 +332,16 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(split, tmp_path):
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), file
 
 
-def test_the_last_weights_are_kept_not_the_best(split, tmp_path):
+def test_the_last_weights_are_kept_not_the_best(split, tmp_path, monkeypatch):
     config = tiny(max_steps=3, validate_every=1)
     weights = []
 
-    def worse_and_worse(objective):
+    def worse_and_worse(objective, pairs, crop_size):
         weights.append(copy.deepcopy(objective.net.state_dict()))
         return {"recall_1": 1.0 / len(weights)}
 
-    pretrain(config, split, tmp_path, worse_and_worse, show_progress=False)
+    monkeypatch.setattr(training, "pretraining_scores", worse_and_worse)
+    pretrain(config, split, tmp_path, show_progress=False)
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in weights[-1].items())
     assert not all(torch.equal(kept[name], value) for name, value in weights[0].items())
@@ -345,7 +349,7 @@ def test_the_last_weights_are_kept_not_the_best(split, tmp_path):
 
 def test_pretraining_with_both_tasks_off_is_an_error(split, tmp_path):
     with pytest.raises(ValueError, match="both tasks off"):
-        pretrain(tiny(contrastive=False, rotation=False), split, tmp_path, lambda objective: {}, show_progress=False)
+        pretrain(tiny(contrastive=False, rotation=False), split, tmp_path, show_progress=False)
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -362,7 +366,7 @@ def test_fine_tuning_starts_from_the_weights_handed_over(split, tmp_path, as_fil
     for i, start in enumerate((None, initial)):
         folder = tmp_path / str(i)
         folder.mkdir()
-        finetune(config, split, folder, lambda net: {"mma_3px": 0.0}, start, show_progress=False)
+        finetune(config, split, folder, start, show_progress=False)
         results.append(load_file(folder / "model.safetensors"))
     scratch, handed = results
     reference = other.state_dict()
@@ -374,4 +378,4 @@ def test_weights_of_another_network_are_rejected(split, tmp_path):
     config = tiny()
     wider = SarOpticalNet(config.replace(model={"feature_width": 64}).model)
     with pytest.raises(ValueError, match=r"do not fit the network of config\.model"):
-        finetune(config, split, tmp_path, lambda net: {}, wider.state_dict(), show_progress=False)
+        finetune(config, split, tmp_path, wider.state_dict(), show_progress=False)

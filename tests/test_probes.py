@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sarmatch.config import profile
 from sarmatch.models import Descriptors, Encoding, SarOpticalNet
 from sarmatch.probes import (
     border_profile,
@@ -19,7 +20,6 @@ from sarmatch.probes import (
     receptive_field,
     without_learned_channels,
 )
-from sarmatch.profiles import profile
 
 
 class Window(nn.Module):

@@ -17,7 +17,7 @@ from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, spread
 from sarmatch.inference import WEIGHTS
 from sarmatch.notebooks import without_folders
-from sarmatch.profiles import profile
+from sarmatch.settings import book_profile
 
 RESULTS = Path(__file__).parents[1] / "book" / "results" / "s1s2"
 DRIFT = 0.03
@@ -48,7 +48,7 @@ def test_the_shipped_weights_are_those_that_were_published() -> None:
 
 
 def test_measured_again_the_shipped_weights_give_what_was_published(published: pd.DataFrame, data_root: Path) -> None:
-    config = profile("s1s2", str(data_root))
+    config = book_profile("s1s2", str(data_root))
     test = split_pairs(open_pairs(config.data), config.data).test
     own = published[published["method"] == "consensus"].set_index("id")
     assert set(own.index) == set(test.index["id"])
@@ -65,7 +65,7 @@ def test_measured_again_the_shipped_weights_give_what_was_published(published: p
 def test_measured_again_other_methods_give_what_was_published(name: str, data_root: Path) -> None:
     if name in without_packages():
         pytest.skip(f"the package of {name} is not installed")
-    config = profile("s1s2", str(data_root))
+    config = book_profile("s1s2", str(data_root))
     published = pd.read_csv(RESULTS / "comparison_pairs.csv").set_index(["method", "id"]).loc[name]
     measured = spread(split_pairs(open_pairs(config.data), config.data).test, config.studies.test_pairs)
     assert list(published.index) == list(measured.index["id"])

@@ -7,11 +7,10 @@ import pytest
 from data.make_sen12ms import write_sen12ms
 from two_processes import run_in_two_processes
 
-from sarmatch.config import Config
+from sarmatch.config import Config, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation import evaluate
 from sarmatch.experiments import read_history, train_or_load
-from sarmatch.profiles import profile
 
 TRAIN = """
 import json, sys

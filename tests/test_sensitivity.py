@@ -22,7 +22,6 @@ from sarmatch.groundtruth import residual_shift_table
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
 from sarmatch.sensitivity import (
     PositionMatcher,
     by_source,
@@ -45,8 +44,9 @@ from sarmatch.sensitivity import (
     with_shares,
     with_source,
 )
+from sarmatch.settings import book_profile
 
-SMOKE = profile("smoke").replace(studies={"seeds": (0,)})
+SMOKE = book_profile("smoke").replace(studies={"seeds": (0,)})
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_the_fine_level_is_the_matcher_where_pixels_are_missing_too(net, crops) 
 
 
 def test_crops_are_shares_of_the_profile_s_and_share_their_truth(run, split) -> None:
-    assert crop_sides(profile("s1s2", "data").evaluation) == (128, 160, 208)
+    assert crop_sides(book_profile("s1s2", "data").evaluation) == (128, 160, 208)
     assert crop_sides(SMOKE.evaluation) == (32, 48, 64)
     records = crop_records(run, {"own": Matcher(run.net)}, split.test, SMOKE.evaluation)
     assert records.groupby("crop_size").size().to_dict() == dict.fromkeys((32, 48, 64), SMOKE.evaluation.max_pairs)

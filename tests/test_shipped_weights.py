@@ -12,12 +12,10 @@ import pytest
 from sarmatch import load_matcher
 from sarmatch.calibration import calibration_scores
 from sarmatch.cli import main
-from sarmatch.confidence import match_table
-from sarmatch.confidence_fit import MODES
-from sarmatch.config import DataConfig, EvaluationConfig
+from sarmatch.confidence_fit import MODES, match_table
+from sarmatch.config import DataConfig, EvaluationConfig, profile
 from sarmatch.data import Pairs, open_pairs, split_pairs
 from sarmatch.evaluation import evaluate, evaluation_crops, mismatched
-from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from tiny_run import tiny
 
 from sarmatch import shipping
 from sarmatch.checkpoints import load_weights, update_header
-from sarmatch.confidence_fit import MODES, confidence_or_load, fit_confidence
+from sarmatch.confidence_fit import MODES, fit_confidence
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.experiments import Run, train_or_load
+from sarmatch.experiments import Run, confidence_or_load, train_or_load
 from sarmatch.inference import load_matcher
 from sarmatch.shipping import refit_shipped, ship, shipped_or_trained
 

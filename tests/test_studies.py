@@ -11,7 +11,7 @@ import scipy.stats
 
 from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.profiles import profile
+from sarmatch.settings import book_profile
 from sarmatch.studies import (
     LEVELS,
     contrastive_sweep,
@@ -23,7 +23,7 @@ from sarmatch.studies import (
 
 
 def smoke() -> Config:
-    return profile("smoke").replace(
+    return book_profile("smoke").replace(
         data={"n_synthetic": 24},
         training={"validation_pairs": 1},
         studies={"seeds": (0,), "pretraining_steps": 1, "steps": 2, "validate_every": 1, "temperatures": (0.5,)},
@@ -92,7 +92,7 @@ def test_mean_ratio_of_too_few() -> None:
 
 
 def test_study_config_changes_what_the_study_says_and_nothing_else() -> None:
-    base = profile("demo").replace(
+    base = book_profile("demo").replace(
         studies={"crop_size": 64, "pretraining_steps": 7, "steps": 9, "validate_every": 3},
         training={"patience": 2},
     )

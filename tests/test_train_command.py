@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sarmatch import cli, load_matcher
-from sarmatch.config import Config
-from sarmatch.profiles import profile
+from sarmatch.config import Config, profile
 from sarmatch.train_command import differences
 
 
@@ -74,7 +73,8 @@ def test_the_source_of_the_data_is_a_field_too(asked: list[Config], tmp_path: Pa
 def test_differences_name_nested_fields() -> None:
     base = profile("smoke")
     assert differences(base, base) == []
-    assert differences(base, base.replace(seed=3, studies={"steps": 9})) == ["seed: 0 -> 3", "studies.steps: 4 -> 9"]
+    changed = base.replace(seed=3, training={"max_steps": 9})
+    assert differences(base, changed) == ["seed: 0 -> 3", "training.max_steps: 4 -> 9"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_trained_run_matches_with_calibrated_confidence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     options = ("--runs", str(tmp_path), "--training.max-steps", "2", "--pretraining.no-rotation")
-    assert train(*options, "--pretraining.no-contrastive", "--studies.calibration-pairs", "2") == 0
+    assert train(*options, "--pretraining.no-contrastive", "--evaluation.calibration-pairs", "2") == 0
     run = Path(capsys.readouterr().out.splitlines()[-2])
     assert json.loads((run / "confidence.json").read_text())["calibrators"].keys() == {"single", "monte_carlo"}
     assert load_matcher(run).confidence is not None

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sarmatch.config import Config, ModelConfig, TrainingConfig
+from sarmatch.config import Config, ModelConfig, TrainingConfig, profile
 from sarmatch.data import open_pairs, split_pairs
-from sarmatch.experiments import records_or_load, run_path, train_or_load
+from sarmatch.experiments import run_path, train_or_load
 from sarmatch.inference import Matcher
 from sarmatch.loop import StepSampler, learning_rate, total_steps
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import profile
+from sarmatch.records import records_or_load
 from sarmatch.training import THREADS_RTOL, THREADS_STEPS
 
 PROJECT = Path(__file__).parents[1]
@@ -249,7 +249,7 @@ def test_records_are_measured_once_and_read_ever_after(tmp_path, monkeypatch):
     split = split_pairs(open_pairs(run.config.data), run.config.data)
     once = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert (once["method"] == "consensus").all()
-    monkeypatch.setattr("sarmatch.experiments.evaluate", None)  # read from the store, so nothing is evaluated
+    monkeypatch.setattr("sarmatch.records.evaluate", None)  # read from the store, so nothing is evaluated
     again = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert once.equals(again)
     with pytest.raises(TypeError):

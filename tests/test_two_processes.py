@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_in_two_processes
 
-from sarmatch.config import Config
+from sarmatch.config import Config, profile
 from sarmatch.experiments import Run, train_or_load
-from sarmatch.profiles import profile
 
 STEPS = 3
 TRAIN = """

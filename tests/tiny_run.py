@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sarmatch.config import Config
-from sarmatch.profiles import profile
+from sarmatch.config import Config, profile
 
 
 def tiny(**sections: Any) -> Config:

@@ -22,8 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sarmatch.cache import cached_table
-from sarmatch.confidence_fit import confidence_or_load
-from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
@@ -31,10 +29,12 @@ from sarmatch.demo import FOLDER
 from sarmatch.experiments import open_split
 from sarmatch.inference import Matcher, load_matcher
 from sarmatch.io import commit
+from sarmatch.records import confidence_or_load
 from sarmatch.scenes.check_points import CheckPoints, check_points
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
 from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
+from sarmatch.settings import BookConfig
 from sarmatch.shipping import shipped_or_trained
 
 _CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
@@ -55,7 +55,7 @@ def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -
             yield file
 
 
-def example_files(config: Config) -> tuple[Path, Path]:
+def example_files(config: BookConfig) -> tuple[Path, Path]:
     """A SAR and an optical GeoTIFF of one place: the first UTM pair of a profile's data, else the bundled pair."""
     root = Path(config.data.root or "")
     for sar in sorted(root.glob("terramesh/S1RTC/*.tif")) if config.data.root else ():
@@ -283,7 +283,7 @@ class Study(NamedTuple):
     unrelated_scenes: pd.DataFrame
 
 
-def scenes_of(config: Config) -> Pairs:
+def scenes_of(config: BookConfig) -> Pairs:
     """The large scenes of a profile: those of 1024 px where its data hold them, else generated ones."""
     if config.data.source == "manifest":
         with suppress(AbsentDatasetError):  # a folder of OMBRIA alone has none
@@ -291,7 +291,7 @@ def scenes_of(config: Config) -> Pairs:
     return synthetic_pairs(8, max(256, 3 * config.data.patch_size), config.seed + 1)
 
 
-def matcher_of(config: Config, runs_dir: Path) -> Matcher:
+def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
     """What the chapter on scenes registers with: the network of `shipping.shipped_or_trained` with its confidence.
 
     Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`).
@@ -304,7 +304,7 @@ def matcher_of(config: Config, runs_dir: Path) -> Matcher:
     return Matcher(run.net, confidence=confidence_or_load(run, split))
 
 
-def study_or_load(config: Config, runs_dir: Path, matcher: Matcher) -> Study:
+def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs.
 
     The column `commit` says with which code.

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from data.make_sen12ms import write_sen12ms, write_tif
 
-from sarmatch.config import DataConfig
+from sarmatch.config import DataConfig, profile
 from sarmatch.data import check_data, open_pairs, recognise
-from sarmatch.profiles import profile
 
 
 def write_manifest(root: Path, rows: int = 3) -> Path:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sarmatch.config import DataConfig
+from sarmatch.config import DataConfig, profile
 from sarmatch.data import (
     AbsentDatasetError,
     PairError,
@@ -24,7 +24,6 @@ from sarmatch.data import (
     split_pairs,
 )
 from sarmatch.data.ombria import SCENES
-from sarmatch.profiles import profile
 
 TABLE = pd.read_csv(SCENES, dtype=str, keep_default_na=False)
 CHOSEN = [0, 1, 650, 740, 694]

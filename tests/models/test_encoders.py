@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.config import N_ORIENTATIONS, ModelConfig
+from sarmatch.config import N_ORIENTATIONS, ModelConfig, profile
 from sarmatch.data import open_pairs
 from sarmatch.data.transforms import TrainingCrops
 from sarmatch.gradients import SAR_SIGMA_PX, oriented_gradients
@@ -15,7 +15,6 @@ from sarmatch.models import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.models.bifpn import BiFPN, Fusion
 from sarmatch.models.layers import norm_layer, standardise
 from sarmatch.objective import Objective
-from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 

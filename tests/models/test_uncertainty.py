@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sarmatch.config import profile
 from sarmatch.models import SarOpticalNet
 from sarmatch.models.uncertainty import (
     LINE_CELLS,
@@ -28,7 +29,6 @@ from sarmatch.models.uncertainty import (
     optical_uncertainty,
     sar_uncertainty,
 )
-from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 CHANNELS = 6

@@ -13,16 +13,16 @@ import torch
 from patch_net import PatchNet
 from scene_files import texture
 
-from sarmatch.config import Config
+from sarmatch.config import ON_REAL_DATA, Config
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.models import SarOpticalNet
-from sarmatch.profiles import ON_REAL_DATA, profile
 from sarmatch.scenes import trial_plots, trials
 from sarmatch.scenes.check_points import CheckPoints
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.views import View
+from sarmatch.settings import book_profile
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def real_config(root: Path, names: list[str], manifest: str = "") -> Config:
         assert cv2.imwrite(str(root / name), np.full((32, 32, channels), 90, np.uint8))
     if manifest:
         (root / "manifest.csv").write_text(f"dataset,id,sar,optical\n{manifest}\n")
-    return profile("s1s2", str(root))
+    return book_profile("s1s2", str(root))
 
 
 def test_scenes_are_generated_where_a_folder_holds_none(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_study_has_the_numbers_of_its_profile(
     monkeypatch.setattr(trials, "registration_trials", registrations)
     monkeypatch.setattr(trials, "unrelated_trials", unrelated)
     root = str(tmp_path) if name in ON_REAL_DATA else None
-    config = profile(name, root).replace(data={"source": "synthetic"}, profile="another name")
+    config = book_profile(name, root).replace(data={"source": "synthetic"}, profile="another name")
     trials.study_or_load(config, tmp_path, matcher)
     assert tuple(asked) == numbers
     studies = config.studies
@@ -164,7 +164,7 @@ def test_a_study_is_measured_again_after_a_training_or_a_change_of_profile(
 
     monkeypatch.setattr(trials, "registration_trials", trial)
     monkeypatch.setattr(trials, "unrelated_trials", trial)
-    smoke, demo = profile("smoke"), profile("demo")
+    smoke, demo = book_profile("smoke"), book_profile("demo")
     nets = [SarOpticalNet(smoke.model).eval() for _ in range(2)]
     first, trained_again = (Matcher(net, "cpu") for net in nets)
     for config, matcher, tables in ((smoke, first, 3), (smoke, trained_again, 6), (demo, trained_again, 9)):
@@ -184,8 +184,8 @@ def test_registrations_use_shipped_weights_only_for_their_own_data_or_by_a_small
 
     monkeypatch.setattr(trials, "shipped_or_trained", shipped_or_trained)
     monkeypatch.setattr(trials, "open_split", lambda config: None)
-    assert trials.matcher_of(profile("smoke"), tmp_path).confidence is not None
+    assert trials.matcher_of(book_profile("smoke"), tmp_path).confidence is not None
     assert not asked
     with pytest.raises(LookupError):
-        trials.matcher_of(profile("s1s2", str(tmp_path)), tmp_path)
+        trials.matcher_of(book_profile("s1s2", str(tmp_path)), tmp_path)
     assert asked == ["s1s2"]
