@@ -11,14 +11,23 @@ import pandas as pd
 from torch import Tensor
 
 from sarmatch.cache import digest
-from sarmatch.confidence import Confidence, Overlap, cross_fitted, fit_calibrator, fit_overlap, pair_agreements
+from sarmatch.confidence import (
+    CONFIDENCE_FILE,
+    Confidence,
+    Overlap,
+    cross_fitted,
+    fit_calibrator,
+    fit_overlap,
+    pair_agreements,
+    read_confidence,
+)
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation import mismatched, spread
 from sarmatch.experiments import Run, matches_or_load, run_lock
 from sarmatch.files import atomic_path
-from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence
+from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.precision import fit_precision
 

@@ -24,13 +24,13 @@ from filelock import FileLock
 
 from sarmatch.cache import cached_table
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence import SPREAD, match_table
+from sarmatch.confidence import SPREAD, match_table, read_confidence, warn_of_missing_confidence
 from sarmatch.config import Config, EvaluationConfig, Protocol
 from sarmatch.data import Pairs, open_pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluate, spread, validation_scores
 from sarmatch.files import atomic_path
-from sarmatch.inference import Matcher, read_confidence, warn_of_missing_confidence
+from sarmatch.inference import Matcher
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads, pretraining_scores
 from sarmatch.provenance import commit, provenance

@@ -27,11 +27,11 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import Run, records_or_load
-from sarmatch.geometry import pixel_valid, translation
+from sarmatch.geometry import translation
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import SarOpticalNet, encode_pair
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.provenance import commit
 from sarmatch.shipping import shipped_or_trained
@@ -243,7 +243,7 @@ def neighbourhood_records(
 
 
 class PositionMatcher(Matcher):
-    """The matcher in one pass with all its votes, whose matches are placed within their cells in one of three ways.
+    """The matcher in one pass with its neighbourhoods, whose matches are placed within their cells in three ways.
 
     Args:
         position: `whole cells` stops there, `3x3 expectation` takes that over the coarse volume, `fine level` is what
@@ -266,9 +266,10 @@ class PositionMatcher(Matcher):
         seed: int | Sequence[int] = 0,
     ) -> RawMatches:
         """One deterministic pass; the seed is not used."""
-        masks = (sar_valid, optical_valid)
         with torch.no_grad():
-            first, second = self.net(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
+            encoded = encode_pair(self.net, sar, optical, sar_valid, optical_valid)
+        first, second = (image.descriptors for image in encoded)
+        masks = encoded[0].valid, encoded[1].valid
         prediction = predict(self.net, first, second, search_radius, *masks)
         fine, refine = self.position == "fine level", self.position != "whole cells"
         return pick_matches(self.net, prediction, first.fine, second.fine, *masks, fine, refine)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from sarmatch.checkpoints import load_weights, save_weights, update_header
-from sarmatch.confidence import Confidence
+from sarmatch.confidence import CONFIDENCE_FILE, Confidence, read_confidence
 from sarmatch.confidence_fit import fit_confidence
 from sarmatch.config import Config
 from sarmatch.data.splits import Split
@@ -28,7 +28,7 @@ from sarmatch.experiments import (
     write_json,
 )
 from sarmatch.files import atomic_path
-from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, read_confidence
+from sarmatch.inference import WEIGHTS
 from sarmatch.provenance import commit
 
 TOLD = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")

@@ -118,7 +118,7 @@ def test_parts_are_those_of_one_pass():
 @pytest.mark.parametrize("oriented_gradients", [True, False])
 def test_parts_one_after_the_other_give_the_matches_of_a_pass(oriented_gradients):
     work = workload(dataclasses.replace(SMALL, oriented_gradients=oriented_gradients), 48, search_radius=8.0)
-    work.inputs[2][0, 4:7, 4:7] = False  # cells without data, next to which there are no gradients
+    work.inputs[2][0, 16:28, 16:28] = False  # cells without data, next to which there are no gradients
     whole = Matcher(work.full, "cpu")._match_tile(*work.inputs, 8.0)
     of_parts = _part_runs(work)["pick"]()
     assert len(whole.xy_sar) > 10

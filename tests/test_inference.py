@@ -18,6 +18,7 @@ from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
 from sarmatch.profiles import profile
+from sarmatch.search import Search
 from sarmatch.tiles import TILE, tile_intervals
 
 
@@ -291,7 +292,7 @@ def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
     valid = torch.ones(288, 288, dtype=torch.bool)
     for window in (0, 1):
         rasters = (Raster(image, valid, None, None) for image in (sar[None], optical))
-        matcher.match_rasters(*rasters, 8.0, window=window)
+        matcher.match_rasters(*rasters, Search(8.0), window)
     assert len(seeds) == len(set(seeds)) == 8
     assert {seed[:2] for seed in seeds} == {(4, 0), (4, 1)}
 
