@@ -26,7 +26,7 @@ from torch import Tensor
 from sarmatch.config import ModelConfig
 from sarmatch.inference import Matcher
 from sarmatch.matching import pick_matches, predict
-from sarmatch.models import SarOpticalNet, prepare
+from sarmatch.models import PairInput, SarOpticalNet, prepare
 from sarmatch.models.encoder import DenseEncoder, Encoding, Prefix
 from sarmatch.tiles import MULTIPLE, TILE
 
@@ -64,7 +64,7 @@ class Workload(NamedTuple):
 
     base: SarOpticalNet
     full: SarOpticalNet
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    inputs: PairInput
     search_radius: float
 
     @property
@@ -246,7 +246,7 @@ def _modes(work: Workload, passes: Sequence[int]) -> Runs:
 
 @torch.no_grad()
 def _match(matcher: Matcher, work: Workload) -> None:
-    matcher._match_tile(*work.inputs, work.search_radius)
+    matcher._match_tile(work.inputs, work.search_radius)
 
 
 def _part_runs(work: Workload) -> Runs:

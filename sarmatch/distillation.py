@@ -175,9 +175,9 @@ def training_crops(
         i = int(np.random.default_rng((seed, epoch)).permutation(len(pairs))[position])
         sample = crops[epoch, i]
         images = (sample["sar"], sample["optical"], sample["sar_valid"], sample["optical_valid"])
-        sar, optical, sar_valid, optical_valid = (image[None].to(device) for image in images)
+        sar, optical, *valid = (image[None].to(device) for image in images)
         with torch.no_grad():
-            first, second = encode_pair(net, sar, optical, sar_valid, optical_valid, fine=False, whole_cells=False)
+            first, second = encode_pair(net, (sar, optical, valid[0], valid[1]), fine=False, whole_cells=False)
         yield first, second, str(pairs.index["scene"].iloc[i])
 
 

@@ -63,7 +63,7 @@ def encode_crops(net: SarOpticalNet, crops: EvaluationCrops) -> tuple[Encoded, E
     device = next(net.parameters()).device
     images = (crops.sar, crops.optical, crops.sar_valid, crops.optical_valid)
     sar, optical, sar_valid, optical_valid = (image[None].to(device) for image in images)
-    return encode_pair(net, sar, optical, sar_valid, optical_valid)
+    return encode_pair(net, (sar, optical, sar_valid, optical_valid))
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:

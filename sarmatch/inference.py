@@ -22,7 +22,7 @@ from sarmatch.evaluation import EvaluationCrops
 from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
-from sarmatch.models import STRIDE, PairEncoder, SarOpticalNet, encode_pair, prepare
+from sarmatch.models import STRIDE, PairEncoder, PairInput, SarOpticalNet, encode_pair, prepare
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
@@ -207,56 +207,47 @@ class Matcher:
     def _match(self, sar: Raster, optical: Raster, search: Search, window: int = 0) -> RawMatches:
         height, width = (max(a, b) for a, b in zip(sar.valid.shape, optical.valid.shape, strict=True))
         size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
-        sar_in, sar_valid = (t.to(self.device) for t in _pad(sar, size))
-        optical_in, optical_valid = (t.to(self.device) for t in _pad(optical, size))
+        (sar_in, sar_valid), (optical_in, optical_valid) = (_pad(r, size, self.device) for r in (sar, optical))
         images = (sar_in, optical_in, sar_valid, optical_valid)
         # Tiles overlap by half of their side at most: a wider search takes the global stage.
         widest = np.inf if max(size) <= TILE else TILE / 4
         if search.shift_radius is not None and search.shift_radius <= widest:
-            return self._match_tiles(*images, search.shift_radius, window)
+            return self._match_tiles(images, search.shift_radius, window)
         if max(size) > GLOBAL_SIDE:
             raise ValueError(
                 f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
                 f"{TILE // 4} px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
             )
-        prior = global_prior(self.net, sar_in, optical_in, search, sar_valid, optical_valid).A_sar_to_optical
+        prior = global_prior(self.net, images, search).A_sar_to_optical
         if search.turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
             one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
-            prior = _refit(one_pass._match_warped(*images, prior, window), prior)
-        return self._match_warped(*images, prior, window)
+            prior = _refit(one_pass._match_warped(images, prior, window), prior)
+        return self._match_warped(images, prior, window)
 
-    def _match_warped(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, prior: Tensor, window: int = 0
-    ) -> RawMatches:
+    def _match_warped(self, images: PairInput, prior: Tensor, window: int = 0) -> RawMatches:
         """Match around a predicted map by resampling the optical image onto the SAR grid with it."""
+        sar, optical, sar_valid, optical_valid = images
         size = (sar.shape[-2], sar.shape[-1])
         moved = warp(optical, prior, size)
-        seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
-        raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS, window)
+        moved_valid = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
+        raw = self._match_tiles((sar, moved, sar_valid, moved_valid), LOCAL_RADIUS, window)
         xy_optical = transform_points(prior, raw.xy_optical)
         linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
         raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
         return select(raw, inside(xy_optical, size))
 
-    def _match_tiles(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        number: int = 0,
-    ) -> RawMatches:
+    def _match_tiles(self, images: PairInput, search_radius: float, number: int = 0) -> RawMatches:
         """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
+        sar, optical, *valid = images
         height, width = sar.shape[-2:]
         parts = []
         for window, core in tiles(height, width, margin=min(search_radius, TILE // 4)):
-            masks = (sar_valid[..., *window], optical_valid[..., *window])
+            masks = [mask[..., *window] for mask in valid]
             if not all(bool(cell_valid(mask, STRIDE).any()) for mask in masks):
                 continue
             seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
-            raw = self._match_tile(sar[..., *window], optical[..., *window], *masks, search_radius, seed)
+            raw = self._match_tile((sar[..., *window], optical[..., *window], masks[0], masks[1]), search_radius, seed)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
             xy_sar = raw.xy_sar + origin
@@ -267,24 +258,16 @@ class Matcher:
             return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _match_tile(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        seed: int | Sequence[int] = 0,
-    ) -> RawMatches:
+    def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
         """Match two images (1, C, H, W) of one tile; masks (1, H, W) are of pixels, the seed is of dropout."""
         net, aggregate = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         prediction = None
         if self.encoders is not None:
-            a, b = prepare(sar, sar_valid), prepare(optical, optical_valid)
-            first, second = self.encoders(a.image, b.image, a.pixels, b.pixels)
-            masks = a.valid, b.valid
+            a, b = prepare(images[0], images[2]), prepare(images[1], images[3])
+            first, second = self.encoders(a[0], b[0], a[2], b[2])
+            masks = a[1], b[1]
         else:
-            encoded = encode_pair(net, sar, optical, sar_valid, optical_valid)
+            encoded = encode_pair(net, images)
             first, second = (image.descriptors for image in encoded)
             masks = encoded[0].valid, encoded[1].valid
             if self.mc_passes:
@@ -340,8 +323,9 @@ def _of_crops(crops: EvaluationCrops, search_radius: float | None) -> tuple[Rast
     return Raster(*sar, None, None), Raster(*optical, None, None), search
 
 
-def _pad(raster: Raster, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _pad(raster: Raster, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """A batch of one of the wanted size, its border repeated, and the mask of valid pixels (1, H, W)."""
     height, width = raster.valid.shape
     margin = (0, size[1] - width, 0, size[0] - height)
-    return F.pad(raster.image[None], margin, mode="replicate"), F.pad(raster.valid, margin)[None]
+    image = F.pad(raster.image[None], margin, mode="replicate")
+    return image.to(device), F.pad(raster.valid, margin)[None].to(device)

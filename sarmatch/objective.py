@@ -40,7 +40,7 @@ class Objective(nn.Module):
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is their weighted sum (table 2)."""
         images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
-        sar, optical = encode_pair(self.net, *images, whole_cells=False)
+        sar, optical = encode_pair(self.net, images, whole_cells=False)
         with torch.autocast(batch["sar"].device.type, enabled=False):
             return self._losses(sar.descriptors, optical.descriptors, batch)
 

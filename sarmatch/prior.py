@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sarmatch.geometry import rotation_scale, translation, warp
-from sarmatch.models import STRIDE, DenseEncoder, SarOpticalNet, encode_image
+from sarmatch.models import STRIDE, DenseEncoder, PairInput, SarOpticalNet, encode_image
 from sarmatch.search import Search
 
 ROTATION_STEP_DEG = 7.5
@@ -49,29 +49,19 @@ def hypotheses(max_rotation_deg: float, scale_range: tuple[float, float]) -> lis
 
 
 @torch.no_grad()
-def global_prior(
-    net: SarOpticalNet,
-    sar: Tensor,
-    optical: Tensor,
-    search: Search,
-    sar_valid: Tensor | None = None,
-    optical_valid: Tensor | None = None,
-) -> Prior:
+def global_prior(net: SarOpticalNet, images: PairInput, search: Search) -> Prior:
     """The rotation, scale and shift under which most of the two images agrees.
 
     Args:
-        sar, optical: (1, C, H, W) of equal size, multiples of 16.
+        images: of one size, B = 1.
         search: what the relative rotation and scale may be; its radius is the greatest shift of the image centre on
             each axis, None allows any that leaves `MIN_OVERLAP`.
-        sar_valid, optical_valid: (1, H, W) bool; None takes all pixels.
     """
+    sar, optical, sar_valid, optical_valid = images
     height, width = sar.shape[-2:]
     centre = ((width - 1) / 2, (height - 1) / 2)
     candidates = hypotheses(search.max_rotation_deg, search.scale_range)
     maps = torch.stack([rotation_scale(angle, scale, centre) for angle, scale in candidates])
-    everywhere = torch.ones_like(sar[:, 0], dtype=torch.bool)
-    sar_valid = everywhere if sar_valid is None else sar_valid
-    optical_valid = everywhere if optical_valid is None else optical_valid
     described = _described(net, net.sar_encoder, sar, sar_valid)
     best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
     for chunk in maps.split(BATCH):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
@@ -31,7 +31,7 @@ from sarmatch.geometry import translation
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
-from sarmatch.models import SarOpticalNet, encode_pair
+from sarmatch.models import PairInput, SarOpticalNet, encode_pair
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.provenance import commit
 from sarmatch.shipping import shipped_or_trained
@@ -256,18 +256,10 @@ class PositionMatcher(Matcher):
         super().__init__(net)
         self.position = position
 
-    def _match_tile(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        seed: int | Sequence[int] = 0,
-    ) -> RawMatches:
+    def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
         """One deterministic pass; the seed is not used."""
         with torch.no_grad():
-            encoded = encode_pair(self.net, sar, optical, sar_valid, optical_valid)
+            encoded = encode_pair(self.net, images)
         first, second = (image.descriptors for image in encoded)
         masks = encoded[0].valid, encoded[1].valid
         prediction = predict(self.net, first, second, search_radius, *masks)

@@ -4,7 +4,7 @@ from sarmatch.models.encoder import DenseEncoder, Encoding, Prefix
 from sarmatch.models.layers import STRIDE, fill_invalid
 from sarmatch.models.matcher import Descriptors, SarOpticalNet
 from sarmatch.models.optical_encoder import OpticalEncoder
-from sarmatch.models.pair import Encoded, PairEncoder, Prepared, encode_image, encode_pair, prepare
+from sarmatch.models.pair import Encoded, PairEncoder, PairInput, encode_image, encode_pair, prepare
 from sarmatch.models.sar_encoder import SarEncoder
 from sarmatch.models.uncertainty import SOURCES, Uncertainty, UncertaintyMaps
 
@@ -17,8 +17,8 @@ __all__ = [
     "Encoding",
     "OpticalEncoder",
     "PairEncoder",
+    "PairInput",
     "Prefix",
-    "Prepared",
     "SarEncoder",
     "SarOpticalNet",
     "Uncertainty",

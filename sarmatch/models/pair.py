@@ -14,14 +14,8 @@ from sarmatch.models.matcher import Descriptors, SarOpticalNet
 
 PairEncoder: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Descriptors, Descriptors]]
 """SAR and optical image (1, C, H, W) and their valid pixels (1, H, W) to the descriptors of both."""
-
-
-class Prepared(NamedTuple):
-    """An image (B, C, H, W) without gaps, its valid cells (B, H/4, W/4), and pixels (B, H, W) that have gradients."""
-
-    image: Tensor
-    valid: Tensor
-    pixels: Tensor
+PairInput: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""SAR and optical image (B, C, H, W) in [0, 1] and their valid pixels (B, H, W) bool; sides are multiples of 16."""
 
 
 class Encoded(NamedTuple):
@@ -33,51 +27,37 @@ class Encoded(NamedTuple):
     valid: Tensor
 
 
-def prepare(image: Tensor, valid: Tensor, whole_cells: bool = True) -> Prepared:
-    """Fill pixels without data and find the cells that carry data.
+def prepare(image: Tensor, valid: Tensor, whole_cells: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """The image with gaps filled, its valid cells (B, H/4, W/4), and the pixels (B, H, W) that have oriented gradients.
 
     Args:
-        image: (B, C, H, W) in [0, 1], sides multiples of 16.
-        valid: (B, H, W) bool.
-        whole_cells: take oriented gradients as unknown in whole cells beside missing data, as matching does; False goes
-            by single pixels, as training does.
+        whole_cells: gradients end at whole cells with missing data, as in matching; False: at single pixels, as in
+            training.
     """
     cells = cell_valid(valid, STRIDE)
-    return Prepared(fill_invalid(image, valid), cells, pixel_valid(cells, STRIDE) if whole_cells else valid)
+    return fill_invalid(image, valid), cells, pixel_valid(cells, STRIDE) if whole_cells else valid
 
 
 def encode_image(
-    net: SarOpticalNet,
-    encoder: DenseEncoder,
-    image: Tensor,
-    valid: Tensor,
-    fine: bool = True,
-    whole_cells: bool = True,
+    net: SarOpticalNet, encoder: DenseEncoder, image: Tensor, valid: Tensor, fine: bool = True, whole_cells: bool = True
 ) -> Encoded:
-    """One image through one of the network's encoders; arguments as for `encode_pair`."""
-    ready = prepare(image, valid, whole_cells)
-    prefix = encoder.prefix(ready.image).masked(ready.pixels)
+    """One image through one of the network's encoders, see `encode_pair`."""
+    filled, cells, pixels = prepare(image, valid, whole_cells)
+    prefix = encoder.prefix(filled).masked(pixels)
     encoding = encoder.finish(prefix) if fine else encoder.coarse(prefix)
-    return Encoded(prefix, encoding, net.describe(encoding), ready.valid)
+    return Encoded(prefix, encoding, net.describe(encoding), cells)
 
 
 def encode_pair(
-    net: SarOpticalNet,
-    sar: Tensor,
-    optical: Tensor,
-    sar_valid: Tensor,
-    optical_valid: Tensor,
-    fine: bool = True,
-    whole_cells: bool = True,
+    net: SarOpticalNet, images: PairInput, fine: bool = True, whole_cells: bool = True
 ) -> tuple[Encoded, Encoded]:
-    """Both images, SAR first, in the mode the network is in.
+    """Both images, SAR first, in the mode that the network is in.
 
     Args:
-        sar, optical: (B, C, H, W) in [0, 1], sides multiples of 16.
-        sar_valid, optical_valid: (B, H, W) bool, pixels that carry data.
         fine: False leaves out the full-resolution descriptors, which have no part in the choice of a cell.
-        whole_cells: as for `prepare`.
+        whole_cells: see `prepare`.
     """
+    sar, optical, sar_valid, optical_valid = images
     return (
         encode_image(net, net.sar_encoder, sar, sar_valid, fine, whole_cells),
         encode_image(net, net.optical_encoder, optical, optical_valid, fine, whole_cells),

@@ -98,7 +98,7 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
     reference, moving = (_batch(image, matcher, size) for image in images)
     sar, optical = (reference, moving) if pair.to == "sar" else (moving, reference)
-    prior = global_prior(matcher.net, sar[0], optical[0], Search(None), sar[1], optical[1])
+    prior = global_prior(matcher.net, (sar[0], optical[0], sar[1], optical[1]), Search(None))
     dx, dy = (round(float(v) * factor) for v in prior.A_sar_to_optical[:2, 2])
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 
