@@ -21,17 +21,17 @@ from sarmatch.confidence import CONFIDENT_PX, Confidence
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
-from sarmatch.inference import EncodePair, Matcher
+from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma
-from sarmatch.models import Descriptors, SarOpticalNet
+from sarmatch.models import Descriptors, PairEncoder, SarOpticalNet
 from sarmatch.onnx_backend import INPUTS, OnnxEncoders, export
 from sarmatch.timing import interleave
 
 PLAIN = "PyTorch, float32"
 
 
-def in_bfloat16(net: SarOpticalNet) -> EncodePair:
+def in_bfloat16(net: SarOpticalNet) -> PairEncoder:
     """Encoders under autocast to bfloat16; sums over similarities stay in float32."""
 
     def encode(
@@ -43,7 +43,7 @@ def in_bfloat16(net: SarOpticalNet) -> EncodePair:
     return encode
 
 
-def compiled(net: SarOpticalNet) -> EncodePair:
+def compiled(net: SarOpticalNet) -> PairEncoder:
     """Encoders through `torch.compile`, which needs a C++ compiler and takes minutes for each new size."""
     return torch.compile(net, dynamic=False)
 

@@ -84,12 +84,12 @@ def compare(
     from sarmatch.comparison import compare as compare_methods
     from sarmatch.comparison_tables import ranked, registration_table
     from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.evaluation import check_search
     from sarmatch.peers import peer_matchers, trained_peers, training_table
+    from sarmatch.search import Search
     from sarmatch.shipping import shipped_or_trained
     from sarmatch.statistics import with_intervals
 
-    check_search(search_radius, 0.0, (1.0, 1.0))  # before hours of training
+    Search(search_radius)  # rejects what makes no sense before hours of training
     if output is not None:
         check_output(output, "records", TABLES)
     config = book_profile(profile, str(data) if data else None)

@@ -32,13 +32,14 @@ from sarmatch.confidence import fit_calibrator
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation import CropMatcher, EvaluationCrops, check_search, evaluation_crops, spread
+from sarmatch.evaluation import CropMatcher, EvaluationCrops, evaluation_crops, spread
 from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
 from sarmatch.io import commit
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, pair_record
 from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.search import Search
 from sarmatch.settings import BookConfig
 from sarmatch.timing import interleave, summary
 
@@ -153,7 +154,7 @@ def compared_matches(
     Raises:
         ValueError: a search radius that is not positive.
     """
-    check_search(search_radius, 0.0, (1.0, 1.0))
+    Search(search_radius)  # rejects what makes no sense
 
     def make() -> pd.DataFrame:
         parts = []

@@ -7,8 +7,10 @@ A confidence means the probability of lying within 3 px of the truth. Calibrator
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import pandas as pd
 
 from sarmatch.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
 from sarmatch.precision import CONFIDENT_PX, COVERAGE, Precision
+
+CONFIDENCE_FILE = "confidence.json"
 
 SCORES = ("probability", "aleatoric", "epistemic")
 """Raw scores of a match, of which confidence is made."""
@@ -172,3 +176,19 @@ def rate(
         covariance = precision.covariance(covariance)
     overlaps = None if overlap is None else overlap.accepts(np.asarray(value))
     return {"confidence": value, "covariance": covariance, "radius": radius, "overlaps": overlaps}
+
+
+def warn_of_missing_confidence(source: str) -> None:
+    """Say that what `Matches.confidence` holds is no confidence."""
+    warnings.warn(
+        f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
+        "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
+        "it at its end, `sarmatch.experiments.confidence_or_load` for a run that was trained otherwise",
+        stacklevel=3,
+    )
+
+
+def read_confidence(folder: Path) -> Confidence | None:
+    """What was fitted for the run in a folder, or None."""
+    path = folder / CONFIDENCE_FILE
+    return Confidence.from_json(path.read_text()) if path.is_file() else None

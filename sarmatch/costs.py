@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from sarmatch.config import ModelConfig
-from sarmatch.geometry import pixel_valid
 from sarmatch.inference import Matcher
 from sarmatch.matching import pick_matches, predict
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import PairInput, SarOpticalNet, prepare
 from sarmatch.models.encoder import DenseEncoder, Encoding, Prefix
 from sarmatch.tiles import MULTIPLE, TILE
 from sarmatch.timing import Runs, interleave, summary
@@ -56,13 +55,13 @@ class Workload(NamedTuple):
     Attributes:
         base: without uncertainty.
         full: the same network with it.
-        inputs: images (1, C, H, W) in [0, 1] and masks of cells (1, h, w), SAR first.
+        inputs: images (1, C, H, W) in [0, 1] and masks of their pixels (1, H, W), SAR first.
         search_radius: px.
     """
 
     base: SarOpticalNet
     full: SarOpticalNet
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    inputs: PairInput
     search_radius: float
 
     @property
@@ -115,7 +114,7 @@ def workload(
         full.load_state_dict(weights)
     state = full.state_dict()
     base.load_state_dict({name: state[name] for name in base.state_dict()})
-    masks = [torch.ones(1, *(s // STRIDE for s in image.shape[-2:]), dtype=torch.bool) for image in images]
+    masks = [torch.ones(1, *image.shape[-2:], dtype=torch.bool) for image in images]
     sar, optical, sar_valid, optical_valid = (t.to(device) for t in (*images, *masks))
     return Workload(
         base.to(device).eval(), full.to(device).eval(), (sar, optical, sar_valid, optical_valid), search_radius
@@ -216,31 +215,31 @@ def _modes(work: Workload, passes: Sequence[int]) -> Runs:
 
 @torch.no_grad()
 def _match(matcher: Matcher, work: Workload) -> None:
-    matcher._match_tile(*work.inputs, work.search_radius)
+    matcher._match_tile(work.inputs, work.search_radius)
 
 
 def _part_runs(work: Workload) -> Runs:
     """The parts of one pass with uncertainty, each on what the ones before made of the pair."""
     net, (sar, optical, sar_valid, optical_valid) = work.full, work.inputs
-    encoders, voting = (net.sar_encoder, net.optical_encoder), bool(net.config.consensus_cells)
+    images, valid, masks = zip(prepare(sar, sar_valid), prepare(optical, optical_valid), strict=True)
+    encoders, aggregate = (net.sar_encoder, net.optical_encoder), bool(net.config.consensus_cells)
 
     def each(part: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         with torch.no_grad():
             return [part(*values) for values in zip(*arguments, strict=True)]
 
     steps: dict[str, tuple[Any, ...]] = {}
-    masks = [pixel_valid(mask, STRIDE) for mask in (sar_valid, optical_valid)]
-    prefixes = each(*steps.setdefault("prefix", (_prefix, encoders, (sar, optical), masks)))
+    prefixes = each(*steps.setdefault("prefix", (_prefix, encoders, images, masks)))
     trunks = each(*steps.setdefault("trunk", (_trunk, encoders, prefixes)))
     features, gradients = zip(*trunks, strict=True)
     doubts = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
     fine = each(*steps.setdefault("fine", (lambda e, *known: e.full_resolution(*known), encoders, prefixes, features)))
     encodings = each(Encoding, features, fine, doubts, gradients)
     first, second = each(*steps.setdefault("head", (net.describe, encodings)))
-    level = partial(predict, net, first, second, work.search_radius, sar_valid, optical_valid, voting)
+    level = partial(predict, net, first, second, work.search_radius, *valid, aggregate)
     runs: dict[str, Callable[[], object]] = {name: partial(each, *step) for name, step in steps.items()}
     runs["coarse"] = level
-    runs["pick"] = partial(pick_matches, net, level(), first.fine, second.fine, sar_valid, optical_valid, voting)
+    runs["pick"] = partial(pick_matches, net, level(), first.fine, second.fine, *valid, aggregate)
     return runs
 
 

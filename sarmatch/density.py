@@ -53,11 +53,11 @@ class Density:
             ValueError: no pairs, no crops, or no cells with data.
         """
         rng = np.random.default_rng((seed, 1))
-        seen: tuple[list[Tensor], list[Tensor]] = [], []
-        for crop in training_crops(net, pairs, config, seed, crops, "density", show_progress):
-            for rows, features, valid in zip(seen, crop.features, crop.valid, strict=True):
-                rows.append(by_cell(features)[some_cells(valid.flatten(), cells, rng)].cpu())
-        tables = [torch.cat(rows).double().numpy() for rows in seen]
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for sar, optical, _ in training_crops(net, pairs, config, seed, crops, "density", show_progress):
+            for rows, image in zip(parts, (sar, optical), strict=True):
+                rows.append(by_cell(image.encoding.features)[some_cells(image.valid.flatten(), cells, rng)].cpu())
+        tables = [torch.cat(rows).double().numpy() for rows in parts]
         if min(map(len, tables)) < 2:
             raise ValueError("pairs: fewer than two cells of training crops carry data; check their valid masks")
         from sklearn.covariance import LedoitWolf

@@ -17,9 +17,8 @@ from tqdm import tqdm
 from sarmatch.config import Config
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.transforms import TrainingCrops
-from sarmatch.geometry import cell_valid
 from sarmatch.matching import predict
-from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
+from sarmatch.models import Encoded, SarOpticalNet, encode_pair
 from sarmatch.models.uncertainty import EpistemicHead
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import ENTROPY, FLOOR, match_inputs, other_end
@@ -43,16 +42,6 @@ class Lesson(NamedTuple):
     information: Tensor
     crop: Tensor
     scene: Tensor
-
-
-class SeenCrop(NamedTuple):
-    """A training crop as the deterministic pass sees it; (SAR, optical) each. `valid` is of cells, (1, h, w) bool."""
-
-    prefixes: tuple[Prefix, Prefix]
-    features: tuple[Tensor, Tensor]
-    descriptors: tuple[Descriptors, Descriptors]
-    valid: tuple[Tensor, Tensor]
-    scene: str
 
 
 def distil(
@@ -105,20 +94,21 @@ def collect(
     if passes < 2:
         raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
     radius, parts, scenes = config.evaluation.headline_radius, [], []
-    voting = use_consensus and bool(net.config.consensus_cells)
+    aggregate = use_consensus and bool(net.config.consensus_cells)
     rng = np.random.default_rng((seed, 1))
-    for k, crop in enumerate(training_crops(net, pairs, config, seed, crops, "distil", show_progress)):
-        sar, optical = crop.descriptors
-        prediction = predict(net, sar, optical, radius, *crop.valid, voting)
-        taught = predict_monte_carlo(
-            net, *crop.prefixes, radius, passes, *crop.valid, voting, seed=int(rng.integers(2**31))
-        ).mutual_information
-        assert taught is not None
+    for k, (first, second, scene) in enumerate(
+        training_crops(net, pairs, config, seed, crops, "distil", show_progress)
+    ):
+        sar, optical, valid = first.descriptors, second.descriptors, (first.valid, second.valid)
+        prediction = predict(net, sar, optical, radius, *valid, aggregate)
+        prefixes, of_masks = (first.prefix, second.prefix), int(rng.integers(2**31))
+        target = predict_monte_carlo(net, *prefixes, radius, passes, *valid, aggregate, of_masks).mutual_information
+        assert target is not None
         there, on_image = other_end(prediction, sar.coarse, optical.coarse)
-        rows = some_cells(crop.valid[0].flatten() & on_image & crop.valid[1].flatten()[there], cells, rng)
+        rows = some_cells(valid[0].flatten() & on_image & valid[1].flatten()[there], cells, rng)
         inputs = match_inputs(prediction, sar, optical)[rows]
-        parts.append((inputs.cpu(), taught.flatten()[rows].cpu(), torch.full((len(rows),), k)))
-        scenes.append(crop.scene)
+        parts.append((inputs.cpu(), target.flatten()[rows].cpu(), torch.full((len(rows),), k)))
+        scenes.append(scene)
     inputs, information, number = (torch.cat(column) for column in zip(*parts, strict=True))
     return Lesson(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
 
@@ -175,8 +165,11 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
 
 def training_crops(
     net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, n: int, name: str, show_progress: bool
-) -> Iterator[SeenCrop]:
-    """Crops of training with their descriptors from the deterministic pass; every pair once before any comes again."""
+) -> Iterator[tuple[Encoded, Encoded, str]]:
+    """Training crops through the deterministic pass without the fine level, SAR first, and the name of the scene.
+
+    Every pair comes once before any comes again.
+    """
     if not len(pairs) or n < 1:
         raise ValueError(f"need at least one training pair and one crop, got {len(pairs)} pairs and {n} crops")
     net, crops = copy.deepcopy(net).eval(), TrainingCrops(pairs, config.data, seed)  # the caller's keeps its mode
@@ -185,20 +178,11 @@ def training_crops(
         epoch, position = divmod(k, len(pairs))
         i = int(np.random.default_rng((seed, epoch)).permutation(len(pairs))[position])
         sample = crops[epoch, i]
-        masks = sample["sar_valid"][None].to(device), sample["optical_valid"][None].to(device)
-        sar = fill_invalid(sample["sar"][None].to(device), masks[0])
-        optical = fill_invalid(sample["optical"][None].to(device), masks[1])
+        images = (sample["sar"], sample["optical"], sample["sar_valid"], sample["optical_valid"])
+        sar, optical, *valid = (image[None].to(device) for image in images)
         with torch.no_grad():
-            prefixes = (
-                net.sar_encoder.prefix(sar).masked(masks[0]),
-                net.optical_encoder.prefix(optical).masked(masks[1]),
-            )
-            first, second = net.sar_encoder.coarse(prefixes[0]), net.optical_encoder.coarse(prefixes[1])
-            descriptors = net.describe(first), net.describe(second)
-        valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)
-        yield SeenCrop(
-            prefixes, (first.features, second.features), descriptors, valid, str(pairs.index["scene"].iloc[i])
-        )
+            first, second = encode_pair(net, (sar, optical, valid[0], valid[1]), fine=False, whole_cells=False)
+        yield first, second, str(pairs.index["scene"].iloc[i])
 
 
 def some_cells(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,11 @@ from sarmatch.density import Density
 from sarmatch.distillation import CROPS, distil
 from sarmatch.evaluation import EvaluationCrops, evaluation_crops, spread
 from sarmatch.experiments import Run, run_lock
-from sarmatch.geometry import cell_centres, cell_valid
+from sarmatch.geometry import cell_centres
 from sarmatch.inference import Matcher
 from sarmatch.io import atomic_path, digest
 from sarmatch.matching import Prediction, predict
-from sarmatch.models import STRIDE, Descriptors, Prefix, SarOpticalNet, fill_invalid
+from sarmatch.models import STRIDE, Encoded, SarOpticalNet, encode_pair
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.onepass import distilled_information, row_entropy
 from sarmatch.tiles import tile_seed
@@ -57,26 +57,13 @@ information of the passes and nothing else of them: what a perfect estimate of i
 ESTIMATES = ("row entropy", "feature density", "distilled")
 
 
-class Seen(NamedTuple):
-    """A pair as the network sees it; of both images the prefix, features F, descriptors, and which cells carry data."""
-
-    prefixes: tuple[Prefix, Prefix]
-    features: tuple[Tensor, Tensor]
-    descriptors: tuple[Descriptors, Descriptors]
-    valid: tuple[Tensor, Tensor]
-
-
 @torch.no_grad()
-def see(net: SarOpticalNet, crops: EvaluationCrops) -> Seen:
+def encode_crops(net: SarOpticalNet, crops: EvaluationCrops) -> tuple[Encoded, Encoded]:
     """Both encoders over the crops of an evaluation protocol, with the fine level, on the network's device."""
     device = next(net.parameters()).device
-    masks = [mask[None].to(device) for mask in (crops.sar_valid, crops.optical_valid)]
-    encoders = net.sar_encoder, net.optical_encoder
-    images = [fill_invalid(x[None].to(device), m) for x, m in zip((crops.sar, crops.optical), masks, strict=True)]
-    prefixes = encoders[0].prefix(images[0]), encoders[1].prefix(images[1])
-    first, second = (encoder.finish(prefix) for encoder, prefix in zip(encoders, prefixes, strict=True))
-    valid = cell_valid(masks[0], STRIDE), cell_valid(masks[1], STRIDE)
-    return Seen(prefixes, (first.features, second.features), (net.describe(first), net.describe(second)), valid)
+    images = (crops.sar, crops.optical, crops.sar_valid, crops.optical_valid)
+    sar, optical, sar_valid, optical_valid = (image[None].to(device) for image in images)
+    return encode_pair(net, (sar, optical, sar_valid, optical_valid))
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
@@ -84,8 +71,10 @@ def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_ra
 
     The masks are those of a `Matcher` with its own seed.
     """
-    seen = see(net, crops)
-    return predict_monte_carlo(net, *seen.prefixes, search_radius, passes, *seen.valid, _voting(net), tile_seed(0))
+    sar, optical = encode_crops(net, crops)
+    valid, aggregate = (sar.valid, optical.valid), bool(net.config.consensus_cells)
+    prefixes = sar.prefix, optical.prefix
+    return predict_monte_carlo(net, *prefixes, search_radius, passes, *valid, aggregate, tile_seed(0))
 
 
 def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
@@ -137,12 +126,12 @@ def _learned_from(run: Run, split: Split, crops: int) -> str:
     )
 
 
-def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Seen], Tensor]]:
-    """The one-pass estimates by name: functions of a prediction and what it was made of, to a map (1, h, w)."""
+def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Encoded, Encoded], Tensor]]:
+    """The one-pass estimates by name: functions of a prediction and the images it was made of, to a map (1, h, w)."""
     return {
-        "row entropy": lambda prediction, seen: row_entropy(prediction),
-        "feature density": lambda prediction, seen: density.distance(*seen.features, prediction),
-        "distilled": lambda prediction, seen: distilled_information(net, prediction, *seen.descriptors),
+        "row entropy": lambda made, *_: row_entropy(made),
+        "feature density": lambda made, a, b: density.distance(a.encoding.features, b.encoding.features, made),
+        "distilled": lambda made, a, b: distilled_information(net, made, a.descriptors, b.descriptors),
     }
 
 
@@ -162,8 +151,8 @@ def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: Evaluati
 def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     parts = []
     for pair in tqdm(spread(pairs, config.max_pairs), "estimates", disable=None):
-        seen, prediction = _predicted(net, evaluation_crops(pair, "shift", config), config.headline_radius)
-        maps = {name: estimate(prediction, seen) for name, estimate in estimators(net, density).items()}
+        encoded, prediction = _predicted(net, evaluation_crops(pair, "shift", config), config.headline_radius)
+        maps = {name: estimate(prediction, *encoded) for name, estimate in estimators(net, density).items()}
         height, width = prediction.forward.shape[-2:]
         xy = cell_centres(height, width, STRIDE).flatten(0, 1).numpy()
         columns = {"x": xy[:, 0], "y": xy[:, 1]} | {name: m.flatten().cpu().numpy() for name, m in maps.items()}
@@ -171,13 +160,12 @@ def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: Evalu
     return pd.concat(parts, ignore_index=True)
 
 
-def _predicted(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float) -> tuple[Seen, Prediction]:
-    seen = see(net, crops)
-    return seen, predict(net, *seen.descriptors, search_radius, *seen.valid, _voting(net))
-
-
-def _voting(net: SarOpticalNet) -> bool:
-    return bool(net.config.consensus_cells)
+def _predicted(
+    net: SarOpticalNet, crops: EvaluationCrops, search_radius: float
+) -> tuple[tuple[Encoded, Encoded], Prediction]:
+    sar, optical = encode_crops(net, crops)
+    valid, aggregate = (sar.valid, optical.valid), bool(net.config.consensus_cells)
+    return (sar, optical), predict(net, sar.descriptors, optical.descriptors, search_radius, *valid, aggregate)
 
 
 def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.DataFrame:
@@ -220,9 +208,9 @@ def measure_costs(net: SarOpticalNet, density: Density, pairs: Pairs, config: Ev
         single, many = (Matcher(net, next(net.parameters()).device, mc_passes=n) for n in (0, passes))
         base = _seconds(partial(single.raw_matches, crops, radius), repeats)
         row = {"plain softmax": base, "no estimate": base}
-        seen, prediction = _predicted(net, crops, radius)
+        encoded, prediction = _predicted(net, crops, radius)
         for name, estimate in estimators(net, density).items():
-            row[name] = base + _seconds(partial(estimate, prediction, seen), repeats)
+            row[name] = base + _seconds(partial(estimate, prediction, *encoded), repeats)
         row["passes"] = _seconds(partial(many.raw_matches, crops, radius), repeats)
         rows.append(row)
     seconds = pd.DataFrame(rows)

@@ -18,12 +18,13 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.geometry import central_corner, coverage, inside, rotation_scale, transform_points, translation, warp
 from sarmatch.matches import Matches
 from sarmatch.metrics import match_errors, mma, pair_record
+from sarmatch.search import Search
 
 
 class EvaluationCrops(NamedTuple):
     """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px.
 
-    `max_rotation_deg` and `scale_range` are what a method may know beforehand: how far the protocol turns and scales.
+    `search` is what a method may know beforehand, how far the protocol turns and scales; its radius is the caller's.
     """
 
     sar: Tensor
@@ -31,8 +32,7 @@ class EvaluationCrops(NamedTuple):
     sar_valid: Tensor
     optical_valid: Tensor
     A_sar_to_optical: Tensor
-    max_rotation_deg: float = 0.0
-    scale_range: tuple[float, float] = (1.0, 1.0)
+    search: Search = Search(None)
 
 
 def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -> EvaluationCrops:
@@ -57,8 +57,7 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
         sar_valid=coverage(pair.valid, sar_to_pair, size),
         optical_valid=coverage(pair.valid, optical_to_pair, size),
         A_sar_to_optical=A_sar_to_optical,
-        max_rotation_deg=config.max_rotation_deg if affine else 0.0,
-        scale_range=config.scale_range if affine else (1.0, 1.0),
+        search=Search(None, config.max_rotation_deg, config.scale_range) if affine else Search(None),
     )
 
 
@@ -104,7 +103,7 @@ def evaluate(
 
     A pair that cannot be cut as the protocol asks is an error, never silently dropped.
     """
-    check_search(search_radius, 0.0, (1.0, 1.0))
+    Search(search_radius)  # rejects what makes no sense before anything is computed
     rows = []
     for pair in tqdm(
         spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
@@ -148,16 +147,6 @@ def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
 
     # The partner enters the fingerprint, so that no stored record takes these for the real pairs.
     return Pairs(pairs.index.assign(partner=givers.index["id"].to_numpy()[list(partners.values())]), read)
-
-
-def check_search(search_radius: float | None, max_rotation_deg: float, scale_range: tuple[float, float]) -> None:
-    """Reject a search that makes no sense, with a ValueError that names the argument."""
-    if search_radius is not None and not 0 < search_radius < np.inf:
-        raise ValueError(f"search_radius must be positive, in px, or None for the whole image; got {search_radius}")
-    if not 0 <= max_rotation_deg <= 180:
-        raise ValueError(f"max_rotation_deg must lie in [0, 180], got {max_rotation_deg}")
-    if not 0 < scale_range[0] <= scale_range[1]:
-        raise ValueError(f"scale_range must satisfy 0 < low <= high, got {scale_range}")
 
 
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:

@@ -20,12 +20,12 @@ from accelerate import PartialState
 from filelock import FileLock
 
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence import Confidence
+from sarmatch.confidence import CONFIDENCE_FILE, Confidence, read_confidence, warn_of_missing_confidence
 from sarmatch.confidence_fit import Collect, collect_matches, fit_confidence, fitted_on
 from sarmatch.config import Config
 from sarmatch.data import open_pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.inference import CONFIDENCE_FILE, Matcher, read_confidence, warn_of_missing_confidence
+from sarmatch.inference import Matcher
 from sarmatch.io import atomic_path, provenance, read_json, write_json
 from sarmatch.models import SarOpticalNet
 from sarmatch.pretraining import PretrainingObjective, load_rotation_heads

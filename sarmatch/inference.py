@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from rasterio.io import DatasetReader
 from torch import Tensor
 
 from sarmatch.checkpoints import load_weights
-from sarmatch.confidence import Confidence, rate
-from sarmatch.data.raster import Raster, check_same_grid, read_optical, read_sar, scale_optical, scale_sar
-from sarmatch.evaluation import EvaluationCrops, check_search
-from sarmatch.geometry import cell_valid, inside, pixel_valid, transform_points, warp
+from sarmatch.confidence import Confidence, rate, read_confidence, warn_of_missing_confidence
+from sarmatch.data.raster import (
+    Raster,
+    check_same_grid,
+    load_optical,
+    load_sar,
+)
+from sarmatch.evaluation import EvaluationCrops
+from sarmatch.geometry import cell_valid, inside, transform_points, warp
 from sarmatch.matches import Matches
 from sarmatch.matching import RawMatches, coarse_logits, pick_matches, predict, select
-from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
+from sarmatch.models import STRIDE, PairEncoder, PairInput, SarOpticalNet, encode_pair, prepare
 from sarmatch.montecarlo import predict_monte_carlo
 from sarmatch.precision import COVERAGE, check_coverage
 from sarmatch.prior import global_prior
 from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.search import Search
 from sarmatch.tiles import MULTIPLE, TILE, tile_seed, tiles
 from sarmatch.volumes import Volume
 
@@ -35,10 +40,7 @@ GLOBAL_SIDE = 2048
 """Largest side for the global stage, px: it holds the descriptors of the whole image, about 3 GB."""
 LOCAL_RADIUS = 16.0
 """Search radius around a prior that the coarse global stage found, px."""
-CONFIDENCE_FILE = "confidence.json"
 WEIGHTS = Path(__file__).parent / "weights"
-EncodePair: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Descriptors, Descriptors]]
-"""SAR and optical image (1, C, H, W) and their valid pixels (1, H, W) to the descriptors of both."""
 
 
 def load_matcher(
@@ -86,16 +88,6 @@ def load_matcher(
     return Matcher(net, device, use_consensus, mc_passes, confidence, distilled, coverage, encoders, mc_seed)
 
 
-def warn_of_missing_confidence(source: str) -> None:
-    """Say that what `Matches.confidence` holds is no confidence."""
-    warnings.warn(
-        f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
-        "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
-        "it at its end, `sarmatch.experiments.confidence_or_load` for a run that was trained otherwise",
-        stacklevel=3,
-    )
-
-
 def apply(
     raw: RawMatches,
     confidence: Confidence | None,
@@ -108,12 +100,6 @@ def apply(
     rated = rate(arrays, confidence, mode, search_radius, coverage)
     del arrays["probability"]
     return Matches(**arrays | rated)
-
-
-def read_confidence(folder: Path) -> Confidence | None:
-    """What was fitted for the run in a folder, or None."""
-    path = folder / CONFIDENCE_FILE
-    return Confidence.from_json(path.read_text()) if path.is_file() else None
 
 
 class Matcher:
@@ -145,13 +131,13 @@ class Matcher:
         confidence: Confidence | None = None,
         distilled: bool = False,
         coverage: float = COVERAGE,
-        encoders: EncodePair | None = None,
+        encoders: PairEncoder | None = None,
         mc_seed: int = 0,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else _usable_device(device)
         self.net = _in_evaluation(net, self.device)
         self.use_consensus = use_consensus
-        self.mc_passes, self.mc_seed = _checked_passes(mc_passes), _checked_seed(mc_seed)
+        self.mc_passes, self.mc_seed = _not_negative("mc_passes", mc_passes), _not_negative("mc_seed", mc_seed)
         if distilled and not net.epistemic_head.distilled:
             raise ValueError(
                 "distilled=True needs a network whose epistemic_head was taught; see `sarmatch.distillation.distil`"
@@ -177,9 +163,7 @@ class Matcher:
         Args:
             sar: (H, W) or (1 or 2, H, W) array or tensor in 8 bits, dB or [0, 1]; or a path or open rasterio dataset.
             optical: (H, W, 3) or (3 or 13, H, W) in 8 bits, reflectance x 10,000 or [0, 1]; or as above.
-            search_radius: greatest distance of a match from the same pixel position, px; None searches the whole
-                image.
-            max_rotation_deg, scale_range: how far the optical image may be turned and scaled against the SAR image.
+            search_radius, max_rotation_deg, scale_range: see `Search`.
             mc_passes: passes with dropout instead of the matcher's own number; `epistemic` is NaN without any.
             mc_seed: of their masks instead of the matcher's own.
 
@@ -187,52 +171,35 @@ class Matcher:
             ValueError: arrays of unusable shape, dtype or range.
             FileNotFoundError, PairError: files that cannot be read, or that lie on different grids.
         """
-        check_search(search_radius, max_rotation_deg, scale_range)
-        passes, seed = (
-            own if given is None else given for given, own in ((mc_passes, self.mc_passes), (mc_seed, self.mc_seed))
-        )
+        search = Search(search_radius, max_rotation_deg, scale_range)
+        passes = self.mc_passes if mc_passes is None else mc_passes
+        seed = self.mc_seed if mc_seed is None else mc_seed
         if (passes, seed) != (self.mc_passes, self.mc_seed):
             rest = (self.confidence, self.distilled, self.coverage, self.encoders, seed)
             other = Matcher(self.net, self.device, self.use_consensus, passes, *rest)
             return other.match(sar, optical, search_radius, max_rotation_deg, scale_range)
         net = self.net.config
-        first = _load_sar(sar, net.sar_channels)
-        second = _load_optical(optical, net.optical_channels)
+        first, second = load_sar(sar, net.sar_channels), load_optical(optical, net.optical_channels)
         if first.transform is not None and second.transform is not None:
             check_same_grid(first, second, "SAR image", "optical image")
-        matches = self.match_rasters(first, second, search_radius, max_rotation_deg, scale_range)
-        georeference = {
-            "sar_transform": first.transform,
-            "sar_crs": first.crs,
-            "optical_transform": second.transform,
-            "optical_crs": second.crs,
-        }
-        return dataclasses.replace(matches, **georeference)
+        matches = self.match_rasters(first, second, search)
+        of_sar = {"sar_transform": first.transform, "sar_crs": first.crs}
+        of_optical = {"optical_transform": second.transform, "optical_crs": second.crs}
+        return dataclasses.replace(matches, **of_sar, **of_optical)
 
-    def match_rasters(
-        self,
-        sar: Raster,
-        optical: Raster,
-        search_radius: float | None = 32.0,
-        max_rotation_deg: float = 0.0,
-        scale_range: tuple[float, float] = (1.0, 1.0),
-        window: int = 0,
-    ) -> Matches:
+    def match_rasters(self, sar: Raster, optical: Raster, search: Search, window: int = 0) -> Matches:
         """The same of images already read and scaled; where they lie on the ground is ignored.
 
         Args:
             window: number of these images among the windows of larger ones, each of which draws dropout masks of its
                 own.
         """
-        raw = self._match(sar, optical, search_radius, max_rotation_deg, scale_range, window)
-        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
-        return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
+        raw = self._match(sar, optical, search, window)
+        return apply(raw, self.confidence, self.mode, search.shift_radius, self.coverage)
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
-        turned = crops.max_rotation_deg > 0 or crops.scale_range != (1.0, 1.0)
-        raw = self.raw_matches(crops, search_radius)
-        return apply(raw, self.confidence, self.mode, None if turned else search_radius, self.coverage)
+        return self.match_rasters(*_of_crops(crops, search_radius))
 
     @property
     def mode(self) -> str:
@@ -246,145 +213,99 @@ class Matcher:
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """The same before calibration, with the parts of which confidence is made."""
-        first, second = (
-            Raster(crops.sar, crops.sar_valid, None, None),
-            Raster(crops.optical, crops.optical_valid, None, None),
-        )
-        return self._match(first, second, search_radius, crops.max_rotation_deg, crops.scale_range)
+        return self._match(*_of_crops(crops, search_radius))
 
     @torch.no_grad()
     def similarity_volumes(self, crops: EvaluationCrops, search_radius: float) -> tuple[Volume, Volume]:
         """Coarse logits over displacements with each cell by itself, and with consensus; for looking at."""
         sar, optical = self.net(crops.sar[None].to(self.device), crops.optical[None].to(self.device))
-        alone, voted = (coarse_logits(self.net, sar, optical, search_radius, use_consensus=c) for c in (False, True))
-        return alone, voted
+        logits = partial(coarse_logits, self.net, sar, optical, search_radius)
+        return logits(use_consensus=False), logits(use_consensus=True)
 
     @torch.no_grad()
-    def _match(
-        self,
-        sar: Raster,
-        optical: Raster,
-        search_radius: float | None,
-        max_rotation_deg: float,
-        scale_range: tuple[float, float],
-        window: int = 0,
-    ) -> RawMatches:
+    def _match(self, sar: Raster, optical: Raster, search: Search, window: int = 0) -> RawMatches:
         height, width = (max(a, b) for a, b in zip(sar.valid.shape, optical.valid.shape, strict=True))
         size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
-        sar_in, sar_valid = (t.to(self.device) for t in _pad(sar, size))
-        optical_in, optical_valid = (t.to(self.device) for t in _pad(optical, size))
-        turned = max_rotation_deg > 0 or scale_range != (1.0, 1.0)
+        (sar_in, sar_valid), (optical_in, optical_valid) = (_pad(r, size, self.device) for r in (sar, optical))
+        images = (sar_in, optical_in, sar_valid, optical_valid)
         # Tiles overlap by half of their side at most: a wider search takes the global stage.
-        reach = np.inf if max(size) <= TILE else TILE / 4
-        if search_radius is not None and search_radius <= reach and not turned:
-            return self._match_tiles(sar_in, optical_in, sar_valid, optical_valid, search_radius, window)
+        widest = np.inf if max(size) <= TILE else TILE / 4
+        if search.shift_radius is not None and search.shift_radius <= widest:
+            return self._match_tiles(images, search.shift_radius, window)
         if max(size) > GLOBAL_SIDE:
             raise ValueError(
                 f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
                 f"{TILE // 4} px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
             )
-        prior = global_prior(
-            self.net, sar_in, optical_in, search_radius, max_rotation_deg, scale_range, sar_valid, optical_valid
-        ).A_sar_to_optical
-        if turned:
+        prior = global_prior(self.net, images, search).A_sar_to_optical
+        if search.turned:
             # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
             one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
-            first = one_pass._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior, window)
-            prior = _refit(first, prior)
-        return self._match_warped(sar_in, optical_in, sar_valid, optical_valid, prior, window)
+            prior = _refit(one_pass._match_warped(images, prior, window), prior)
+        return self._match_warped(images, prior, window)
 
-    def _match_warped(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor, prior: Tensor, window: int = 0
-    ) -> RawMatches:
+    def _match_warped(self, images: PairInput, prior: Tensor, window: int = 0) -> RawMatches:
         """Match around a predicted map by resampling the optical image onto the SAR grid with it."""
+        sar, optical, sar_valid, optical_valid = images
         size = (sar.shape[-2], sar.shape[-1])
         moved = warp(optical, prior, size)
-        seen = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
-        raw = self._match_tiles(sar, moved, sar_valid, seen, LOCAL_RADIUS, window)
+        moved_valid = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
+        raw = self._match_tiles((sar, moved, sar_valid, moved_valid), LOCAL_RADIUS, window)
         xy_optical = transform_points(prior, raw.xy_optical)
         linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
         raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
         return select(raw, inside(xy_optical, size))
 
-    def _match_tiles(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        number: int = 0,
-    ) -> RawMatches:
+    def _match_tiles(self, images: PairInput, search_radius: float, number: int = 0) -> RawMatches:
         """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
+        sar, optical, *valid = images
         height, width = sar.shape[-2:]
         parts = []
         for window, core in tiles(height, width, margin=min(search_radius, TILE // 4)):
-            inputs = (
-                fill_invalid(sar[..., *window], sar_valid[..., *window]),
-                fill_invalid(optical[..., *window], optical_valid[..., *window]),
-            )
-            masks = (cell_valid(sar_valid[..., *window], STRIDE), cell_valid(optical_valid[..., *window], STRIDE))
-            if not (bool(masks[0].any()) and bool(masks[1].any())):
+            masks = [mask[..., *window] for mask in valid]
+            if not all(bool(cell_valid(mask, STRIDE).any()) for mask in masks):
                 continue
             seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
-            raw = self._match_tile(*inputs, *masks, search_radius, seed)
+            raw = self._match_tile((sar[..., *window], optical[..., *window], masks[0], masks[1]), search_radius, seed)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
             xy_sar = raw.xy_sar + origin
             raw = raw._replace(xy_sar=xy_sar, xy_optical=raw.xy_optical + origin)
             parts.append(select(raw, ((xy_sar >= low) & (xy_sar < high)).all(-1)))
         if not parts:
-            empty = sar.new_zeros(0)
-            points = sar.new_zeros(0, 2)
+            empty, points = sar.new_zeros(0), sar.new_zeros(0, 2)
             return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _match_tile(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        seed: int | Sequence[int] = 0,
-    ) -> RawMatches:
-        """Match two images (1, C, H, W) of one tile; masks (1, h, w) are of cells, the seed is of dropout."""
-        net, voting = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
-        masks = (sar_valid, optical_valid)
+    def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
+        """Match two images (1, C, H, W) of one tile; masks (1, H, W) are of pixels, the seed is of dropout."""
+        net, aggregate = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
+        prediction = None
         if self.encoders is not None:
-            first, second = self.encoders(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
-            prediction = predict(net, first, second, search_radius, *masks, voting)
+            a, b = prepare(images[0], images[2]), prepare(images[1], images[3])
+            first, second = self.encoders(a[0], b[0], a[2], b[2])
+            masks = a[1], b[1]
         else:
-            prefixes = (
-                net.sar_encoder.prefix(sar).masked(pixel_valid(sar_valid, STRIDE)),
-                net.optical_encoder.prefix(optical).masked(pixel_valid(optical_valid, STRIDE)),
-            )
-            first, second = (
-                net.describe(encoder.finish(prefix))
-                for encoder, prefix in zip((net.sar_encoder, net.optical_encoder), prefixes, strict=True)
-            )
+            encoded = encode_pair(net, images)
+            first, second = (image.descriptors for image in encoded)
+            masks = encoded[0].valid, encoded[1].valid
             if self.mc_passes:
-                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, voting, seed)
-            else:
-                prediction = predict(net, first, second, search_radius, *masks, voting)
+                prefixes = encoded[0].prefix, encoded[1].prefix
+                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, aggregate, seed)
+        if prediction is None:
+            prediction = predict(net, first, second, search_radius, *masks, aggregate)
         if self.distilled and not self.mc_passes:
             from sarmatch.onepass import distilled_information
 
             information = distilled_information(net, prediction, first, second)
             prediction = prediction._replace(mutual_information=information)
-        return pick_matches(net, prediction, first.fine, second.fine, *masks, voting)
+        return pick_matches(net, prediction, first.fine, second.fine, *masks, aggregate)
 
 
-def _checked_passes(mc_passes: int) -> int:
-    if mc_passes < 0:
-        raise ValueError(f"mc_passes must not be negative, got {mc_passes}; 0 makes one pass without dropout")
-    return mc_passes
-
-
-def _checked_seed(mc_seed: int) -> int:
-    if mc_seed < 0:
-        raise ValueError(f"mc_seed must not be negative, got {mc_seed}")
-    return mc_seed
+def _not_negative(name: str, value: int) -> int:
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}; take 0 or more")
+    return value
 
 
 def _in_evaluation(net: SarOpticalNet, device: torch.device) -> SarOpticalNet:
@@ -415,38 +336,15 @@ def _refit(matches: RawMatches, prior: Tensor) -> Tensor:
     return torch.from_numpy(fit.matrix)
 
 
-def _pad(raster: Raster, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _of_crops(crops: EvaluationCrops, search_radius: float | None) -> tuple[Raster, Raster, Search]:
+    sar, optical = (crops.sar, crops.sar_valid), (crops.optical, crops.optical_valid)
+    search = dataclasses.replace(crops.search, radius=search_radius)
+    return Raster(*sar, None, None), Raster(*optical, None, None), search
+
+
+def _pad(raster: Raster, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """A batch of one of the wanted size, its border repeated, and the mask of valid pixels (1, H, W)."""
     height, width = raster.valid.shape
     margin = (0, size[1] - width, 0, size[0] - height)
-    return F.pad(raster.image[None], margin, mode="replicate"), F.pad(raster.valid, margin)[None]
-
-
-def _load_sar(source: Any, channels: int) -> Raster:
-    if isinstance(source, str | Path | DatasetReader):
-        return read_sar(source, tuple(range(channels)))
-    values = _numpy(source)
-    values = values[None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[0] != channels:
-        raise ValueError(f"sar: expected (H, W) or ({channels}, H, W), got {np.shape(source)}")
-    return Raster(*scale_sar(values, tuple(range(channels))), None, None)
-
-
-def _load_optical(source: Any, channels: int) -> Raster:
-    if isinstance(source, str | Path | DatasetReader):
-        return read_optical(source, None if channels == 3 else tuple(range(channels)))
-    values = _numpy(source)
-    if values.ndim == 3 and values.shape[0] != channels and values.shape[-1] == channels:
-        values = values.transpose(2, 0, 1)
-    if values.ndim != 3 or values.shape[0] != channels:
-        raise ValueError(f"optical: expected (H, W, {channels}) or ({channels}, H, W), got {np.shape(source)}")
-    return Raster(*scale_optical(values), None, None)
-
-
-def _numpy(source: Any) -> np.ndarray:
-    values = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
-    if not np.issubdtype(values.dtype, np.number):
-        raise ValueError(
-            f"expected an array of numbers, a path or an open rasterio dataset, got {type(source).__name__}"
-        )
-    return values
+    image = F.pad(raster.image[None], margin, mode="replicate")
+    return image.to(device), F.pad(raster.valid, margin)[None].to(device)

@@ -18,12 +18,14 @@ from sarmatch.models import STRIDE, Descriptors, SarOpticalNet
 from sarmatch.volumes import (
     Volume,
     best,
+    cell_grid,
     coarse_volume,
     combine,
     consensus,
     disc,
     displaced,
     log_softmax,
+    optical_cells,
     swap,
 )
 
@@ -112,9 +114,12 @@ def pick_matches(
         refine: False stops at whole cells.
     """
     cells, displacement, probability = mutual_matches(prediction.forward, prediction.backward)
-    if optical_valid is not None or sar_valid is not None:
-        keep = _on_data(cells, displacement, sar_valid, optical_valid)
-        cells, displacement, probability = cells[keep], displacement[keep], probability[keep]
+    rows, columns = prediction.forward.shape[-2:]
+    here, there = cells[:, 1] * columns + cells[:, 0], optical_cells(cells, displacement, (rows, columns))[0]
+    keep = torch.ones_like(here, dtype=torch.bool)
+    for valid, index in ((sar_valid, here), (optical_valid, there)):
+        keep = keep if valid is None else keep & valid.flatten()[index]
+    cells, displacement, probability, here, there = (x[keep] for x in (cells, displacement, probability, here, there))
     moved = displacement.float() * STRIDE
     covariance = moved.new_full((len(moved), 2, 2), torch.nan)
     if refine and use_consensus:
@@ -123,19 +128,15 @@ def pick_matches(
     elif refine:
         step, covariance = _expected_step(prediction.forward, cells, displacement)
         moved, covariance = moved + STRIDE * step, STRIDE**2 * covariance
-    height, width = optical_fine.shape[-2:]
-    centres = cell_centres(height // STRIDE, width // STRIDE, STRIDE, moved.device)
-    xy_sar = centres[cells[:, 1], cells[:, 0]]
+    xy_sar = cell_centres(rows, columns, STRIDE, moved.device).flatten(0, 1)[here]
     aleatoric, epistemic = torch.full_like(probability, torch.nan), torch.full_like(probability, torch.nan)
     if prediction.pair_maps is not None:
-        of_sar, of_optical = prediction.pair_maps
-        to = cells + displacement
-        both = of_sar[0, cells[:, 1], cells[:, 0]] + of_optical[0, to[:, 1], to[:, 0]]
-        aleatoric = both.clamp(0, 1)  # weights sum to one but for rounding
+        of_sar, of_optical = (of_image.flatten() for of_image in prediction.pair_maps)
+        aleatoric = (of_sar[here] + of_optical[there]).clamp(0, 1)  # weights sum to one but for rounding
     if prediction.mutual_information is not None:
-        epistemic = prediction.mutual_information[0, cells[:, 1], cells[:, 0]]
+        epistemic = prediction.mutual_information.flatten()[here]
     raw = RawMatches(xy_sar, xy_sar + moved, probability, aleatoric, epistemic, covariance)
-    return select(raw, inside(raw.xy_optical, (height, width)))
+    return select(raw, inside(raw.xy_optical, (rows * STRIDE, columns * STRIDE)))
 
 
 def select(raw: RawMatches, rows: Tensor) -> RawMatches:
@@ -156,10 +157,10 @@ def pair_maps(net: SarOpticalNet, sar: Descriptors, optical: Descriptors) -> tup
     return of_sar, (weights[:, n_sar:] * optical.uncertainty.sources).sum(1)
 
 
-def vote_weights(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, radius: int) -> Tensor | None:
+def reliability_weights(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, radius: int) -> Tensor | None:
     """exp(-beta (U_sar + U_opt)) of both ends of every entry of a volume, (B, K, K, h, w); None without uncertainty.
 
-    Ends that look uncertain weigh less: in the similarity itself, and as neighbours that vote (design point 4).
+    Ends that look uncertain weigh less, in the similarity itself and as neighbours.
     """
     if sar.uncertainty is None or optical.uncertainty is None:
         return None
@@ -179,23 +180,30 @@ def coarse_logits(
     """Similarities times their scales over displacements within the search radius."""
     radius = math.ceil(search_radius / STRIDE)
     volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
-    votes = vote_weights(net, sar, optical, radius)
-    return voted_logits(net, volume, votes) if use_consensus else plain_logits(net, volume, votes)
+    return volume_logits(net, volume, sar, optical, use_consensus)
 
 
-def plain_logits(net: SarOpticalNet, volume: Volume, votes: Tensor | None) -> Volume:
-    """Each cell by itself: its similarities weighted by the confidence of both ends, times the learned scale."""
-    return Volume(_weighted(volume, votes).values * net.plain_log_scale.exp(), volume.valid)
+def volume_logits(
+    net: SarOpticalNet, volume: Volume, sar: Descriptors, optical: Descriptors, use_consensus: bool
+) -> Volume:
+    """The logits of a volume of similarities of these descriptors."""
+    reliability = reliability_weights(net, sar, optical, volume.radius)
+    return (aggregated_logits if use_consensus else plain_logits)(net, volume, reliability)
 
 
-def voted_logits(net: SarOpticalNet, volume: Volume, votes: Tensor | None) -> Volume:
+def plain_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None) -> Volume:
+    """Each cell by itself: its similarities weighted by the reliability of both ends, times the learned scale."""
+    return Volume(_weighted(volume, reliability).values * net.plain_log_scale.exp(), volume.valid)
+
+
+def aggregated_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None) -> Volume:
     """The cell and its neighbourhoods together, each times its learned scale."""
-    volumes = [_weighted(volume, votes), *consensus(volume, net.config.consensus_cells, votes)]
+    volumes = [_weighted(volume, reliability), *consensus(volume, net.config.consensus_cells, reliability)]
     return combine(volumes, net.coarse_log_scales.exp())
 
 
-def _weighted(volume: Volume, votes: Tensor | None) -> Volume:
-    return volume if votes is None else Volume(volume.values * votes, volume.valid)
+def _weighted(volume: Volume, reliability: Tensor | None) -> Volume:
+    return volume if reliability is None else Volume(volume.values * reliability, volume.valid)
 
 
 def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,31 +221,11 @@ def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, T
     displacement, log_row = (t[0] for t in best(forward))
     displacement_back, log_column = (t[0] for t in best(backward))
     height, width = log_row.shape
-    y, x = torch.meshgrid(*(torch.arange(n, device=forward.device) for n in (height, width)), indexing="ij")
-    x_to, y_to = x + displacement[..., 0], y + displacement[..., 1]
-    on_image = (x_to >= 0) & (x_to < width) & (y_to >= 0) & (y_to < height)
-    x_to, y_to = x_to.clamp(0, width - 1), y_to.clamp(0, height - 1)
-    mutual = on_image & (displacement_back[y_to, x_to] == displacement).all(-1)
-    confidence = (log_row + log_column[y_to, x_to]).exp()
-    return torch.stack([x, y], -1)[mutual], displacement[mutual], confidence[mutual]
-
-
-def _on_data(
-    cells: Tensor,
-    displacement: Tensor,
-    sar_valid: Tensor | None,
-    optical_valid: Tensor | None,
-) -> Tensor:
-    """Which matches join two cells that carry data, (N,) bool."""
-    keep = torch.ones(len(cells), dtype=torch.bool, device=cells.device)
-    if sar_valid is not None:
-        keep &= sar_valid[0, cells[:, 1], cells[:, 0]]
-    if optical_valid is not None:
-        height, width = optical_valid.shape[-2:]
-        to = cells + displacement
-        on_image = ((to >= 0) & (to < torch.tensor([width, height], device=to.device))).all(-1)
-        keep &= on_image & optical_valid[0, to[:, 1].clamp(0, height - 1), to[:, 0].clamp(0, width - 1)]
-    return keep
+    cells = cell_grid(height, width, forward.device)
+    there, on_image = optical_cells(cells, displacement, (height, width))
+    mutual = on_image & (displacement_back.flatten(0, 1)[there] == displacement).all(-1)
+    confidence = (log_row + log_column.flatten()[there]).exp()
+    return cells[mutual], displacement[mutual], confidence[mutual]
 
 
 def _expected_step(log_probability: Tensor, cells: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sarmatch.matching import Prediction, pair_maps, plain_logits, vote_weights, voted_logits
+from sarmatch.matching import Prediction, pair_maps, volume_logits
 from sarmatch.models import STRIDE, DenseEncoder, Descriptors, Prefix, SarOpticalNet
 from sarmatch.volumes import Volume, coarse_similarity, coarse_valid, disc, log_softmax, swap
 
@@ -135,8 +135,7 @@ def _logits(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, valid: T
     """What `coarse_logits` gives where the mask of the volume is known."""
     radius = (valid.shape[1] - 1) // 2
     volume = Volume(coarse_similarity(sar.coarse, optical.coarse, radius).mul_(valid), valid)
-    votes = vote_weights(net, sar, optical, radius)
-    return voted_logits(net, volume, votes) if use_consensus else plain_logits(net, volume, votes)
+    return volume_logits(net, volume, sar, optical, use_consensus)
 
 
 class _Sums:

@@ -11,9 +11,16 @@ from sarmatch.config import TrainingConfig
 from sarmatch.data.transforms import Sample
 from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
 from sarmatch.losses import attenuated_residual, matching_loss, mismatch_loss, row_loss
-from sarmatch.matching import FINE_RADIUS, fine_logits, pair_maps, plain_logits, vote_weights, voted_logits
-from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, fill_invalid
-from sarmatch.volumes import best, coarse_volume, disc, fine_volume, log_softmax
+from sarmatch.matching import (
+    FINE_RADIUS,
+    aggregated_logits,
+    fine_logits,
+    pair_maps,
+    plain_logits,
+    reliability_weights,
+)
+from sarmatch.models import STRIDE, Descriptors, SarOpticalNet, encode_pair
+from sarmatch.volumes import best, cell_grid, coarse_volume, disc, fine_volume, log_softmax, optical_cells
 
 FINE_JITTER = 2
 """The fine window is centred up to this many px off the truth in training, as a coarse match would be."""
@@ -32,14 +39,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is their weighted sum (table 2)."""
-        sar, optical = self.net(
-            fill_invalid(batch["sar"], batch["sar_valid"]),
-            fill_invalid(batch["optical"], batch["optical_valid"]),
-            batch["sar_valid"],
-            batch["optical_valid"],
-        )
-        with torch.autocast(sar.coarse.device.type, enabled=False):
-            return self._losses(sar, optical, batch)
+        images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
+        sar, optical = encode_pair(self.net, images, whole_cells=False)
+        with torch.autocast(batch["sar"].device.type, enabled=False):
+            return self._losses(sar.descriptors, optical.descriptors, batch)
 
     def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample) -> dict[str, Tensor]:
         forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
@@ -47,14 +50,14 @@ class Objective(nn.Module):
         radius = math.ceil(window)
         sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
         volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
-        votes = vote_weights(self.net, sar, optical, radius)
+        reliability = reliability_weights(self.net, sar, optical, radius)
         within = disc(radius, window, volume.values.device)
         targets = (forward / STRIDE, backward / STRIDE)
-        logits = plain_logits(self.net, volume, votes)
+        logits = plain_logits(self.net, volume, reliability)
         losses = {"plain": matching_loss(logits, *targets, sar_mask, optical_mask, within)}
         if self.net.config.consensus_cells:
-            logits = voted_logits(self.net, volume, votes)
-            # A cell whose counterpart lies off the image still has a true displacement: its neighbours vote for it.
+            logits = aggregated_logits(self.net, volume, reliability)
+            # A cell whose counterpart lies off the image still has a true displacement, which its neighbours show.
             losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
             losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward, sar_mask)
         means = {name: value.mean() for name, value in losses.items()}
@@ -104,10 +107,8 @@ class Objective(nn.Module):
 def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
     """Values of a map on the optical cells (B, h, w) at each SAR cell's displacement (B, h, w, 2), (B, h, w)."""
     height, width = optical_map.shape[-2:]
-    y = torch.arange(height, device=optical_map.device)[:, None] + displacement[..., 1]
-    x = torch.arange(width, device=optical_map.device) + displacement[..., 0]
-    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    return optical_map.flatten(1).gather(1, index.flatten(1)).unflatten(1, (height, width))
+    there, _ = optical_cells(cell_grid(height, width, optical_map.device), displacement, (height, width))
+    return optical_map.flatten(1).gather(1, there.flatten(1)).unflatten(1, (height, width))
 
 
 def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:

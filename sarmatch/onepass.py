@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sarmatch.matching import Prediction
 from sarmatch.models import Descriptors, SarOpticalNet
-from sarmatch.volumes import best
+from sarmatch.volumes import best, cell_grid, optical_cells
 
 FLOOR = 1e-6
 """Mutual information in nats below which differences do not matter; it keeps the logarithm finite."""
@@ -98,8 +98,5 @@ def other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Ten
                 "; take one pair at a time and what its prediction was made of"
             )
     displacement = best(prediction.forward)[0][0]
-    y, x = torch.meshgrid(*(torch.arange(n, device=displacement.device) for n in (height, width)), indexing="ij")
-    x_to, y_to = x + displacement[..., 0], y + displacement[..., 1]
-    nearest_x, nearest_y = x_to.clamp(0, width - 1), y_to.clamp(0, height - 1)
-    on_image = (nearest_x == x_to) & (nearest_y == y_to)
-    return (nearest_y * width + nearest_x).flatten(), on_image.flatten()
+    there, on_image = optical_cells(cell_grid(height, width, displacement.device), displacement, (height, width))
+    return there.flatten(), on_image.flatten()

@@ -1,7 +1,7 @@
 """The coarse global stage: where, how turned and how large the optical image is, before any single match.
 
-Every cell of the image votes: the descriptors of both images are correlated over all shifts at once, for each of a few
-rotations and scales of the optical image. It is consensus at its widest, so it exploits that the image moves as one.
+The descriptors of both images are correlated over all shifts at once, for each of a few
+rotations and scales of the optical image. It exploits that the image moves as one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sarmatch.geometry import cell_valid, rotation_scale, translation, warp
+from sarmatch.geometry import rotation_scale, translation, warp
 from sarmatch.gradients import correlation_surface
-from sarmatch.models import STRIDE, SarOpticalNet, fill_invalid
+from sarmatch.models import STRIDE, DenseEncoder, PairInput, SarOpticalNet, encode_image
+from sarmatch.search import Search
 
 ROTATION_STEP_DEG = 7.5
 SCALE_STEP = 1.1
@@ -49,39 +50,26 @@ def hypotheses(max_rotation_deg: float, scale_range: tuple[float, float]) -> lis
 
 
 @torch.no_grad()
-def global_prior(
-    net: SarOpticalNet,
-    sar: Tensor,
-    optical: Tensor,
-    max_shift_px: float | None = None,
-    max_rotation_deg: float = 0.0,
-    scale_range: tuple[float, float] = (1.0, 1.0),
-    sar_valid: Tensor | None = None,
-    optical_valid: Tensor | None = None,
-) -> Prior:
+def global_prior(net: SarOpticalNet, images: PairInput, search: Search) -> Prior:
     """The rotation, scale and shift under which most of the two images agrees.
 
     Args:
-        sar, optical: (1, C, H, W) of equal size, multiples of 16.
-        max_shift_px: greatest shift of the image centre on each axis; None allows any that leaves `MIN_OVERLAP`.
-        max_rotation_deg, scale_range: what the relative rotation and scale may be.
-        sar_valid, optical_valid: (1, H, W) bool; None takes all pixels.
+        images: of one size, B = 1.
+        search: what the relative rotation and scale may be; its radius is the greatest shift of the image centre on
+            each axis, None allows any that leaves `MIN_OVERLAP`.
     """
+    sar, optical, sar_valid, optical_valid = images
     height, width = sar.shape[-2:]
     centre = ((width - 1) / 2, (height - 1) / 2)
-    candidates = hypotheses(max_rotation_deg, scale_range)
+    candidates = hypotheses(search.max_rotation_deg, search.scale_range)
     maps = torch.stack([rotation_scale(angle, scale, centre) for angle, scale in candidates])
-    everywhere = torch.ones_like(sar[:, 0], dtype=torch.bool)
-    sar_valid = everywhere if sar_valid is None else sar_valid
-    optical_valid = everywhere if optical_valid is None else optical_valid
-    described = _centred(net.describe_sar(fill_invalid(sar, sar_valid), sar_valid).coarse, _cells(sar_valid))
+    described = _described(net, net.sar_encoder, sar, sar_valid)
     best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
     for chunk in maps.split(BATCH):
         turned = warp(optical.expand(len(chunk), -1, -1, -1), chunk, (height, width))
         mask = optical_valid[:, None].float().expand(len(chunk), -1, -1, -1)
         seen = warp(mask, chunk, (height, width))[:, 0] > 0.999
-        turned_descriptors = _centred(net.describe_optical(fill_invalid(turned, seen), seen).coarse, _cells(seen))
-        scores, shifts = correlate(described, turned_descriptors, max_shift_px)
+        scores, shifts = correlate(described, _described(net, net.optical_encoder, turned, seen), search.radius)
         i = int(scores.argmax())
         if float(scores[i]) > best.score:
             dx, dy = (float(v) * STRIDE for v in shifts[i])
@@ -89,13 +77,13 @@ def global_prior(
     return best
 
 
-def _cells(valid: Tensor) -> Tensor:
-    """(B, H, W) bool pixels to (B, 1, H/4, W/4) float cells."""
-    return cell_valid(valid, STRIDE)[:, None].float()
+def _described(net: SarOpticalNet, encoder: DenseEncoder, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Coarse descriptors less their mean over the image, zero where invalid, and the mask of cells (B, 1, h, w) float.
 
-
-def _centred(descriptors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Descriptors less their mean over the image, zero where invalid: what all cells share says nothing of place."""
+    What all cells share says nothing of their place.
+    """
+    encoded = encode_image(net, encoder, image, valid, fine=False, whole_cells=False)
+    descriptors, mask = encoded.descriptors.coarse, encoded.valid[:, None].float()
     total = mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
     mean = (descriptors * mask).sum(dim=(-2, -1), keepdim=True) / total
     return (descriptors - mean) * mask, mask
@@ -128,10 +116,7 @@ def describe_pair(
     net: SarOpticalNet, sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Centred descriptors and masks of cells, as `cross_correlation` takes them, of two images with masks of px."""
-    (first, seen), (second, seen_there) = sar, optical
-    described = net.describe_sar(fill_invalid(first, seen), seen).coarse
-    described_there = net.describe_optical(fill_invalid(second, seen_there), seen_there).coarse
-    return _centred(described, _cells(seen)), _centred(described_there, _cells(seen_there))
+    return _described(net, net.sar_encoder, *sar), _described(net, net.optical_encoder, *optical)
 
 
 def cross_correlation(sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 from tyro.conf import Positional
 
+from sarmatch.search import Search
+
 if TYPE_CHECKING:
     from sarmatch.scenes import MatchSettings
 
@@ -93,8 +95,9 @@ def match(
     of_matcher = {"device": device, "mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
     of_matcher["coverage"] = coverage
     of_matcher["onnx"] = None if onnx is None else str(onnx)
-    if max_rotation_deg > 0 or scale_range != (1.0, 1.0):
-        return _match_turned(sar, optical, model, search_radius, max_rotation_deg, scale_range, of_matcher, output)
+    search = Search(32.0 if search_radius == "auto" else search_radius, max_rotation_deg, scale_range)
+    if search.turned:
+        return _match_turned(sar, optical, model, search, of_matcher, output)
     bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}
     settings = _settings(model, search_radius, spacing, workers, of_matcher, bands | _units(sar_units, optical_units))
     try:
@@ -210,21 +213,13 @@ def batch(
 
 
 def _match_turned(
-    sar: Path,
-    optical: Path,
-    model: str,
-    search_radius: SearchRadius,
-    max_rotation_deg: float,
-    scale_range: tuple[float, float],
-    of_matcher: dict[str, Any],
-    output: Path,
+    sar: Path, optical: Path, model: str, search: Search, of_matcher: dict[str, Any], output: Path
 ) -> int:
     """Match images on one grid that may be turned or scaled; nothing is known of how unrelated ones then look."""
     from sarmatch.inference import load_matcher
 
     matcher = load_matcher(model, **of_matcher)
-    radius = 32.0 if search_radius == "auto" else search_radius
-    matches = matcher.match(str(sar), str(optical), radius, max_rotation_deg, scale_range)
+    matches = matcher.match(str(sar), str(optical), search.radius, search.max_rotation_deg, search.scale_range)
     matches.save(output)
     print(f"{len(matches)} matches -> {output}")
     return 0

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from sarmatch.ablation import DATA_EFFICIENCY, Variant, ablation_row, labelled, pair_scores, study_matches, study_run
@@ -27,12 +27,12 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation import CropMatcher, evaluation_crops, spread
 from sarmatch.experiments import Run
-from sarmatch.geometry import pixel_valid, translation
+from sarmatch.geometry import translation
 from sarmatch.inference import Matcher
 from sarmatch.io import commit
 from sarmatch.matching import RawMatches, pick_matches, predict
 from sarmatch.metrics import match_errors, mma
-from sarmatch.models import STRIDE, SarOpticalNet
+from sarmatch.models import PairInput, SarOpticalNet, encode_pair
 from sarmatch.plots import COLOURS, MARKERS, neutral
 from sarmatch.records import records_or_load
 from sarmatch.settings import BookConfig
@@ -222,7 +222,7 @@ def _records(
 
 
 class PositionMatcher(Matcher):
-    """The matcher in one pass with all its votes, whose matches are placed within their cells in one of three ways.
+    """The matcher in one pass with its neighbourhoods, whose matches are placed within their cells in three ways.
 
     Args:
         position: `whole cells` stops there, `3x3 expectation` takes that over the coarse volume, `fine level` is what
@@ -235,19 +235,12 @@ class PositionMatcher(Matcher):
         super().__init__(net)
         self.position = position
 
-    def _match_tile(
-        self,
-        sar: Tensor,
-        optical: Tensor,
-        sar_valid: Tensor,
-        optical_valid: Tensor,
-        search_radius: float,
-        seed: int | Sequence[int] = 0,
-    ) -> RawMatches:
+    def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
         """One deterministic pass; the seed is not used."""
-        masks = (sar_valid, optical_valid)
         with torch.no_grad():
-            first, second = self.net(sar, optical, *(pixel_valid(mask, STRIDE) for mask in masks))
+            encoded = encode_pair(self.net, images)
+        first, second = (image.descriptors for image in encoded)
+        masks = encoded[0].valid, encoded[1].valid
         prediction = predict(self.net, first, second, search_radius, *masks)
         fine, refine = self.position == "fine level", self.position != "whole cells"
         return pick_matches(self.net, prediction, first.fine, second.fine, *masks, fine, refine)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from sarmatch.checkpoints import load_weights, save_weights, update_header
-from sarmatch.confidence import Confidence
+from sarmatch.confidence import CONFIDENCE_FILE, Confidence, read_confidence
 from sarmatch.confidence_fit import fit_confidence
 from sarmatch.config import Config
 from sarmatch.data.splits import Split
@@ -23,7 +23,7 @@ from sarmatch.experiments import (
     split_fingerprint,
     train_or_load,
 )
-from sarmatch.inference import CONFIDENCE_FILE, WEIGHTS, read_confidence
+from sarmatch.inference import WEIGHTS
 from sarmatch.io import atomic_path, commit, read_json, write_json
 
 TOLD = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")

@@ -210,31 +210,31 @@ def _shift(image: Tensor, offset: Tensor, margin: int) -> tuple[Tensor, Tensor]:
     return torch.stack(crops), torch.cat(masks)
 
 
-def consensus(volume: Volume, sides: Sequence[int], votes: Tensor | None = None) -> list[Volume]:
+def consensus(volume: Volume, sides: Sequence[int], reliability: Tensor | None = None) -> list[Volume]:
     """Local consensus: replace each similarity by the mean over the neighbourhood at the same displacement.
 
-    sum over p' in N(p) of w(p', delta) V(p', delta) / sum of w(p', delta). A neighbour votes only where its entry is
-    valid, so a cell at the border hears those that can see.
+    sum over p' in N(p) of w(p', delta) V(p', delta) / sum of w(p', delta). Only valid entries count, so a cell
+    at the border has the mean of the neighbours that have an optical cell.
 
     Args:
         sides: odd sides of the neighbourhoods in cells.
-        votes: weights w, broadcastable to the volume, >= 0; None lets all vote alike.
+        reliability: weights w, broadcastable to the volume, >= 0; None weighs all alike.
 
     Returns:
-        one volume a side, valid wherever at least one neighbour voted.
+        one volume a side, valid wherever at least one neighbour counts.
     """
-    weights = volume.valid.to(volume.values) if votes is None else volume.valid * votes
+    weights = volume.valid.to(volume.values) if reliability is None else volume.valid * reliability
     weighted = volume.values * weights
     result = []
     for side in sides:
         total = box_sums(weights, side)
-        valid = total > NO_VOTE
-        result.append(Volume(box_sums(weighted, side) / total.clamp(min=NO_VOTE) * valid, valid))
+        valid = total > NO_WEIGHT
+        result.append(Volume(box_sums(weighted, side) / total.clamp(min=NO_WEIGHT) * valid, valid))
     return result
 
 
-NO_VOTE = 1e-12
-"""Sum of weights below which nobody voted; far below any vote, so that doubt alone makes no cell invalid."""
+NO_WEIGHT = 1e-12
+"""Sum of weights taken as none; far below any weight, so that uncertainty alone makes no cell invalid."""
 
 
 def box_sums(x: Tensor, side: int) -> Tensor:
@@ -306,3 +306,26 @@ def best(log_probability: Tensor) -> tuple[Tensor, Tensor]:
     size = round(log_probability.shape[1] ** 0.5)
     radius = (size - 1) // 2
     return torch.stack([index % size - radius, index // size - radius], dim=-1), value
+
+
+def cell_grid(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """The cells (x, y) of a grid, (height, width, 2) long."""
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in (height, width)), indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def optical_cells(cells: Tensor, displacement: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The optical cells that displacements lead to.
+
+    Args:
+        cells, displacement: (..., 2) long (x, y), in cells.
+        size: (height, width) of the optical grid, in cells.
+
+    Returns:
+        flat index (...) long of the cell, the nearest one where the displacement leads off the grid, and whether it
+        stays on it, (...) bool.
+    """
+    height, width = size
+    to = cells + displacement
+    nearest = to.clamp(min=0).minimum(torch.tensor([width - 1, height - 1], device=to.device))
+    return nearest[..., 1] * width + nearest[..., 0], (nearest == to).all(-1)

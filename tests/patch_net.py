@@ -45,6 +45,8 @@ class PatchEncoder(nn.Module):
     def finish(self, prefix: Prefix) -> Descriptors:
         return self(prefix.image)
 
+    coarse = finish
+
     def forward(self, image: Tensor) -> Descriptors:
         grey = image.mean(1, keepdim=True)
         fine = F.unfold(F.pad(grey, (2, 2, 2, 2), mode="replicate"), 5).unflatten(2, grey.shape[-2:])

@@ -14,6 +14,7 @@ from sarmatch.geometry import inside, transform_points, warp
 from sarmatch.inference import Matcher
 from sarmatch.matches import Matches
 from sarmatch.models import SarOpticalNet
+from sarmatch.search import Search
 
 CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, max_pairs=None)
 
@@ -60,11 +61,11 @@ def test_no_border_is_invented_and_the_transform_keeps_its_range(protocol):
         if protocol == "shift":
             assert torch.allclose(linear, torch.eye(2, dtype=torch.float64))
             assert crops.A_sar_to_optical[:2, 2].abs().max() <= 16.0
-            assert (crops.max_rotation_deg, crops.scale_range) == (0.0, (1.0, 1.0))
+            assert crops.search == Search(None)
         else:
             assert 0.9 - 1e-9 <= scale <= 1.1 + 1e-9
             assert abs(angle) <= 30.0
-            assert crops.max_rotation_deg == 30.0
+            assert crops.search.max_rotation_deg == 30.0
 
 
 def test_crops_depend_on_the_pair_and_the_seed_alone():

@@ -18,6 +18,7 @@ from sarmatch.matching import RawMatches
 from sarmatch.metrics import match_errors
 from sarmatch.models import SarOpticalNet
 from sarmatch.prior import hypotheses
+from sarmatch.search import Search
 from sarmatch.tiles import TILE, tile_intervals
 
 
@@ -63,10 +64,10 @@ def test_rotation_and_scale_are_searched_when_asked_for(matcher):
 def test_covariance_turns_with_the_prior(matcher):
     sar, optical = (torch.from_numpy(image) for image in pair(128, translation(0, 0)))
     valid = torch.ones(1, 128, 128, dtype=torch.bool)
-    plain = matcher._match_warped(sar[None, None], optical[None], valid, valid, translation(0, 0))
+    plain = matcher._match_warped((sar[None, None], optical[None], valid, valid), translation(0, 0))
     quarter = torch.tensor([[0.0, -1, 127], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)  # (x, y) to (127 - y, x)
     turned_image = optical.rot90(-1, (1, 2))[None]
-    turned = matcher._match_warped(sar[None, None], turned_image, valid, valid, quarter)
+    turned = matcher._match_warped((sar[None, None], turned_image, valid, valid), quarter)
     assert len(plain.covariance) == len(turned.covariance) > 500
     expected = plain.covariance.flip(1, 2) * torch.tensor([[1.0, -1], [-1, 1]])
     torch.testing.assert_close(turned.covariance, expected, atol=1e-3, rtol=1e-2)
@@ -80,7 +81,7 @@ def test_covariance_of_a_sheared_prior_is_that_of_the_sheared_points(matcher, mo
     monkeypatch.setattr(matcher, "_match_tiles", lambda *_: found)
     prior = torch.tensor([[0.5, 0.3, 4], [-0.1, 1.2, 2], [0, 0, 1]], dtype=torch.float64)
     image, valid = torch.zeros(1, 1, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
-    moved = matcher._match_warped(image, image, valid, valid, prior)
+    moved = matcher._match_warped((image, image, valid, valid), prior)
     torch.testing.assert_close(moved.covariance[0], transform_points(prior, points).T.cov())
 
 
@@ -291,7 +292,7 @@ def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
     valid = torch.ones(288, 288, dtype=torch.bool)
     for window in (0, 1):
         rasters = (Raster(image, valid, None, None) for image in (sar[None], optical))
-        matcher.match_rasters(*rasters, 8.0, window=window)
+        matcher.match_rasters(*rasters, Search(8.0), window)
     assert len(seeds) == len(set(seeds)) == 8
     assert {seed[:2] for seed in seeds} == {(4, 0), (4, 1)}
 

@@ -16,7 +16,7 @@ from sarmatch.matching import (
     pair_maps,
     pick_matches,
     predict,
-    vote_weights,
+    reliability_weights,
     window_moments,
 )
 from sarmatch.models import Descriptors, SarOpticalNet
@@ -206,7 +206,7 @@ def doubtful(descriptors: Descriptors, seed: int) -> Descriptors:
 
 @pytest.fixture
 def beta(net):
-    """Set the weight of uncertainty in the votes; restored afterwards."""
+    """Set how strongly uncertainty lowers the reliability; restored afterwards."""
     before = net.vote_log_scale.detach().clone()
 
     def put(value: float) -> None:
@@ -217,33 +217,33 @@ def beta(net):
     put(float(before.exp()))
 
 
-def test_vote_weights_are_those_of_both_ends(net, beta):
+def test_reliability_weights_are_those_of_both_ends(net, beta):
     beta(2.0)
     sar, optical = doubtful(random_descriptors(32), 0), doubtful(random_descriptors(32), 1)
     u_sar, u_optical = sar.uncertainty.fused[0, 0], optical.uncertainty.fused[0, 0]
-    votes = vote_weights(net, sar, optical, 2).detach()
-    assert votes.shape == (1, 5, 5, 8, 8)
+    weights = reliability_weights(net, sar, optical, 2).detach()
+    assert weights.shape == (1, 5, 5, 8, 8)
     for i, j, y, x in torch.cartesian_prod(*(torch.arange(n) for n in (5, 5, 8, 8))).tolist():
         to_y, to_x = y + i - 2, x + j - 2
         if 0 <= to_y < 8 and 0 <= to_x < 8:
             expected = math.exp(-2.0 * (u_sar[y, x] + u_optical[to_y, to_x]))
-            assert float(votes[0, i, j, y, x]) == pytest.approx(expected, rel=1e-4)
+            assert float(weights[0, i, j, y, x]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("side", ["sar", "optical"])
-def test_doubt_at_either_end_lowers_the_vote(net, beta, side):
+def test_uncertainty_at_either_end_lowers_the_weight(net, beta, side):
     beta(1.0)
     quiet = Uncertainty(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8), torch.zeros(1, SMALL.feature_width))
     loud = quiet._replace(fused=quiet.fused.clone())
     loud.fused[..., 3, 4] = 1.0
     ends = {"sar": quiet, "optical": quiet} | {side: loud}
     sar, optical = (random_descriptors(32)._replace(uncertainty=ends[k]) for k in ("sar", "optical"))
-    votes = vote_weights(net, sar, optical, 1).detach()
-    assert float(votes[0, 1, 1, 3, 4]) == pytest.approx(math.exp(-1))  # no displacement: the place itself
-    assert float(votes[0, 1, 1, 0, 0]) == 1.0
+    weights = reliability_weights(net, sar, optical, 1).detach()
+    assert float(weights[0, 1, 1, 3, 4]) == pytest.approx(math.exp(-1))  # no displacement: the place itself
+    assert float(weights[0, 1, 1, 0, 0]) == 1.0
     # To the right by a cell: the doubtful SAR cell itself, or the cell left of the doubtful optical one.
-    assert float(votes[0, 1, 2, 3, 4 if side == "sar" else 3]) == pytest.approx(math.exp(-1))
-    assert int((votes < 1).sum()) == 9
+    assert float(weights[0, 1, 2, 3, 4 if side == "sar" else 3]) == pytest.approx(math.exp(-1))
+    assert int((weights < 1).sum()) == 9
 
 
 def slow_logits(net, sar, optical, radius, use_consensus):
@@ -279,7 +279,7 @@ def test_logits_are_those_of_slow_loops(net, beta, use_consensus):
 
 
 @pytest.mark.parametrize("use_consensus", [True, False])
-def test_without_weight_uncertainty_does_not_vote(net, beta, use_consensus):
+def test_without_weight_uncertainty_changes_nothing(net, beta, use_consensus):
     plain, other = random_descriptors(64), random_descriptors(64, seed=1)
     expected = predict(net, plain, other, 16.0, use_consensus=use_consensus)
     for value, same in ((1e-6, True), (1.0, False)):
@@ -289,7 +289,7 @@ def test_without_weight_uncertainty_does_not_vote(net, beta, use_consensus):
         assert torch.allclose(found.backward, expected.backward, atol=1e-3) == same
 
 
-def test_doubtful_places_are_outvoted(net, beta):
+def test_uncertain_places_follow_their_neighbours(net, beta):
     """Half of the optical cells show another place; where they say so, their neighbours decide."""
     beta(8.0)
     sar = random_descriptors(64)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sarmatch.matches import Matches
@@ -41,3 +42,10 @@ def _on_data(xy: np.ndarray, valid: Tensor) -> np.ndarray:
     column = np.clip(np.rint(xy[:, 0]).astype(int), 0, width - 1)
     row = np.clip(np.rint(xy[:, 1]).astype(int), 0, height - 1)
     return valid.cpu().numpy()[row, column]
+
+
+def mutual_best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of a row and a column (n,) each that score best for each other, of (N, M)."""
+    best = scores.argmax(dim=1)
+    rows = (scores.argmax(dim=0)[best] == torch.arange(len(best), device=best.device)).nonzero()[:, 0]
+    return rows, best[rows]

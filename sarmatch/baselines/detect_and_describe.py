@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarmatch.baselines.learned import PeerNet, PeerSize, Truth, grid_points, mutual_best
+from sarmatch.baselines.base import mutual_best
+from sarmatch.baselines.learned import PeerNet, PeerSize, Truth, grid_points
 from sarmatch.config import ModelConfig
 from sarmatch.data.transforms import Sample
 from sarmatch.matches import Matches

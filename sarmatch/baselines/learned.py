@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
-from sarmatch.baselines.base import Baseline
+from sarmatch.baselines.base import Baseline, mutual_best
 from sarmatch.data.transforms import Sample
 from sarmatch.geometry import cell_centres, cell_valid
 from sarmatch.losses import matching_loss
@@ -208,13 +208,6 @@ class ScoringNet(PeerNet):
         rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
         xy_optical = at_optical[columns] + STRIDE * expected_step(scores[rows].unflatten(1, size), columns)
         return Matches(at_sar[rows].cpu().numpy(), xy_optical.cpu().numpy(), confidence.cpu().numpy())
-
-
-def mutual_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of a row and a column (n,) each that score best for each other, of (N, M)."""
-    best = scores.argmax(dim=1)
-    rows = (scores.argmax(dim=0)[best] == torch.arange(len(best), device=best.device)).nonzero()[:, 0]
-    return rows, best[rows]
 
 
 def around(maps: Tensor, index: Tensor, half: int) -> Tensor:

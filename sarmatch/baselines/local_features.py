@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sarmatch.baselines.base import Baseline
+from sarmatch.baselines.base import Baseline, mutual_best
 from sarmatch.matches import Matches
 
 
@@ -91,8 +92,8 @@ def mutual_neighbours(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
     A row with a single candidate has nothing to be confused with: its ratio is 0.
     """
-    nearest = distance.argmin(axis=1)
-    rows = np.flatnonzero(distance.argmin(axis=0)[nearest] == np.arange(len(distance)))
-    rows = rows[np.isfinite(distance[rows, nearest[rows]])]
+    rows, columns = (index.numpy() for index in mutual_best(torch.from_numpy(-distance)))
+    candidate = np.isfinite(distance[rows, columns])
+    rows, columns = rows[candidate], columns[candidate]
     best, second = np.partition(distance[rows], 1, axis=1)[:, :2].T
-    return rows, nearest[rows], best / np.maximum(second, 1e-12)
+    return rows, columns, best / np.maximum(second, 1e-12)

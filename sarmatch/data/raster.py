@@ -279,3 +279,35 @@ def _mask(dataset: DatasetReader, values: np.ndarray, nodata: Sequence[float | N
 
 def _name(source: Source) -> str:
     return source.name if isinstance(source, DatasetReader) else str(source)
+
+
+def load_sar(source: Any, channels: int) -> Raster:
+    """An array or tensor (H, W) or (C, H, W) as `scale_sar` takes it, or a path or dataset; else ValueError."""
+    if isinstance(source, str | Path | DatasetReader):
+        return read_sar(source, tuple(range(channels)))
+    values = _numpy(source)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[0] != channels:
+        raise ValueError(f"sar: expected (H, W) or ({channels}, H, W), got {np.shape(source)}")
+    return Raster(*scale_sar(values, tuple(range(channels))), None, None)
+
+
+def load_optical(source: Any, channels: int) -> Raster:
+    """An array or tensor (C, H, W) or (H, W, C) as `scale_optical` takes it, or a path or dataset, likewise."""
+    if isinstance(source, str | Path | DatasetReader):
+        return read_optical(source, None if channels == 3 else tuple(range(channels)))
+    values = _numpy(source)
+    if values.ndim == 3 and values.shape[0] != channels and values.shape[-1] == channels:
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3 or values.shape[0] != channels:
+        raise ValueError(f"optical: expected (H, W, {channels}) or ({channels}, H, W), got {np.shape(source)}")
+    return Raster(*scale_optical(values), None, None)
+
+
+def _numpy(source: Any) -> np.ndarray:
+    values = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    if not np.issubdtype(values.dtype, np.number):
+        raise ValueError(
+            f"expected an array of numbers, a path or an open rasterio dataset, got {type(source).__name__}"
+        )
+    return values

@@ -15,6 +15,7 @@ from sarmatch.prior import MIN_OVERLAP, cross_correlation, describe_pair, global
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import MARGIN, ScenePair
 from sarmatch.scenes.windows import RADIUS
+from sarmatch.search import Search
 from sarmatch.tiles import MULTIPLE
 
 WINDOW = 512
@@ -97,7 +98,7 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
     reference, moving = (_batch(image, matcher, size) for image in images)
     sar, optical = (reference, moving) if pair.to == "sar" else (moving, reference)
-    prior = global_prior(matcher.net, sar[0], optical[0], sar_valid=sar[1], optical_valid=optical[1])
+    prior = global_prior(matcher.net, (sar[0], optical[0], sar[1], optical[1]), Search(None))
     dx, dy = (round(float(v) * factor) for v in prior.A_sar_to_optical[:2, 2])
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 

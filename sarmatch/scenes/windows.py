@@ -25,6 +25,7 @@ from sarmatch.io import atomic_path
 from sarmatch.matches import Matches
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
+from sarmatch.search import Search
 from sarmatch.tiles import MULTIPLE, TILE, tile_intervals
 
 RADIUS = 32.0
@@ -104,7 +105,7 @@ def match_tile(
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
     if not (bool(sar.valid.any()) and bool(optical.valid.any())):
         return Matches.empty()
-    found = matcher.match_rasters(sar, optical, radius, window=tile.number)
+    found = matcher.match_rasters(sar, optical, Search(radius), tile.number)
     moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
     x0, y0, x1, y1 = tile.core
     at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift

@@ -13,9 +13,10 @@ from patch_net import texture
 from torch import Tensor, nn
 
 from sarmatch import metrics
+from sarmatch.baselines.base import mutual_best
 from sarmatch.baselines.co_attention import CoAttentionNet
 from sarmatch.baselines.detect_and_describe import DetectAndDescribeNet
-from sarmatch.baselines.learned import LearnedMatcher, PeerNet, PeerSize, around, expected_step, mutual_best
+from sarmatch.baselines.learned import LearnedMatcher, PeerNet, PeerSize, around, expected_step
 from sarmatch.baselines.multiscale import MultiscaleNet, moved
 from sarmatch.baselines.patch_cnn import PatchNet
 from sarmatch.baselines.pseudo_siamese import PairHead, PseudoSiameseNet
