@@ -84,7 +84,8 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
             raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
         difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
         found = crossed_bootstrap(difference, "difference")
-        test = paired_t_test(*(part.groupby("id")[metric].mean().reset_index() for part in (one, other)), metric)
+        means = [part.groupby("id")[metric].mean().reset_index() for part in (one, other)]
+        test = paired_t_test(means[0], means[1], metric)
         said = verdict(found.low, found.high, found.n_clusters, difference["seed"].nunique())
         before = float(other[metric].mean())
         row = {"row": name, "against": against} | found.named("difference", "") | {"verdict": said}
