@@ -72,11 +72,11 @@ def bootstrap(
         (3, ...): the statistic of every cluster once, and the ends; these are NaN where there is a single cluster.
         Resamples with the value NaN do not count.
     """
-    value = np.asarray(statistic(np.ones((1, n_clusters))))[0]
-    if n_clusters < 2:
-        return np.stack([value, np.full_like(value, np.nan), np.full_like(value, np.nan)])
-    drawn = np.asarray(statistic(draw_counts(cluster_draws(n_clusters, n, seed))))
-    ends = pd.DataFrame(drawn.reshape(n, -1)).quantile([0.025, 0.975])
+    counts = np.ones((1, n_clusters))
+    if n_clusters > 1:
+        counts = np.concatenate([counts, draw_counts(cluster_draws(n_clusters, n, seed))])
+    value, *drawn = np.asarray(statistic(counts))
+    ends = pd.DataFrame(np.reshape(drawn, (len(drawn), value.size))).quantile([0.025, 0.975])
     return np.stack([value, *ends.to_numpy().reshape(2, *value.shape)])
 
 
