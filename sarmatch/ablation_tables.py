@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sarmatch.ablation import CALIBRATION, calibration_score
-from sarmatch.statistics import Crossed, crossed, crossed_bootstrap, paired_t_test, verdict
+from sarmatch.statistics import Crossed, crossed, crossed_bootstrap, intervals, paired_t_test, verdict
 
 PAPER = pd.DataFrame(
     {
@@ -30,21 +31,17 @@ def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     Returns:
         row, n_seeds, n_pairs, n_scenes, and each metric with its `_low` and `_high`; NaN where no pair has it.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, found in scores.groupby("row", sort=False):
-        counts = {f"n_{unit}s": found[key].nunique() for unit, key in (("seed", "seed"), ("pair", "id"))}
-        row = {"row": name, **counts, "n_scenes": found["scene"].nunique()}
-        for metric in metrics:
-            known = found[metric].notna().any()
-            interval = crossed_bootstrap(found, metric) if known else None
-            ends = (interval.mean, interval.low, interval.high) if interval else (np.nan,) * 3
-            row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), ends, strict=True))
-        rows.append(row)
+        counts = {
+            f"n_{unit}s": found[key].nunique() for unit, key in (("seed", "seed"), ("pair", "id"), ("scene", "scene"))
+        }
+        rows.append({"row": name} | counts | intervals(found, metrics, crossed_bootstrap))
     return pd.DataFrame(rows)
 
 
 def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
-    """ECE (eq. 8) and Brier score of each row's confidence, and ECE of its bare softmax, with intervals over seeds and
+    """ECE (eq. 8) and Brier score of each row's confidence, and ECE of its softmax, with intervals over seeds and
     scenes.
 
     Args:
@@ -64,9 +61,8 @@ def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Differences of a metric of which more is better between rows, over the same seeds and pairs.
 
-    The interval is that of other seeds and scenes. The t-test is the paper's (section 4.4): it takes the pairs as
-    independent, each pair's value being the mean over seeds. Pairs of one scene share terrain, season and both
-    acquisitions, so there is less evidence than its p-value believes.
+    The interval is that of other seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each
+    pair as independent, which overstates the evidence.
 
     Args:
         scores: as for `metrics_table`.
@@ -79,28 +75,22 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
     Raises:
         ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
     """
-    table = scores.set_index(["row", "seed", "id"])
+    table, known = scores.set_index(["row", "seed", "id"]), set(scores["row"])
     rows = []
     for name, against in steps:
-        for wanted in (name, against):
-            if wanted not in table.index.get_level_values("row"):
-                raise ValueError(f"no row {wanted!r} among {sorted(scores['row'].unique())}")
+        _check_rows(known, name, against)
         one, other = (table.loc[wanted].sort_index() for wanted in (name, against))
         if not one.index.is_unique or not one.index.equals(other.index):
             raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
         difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
-        interval = crossed_bootstrap(difference, "difference")
-        mean, mean_against = (part.groupby("id")[metric].mean().reset_index() for part in (one, other))
-        test = paired_t_test(mean, mean_against, metric)
+        found = crossed_bootstrap(difference, "difference")
+        means = [part.groupby("id")[metric].mean().reset_index() for part in (one, other)]
+        test = paired_t_test(means[0], means[1], metric)
+        said = verdict(found.low, found.high, found.n_clusters, difference["seed"].nunique())
         before = float(other[metric].mean())
-        rows.append(
-            {
-                "row": name, "against": against, "difference": interval.mean, "low": interval.low,
-                "high": interval.high,
-                "verdict": verdict(interval.low, interval.high, interval.n_clusters, len(one.groupby("seed"))),
-                "relative": interval.mean / before if before else np.nan, "t": test.t, "p": test.p,
-            }
-        )  # fmt: skip
+        row = {"row": name, "against": against} | found.named("difference", "") | {"verdict": said}
+        relative = found.mean / before if before else np.nan
+        rows.append(row | {"relative": relative, "t": float(test.statistic), "p": float(test.pvalue)})
     return pd.DataFrame(rows)
 
 
@@ -118,12 +108,16 @@ def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[s
     found = {name: crossed(*calibration_score(part, score, levels)) for name, part in known.groupby("row", sort=False)}
     rows = []
     for name, against in steps:
-        missing = {name, against} - set(found)
-        if missing:
-            raise ValueError(f"no row {min(missing)!r} among {sorted(found)}")
+        _check_rows(set(found), name, against)
         one, other = found[name], found[against]
         n_scenes = min(one.n_second, other.n_second)
         apart = Crossed(one.value - other.value, one.by_first - other.by_first, one.by_draw - other.by_draw, n_scenes)
         low, high = apart.interval()
         rows.append((name, against, apart.value, low, high, verdict(-high, -low, n_scenes, len(levels[0]))))
     return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])
+
+
+def _check_rows(known: set[str], *wanted: str) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"no row {name!r} among {sorted(known)}")

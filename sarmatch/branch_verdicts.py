@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from sarmatch.calibration import auroc
-from sarmatch.statistics import FEWEST_CLUSTERS, Interval, cluster_bootstrap
+from sarmatch.statistics import cluster_bootstrap, verdict
 
 NAMED: Mapping[str, str] = {
     "speckle": "speckle",
@@ -25,14 +25,14 @@ MODALITY = {"speckle": "sar", "layover": "sar", "relief": "sar"}
 STRONG = 0.8
 """Rank correlation from which a response counts as one."""
 VISIBLE = 0.2
-"""Least change, over the deviation between scenes, that counts: a map may rise surely and by next to nothing."""
+"""Least change, over the deviation between scenes, that counts."""
 
 
 def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
     """Does the branch named for a nuisance rise with it, and do U of its modality and the total?
 
-    `follows`: correlation at least 0.8, its interval above zero, and a change of at least a fifth of the deviation
-    between scenes. `falls`: the same downwards. `hardly moves`: sure, but by less. Else `no`.
+    `follows`: correlation at least 0.8 (`STRONG`), its interval above zero, and a change of at least a fifth of the
+    deviation between scenes (`VISIBLE`). `falls`: the same downwards. `hardly moves`: a smaller change. Else `no`.
 
     Args:
         correlations: of `nuisances.rank_correlations`.
@@ -48,17 +48,15 @@ def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
             row = of.loc[measure]
             numbers = {name: float(row[name]) for name in ("rho", "rho_low", "rho_high", "effect")}
             named = {"nuisance": nuisance, "measure": measure, **numbers, "change": float(row["change"])}
-            rows.append({**named, "verdict": _verdict(**numbers)})
+            rows.append({**named, "verdict": _branch_verdict(**numbers)})
     return pd.DataFrame(rows)
 
 
-def _verdict(rho: float, rho_low: float, rho_high: float, effect: float) -> str:
-    sure = (rho >= STRONG and rho_low > 0) or (rho <= -STRONG and rho_high < 0)
-    if not sure:
+def _branch_verdict(rho: float, rho_low: float, rho_high: float, effect: float) -> str:
+    side = verdict(rho_low, rho_high, words=("follows", "falls", "no"))
+    if side not in ("follows", "falls") or not abs(rho) >= STRONG:
         return "no"
-    if not abs(effect) >= VISIBLE:  # NaN too
-        return "hardly moves"
-    return "follows" if rho > 0 else "falls"
+    return side if abs(effect) >= VISIBLE else "hardly moves"  # NaN hardly moves
 
 
 def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, object]:
@@ -67,14 +65,11 @@ def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, 
     Returns:
         mean, low, high, n_pairs, n_scenes, verdict: `yes`, `opposite`, `open` or `too few scenes`.
     """
-    interval = cluster_bootstrap(records, value)
-    verdict = "too few scenes" if interval.n_clusters < FEWEST_CLUSTERS else _side(interval, neutral)
-    numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    return {**numbers, "n_pairs": interval.n_pairs, "n_scenes": interval.n_clusters, "verdict": verdict}
-
-
-def _side(interval: Interval, neutral: float) -> str:
-    return "yes" if interval.low > neutral else "opposite" if interval.high < neutral else "open"
+    found = cluster_bootstrap(records, value)
+    words = ("yes", "opposite", "open")
+    said = verdict(found.low - neutral, found.high - neutral, found.n_clusters, words=words)
+    counts = {"n_pairs": found.n_pairs, "n_scenes": found.n_clusters}
+    return found.named("mean", "") | counts | {"verdict": said}
 
 
 def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
@@ -98,10 +93,9 @@ def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str])
 
 
 def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
-    """AUROC of one less the aleatoric uncertainty for a match being right: pooled, and as the mean within pairs.
+    """AUROC of 1 - aleatoric uncertainty for a match being right: pooled, and as the mean within pairs over scenes.
 
-    Within a pair, the difficulty of the whole image cannot help; pairs whose matches are all right or all wrong are
-    left out there. The interval is one over scenes.
+    Pairs whose matches are all right or all wrong are left out of the mean.
 
     Args:
         table: of `confidence_fit.match_table`.
@@ -117,8 +111,7 @@ def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFr
         known = pd.DataFrame(each, columns=["scene", "auroc"]).dropna()
         if len(known):
             within = cluster_bootstrap(known, "auroc")
-            row |= {"within_pairs": within.mean, "low": within.low, "high": within.high}
-            row |= {"n_pairs": within.n_pairs, "n_scenes": within.n_clusters}
+            row |= within.named("within_pairs", "") | {"n_pairs": within.n_pairs, "n_scenes": within.n_clusters}
         rows.append(row)
     columns = ["dataset", "pooled", "within_pairs", "low", "high", "n_pairs", "n_scenes"]
     return pd.DataFrame(rows, columns=columns)

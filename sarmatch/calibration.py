@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from sarmatch.statistics import bootstrap
+
 BINS = 15
 """Bins of eq. 8 unless told otherwise."""
 CLIP = 1e-7
@@ -152,34 +154,33 @@ def bootstrap_scores(
     if table[cluster].isna().any() or (table[cluster].astype(str) == "").any():
         raise ValueError(f"column {cluster!r} is empty for some matches; name the cluster of each or choose another")
     values, correct = table[confidence].to_numpy(np.float64), (table["error_px"] <= threshold_px).to_numpy()
-    scores = calibration_scores(values, correct)
-    del scores["n"]
-    codes, names = pd.factorize(table[cluster], sort=True)
-    ends = np.full((2, len(scores)), np.nan)
-    if len(names) > 1:
-        draws = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
-        resamples = resampled_groups(values, correct, codes, draws)
-        resampled = pd.DataFrame([_scores(groups) for groups in resamples])[list(scores)]
-        ends = resampled.quantile([0.025, 0.975]).to_numpy()
-    return pd.DataFrame({"score": list(scores), "value": list(scores.values()), "low": ends[0], "high": ends[1]})
+    names = [name for name in calibration_scores(values, correct) if name != "n"]
+    codes, clusters = pd.factorize(table[cluster], sort=True)
+
+    def scores(counts: np.ndarray) -> np.ndarray:
+        found = map(_scores, resampled_groups(values, correct, codes, counts))
+        return np.array([[one[name] for name in names] for one in found])
+
+    value, low, high = bootstrap(scores, len(clusters), n, seed)
+    return pd.DataFrame({"score": names, "value": value, "low": low, "high": high})
 
 
-def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, draws: np.ndarray) -> Iterator[Groups]:
+def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, counts: np.ndarray) -> Iterator[Groups]:
     """The matches of each resample of whole clusters, pooled; they are sorted once, for all resamples.
 
     Args:
         confidence: (N,) in [0, 1].
         correct: (N,) bool.
         clusters: (N,) int, the number of the cluster of each match.
-        draws: (R, C) int, a row a resample: the numbers of the C clusters drawn for it.
+        counts: (R, C), how often each resample holds each of the C clusters.
     """
     confidence, correct = _checked(confidence, correct)
     order = np.argsort(confidence)
     values, clusters, correct = confidence[order], clusters[order], correct[order].astype(np.float64)
     starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
     distinct = values[starts]
-    for draw in draws:
-        weights = np.bincount(draw, minlength=draws.shape[1]).astype(np.float64)[clusters]
+    for count in counts:
+        weights = count[clusters]
         n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
         drawn = n > 0
         yield Groups(distinct[drawn], n[drawn], right[drawn])

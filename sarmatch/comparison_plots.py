@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sarmatch.plots import COLOURS, MARKERS, metric_name, neutral
+from sarmatch.plots import COLOURS, MARKERS, error_bars, line_style, metric_name, with_legend
 
 
 def bars_of_methods(
@@ -22,33 +21,20 @@ def bars_of_methods(
         floor: lower end of the axis; methods below are drawn there, as open triangles.
         learned: other methods that are learned.
     """
-    table = table.sort_values(metric, ascending=False, kind="stable")
-    mean = table[metric].to_numpy(float)
-    ends = np.stack([mean - np.maximum(table[f"{metric}_low"], floor), table[f"{metric}_high"] - mean])
-    x, seen = np.arange(len(table)), mean > floor
-    ours, other = table["method"].str.startswith("network").to_numpy(), table["method"].isin(learned).to_numpy()
+    table = table.sort_values(metric, ascending=False, kind="stable").reset_index(drop=True)
+    table[f"{metric}_low"] = table[f"{metric}_low"].clip(lower=floor)
+    ours, other = table["method"].str.startswith("network"), table["method"].isin(learned)
     groups = [(ours, COLOURS[1], "this network"), (other, COLOURS[2], "other learned methods")]
     groups.append((~ours & ~other, COLOURS[0], "methods without learning" if len(learned) else "other methods"))
     for group, colour, label in groups:
-        at = seen & group
-        if not group.any():
-            continue
-        ax.errorbar(
-            x[at],
-            mean[at],
-            np.clip(ends[:, at], 0, None),
-            fmt="o",
-            color=colour,
-            capsize=2.5,
-            markersize=5,
-            label=label,
-        )
-        ax.plot(x[~seen & group], np.full((~seen & group).sum(), floor), "v", color=colour, markerfacecolor="none")
+        shown, below = table[group & (table[metric] > floor)], table.index[group & ~(table[metric] > floor)]
+        if group.any():
+            error_bars(ax, shown.index, shown, metric, fmt="o", color=colour, markersize=5, label=label)
+            ax.plot(below, np.full(len(below), floor), "v", color=colour, markerfacecolor="none")
     ax.set(yscale="log", ylim=(floor * 0.8, 1), ylabel=metric_name(metric), xlim=(-0.6, len(table) - 0.4))
-    ax.set_xticks(x, table["method"], rotation=40, ha="right")
-    ax.legend(frameon=False)
+    ax.set_xticks(table.index, table["method"], rotation=40, ha="right")
     ax.grid(axis="y", alpha=0.3)
-    return neutral(ax)
+    return with_legend(ax)
 
 
 def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
@@ -62,12 +48,8 @@ def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px"
     front = table[(table[metric] >= best) & ~best.duplicated()]
     ax.plot(front["seconds"], front[metric], color="0.6", linewidth=1, drawstyle="steps-post", zorder=0)
     for i, (name, row) in enumerate(table.set_index("method").iterrows()):
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
-        }
+        style = line_style(i) | {"marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
         ax.plot(row["seconds"], row[metric], linestyle="none", markersize=7, label=name, **style)
     ax.set(xscale="log", xlabel="seconds a pair", ylabel=metric_name(metric), ylim=(-0.03, 1))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     ax.grid(alpha=0.3)
-    return neutral(ax)
+    return with_legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")

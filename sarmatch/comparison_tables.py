@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from sarmatch.calibration import bootstrap_scores
 from sarmatch.confidence import CONFIDENT_PX
+from sarmatch.confidence_tables import score_table
 from sarmatch.metrics import registration_success
 from sarmatch.statistics import paired_difference, summarise, verdict
 
@@ -52,19 +52,19 @@ def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "ne
     for name, other in by_method.items():
         for metric in metrics if name != ours else ():
             found = paired_difference(by_method[ours], other, metric)
-            row = {"against": name, "metric": metric, "difference": found.mean, "low": found.low, "high": found.high}
-            counts = {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters}
-            rows.append(row | counts | {"verdict": verdict(found.low, found.high, found.n_clusters)})
+            said = verdict(found.low, found.high, found.n_clusters)
+            row = {"against": name, "metric": metric} | found.named("difference", "")
+            rows.append(row | {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters, "verdict": said})
     return pd.DataFrame(rows).sort_values("difference", kind="stable", ignore_index=True)
 
 
 def leaders(
     ranking: pd.DataFrame, calibration: pd.DataFrame, registration: pd.DataFrame, ours: str = "network"
 ) -> pd.DataFrame:
-    """The best other method by each measure beside ours; where it is ahead stands first.
+    """The best other method by each measure beside ours; those where it is ahead first.
 
-    Calibration is compared with methods at least half as accurate as ours: a method that is nearly always wrong has a
-    low ECE by saying so.
+    Calibration is compared with methods at least half as accurate as ours: one that is nearly always wrong can have a
+    low ECE.
 
     Args:
         ranking, calibration, registration: as `ranked`, `calibration_by_method` and `registration_table` return.
@@ -117,15 +117,12 @@ def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
     Returns:
         method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
     """
-    rows = []
+    parts = []
     for name, found in matches.groupby("method", sort=False):
-        row = {"method": name, "matches": len(found), "accuracy": float((found["error_px"] <= CONFIDENT_PX).mean())}
-        scores = bootstrap_scores(found, n=100).set_index("score")
-        for score in ("ece", "brier", "auroc"):
-            ends = scores.loc[score, ["value", "low", "high"]]
-            row |= dict(zip((score, f"{score}_low", f"{score}_high"), ends, strict=True))
-        rows.append(row)
-    return pd.DataFrame(rows)
+        about = {"method": name, "matches": len(found), "accuracy": (found["error_px"] <= CONFIDENT_PX).mean()}
+        scores = score_table(found, found[["confidence"]], scores=("ece", "brier", "auroc"), n=100)
+        parts.append(pd.DataFrame([about]).join(scores.drop(columns="confidence")))
+    return pd.concat(parts, ignore_index=True)
 
 
 def registration_table(records: pd.DataFrame) -> pd.DataFrame:

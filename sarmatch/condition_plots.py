@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, metric_name, neutral
-
-_OFFSET = 0.16  # rows of two methods lie this far from the middle of their level
+from sarmatch.plots import NEUTRAL, error_bars, line_style, metric_name, neutral, with_legend
 
 
 def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence[str]) -> Sequence[Axes]:
@@ -31,18 +28,16 @@ def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence
     for ax, value in zip(axes, values, strict=True):
         for i, method in enumerate(methods):
             rows = table[table["method"] == method].merge(levels[["condition", "level", "y"]])
-            y = rows["y"] + _OFFSET * (2 * i - (len(methods) - 1))
-            ends = np.array([rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]])
-            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            style |= {"label": method, "linestyle": "", "markersize": 4.5, "capsize": 2, "elinewidth": 1.1}
-            ax.errorbar(rows[value], y, xerr=np.nan_to_num(ends).clip(0), **style)
+            y = rows["y"] + 0.16 * (2 * i - (len(methods) - 1))
+            style = line_style(i) | {"label": method, "linestyle": "", "capsize": 2}
+            error_bars(ax, y, rows, value, True, **style)
         for y in levels["y"][starts].iloc[1:]:
             ax.axhline(y - 1.6, color=NEUTRAL, linewidth=0.5, alpha=0.5)
         ax.margins(x=0.08)
         ax.set(xlabel=metric_name(value), yticks=[], xlim=(0, None))
         ax.set_ylim(levels["y"].max() + 0.7, levels["y"].min() - 1.6)
     _level_names(axes[0], levels, starts)
-    axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    with_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for ax in axes:
         neutral(ax)
     return axes
@@ -73,14 +68,9 @@ def dose_curves(axes: Sequence[Axes], table: pd.DataFrame, metric: str) -> Seque
     for ax, (kind, group) in zip(axes, chosen.groupby("kind", sort=False), strict=True):
         for i, method in enumerate(methods):
             rows = group[group["method"] == method].sort_values("dose")
-            ends = np.array([rows["mean"] - rows["mean_low"], rows["mean_high"] - rows["mean"]])
-            ax.errorbar(
-                rows["dose"] + 0.008 * (2 * i - (len(methods) - 1)), rows["mean"], yerr=np.nan_to_num(ends).clip(0),
-                color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=method, capsize=2.5,
-                linewidth=1.4, markersize=4.5, elinewidth=1.1,
-            )  # fmt: skip
+            x = rows["dose"] + 0.008 * (2 * i - (len(methods) - 1))
+            error_bars(ax, x, rows, "mean", label=method, **line_style(i))
         ax.set(xlabel=labels.get(str(kind), str(kind)), ylabel=metric_name(metric), ylim=(0, None))
         neutral(ax)
-    axes[0].legend(frameon=False)
-    neutral(axes[0])
+    with_legend(axes[0])
     return axes

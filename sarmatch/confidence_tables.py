@@ -1,7 +1,7 @@
-"""Several confidences of the same matches side by side: what each is worth, and what it costs.
+"""Scores of several confidences of the same matches, and the seconds they take.
 
-All of them are judged on one set of matches: areas under risk-coverage curves can be compared on no other. What is
-fitted is fitted on validation scenes; intervals resample whole scenes.
+Areas under risk-coverage curves compare on one set of matches only. What is fitted is fitted on validation scenes;
+intervals resample whole scenes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sarmatch.evaluation import EvaluationCrops, spread
 from sarmatch.experiments import Run
 from sarmatch.inference import Matcher
 from sarmatch.matching import RawMatches
-from sarmatch.statistics import FEWEST_CLUSTERS, Interval
+from sarmatch.statistics import bootstrap, verdict
 
 SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")
 ALL_SCORES = ("logit_probability", "aleatoric", "epistemic")
@@ -135,14 +135,13 @@ def score_table(
         table: of matches; `confidences` has its rows.
         n: number of resamples of whole scenes.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in confidences:
         values = table.assign(confidence=confidences[name].to_numpy())
         found = bootstrap_scores(values, threshold_px=threshold_px, n=n).set_index("score")
         row: dict[str, Any] = {"confidence": name}
         for score in scores:
-            ends = found.loc[score, ["value", "low", "high"]]
-            row |= dict(zip((score, f"{score}_low", f"{score}_high"), ends, strict=True))
+            row |= found.loc[score].set_axis([score, f"{score}_low", f"{score}_high"]).to_dict()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -151,97 +150,66 @@ def scores_by_threshold(
     fitted_on: pd.DataFrame, measured: pd.DataFrame, thresholds_px: Sequence[float], recipes: Mapping[str, Recipe]
 ) -> pd.DataFrame:
     """`score_table` of confidences fitted and measured at each threshold; also `threshold_px` and `accuracy`."""
-    rows = []
+    parts = []
     for threshold in thresholds_px:
         confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
-        found = score_table(measured, confidences, threshold, ("ece", "brier", "auroc", "aurc"), n=100)
-        found.insert(0, "accuracy", float((measured["error_px"] <= threshold).mean()))
-        found.insert(0, "threshold_px", threshold)
-        rows.append(found)
-    return pd.concat(rows, ignore_index=True)
+        about = {"threshold_px": threshold, "accuracy": float((measured["error_px"] <= threshold).mean())}
+        parts.append(_fewer_scores(measured, confidences, about, threshold))
+    return pd.concat(parts, ignore_index=True)
 
 
 def scores_by_dataset(table: pd.DataFrame, confidences: pd.DataFrame) -> pd.DataFrame:
     """`score_table` for the matches of each dataset, with its numbers of pairs and scenes."""
-    rows = []
+    parts = []
     for name, part in table.groupby("dataset"):
-        found = score_table(part, confidences.loc[part.index], scores=("ece", "brier", "auroc", "aurc"), n=100)
-        found.insert(0, "n_scenes", part["scene"].nunique())
-        found.insert(0, "n_pairs", part["id"].nunique())
-        found.insert(0, "dataset", name)
-        rows.append(found)
-    return pd.concat(rows, ignore_index=True)
+        about = {"dataset": name, "n_pairs": part["id"].nunique(), "n_scenes": part["scene"].nunique()}
+        parts.append(_fewer_scores(part, confidences.loc[part.index], about))
+    return pd.concat(parts, ignore_index=True)
 
 
-def paired_aurc_difference(
-    table: pd.DataFrame,
-    a: np.ndarray,
-    b: np.ndarray,
-    threshold_px: float = CONFIDENT_PX,
-    cluster: str = "scene",
-    n: int = 200,
-    seed: int = 0,
-) -> Interval:
-    """AURC of confidence a less that of b on the same matches, resampling whole clusters for both at once.
-
-    Args:
-        table: one row a match: id, error_px and `cluster`.
-        a, b: (N,) in [0, 1]; negative says that a sorts the matches better.
-
-    Returns:
-        the difference with its 95 % interval; ends are NaN where there is a single cluster.
-    """
-    confidences = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b)})
-    return _aurc_differences(table, confidences, "b", threshold_px, cluster, n, seed)["a"]
+def _fewer_scores(
+    table: pd.DataFrame, confidences: pd.DataFrame, about: dict[str, Any], threshold_px: float = CONFIDENT_PX
+) -> pd.DataFrame:
+    """Four scores of each confidence, the columns `about` in front."""
+    found = score_table(table, confidences, threshold_px, ("ece", "brier", "auroc", "aurc"), n=100)
+    return found.assign(**about)[[*about, *found]]
 
 
 def aurc_verdicts(
     table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float = CONFIDENT_PX, n: int = 200
 ) -> pd.DataFrame:
-    """`paired_aurc_difference` of each confidence and one of them, and whether it is better than that one.
+    """AURC of each confidence less that of one of them on the same matches, and whether it is better than that one.
+
+    Args:
+        table: one row a match: id, error_px and scene; `confidences` (in [0, 1]) has its rows.
+        n: number of resamples of whole scenes, for all confidences at once.
 
     Returns:
-        columns confidence, against, difference, difference_low, difference_high and better: "yes" or "worse" where the
-        interval excludes 0, "open" where it does not, "too few scenes" below `FEWEST_CLUSTERS`.
+        columns confidence, against, difference (negative sorts the matches better), difference_low, difference_high
+        (95 %; NaN where there is a single scene) and better: "yes" or "worse" where the interval excludes 0, "open"
+        where it does not, "too few scenes".
+
+    Raises:
+        ValueError: another number of confidences than matches.
     """
-    rows = []
-    for name, found in _aurc_differences(table, confidences, against, threshold_px, "scene", n, 0).items():
-        ends = (found.mean, found.low, found.high)
-        rows.append((name, against, *ends, _verdict(found)))
-    columns = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _verdict(difference: Interval) -> str:
-    if np.isnan(difference.low) or difference.n_clusters < FEWEST_CLUSTERS:
-        return "too few scenes"
-    return "yes" if difference.high < 0 else "worse" if difference.low > 0 else "open"
-
-
-def _aurc_differences(
-    table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float, cluster: str, n: int, seed: int
-) -> dict[str, Interval]:
-    """Of all columns to the column `against`; each is sorted once, and a resample is a weight of each match."""
     if len(table) != len(confidences):
         raise ValueError(f"confidences must have a row a match: {len(confidences)} rows for {len(table)} matches")
     correct = (table["error_px"] <= threshold_px).to_numpy()
-    codes, names = pd.factorize(table[cluster], sort=True)
-    draws = np.arange(len(names))[None]  # every cluster once: the matches themselves
-    if len(names) > 1:
-        drawn = np.random.default_rng(seed).integers(0, len(names), size=(n, len(names)))
-        draws = np.concatenate([draws, drawn])
+    codes, scenes = pd.factorize(table["scene"], sort=True)
     columns = [confidences[name].to_numpy(np.float64) for name in confidences]
-    areas = np.array([[pooled_aurc(g) for g in resampled_groups(c, correct, codes, draws)] for c in columns])
-    differences = areas - areas[list(confidences).index(against)]
-    low, high = np.full((2, len(columns)), np.nan)
-    if len(names) > 1:
-        low, high = np.quantile(differences[:, 1:], [0.025, 0.975], axis=1)
-    n_pairs = table["id"].nunique()
-    return {
-        str(name): Interval(float(differences[i, 0]), float(low[i]), float(high[i]), n_pairs, len(names))
-        for i, name in enumerate(confidences)
-        if name != against
-    }
+    base = list(confidences).index(against)
+
+    def differences(counts: np.ndarray) -> np.ndarray:
+        areas = [[pooled_aurc(groups) for groups in resampled_groups(c, correct, codes, counts)] for c in columns]
+        return np.transpose(areas) - np.transpose(areas)[:, [base]]
+
+    rows = []
+    for name, (value, low, high) in zip(confidences, bootstrap(differences, len(scenes), n).T, strict=True):
+        if name != against:
+            said = verdict(-high, -low, len(scenes), words=("yes", "worse", "open"))
+            rows.append((name, against, value, low, high, said))
+    columns_of = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
+    return pd.DataFrame(rows, columns=columns_of)
 
 
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:

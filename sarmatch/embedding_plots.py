@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sarmatch.costs import ONE_PASS
 from sarmatch.losses import info_nce, info_nce_printed
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral
+from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, error_bars, line_style, neutral, with_legend
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "standard": info_nce,
@@ -87,8 +87,7 @@ def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[A
         ax.axhline(0, color=NEUTRAL, linewidth=0.8)
         ax.set(xlabel="similarity of the positive", ylabel=label, xticks=[-1, -0.5, 0, 0.5, 1])
         neutral(ax)
-    axes[0].legend(frameon=False)
-    neutral(axes[0])
+    with_legend(axes[0])
     return axes
 
 
@@ -173,8 +172,7 @@ def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px"
     ax.set(xlabel="step of fine-tuning", ylabel=label or score)
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
-    return neutral(ax)
+    return with_legend(ax)
 
 
 def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
@@ -183,18 +181,15 @@ def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
     Args:
         parts: as `sarmatch.costs.measure_parts` returns.
     """
-    width = 1e3 * parts["seconds"]
+    times = 1e3 * parts[["seconds", "seconds_low", "seconds_high"]]
     again = (parts["per_pass"] > 0).to_numpy()
     for chosen, colour, label in zip((~again, again), COLOURS, ("computed once", "again in each pass"), strict=False):
-        ax.barh(np.flatnonzero(chosen), width[chosen], color=colour, height=0.7, label=label)
-    ends = 1e3 * parts[["seconds_low", "seconds_high"]]
-    error = np.clip([width - ends["seconds_low"], ends["seconds_high"] - width], 0, None)
-    ax.errorbar(width, np.arange(len(parts)), xerr=error, fmt="none", ecolor=NEUTRAL, elinewidth=1.1, capsize=2.5)
+        ax.barh(np.flatnonzero(chosen), times["seconds"][chosen], color=colour, height=0.7, label=label)
+    error_bars(ax, np.arange(len(parts)), times, "seconds", True, fmt="none", ecolor=NEUTRAL)
     ax.set(yticks=range(len(parts)), xlabel="ms")
     ax.set_yticklabels(list(parts.index))
     ax.invert_yaxis()
-    ax.legend(frameon=False)
-    return neutral(ax)
+    return with_legend(ax)
 
 
 def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
@@ -207,13 +202,11 @@ def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], floa
     """
     one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
     rows = modes[modes["passes"] > 0].sort_values("passes")
-    n, seconds = rows["passes"].to_numpy(), rows["seconds"]
-    error = np.clip([seconds - rows["seconds_low"], rows["seconds_high"] - seconds], 0, None)
-    ax.errorbar(n, seconds, yerr=error, color=COLOURS[0], marker="o", markersize=4.5, capsize=2.5, label="measured")
+    n = rows["passes"].to_numpy()
+    error_bars(ax, n, rows, "seconds", label="measured", **line_style(0))
     ax.plot(n, [one_pass * bound(int(k)) for k in n], "--", color=COLOURS[1], label="all shared that can be")
     ax.plot(n, one_pass * n, ":", color=COLOURS[2], label="nothing shared")
     ax.plot(20, one_pass * paper, "X", color=COLOURS[3], markersize=9, label="at the paper's ratio")
     ax.set(xlabel="passes", ylabel="seconds", xticks=n)
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
-    return neutral(ax)
+    return with_legend(ax)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from sarmatch.architecture import INPUT, OUTPUT, Part
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral, show_image
+from sarmatch.plots import COLOURS, NEUTRAL, line_style, neutral, show_image, with_legend
 
 Place: TypeAlias = tuple[int, int]
 """Column and row of a part in a diagram; rows count downwards from 0, so they are not positive."""
@@ -172,14 +171,11 @@ def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -
 
 def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance: float) -> Axes:
     """Displacement of the mean descriptor against the distance to the border, a line a network."""
-    for (name, (distance, value)), colour, marker in zip(
-        profiles.items(), cycle(COLOURS), cycle(MARKERS), strict=False
-    ):
-        ax.plot(distance.numpy(), value.numpy(), color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=name)
+    for i, (name, (distance, value)) in enumerate(profiles.items()):
+        ax.plot(distance.numpy(), value.numpy(), markersize=3.5, linewidth=1.2, label=name, **line_style(i))
     ax.axhline(chance, color=NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
     ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
-    ax.legend(frameon=False)
-    return neutral(ax)
+    return with_legend(ax)
 
 
 def _colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str) -> None:

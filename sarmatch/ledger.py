@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sarmatch.claims import RULES, UNTESTABLE, VERDICTS, Claim, ClaimError, Number
-from sarmatch.plots import neutral
+from sarmatch.plots import with_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,5 +217,4 @@ def verdict_bars(ax: Axes, table: pd.DataFrame) -> Axes:
         left = left + width
     ax.invert_yaxis()
     ax.set(xlabel="claims")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small")
-    return neutral(ax)
+    return with_legend(ax, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -93,7 +93,7 @@ def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]]
             density, edges = np.histogram(values, bins, (0, 1), density=True)
             ax.stairs(density, edges, label=name)
         ax.set(xlabel=f"{'SAR' if kind == 'sar' else kind} value", ylabel="density", xlim=(0, 1))
-    axes[-1].legend(frameon=False)
+    with_legend(axes[-1])
     for ax in axes:
         neutral(ax)
     return axes
@@ -217,14 +217,14 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
             ax.set(xlabel="step", xticks=[], yticks=[])
         return [neutral(ax) for ax in axes]
     losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
-    for name, style in zip(losses, _styles(), strict=False):
-        values = history[["step", name]].dropna()
-        axes[0].plot(values["step"], values[name], color=style["color"], alpha=0.25, linewidth=0.8)
+    for i, name in enumerate(losses):
+        values, colour = history[["step", name]].dropna(), line_style(i)["color"]
+        axes[0].plot(values["step"], values[name], color=colour, alpha=0.25, linewidth=0.8)
         smooth = values[name].rolling(max(len(values) // 20, 1), center=True, min_periods=1).median()
-        axes[0].plot(values["step"], smooth, color=style["color"], label=name.removeprefix("loss_"))
-    for (name, threshold), style in zip(_mma_thresholds(history).items(), _styles(), strict=False):
+        axes[0].plot(values["step"], smooth, color=colour, label=name.removeprefix("loss_"))
+    for i, (name, threshold) in enumerate(_mma_thresholds(history).items()):
         values = history[["step", name]].dropna()
-        axes[1].plot(values["step"], values[name], **style, label=f"within {threshold:g} px")
+        axes[1].plot(values["step"], values[name], **line_style(i), label=f"within {threshold:g} px")
     axes[0].set(xlabel="step", ylabel="loss")
     axes[0].set_ylim(bottom=0)
     axes[1].set(xlabel="step", ylabel="share of matches", ylim=(0, 1))
@@ -247,12 +247,12 @@ def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset", cl
     columns = _mma_thresholds(records)
     thresholds = np.array(list(columns.values()))
     groups = records.groupby(group, sort=False)
-    for i, ((name, rows), style) in enumerate(zip(groups, _styles(), strict=False)):
+    for i, (name, rows) in enumerate(groups):
         x = thresholds + 0.05 * (i - (len(groups) - 1) / 2)  # side by side, so that intervals can be read
-        _intervals(ax, x, [(rows, column) for column in columns], cluster, {"label": str(name), **style})
+        found = [cluster_bootstrap(rows, column, cluster).named("mma") for column in columns]
+        error_bars(ax, x, pd.DataFrame(found), "mma", label=str(name), **line_style(i))
     ax.set(xlabel="threshold (px)", ylabel="MMA", ylim=(0, 1), xticks=thresholds)
-    ax.legend(title=group.replace("_", " "), frameon=False)
-    return neutral(ax)
+    return with_legend(ax, title=group.replace("_", " "))
 
 
 def mma_by_radius(
@@ -263,21 +263,16 @@ def mma_by_radius(
     Args:
         records: one row a pair and radius, with `search_radius` (px; None or NaN for the whole image, drawn last).
     """
-    radii = sorted(records["search_radius"].dropna().astype(float).unique())
-    labels = [f"{radius:g}" for radius in radii] + (["none"] if records["search_radius"].isna().any() else [])
-    position = (
-        records["search_radius"].astype(float).map({radius: i for i, radius in enumerate(radii)}).fillna(len(radii))
-    )
-    groups = records.assign(_position=position).groupby(group, sort=False)
-    for i, ((name, rows), style) in enumerate(zip(groups, _styles(), strict=False)):
-        at = sorted(rows["_position"].unique())
-        x = np.array(at) + 0.06 * (i - (len(groups) - 1) / 2)
-        cells = [(rows[rows["_position"] == place], value) for place in at]
-        _intervals(ax, x, cells, cluster, {"label": str(name), **style})
-    ax.set(xlabel="search radius (px)", ylabel=metric_name(value), ylim=(0, None), xticks=range(len(labels)))
-    ax.set_xticklabels(labels)
-    ax.legend(title=group.replace("_", " "), frameon=False)
-    return neutral(ax)
+    radius = records["search_radius"].astype(float).fillna(np.inf)
+    places = {r: i for i, r in enumerate(sorted(radius.unique()))}
+    groups = records.assign(_place=radius.map(places)).groupby(group, sort=False)
+    for i, (name, rows) in enumerate(groups):
+        found = {at: cluster_bootstrap(own, value, cluster).named(value) for at, own in rows.groupby("_place")}
+        x = np.array(list(found)) + 0.06 * (i - (len(groups) - 1) / 2)
+        error_bars(ax, x, pd.DataFrame(list(found.values())), value, label=str(name), **line_style(i))
+    ax.set(xlabel="search radius (px)", ylabel=metric_name(value), ylim=(0, None))
+    ax.set_xticks(range(len(places)), ["none" if np.isinf(r) else f"{r:g}" for r in places])
+    return with_legend(ax, title=group.replace("_", " "))
 
 
 def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | None = None, label: str = "row") -> Axes:
@@ -287,16 +282,13 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
         table: columns `label`, `metric`, `<metric>_low`, `<metric>_high`, and `printed` where that is given.
     """
     y = np.arange(len(table))[::-1]
-    mean = table[metric].to_numpy(float)
-    error = np.stack([mean - table[f"{metric}_low"], table[f"{metric}_high"] - mean])
-    error = np.nan_to_num(np.clip(error, 0, None))
-    ax.errorbar(mean, y, xerr=error, fmt="o", color=COLOURS[0], capsize=2.5, markersize=5, label="measured here")
-    if printed is not None:
-        ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
-        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
+    error_bars(ax, y, table, metric, True, fmt="o", color=COLOURS[0], markersize=5, label="measured here")
     ax.set(xlabel=metric_name(metric), yticks=y, yticklabels=table[label])
     ax.grid(axis="x", alpha=0.3)
-    return neutral(ax)
+    if printed is None:
+        return neutral(ax)
+    ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
+    return with_legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
 
 
 def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
@@ -306,14 +298,21 @@ def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
     return target
 
 
-def _intervals(
-    ax: Axes, x: np.ndarray, cells: Sequence[tuple[pd.DataFrame, str]], cluster: str, style: dict[str, Any]
-) -> None:
-    """A line through the mean of each (records, column), with error bars; none where there is a single cluster."""
-    results = [cluster_bootstrap(rows, column, cluster) for rows, column in cells]
-    mean, low, high = (np.array([getattr(r, name) for r in results]) for name in ("mean", "low", "high"))
-    error = np.nan_to_num(np.clip([mean - low, high - mean], 0, None))
-    ax.errorbar(x, mean, yerr=error, capsize=2.5, linewidth=1.4, markersize=4.5, elinewidth=1.1, **style)
+def error_bars(
+    ax: Axes, at: Any, table: pd.DataFrame, value: str, horizontal: bool = False, **style: Any
+) -> ErrorbarContainer:
+    """A column against positions, with error bars where the table has `<value>_low` and `<value>_high` and knows them.
+
+    Args:
+        at: (N,) places along the other axis: x, or y where the bars are `horizontal`.
+        style: as `Axes.errorbar` takes it.
+    """
+    mean, name, error = table[value].to_numpy(float), "xerr" if horizontal else "yerr", None
+    if {f"{value}_low", f"{value}_high"} <= set(table):
+        ends = mean - table[f"{value}_low"].to_numpy(float), table[f"{value}_high"].to_numpy(float) - mean
+        error = np.nan_to_num(np.clip(ends, 0, None))
+    style = {"capsize": 2.5, "linewidth": 1.4, "markersize": 4.5, "elinewidth": 1.1, name: error} | style
+    return ax.errorbar(*((mean, at) if horizontal else (at, mean)), **style)
 
 
 def metric_name(column: str) -> str:
@@ -327,10 +326,15 @@ def _mma_thresholds(table: pd.DataFrame) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    """Colour and marker of the first, second ... line, told apart in grey too."""
-    for i in count():
-        yield {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th line, told apart in grey too."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def with_legend(ax: Axes, **legend: Any) -> Axes:
+    """`neutral` axes with a legend without frame."""
+    ax.legend(frameon=False, **legend)
+    return neutral(ax)
 
 
 def neutral(ax: Axes) -> Axes:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from torch import Tensor
 
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral, show_optical
+from sarmatch.plots import NEUTRAL, error_bars, line_style, show_optical, with_legend
 
 
 def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group: str = "source") -> Axes:
@@ -23,15 +23,12 @@ def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group:
     """
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="as asked")
     for i, (name, rows) in enumerate(curves.groupby(group)):
-        colour = COLOURS[i % len(COLOURS)]
+        style = line_style(i)
         for _, one in scenes[scenes[group] == name].groupby("scene"):
-            ax.plot(one["asked"], one["covered"], color=colour, linewidth=0.6, alpha=0.4)
-        ends = np.abs(rows[["covered_low", "covered_high"]].sub(rows["covered"], axis=0)).T.to_numpy()
-        style: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2}
-        ax.errorbar(rows["asked"], rows["covered"], yerr=np.nan_to_num(ends), label=name, **style)
+            ax.plot(one["asked"], one["covered"], color=style["color"], linewidth=0.6, alpha=0.4)
+        error_bars(ax, rows["asked"], rows, "covered", label=name, **style)
     ax.set(xlabel="coverage asked for", ylabel="share within the radius", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    ax.legend(frameon=False, fontsize="small")
-    return neutral(ax)
+    return with_legend(ax, fontsize="small")
 
 
 def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
@@ -42,14 +39,11 @@ def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
     """
     top = 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max())
     ax.plot([0, top], [0, top], color=NEUTRAL, linestyle="--", linewidth=1, label="as stated")
-    style: dict[str, Any]
     for i, (name, rows) in enumerate(table.groupby("source")):
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        ax.plot(rows["stated_px"], rows["measured_px"], label=name, **style)
+        ax.plot(rows["stated_px"], rows["measured_px"], label=name, markersize=4, **line_style(i))
     ax.set(xlabel="stated standard deviation, px", ylabel="root mean square error of an axis, px")
     ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-    ax.legend(frameon=False, fontsize="small")
-    return neutral(ax)
+    return with_legend(ax, fontsize="small")
 
 
 def error_ellipses(

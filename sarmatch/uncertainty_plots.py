@@ -12,7 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from sarmatch.plots import COLOURS, MARKERS, NEUTRAL, neutral, show_image
+from sarmatch.plots import COLOURS, NEUTRAL, error_bars, line_style, neutral, show_image, with_legend
 
 SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}
 """Scores that `score_by_passes` draws, by their columns."""
@@ -30,9 +30,10 @@ def reliability_diagram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
     _check_named(tables, "tables", ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
     for name, table in tables.items():
-        _line(ax, table.dropna(subset=["accuracy"]), "confidence", "accuracy", label=name, **styles[name])
+        known = table.dropna(subset=["accuracy"])
+        error_bars(ax, known["confidence"], known, "accuracy", label=name, **styles[name])
     ax.set(xlabel="confidence", ylabel="share of correct matches", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def counts_histogram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
@@ -77,7 +78,7 @@ def risk_coverage_curves(
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def score_by_passes(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
@@ -94,10 +95,10 @@ def score_by_passes(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]
     table, styles = table.sort_values("passes"), _styles(SCORE_NAMES)
     for ax, scores in zip(axes[:-1], np.array_split(list(SCORE_NAMES), len(axes) - 1), strict=True):
         for score in scores:
-            _line(ax, table, "passes", score, label=SCORE_NAMES[score], **styles[score])
+            error_bars(ax, table["passes"], table, score, label=SCORE_NAMES[score], **styles[score])
         ax.set(ylabel="score" if len(scores) > 1 else SCORE_NAMES[scores[0]])
         if len(scores) > 1:
-            _with_legend(ax)
+            with_legend(ax)
     axes[-1].plot(table["passes"], table["seconds"], color=NEUTRAL, marker="o", markersize=4.5, linewidth=1.4)
     axes[-1].set(ylabel="seconds")
     axes[-1].set_ylim(bottom=0)
@@ -172,7 +173,7 @@ def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
     for ax, (nuisance, rows) in zip(axes, groups, strict=True):
         for source, line in rows.groupby("source", sort=False):
             renamed = line.sort_values("dose").rename(columns={"low": "value_low", "high": "value_high"})
-            drawn[source] = _line(ax, renamed, "dose", "value", label=str(source), **styles[source])
+            drawn[source] = error_bars(ax, renamed["dose"], renamed, "value", label=str(source), **styles[source])
         ax.set(title=str(nuisance).replace("_", " "), xlabel="dose")
         neutral(ax)
     axes[0].set_ylabel("uncertainty")
@@ -201,17 +202,7 @@ def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
             f"{threshold:.3g}", (false, true), xytext=(5, -9), textcoords="offset points", size="small", color=NEUTRAL
         )
     ax.set(xlabel="false pairs accepted", ylabel="true pairs accepted", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    return _with_legend(ax)
-
-
-def _line(ax: Axes, table: pd.DataFrame, x: str, y: str, **style: Any) -> ErrorbarContainer:
-    """A line of column `y`, with error bars where the table has `<y>_low` and `<y>_high` and they are known."""
-    error = None
-    if {f"{y}_low", f"{y}_high"} <= set(table.columns):
-        error = np.nan_to_num(np.clip([table[y] - table[f"{y}_low"], table[f"{y}_high"] - table[y]], 0, None))
-    return ax.errorbar(
-        table[x], table[y], yerr=error, capsize=2.5, linewidth=1.4, markersize=4.5, elinewidth=1.1, **style
-    )
+    return with_legend(ax)
 
 
 def _styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
@@ -219,12 +210,7 @@ def _styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
     found = list(names)
     if not 0 < len(found) <= len(COLOURS):
         raise ValueError(f"one figure tells 1 to {len(COLOURS)} lines apart, got {len(found)}; draw fewer of them")
-    return {name: {"color": COLOURS[i], "marker": MARKERS[i]} for i, name in enumerate(found)}
-
-
-def _with_legend(ax: Axes) -> Axes:
-    ax.legend(frameon=False)
-    return neutral(ax)
+    return {name: line_style(i) for i, name in enumerate(found)}
 
 
 def _check_columns(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:

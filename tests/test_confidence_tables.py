@@ -9,12 +9,10 @@ from sarmatch.calibration import pool, pooled_aurc
 from sarmatch.confidence_tables import (
     RECIPES,
     Recipe,
-    _aurc_differences,
     aurc_verdicts,
     calibrated_confidences,
     decision_errors,
     logistic,
-    paired_aurc_difference,
     raw_confidences,
     score_table,
     scores_by_dataset,
@@ -115,25 +113,11 @@ def test_each_threshold_and_dataset_has_its_rows():
     assert np.isnan(by_dataset["ece_low"][0]) and by_dataset["ece_low"][1] < by_dataset["ece_high"][1]
 
 
-def test_difference_in_aurc_is_that_of_the_same_resamples():
-    table, rng = simulated(2, n_scenes=4, per_scene=30), np.random.default_rng(3)
-    a, b = table["mean_probability"].to_numpy(), rng.uniform(size=len(table))
-    difference = paired_aurc_difference(table, a, b, n=50, seed=5)
-    right = (table["error_px"] <= 3).to_numpy()
-    assert difference.mean == pytest.approx(aurc(a, right) - aurc(b, right))
-    expected = []
-    for draw in np.random.default_rng(5).integers(0, 4, size=(50, 4)):
-        rows = np.concatenate([np.flatnonzero(table["scene"] == f"s{i}") for i in draw])
-        expected.append(aurc(a[rows], right[rows]) - aurc(b[rows], right[rows]))
-    assert (difference.low, difference.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
-    assert (difference.n_pairs, difference.n_clusters) == (4, 4)
-
-
-def copied_differences(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int, seed: int) -> pd.DataFrame:
+def copied_differences(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int) -> pd.DataFrame:
     """AURC differences of copies of whole scenes, each copy sorted anew: all matches, then the ends of the interval."""
     right = (table["error_px"] <= 3).to_numpy()
     scenes = [np.flatnonzero(table["scene"] == name) for name in sorted(table["scene"].unique())]
-    draws = np.random.default_rng(seed).integers(0, len(scenes), size=(n, len(scenes)))
+    draws = np.random.default_rng(0).integers(0, len(scenes), size=(n, len(scenes)))
     copies = [np.arange(len(table)), *(np.concatenate([scenes[i] for i in draw]) for draw in draws)]
     areas = pd.DataFrame([{c: aurc(confidences[c].to_numpy()[r], right[r]) for c in confidences} for r in copies])
     less = areas.sub(areas[against], axis=0)
@@ -146,12 +130,11 @@ def test_differences_in_aurc_equal_those_of_copied_rows(decimals):
     table = table[table["scene"] != "s3"].reset_index(drop=True)
     columns = ["probability", "mean_probability", "aleatoric"]
     confidences = table[columns].round(decimals)  # many ties, and hardly any
-    found = _aurc_differences(table, confidences, "aleatoric", 3.0, "scene", 60, 7)
-    expected = copied_differences(table, confidences, "aleatoric", 60, 7)
-    assert list(found) == columns[:2]
-    for name, difference in found.items():
-        ends = (difference.mean, difference.low, difference.high)
-        np.testing.assert_allclose(ends, expected[name], rtol=0, atol=1e-9)
+    found = aurc_verdicts(table, confidences, "aleatoric", n=60).set_index("confidence")
+    expected = copied_differences(table, confidences, "aleatoric", 60)
+    assert list(found.index) == columns[:2]
+    ends = found[["difference", "difference_low", "difference_high"]].astype(float)
+    np.testing.assert_allclose(ends, expected[columns[:2]].T, rtol=0, atol=1e-9)
 
 
 def test_resamples_sort_nothing_anew(monkeypatch):
@@ -170,17 +153,18 @@ def test_resamples_sort_nothing_anew(monkeypatch):
         monkeypatch.setattr(np, name, counted(getattr(np, name)))
     for n in (3, 30):
         sorts.clear()
-        _aurc_differences(table, confidences, "aleatoric", 3.0, "scene", n, 0)
+        aurc_verdicts(table, confidences, "aleatoric", n=n)
         assert sum(sorts) == len(confidences.columns), f"each confidence is sorted once for {n} resamples"
 
 
 def test_exchanged_confidences_exchange_the_sign_and_equal_ones_do_not_differ():
     table = simulated(2, n_scenes=4, per_scene=30)
-    a, b = table["mean_probability"].to_numpy(), table["aleatoric"].to_numpy()
-    one, other = paired_aurc_difference(table, a, b, n=30), paired_aurc_difference(table, b, a, n=30)
-    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
-    same = paired_aurc_difference(table, a, a, n=30)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    two = pd.DataFrame({"a": table["mean_probability"], "b": table["aleatoric"], "same": table["mean_probability"]})
+    ends = ["difference", "difference_low", "difference_high"]
+    of_a = aurc_verdicts(table, two, "a", n=30).set_index("confidence")[ends]
+    of_b = aurc_verdicts(table, two, "b", n=30).set_index("confidence")[ends]
+    assert of_b.loc["a"].tolist() == pytest.approx((-of_a.loc["b"].iloc[[0, 2, 1]]).tolist())
+    assert of_a.loc["same"].tolist() == [0, 0, 0]
 
 
 def test_verdicts_follow_the_interval():

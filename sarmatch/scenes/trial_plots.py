@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from sarmatch.matches import Matches
-from sarmatch.plots import COLOURS, MARKERS, draw_matches, neutral
+from sarmatch.plots import draw_matches, line_style, neutral, with_legend
 from sarmatch.scenes.agreement import required_share
 from sarmatch.scenes.trials import Study
 from sarmatch.scenes.views import View, as_image, checkered
@@ -49,12 +48,11 @@ def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_p
         for i, scene in enumerate(scenes):
             rows = registrations[registrations["id"] == scene]
             x = rows["model"].map(models.index) + 0.08 * (i - (len(scenes) - 1) / 2)
-            style: dict[str, Any] = {"s": 26, "color": COLOURS[i % len(COLOURS)], "label": scene}
-            ax.scatter(x, rows[column], marker=MARKERS[i % len(MARKERS)], alpha=0.8, linewidths=0, **style)
+            ax.scatter(x, rows[column], s=26, alpha=0.8, linewidths=0, label=scene, **line_style(i))
         ax.axhline(threshold_px, color="0.5", linewidth=1, linestyle="--")
         ax.set(xticks=range(len(models)), xticklabels=models, title=title, ylabel="corner error, px", ylim=(0, None))
         neutral(ax)
-    axes[-1].legend(fontsize=8, frameon=False)
+    with_legend(axes[-1], fontsize=8)
     return axes
 
 
@@ -67,10 +65,9 @@ def agreeing_shares(ax: Axes, study: Study) -> Axes:
         "unrelated scenes": study.unrelated_scenes,
     }
     for i, (name, table) in enumerate(groups.items()):
-        ax.scatter(table["n_thinned"], table["share"], s=16, color=COLOURS[i], marker=MARKERS[i], alpha=0.7, label=name)
+        ax.scatter(table["n_thinned"], table["share"], s=16, alpha=0.7, label=name, **line_style(i))
     most = max(float(table["n_thinned"].max()) for table in groups.values() if len(table))
     n = np.geomspace(20, max(most, 200), 100)
     ax.plot(n, [required_share(int(v)) for v in n], color="0.4", linewidth=1, label="required")
     ax.set(xscale="log", ylim=(0, 1.03), xlabel="matches, one per 16 px", ylabel="share that agrees")
-    ax.legend(frameon=False, fontsize=8)
-    return neutral(ax)
+    return with_legend(ax, fontsize=8)
