@@ -24,14 +24,8 @@ CLOSE = 0.1
 MARGIN = 0.05
 """Loss of accuracy (a share) that still counts as none (rule `unchanged`)."""
 FORMATS = {
-    "share": ".3f",
-    "difference": "+.3f",
-    "rho": "+.2f",
-    "ratio": ".2f",
-    "count": ".0f",
-    "more": "+.0f",
-    "p": ".0e",
-}
+    "share": ".3f", "difference": "+.3f", "rho": "+.2f", "ratio": ".2f", "count": ".0f", "more": "+.0f", "p": ".0e",
+}  # fmt: skip
 """How a number is written, by its kind; percentages have a branch of their own."""
 
 
