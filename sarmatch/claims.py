@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sarmatch.branch_verdicts import STRONG
 
@@ -23,14 +24,8 @@ CLOSE = 0.1
 MARGIN = 0.05
 """Loss of accuracy (a share) that still counts as none (rule `unchanged`)."""
 FORMATS = {
-    "share": ".3f",
-    "difference": "+.3f",
-    "rho": "+.2f",
-    "ratio": ".2f",
-    "count": ".0f",
-    "more": "+.0f",
-    "p": ".0e",
-}
+    "share": ".3f", "difference": "+.3f", "rho": "+.2f", "ratio": ".2f", "count": ".0f", "more": "+.0f", "p": ".0e",
+}  # fmt: skip
 """How a number is written, by its kind; percentages have a branch of their own."""
 
 
@@ -115,6 +110,9 @@ class Claim:
 # Rules: from numbers to a verdict
 
 
+Rule: TypeAlias = Callable[[Sequence[Number], Claim], tuple[str, str]]
+
+
 def rises(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     """Every interval lies above `neutral`; the paper's number inside it, in its own setting, makes it reproduced."""
     return _signed(numbers, claim, +1)
@@ -139,81 +137,79 @@ def _signed(numbers: Sequence[Number], claim: Claim, sign: int) -> tuple[str, st
     return _worst(verdicts)
 
 
-def near(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def _every(judge: Callable[[Number, Claim], tuple[str, str]]) -> Rule:
+    """A rule that judges each number alone: a claim on several numbers has the worst verdict among them."""
+
+    @wraps(judge)
+    def rule(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+        return _worst([judge(number, claim) for number in numbers])
+
+    return rule
+
+
+@_every
+def near(number: Number, claim: Claim) -> tuple[str, str]:
     """Every interval holds the paper's number."""
-    verdicts = []
-    for number in numbers:
-        if _holds(number, _printed(claim)):
-            words = "interval holds the printed number" if number.has_interval else "is the printed number"
-            verdicts.append((REPRODUCED if claim.same_setting else SAME, words))
-        else:
-            verdicts.append((NOT, f"printed number lies {_side(number, _printed(claim))} ours"))
-    return _worst(verdicts)
+    if _holds(number, _printed(claim)):
+        words = "interval holds the printed number" if number.has_interval else "is the printed number"
+        return REPRODUCED if claim.same_setting else SAME, words
+    return NOT, f"printed number lies {'below' if _printed(claim) < number.value else 'above'} ours"
 
 
-def at_most(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+@_every
+def at_most(number: Number, claim: Claim) -> tuple[str, str]:
     """Not above the paper's number, as far as the interval tells."""
-    verdicts = []
-    for number in numbers:
-        if number.low > _printed(claim) or (not number.has_interval and number.value > _printed(claim)):
-            verdicts.append((NOT, "ours is higher"))
-        elif number.value > _printed(claim):
-            verdicts.append((NOT, "interval holds the printed number, our mean is higher"))
-        else:
-            verdicts.append((REPRODUCED if claim.same_setting else SAME, "not higher than the printed number"))
-    return _worst(verdicts)
+    if number.low > _printed(claim) or (not number.has_interval and number.value > _printed(claim)):
+        return NOT, "ours is higher"
+    if number.value > _printed(claim):
+        return NOT, "interval holds the printed number, our mean is higher"
+    return REPRODUCED if claim.same_setting else SAME, "not higher than the printed number"
 
 
-def unchanged(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+@_every
+def unchanged(number: Number, claim: Claim) -> tuple[str, str]:
     """No interval holds a loss of more than 0.05 (`MARGIN`): what is claimed to be robust must be shown to be."""
-    verdicts = []
-    for number in numbers:
-        if not number.has_interval:
-            verdicts.append((UNTESTABLE, "no interval: too few scenes"))
-        elif number.low >= -MARGIN:
-            verdicts.append((SAME, f"loses less than {MARGIN:g}"))
-        elif number.high < 0:
-            verdicts.append((NOT, "the opposite: interval below zero"))
-        else:
-            verdicts.append((NOT, f"undecided: interval has room for a loss of more than {MARGIN:g}"))
-    return _worst(verdicts)
+    if not number.has_interval:
+        return UNTESTABLE, "no interval: too few scenes"
+    if number.low >= -MARGIN:
+        return SAME, f"loses less than {MARGIN:g}"
+    if number.high < 0:
+        return NOT, "the opposite: interval below zero"
+    return NOT, f"undecided: interval has room for a loss of more than {MARGIN:g}"
 
 
 def ahead(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     """The first number's interval lies above those of all others."""
-    first, *others = numbers
-    if all(_low(first) > _high(other) for other in others):
-        return SAME, "intervals do not overlap" if first.has_interval else "the first is ahead"
-    if any(_high(first) < _low(other) for other in others if first.has_interval or other.has_interval):
-        return NOT, "the opposite: the first is lower"
-    return NOT, "undecided: intervals overlap" if first.has_interval else "the first is not ahead"
+    return _apart(numbers, +1, "ahead", "lower")
 
 
 def behind(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     """The first number's interval lies below those of all others."""
-    first, *others = numbers
-    if all(_high(first) < _low(other) for other in others):
-        return SAME, "intervals do not overlap" if first.has_interval else "the first is behind"
-    if any(_low(first) > _high(other) for other in others if first.has_interval or other.has_interval):
-        return NOT, "the opposite: the first is higher"
-    return NOT, "undecided: intervals overlap" if first.has_interval else "the first is not behind"
+    return _apart(numbers, -1, "behind", "higher")
 
 
-def follows(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> tuple[str, str]:
+    (near, far), *others = (sorted((sign * _low(n), sign * _high(n))) for n in numbers)
+    known = [number.has_interval for number in numbers]
+    if all(near > other[1] for other in others):
+        return SAME, "intervals do not overlap" if known[0] else f"the first is {side}"
+    if any(far < other[0] for other, has in zip(others, known[1:], strict=True) if known[0] or has):
+        return NOT, f"the opposite: the first is {opposite}"
+    return NOT, "undecided: intervals overlap" if known[0] else f"the first is not {side}"
+
+
+@_every
+def follows(number: Number, claim: Claim) -> tuple[str, str]:
     """Rank correlation of 0.8 or more, interval above zero, visible change: the chapter's `follows`."""
+    if number.text == "no":
+        if number.low > 0:
+            return NOT, f"rises, with a correlation below {STRONG:g}"
+        if number.high < 0:
+            return NOT, "the opposite: falls, loosely"
+        return NOT, f"undecided: correlation below {STRONG:g} and interval holds 0"
     words = {"follows": "rises with it, visibly", "falls": "the opposite: falls with it"}
     words |= {"hardly moves": "moves by next to nothing"}
-    verdicts = []
-    for number in numbers:
-        why = words.get(number.text, f"the table says {number.text!r}")
-        if number.text == "no":
-            why = f"undecided: correlation below {STRONG:g} and interval holds 0"
-            if number.low > 0:
-                why = f"rises, with a correlation below {STRONG:g}"
-            elif number.high < 0:
-                why = "the opposite: falls, loosely"
-        verdicts.append((SAME if number.text == "follows" else NOT, why))
-    return _worst(verdicts)
+    return SAME if number.text == "follows" else NOT, words.get(number.text, f"the table says {number.text!r}")
 
 
 def within(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
@@ -225,7 +221,7 @@ def within(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
     return NOT, f"{off:.0%} from the printed number"
 
 
-RULES: Mapping[str, Callable[[Sequence[Number], Claim], tuple[str, str]]] = {
+RULES: Mapping[str, Rule] = {
     rule.__name__: rule for rule in (rises, falls, near, at_most, unchanged, ahead, behind, follows, within)
 }
 
@@ -247,10 +243,6 @@ def _printed_in(number: Number, claim: Claim, words: str) -> tuple[str, str]:
 def _holds(number: Number, printed: float) -> bool:
     slack = 1e-9 * max(abs(printed), 1)
     return _low(number) - slack <= printed <= _high(number) + slack
-
-
-def _side(number: Number, printed: float) -> str:
-    return "below" if printed < number.value else "above"
 
 
 def _low(number: Number) -> float:

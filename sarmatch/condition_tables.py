@@ -1,4 +1,4 @@
-"""What conditions do to matching: tables of records by condition, by scene, by dose, and the claim on rotation."""
+"""Tables of records by condition, by scene and by dose, and the claim on rotation (section 5.3)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from sarmatch.conditions import CONDITIONS
 from sarmatch.statistics import (
     FEWEST_CLUSTERS,
     Crossed,
+    check_columns,
     cluster_bootstrap,
     crossed,
     crossed_sums,
+    intervals,
     paired_difference,
     summarise,
     verdict,
 )
 
-RESAMPLES = 2000
 DIRECTIONS = ("higher", "lower", "open")
 """What verdicts here are called: a condition has no better or worse."""
 CLAIMED_GAIN = 0.021
@@ -71,7 +72,7 @@ def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
     return table
 
 
-def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:
+def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str) -> pd.DataFrame:
     """The last level of each condition against the first: its highest third against its lowest, or its two levels.
 
     Not paired: the levels hold different pairs, and mostly different scenes. Each resample of scenes draws both.
@@ -93,9 +94,10 @@ def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str, n: int = RE
         sides = [group[group["level"] == name].assign(_all=0) for name in (names[0], names[-1])]
         n_scenes = min(side["scene"].nunique() for side in sides)
         sums, ((first,), (last,)) = _means(sides, [value], ("_all", "scene"))
-        difference = crossed(sums, _minus(last, first), n)
-        rows.append((condition, method, names[0], names[-1], *_ends(difference), n_scenes))
-    columns = ["condition", "method", "from", "to", "difference", "difference_low", "difference_high", "n_scenes"]
+        ends = _named("difference", crossed(sums, _minus(last, first)))
+        rows.append({"condition": condition, "method": method, "from": names[0], "to": names[-1]} | ends)
+        rows[-1]["n_scenes"] = n_scenes
+    columns = ["condition", "method", "from", "to", *_ends_of("difference"), "n_scenes"]
     return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
 
 
@@ -130,8 +132,12 @@ def _relative(a: Statistic, b: Statistic) -> Statistic:
     return lambda sums: a(sums) / np.where(b(sums) > 0, b(sums), np.nan) - 1
 
 
-def _ends(found: Crossed) -> tuple[float, float, float]:
-    return (found.value, *found.interval())
+def _ends_of(name: str) -> list[str]:
+    return [name, f"{name}_low", f"{name}_high"]
+
+
+def _named(name: str, found: Crossed) -> dict[str, float]:
+    return dict(zip(_ends_of(name), (found.value, *found.interval()), strict=True))
 
 
 def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -140,7 +146,7 @@ def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
     return _without_few(table.assign(verdict=[verdict(*row, words=DIRECTIONS) for row in ends]), "n_scenes")
 
 
-def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str, n: int = RESAMPLES) -> pd.DataFrame:
+def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> pd.DataFrame:
     """Rank correlation of each numeric condition with a metric over the pairs of one scene, averaged over scenes.
 
     What differs between scenes drops out: place, date, sensor mode and scaling. Scenes of fewer than `FEWEST_CLUSTERS`
@@ -165,15 +171,10 @@ def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str, n: 
                 for scene, own in known.groupby("scene")
                 if len(own) >= FEWEST_CLUSTERS and own[condition.measure].nunique() > 1 and own[value].nunique() > 1
             ]
-            row: dict[str, Any] = {"condition": condition.name, "method": method, "n_pairs": 0, "n_scenes": 0}
-            row |= {"rho": float("nan"), "rho_low": float("nan"), "rho_high": float("nan")}
-            if found:
-                scenes = pd.DataFrame(found)
-                rho = cluster_bootstrap(scenes, "rho", "scene", n)
-                row |= {"rho": rho.mean, "rho_low": rho.low, "rho_high": rho.high}
-                row |= {"n_pairs": int(scenes["n"].sum()), "n_scenes": len(scenes)}
-            rows.append(row)
-    columns = ["condition", "method", "rho", "rho_low", "rho_high", "n_pairs", "n_scenes"]
+            rho = intervals(pd.DataFrame(found, columns=["scene", "rho", "n"]), ["rho"])
+            counts = {"n_pairs": sum(own["n"] for own in found), "n_scenes": len(found)}
+            rows.append({"condition": condition.name, "method": method} | rho | counts)
+    columns = ["condition", "method", *_ends_of("rho"), "n_pairs", "n_scenes"]
     return _with_verdict(pd.DataFrame(rows, columns=columns), "rho")
 
 
@@ -193,11 +194,11 @@ def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[s
         early = before[(before["method"] == method) & before["id"].isin(late["id"])]
         for value in values:
             change = paired_difference(late, early, value)
-            means = float(early[value].mean()), float(late[value].mean())
-            ends = change.mean, change.low, change.high
-            rows.append((method, value, *means, *ends, change.n_pairs, change.n_clusters))
-    columns = ["method", "metric", "before", "after", "difference", "difference_low", "difference_high"]
-    return _with_verdict(pd.DataFrame(rows, columns=[*columns, "n_pairs", "n_scenes"]), "difference")
+            row = {"method": method, "metric": value, "before": early[value].mean(), "after": late[value].mean()}
+            counts = {"n_pairs": change.n_pairs, "n_scenes": change.n_clusters}
+            rows.append(row | change.named("difference") | counts)
+    columns = ["method", "metric", "before", "after", *_ends_of("difference"), "n_pairs", "n_scenes"]
+    return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
 
 
 def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -220,15 +221,12 @@ def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
             for dose, own in group.groupby("dose"):
                 level, change = cluster_bootstrap(own, value), paired_difference(own, none, value)
                 row = {"kind": kind, "method": method, "metric": value, "dose": dose}
-                row |= {"mean": level.mean, "mean_low": level.low, "mean_high": level.high}
-                row |= {"difference": change.mean, "difference_low": change.low, "difference_high": change.high}
+                row |= level.named("mean") | change.named("difference")
                 rows.append(row | {"n_pairs": level.n_pairs, "n_scenes": level.n_clusters})
     return _without_few(pd.DataFrame(rows), "n_scenes")
 
 
-def rotation_gain(
-    records: pd.DataFrame, parts: Mapping[str, Sequence[str]], values: Sequence[str], n: int = RESAMPLES
-) -> pd.DataFrame:
+def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], values: Sequence[str]) -> pd.DataFrame:
     """Does rotation prediction help, and does it help more where geometry is distorted (section 5.3)?
 
     Networks with and without it that share everything else, seed by seed on the same pairs. Intervals are those
@@ -266,26 +264,22 @@ def rotation_gain(
         for j, (name, table) in enumerate(tables.items()):
             base = {row: crossed(sums, means[j][2 * i + k], 1).value for k, row in enumerate(ROWS)}
             by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
-            of_part = _gains(crossed(sums, gain[j], n), crossed(sums, relative[j], n))
+            of_part = _gains(sums, gain[j], relative[j])
             found.append({"metric": value, "part": name} | base | _counts(table, by_seed) | of_part)
-        apart = _gains(crossed(sums, _minus(*gain), n), crossed(sums, _minus(*relative), n))
+        apart = _gains(sums, _minus(*gain), _minus(*relative))
         fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
         rows += [*found, {"metric": value, "part": " minus ".join(tables)} | apart | fewer]
     table = pd.DataFrame(rows)
     holds = table["relative_low"].le(CLAIMED_GAIN) & table["relative_high"].ge(CLAIMED_GAIN)
     judged = table["n_scenes"].ge(FEWEST_CLUSTERS) & table[ROWS[0]].notna() & table["relative_low"].notna()
     table["claim"] = np.where(judged, np.where(holds, "within", "outside"), "")
-    columns = ["metric", "part", *ROWS, *(f"{name}{end}" for name in ("difference", "relative") for end in _ENDS)]
+    columns = ["metric", "part", *ROWS, *_ends_of("difference"), *_ends_of("relative")]
     columns += ["n_pairs", "n_scenes", "n_seeds", "seeds_better", "claim"]
     return _with_verdict(table[columns], "difference")
 
 
-_ENDS = ("", "_low", "_high")
-
-
-def _gains(gain: Crossed, relative: Crossed) -> dict[str, float]:
-    named = (("difference", gain), ("relative", relative))
-    return {f"{name}{end}": x for name, found in named for end, x in zip(_ENDS, _ends(found), strict=True)}
+def _gains(sums: np.ndarray, gain: Statistic, relative: Statistic) -> dict[str, float]:
+    return _named("difference", crossed(sums, gain)) | _named("relative", crossed(sums, relative))
 
 
 def _counts(table: pd.DataFrame, by_seed: pd.Series) -> dict[str, float]:
@@ -300,9 +294,7 @@ def _counts(table: pd.DataFrame, by_seed: pd.Series) -> dict[str, float]:
 def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """One row a seed and pair: `seed`, `id`, `scene`, and each metric of both rows as "<row> <metric>"."""
     keys = ["seed", "id", "scene"]
-    missing = {*keys, "row", *values} - set(records)
-    if missing:
-        raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records)}")
+    check_columns(records, (*keys, "row", *values))
     chosen = records[records["row"].isin(ROWS)]
     if chosen.duplicated([*keys, "row"]).any():
         raise ValueError("records hold a row, seed and pair more than once; choose one protocol")

@@ -1,14 +1,12 @@
-"""Conditions of a pair: what it shows and how hard it is, told without any network (section 4.6, figure 10).
+"""Conditions of a pair, measured without any network (section 4.6, figure 10).
 
-Figure 10 speaks of "environmental conditions and land cover types" without saying how they were told apart. Here each
-condition follows from the data or their metadata by a rule that was fixed before any result: `CONDITIONS` lists them.
-Fixed limits are physical; measures without a scale of their own are cut at the terciles of the part that is judged.
+The paper does not say how its conditions were told apart; `CONDITIONS` lists the rules used here. Fixed limits are
+physical; measures without a scale of their own are cut at the terciles of the part that is judged.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -19,24 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
-from sarmatch.data.transforms import haze, speckle
+from sarmatch.doses import changed, haze_index
 from sarmatch.evaluation import spread
 from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
 from sarmatch.groundtruth import residual_shift, windows
-from sarmatch.nuisances import AUGMENTATION_DOSES, Kind, haze_index
 
-FALSE_COLOUR = ("ombria",)
-"""Datasets whose three optical bands are B11, B8 and B3."""
-GREEN_AND_SWIR = {3: (2, 0), 13: (2, 11)}
-"""Positions of B3 and B11 in a false-colour image and in a full Sentinel-2 one."""
 WATER_SHARE = 0.1
 """Share of water-like pixels from which a pair counts as one with open water."""
 WHITE = 0.8
 """Value above which all bands lie in a cloud-like pixel."""
 WHITE_SHARE = 0.01
 """Share of cloud-like pixels from which a pair counts as one with clouds."""
-TEXTURE_REACH_PX = 4
-"""Of the smoothing and the gradient behind `texture`."""
 LOOKS_WINDOW_PX = 8
 LOOKS_DARKEST = 0.05
 """Windows darker than this say little about speckle: 8 bits leave them a few grey levels."""
@@ -48,7 +39,6 @@ FEWEST_WINDOWS = 4
 """Windows below which neither the misfit nor the speckle of a pair is given."""
 ECHO, SHADOW = 0.15, 0.10
 """How far an echo must rise above its surroundings and a shadow fall below them, as shares of the range of values."""
-SURROUNDINGS_PX = 31
 ECHO_TO_SHADOW_PX = 10
 """Reach along the row: Sentinel-1 looks sideways from near-polar orbits, so range runs roughly along rows."""
 
@@ -120,7 +110,7 @@ def measure_conditions(pairs: Pairs) -> pd.DataFrame:
         - `texture`: (1 / px) of the optical image;
         - `misfit_px`, `misfit_windows`: see `local_misfit`;
         - `layover`: share of pixels, see `echo_by_shadow`;
-        - `haze`: see `sarmatch.nuisances.haze_index`;
+        - `haze`: see `sarmatch.doses.haze_index`;
         - `speckle`: 1 / looks, see `speckle_strength`.
 
         A number that cannot be told is NaN.
@@ -156,22 +146,23 @@ def _mean(values: Tensor, where: Tensor) -> float:
 def water_share(pair: Pair) -> float:
     """Share of valid pixels whose green exceeds the short-wave infrared, the sign of the MNDWI (Xu 2006).
 
-    NaN for images without B11: those with three bands that are not of `FALSE_COLOUR`.
+    NaN for images without B11: those with three bands that are not of OMBRIA (B11, B8, B3).
     """
-    if len(pair.optical) == 3 and pair.dataset not in FALSE_COLOUR:
+    if len(pair.optical) == 3 and pair.dataset != "ombria":
         return float("nan")
-    green, swir = (pair.optical[band] for band in GREEN_AND_SWIR[len(pair.optical)])
+    places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11 in false colour and in all bands
+    green, swir = (pair.optical[band] for band in places)
     return _mean(green > swir, pair.valid)
 
 
 def texture(pair: Pair) -> float:
     """Mean length of the gradient of the optical image, averaged over bands, over its standard deviation, 1 / px.
 
-    Contrast and brightness drop out; what is left is how finely the image is structured. NaN of a flat image.
+    It does not depend on contrast and brightness. NaN of a flat image.
     """
     grey = gaussian_blur(pair.optical.mean(dim=0)[None], OPTICAL_SIGMA_PX)[0]
     dy, dx = torch.gradient(grey)
-    inner = eroded(pair.valid, TEXTURE_REACH_PX)
+    inner = eroded(pair.valid, 4)  # px that the smoothing and the gradient reach
     if not bool(inner.any()):
         return float("nan")
     spread = float(grey[inner].double().std(correction=0))
@@ -200,12 +191,12 @@ def local_misfit(pair: Pair) -> tuple[float, int]:
 def echo_by_shadow(pair: Pair) -> float:
     """Share of valid SAR pixels that are much brighter than their surroundings and have a shadow beside them.
 
-    Slopes and walls that face the radar return strongly, and behind them lies a shadow. So do shores and fields of
-    strong contrast: a proxy. First band, smoothed; surroundings are the mean over `SURROUNDINGS_PX`.
+    A proxy: slopes and walls that face the radar return strongly with a shadow behind them, but so do shores and fields
+    of strong contrast. First band, smoothed; surroundings are the mean over 31 px.
     """
     weight = pair.valid.float()[None]
-    half = SURROUNDINGS_PX // 2
-    total, count = (F.avg_pool2d(x, SURROUNDINGS_PX, 1, half) for x in (pair.sar[:1] * weight, weight))
+    side = 31
+    total, count = (F.avg_pool2d(x, side, 1, side // 2) for x in (pair.sar[:1] * weight, weight))
     rise = gaussian_blur(pair.sar[:1], SAR_SIGMA_PX) - total / count.clamp(min=1e-6)
     shadow = ((rise < -SHADOW) & pair.valid).float()
     near = F.max_pool2d(shadow, (1, 2 * ECHO_TO_SHADOW_PX + 1), 1, (0, ECHO_TO_SHADOW_PX)) > 0
@@ -260,17 +251,16 @@ def classify(measures: pd.DataFrame) -> pd.DataFrame:
 
 def _cuts(values: pd.Series) -> tuple[float, float]:
     """The terciles; NaN where there are fewer than three different values."""
-    known = values.dropna()
-    if known.nunique() < 3:
+    if values.nunique() < 3:
         return float("nan"), float("nan")
-    low, high = np.quantile(known, (1 / 3, 2 / 3))
+    low, high = np.quantile(values.dropna(), (1 / 3, 2 / 3))
     return float(low), float(high)
 
 
 def _thirds(values: pd.Series, names: tuple[str, ...]) -> pd.Series:
     """Name of the third of each value, "" where it is NaN or nothing can be cut."""
     low, high = _cuts(values)
-    third = 0 + (values > low).astype(int) + (values > high).astype(int)
+    third = (values > low).astype(int) + (values > high).astype(int)
     return third.map(dict(enumerate(names))).where(values.notna() & ~np.isnan(low), "")
 
 
@@ -310,8 +300,7 @@ def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]
 
 
 def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
-    """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; no pairs where nothing
-    can be told.
+    """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; possibly none.
 
     The proxy is the first of `DISTORTION` that is not absent; pairs of which it cannot be told are in neither part.
 
@@ -326,16 +315,8 @@ def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None)
     return pairs.subset(ids.isin([name for part in chosen for name in part]))
 
 
-def _changed(pairs: Pairs, how: str) -> pd.Series | str:
-    """The `partner` of pairs that were changed, after what was changed before."""
-    return pairs.index["partner"] + ", " + how if "partner" in pairs.index else how
-
-
 def later_pairs(pairs: Pairs) -> Pairs:
-    """Pairs that have a later SAR image, each with that image in place of its own; possibly none.
-
-    Ids stay, and with them the crops of every protocol, so that records can be compared pair by pair.
-    """
+    """Pairs that have a later SAR image, each with that image in place of its own and the same id; possibly none."""
     has_later = [pairs.later_sar(i) is not None for i in range(len(pairs))]
     kept = pairs.subset(np.array(has_later, dtype=bool))
 
@@ -345,38 +326,7 @@ def later_pairs(pairs: Pairs) -> Pairs:
         return dataclasses.replace(kept.read(row), sar=later)
 
     # The partner enters the fingerprint, so that no stored record takes these for the pairs themselves.
-    return Pairs(kept.index.assign(partner=_changed(kept, "later SAR image")), read)
-
-
-def dosed(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
-    """The same pairs under artificial speckle on the SAR image or artificial haze on the optical one.
-
-    Values beyond 1 are clipped, as in training. The haze of a pair keeps its field, and its opacity grows.
-
-    Args:
-        kind: "speckle" or "haze".
-        dose: 1 / looks of the speckle, which comes on top of the image's own; or the largest opacity; in [0, 1], 0
-            leaves the images as they are.
-        seed: with the id of a pair it determines the noise.
-
-    Raises:
-        ValueError: another kind, or a dose out of range.
-    """
-    if kind not in AUGMENTATION_DOSES:
-        raise ValueError(f"kind must be one of {sorted(AUGMENTATION_DOSES)}, got {kind!r}")
-    if not 0 <= dose <= 1:
-        raise ValueError(f"dose must lie in [0, 1] (speckle: 1 / looks), got {dose}")
-    if dose == 0:
-        return pairs
-
-    def read(row: pd.Series) -> Pair:
-        pair = pairs.read(row)
-        rng = np.random.default_rng([seed, zlib.crc32(f"{kind}/{pair.id}".encode())])
-        if kind == "haze":
-            return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
-        return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1))
-
-    return Pairs(pairs.index.assign(partner=_changed(pairs, f"{kind} {dose:g}, seed {seed}")), read)
+    return Pairs(kept.index.assign(partner=changed(kept, "later SAR image")), read)
 
 
 def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:

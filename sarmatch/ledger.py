@@ -151,26 +151,20 @@ def ledger(claims: Sequence[Claim], results: str | Path) -> pd.DataFrame:
     Returns:
         number, section, place, claim, paper, test, here, verdict, why, files, chapter.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, judged in enumerate((judge(claim, results) for claim in claims), start=1):
         claim, shown = judged.claim, [*judged.numbers, *judged.beside]
-        rows.append(
-            {
-                "number": number,
-                "section": claim.section,
-                "place": claim.place,
-                "claim": claim.claim,
-                "test": claim.test,
-                "here": "; ".join(str(n) for n in shown if not math.isnan(n.value) or n.text),
-                "verdict": judged.verdict,
-                "why": judged.why,
-                "note": claim.note,
-                "rule": claim.rule,
-                "files": ", ".join(dict.fromkeys(n.file for n in shown)),
-                "chapter": claim.chapter,
-                "figure": claim.figure,
-            }
-        )
+        row: dict[str, Any] = {
+            "number": number,
+            "section": claim.section,
+            "place": claim.place,
+            "claim": claim.claim,
+            "test": claim.test,
+        }
+        row["here"] = "; ".join(str(n) for n in shown if not math.isnan(n.value) or n.text)
+        row |= {"verdict": judged.verdict, "why": judged.why, "note": claim.note, "rule": claim.rule}
+        row["files"] = ", ".join(dict.fromkeys(n.file for n in shown))
+        rows.append(row | {"chapter": claim.chapter, "figure": claim.figure})
     return pd.DataFrame(rows)
 
 

@@ -1,31 +1,28 @@
-"""What the uncertainty maps respond to: causes dosed one at a time, and the paper's claims on real pairs (section 5.2).
+"""Responses of uncertainty maps to nuisances dosed one at a time, and the claims of section 5.2 on real pairs.
 
-A branch called "speckle" earns its name if it rises with speckle, rises where the speckle is, and does not rise with
-haze. Nothing here trains or chooses anything. All measurements take a `Measure`, as `uncertainty_maps` of a network.
-They raise ValueError for no scenes or pairs, sides that are no multiple of a cell, pairs smaller than the crop, doses
-out of range and maps of a wrong shape; the statistics, for tables that lack columns, repeat rows or hold one dose.
+All measurements take a `Measure`, such as `uncertainty_maps` of a network. They raise ValueError for no scenes or
+pairs, sides that are no multiple of a cell, pairs smaller than the crop, doses out of range and maps of a wrong shape;
+the statistics, for tables that lack columns, repeat rows or hold one dose.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
-from sarmatch.data.raster import RED_GREEN_BLUE
 from sarmatch.data.synthetic import Nuisance, Rendering, render
-from sarmatch.data.transforms import haze, speckle
+from sarmatch.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_index, with_dose
 from sarmatch.models import STRIDE
 from sarmatch.models.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
-from sarmatch.statistics import cluster_bootstrap
+from sarmatch.statistics import check_columns, cluster_bootstrap
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
 """SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells: of a network in `eval()` mode."""
@@ -33,9 +30,6 @@ MEASURED = (*SOURCES, "sar", "optical", "total")
 """The six sources, U_sar, U_opt and the mean of the last two."""
 RESOLUTION = 1e-6
 """Uncertainties closer than this are equal: single precision and the batch they ran in differ by as much."""
-BATCH = 8
-HAZE_INDEX_PX = 15
-"""Side of the window of the dark channel, as in He et al. (2011)."""
 
 
 class Ladder(NamedTuple):
@@ -46,11 +40,9 @@ class Ladder(NamedTuple):
 
     @property
     def doses(self) -> tuple[float, ...]:
-        """Of each value."""
         return tuple(1 / value if self.field == "looks" else value for value in self.values)
 
 
-Kind = Literal["speckle", "haze"]
 Doses = Mapping[str, Ladder]
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
 """What all nuisances but one are held at; every ladder of `DOSES` starts from it. Seasons have no order, snow has."""
@@ -63,12 +55,6 @@ DOSES: Doses = {
     "illumination": Ladder("illumination", (0.0, 0.2, 0.4, 0.6, 0.8)),
     "snow": Ladder("snow", (0.0, 0.25, 0.5, 0.75, 1.0)),
 }
-AUGMENTATION_DOSES: Mapping[str, tuple[float, ...]] = {
-    "speckle": (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-    "haze": (0.0, 0.2, 0.4, 0.6, 0.8),
-}
-"""Of real crops: 1 / looks of the speckle, and the largest opacity of the haze; 0 leaves the image as it is."""
-
 WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
     "speckle": (dataclasses.replace(CALM, looks=1.0), lambda made: np.ones_like(made.speckle)),
     "layover": (dataclasses.replace(CALM, layover_px=6.0), lambda made: abs(made.layover - 1)),
@@ -80,9 +66,7 @@ WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
     "snow": (dataclasses.replace(CALM, snow=0.4), lambda made: made.snow),
 }
 """Of each nuisance that covers part of an image: the calm scene with it added, and the map (H, W) of where it is.
-
-Speckle is the same everywhere in a rendering, so two opposite quadrants of its image are taken from the calm one.
-"""
+Speckle is the same everywhere in a rendering, so two opposite quadrants of its image are taken from the calm one."""
 
 
 def dose_response(
@@ -90,10 +74,7 @@ def dose_response(
 ) -> pd.DataFrame:
     """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
 
-    Only the speckle is not that of the last dose made stronger: other looks draw other numbers from its generator.
-
     Args:
-        measure: of the network.
         n_scenes: at least 1; `seed` determines them.
         size: side in px, at least 32 and a multiple of 4.
         doses: name of a nuisance to its ladder.
@@ -134,11 +115,10 @@ def augmented_dose_response(
 ) -> pd.DataFrame:
     """Real crops under rising doses of artificial speckle on the SAR image or artificial haze on the optical one.
 
-    The haze of a pair keeps its field, and its opacity grows. Values beyond 1 are clipped, as in training. Speckle of
-    one look darkens an amplitude image by 11 %, so what responds to brightness alone responds here too.
+    See `with_dose`. Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone
+    responds too.
 
     Args:
-        measure: of the network.
         pairs: at least `crop_size` px a side; the crop is at the centre.
         kind: of nuisance; `seed` is that of its noise.
         doses: 1 / looks, or the largest opacity, in [0, 1]; default `AUGMENTATION_DOSES`.
@@ -148,21 +128,11 @@ def augmented_dose_response(
         as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
         the pair and a further column `cluster`, the scene of the pair (its id where unknown).
     """
-    if kind not in AUGMENTATION_DOSES:
-        raise ValueError(f"kind must be one of {sorted(AUGMENTATION_DOSES)}, got {kind!r}")
-    doses = AUGMENTATION_DOSES[kind] if doses is None else doses
-    if not doses or not all(0 <= dose <= 1 for dose in doses):
-        raise ValueError(f"doses of {kind} must lie in [0, 1] (speckle: 1 / looks), got {list(doses)}")
+    check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
     rows: list[pd.DataFrame] = []
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
-        sar, optical = [pair.sar] * len(doses), [pair.optical] * len(doses)
-        for step, dose in enumerate(doses):
-            rng = np.random.default_rng((seed, i))
-            if kind == "haze":
-                optical[step] = haze(pair.optical, dose, rng).clamp(0, 1)
-            elif dose > 0:
-                sar[step] = speckle(pair.sar, 1 / dose, rng).clamp(0, 1)
-        maps, weights = _measured(measure, sar, optical)
+        changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
+        maps, weights = _measured(measure, [made.sar for made in changed], [made.optical for made in changed])
         means = _means(maps, full)
         for dose, values, weight in zip(doses, means, weights, strict=True):
             labels = {"nuisance": kind, "dose": dose, "scene": pair.id, "cluster": pair.scene or pair.id}
@@ -170,20 +140,19 @@ def augmented_dose_response(
     return pd.concat(rows, ignore_index=True)
 
 
-def rank_correlations(table: pd.DataFrame, value: str = "value", n: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """How surely each source rises with each nuisance.
+def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame:
+    """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
 
-    Spearman's correlation of dose and value is computed within each scene, so that the levels of scenes do not matter;
-    a source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
+    A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
 
     Args:
         table: of `dose_response` or `augmented_dose_response`.
-        value: "value", or "weight" for the fusion's weights; `n` and `seed` are those of the bootstrap.
+        value: "value", or "weight" for the fusion's weights.
 
     Returns:
-        one row per nuisance and source: `rho` (mean over scenes) in [-1, 1], `rho_low`, `rho_high`, `change` of the
-        mean from the lowest to the highest dose, `effect` (the change over the standard deviation between scenes at
-        the lowest dose; NaN where scenes do not differ), `n_scenes`, `n_clusters`.
+        one row per nuisance and source: `rho` in [-1, 1], `rho_low`, `rho_high`, `change` of the mean from the lowest
+        to the highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN
+        where scenes do not differ), `n_scenes`, `n_clusters`.
     """
     table = _checked(table, value)
     rows = []
@@ -192,22 +161,20 @@ def rank_correlations(table: pd.DataFrame, value: str = "value", n: int = 2000, 
         if wide.shape[1] < 2:
             raise ValueError(f"nuisance {nuisance!r} needs at least 2 doses for a correlation, got {wide.shape[1]}")
         each = wide.index.to_frame(index=False).assign(rho=_spearman(wide.columns.to_numpy(), wide.to_numpy()))
-        rho = cluster_bootstrap(each, "rho", "cluster", n, seed)
+        rho = cluster_bootstrap(each, "rho", "cluster")
         first, last = wide.iloc[:, 0], wide.iloc[:, -1]
         change, spread = float((last - first).mean()), float(first.std())
-        row = {"nuisance": nuisance, "source": source, "rho": rho.mean, "rho_low": rho.low, "rho_high": rho.high}
+        row = {"nuisance": nuisance, "source": source, **rho.named("rho")}
         row |= {"change": change, "effect": change / spread if spread > RESOLUTION else float("nan")}
         rows.append(row | {"n_scenes": rho.n_pairs, "n_clusters": rho.n_clusters})
     return pd.DataFrame(rows)
 
 
-def summary_curves(
-    table: pd.DataFrame, value: str = "value", relative: bool = False, n: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = False) -> pd.DataFrame:
     """Mean over scenes at every dose with its 95 % interval, for plots.
 
     Args:
-        table, value, n, seed: as `rank_correlations`.
+        table, value: as `rank_correlations`.
         relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
 
     Returns:
@@ -218,13 +185,13 @@ def summary_curves(
         table[value] -= table.groupby(["nuisance", "source", "scene"])[value].transform("first")
     rows = []
     for keys, group in table.groupby(["nuisance", "dose", "source"], sort=False):
-        mean = cluster_bootstrap(group, value, "cluster", n, seed)
-        rows.append((*keys, mean.mean, mean.low, mean.high))
-    return pd.DataFrame(rows, columns=["nuisance", "dose", "source", "value", "low", "high"])
+        found = cluster_bootstrap(group, value, "cluster").named("value", "")
+        rows.append(dict(zip(("nuisance", "dose", "source"), keys, strict=True)) | found)
+    return pd.DataFrame(rows)
 
 
 def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
-    """Is the SAR uncertainty higher in strong backscatter, as section 5.2 says?
+    """Relation of the SAR uncertainty to backscatter (section 5.2: higher in strong backscatter).
 
     Backscatter is the mean of the first SAR band over the pixels of a cell, in the units of the image.
 
@@ -266,24 +233,10 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def haze_index(optical: Tensor, valid: Tensor | None = None) -> float:
-    """Mean of the dark channel (He et al. 2011): the least of red, green and blue within 15 px.
-
-    Something dark stands near almost any clear pixel, and haze brightens it. So do snow, clouds and bare bright ground
-    wider than the window: read it within one season and land cover. `optical` is (3 or 13, H, W) in [0, 1], `valid` the
-    pixels (H, W) that count; NaN where none does.
-    """
-    least = (optical if len(optical) == 3 else optical[list(RED_GREEN_BLUE)]).amin(0)
-    valid = torch.ones_like(least, dtype=torch.bool) if valid is None else valid
-    least = least.masked_fill(~valid, 1.0)  # no data is not dark
-    dark = -F.max_pool2d(-least[None, None], HAZE_INDEX_PX, 1, HAZE_INDEX_PX // 2)[0, 0]
-    return float(dark[valid].mean())
-
-
 def within_image_relation(
     measure: Measure, seeds: Sequence[int], size: int, sar_bands: Sequence[int] = (0,)
 ) -> pd.DataFrame:
-    """Does an uncertainty map rise *where* the nuisance is?
+    """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
 
     Args:
         measure, size, sar_bands: as `dose_response`.
@@ -292,8 +245,8 @@ def within_image_relation(
     Returns:
         one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, Spearman's correlation over
         cells of the map of the nuisance and that of the source, and `rho_change`, that with the rise of the source
-        over the same scene without the nuisance: snow lies on land and layover on roofs, and the difference tells them
-        from the ground beneath. Both are NaN where the scene has none of the nuisance, 0 of a map that is flat.
+        over the same scene without the nuisance, which drops the ground beneath. Both are NaN where the scene has none
+        of the nuisance, 0 of a flat map.
     """
     _check_size(size, "size")
     if not len(seeds):
@@ -327,10 +280,10 @@ def _quadrants(size: int, mirrored: bool) -> np.ndarray:
 
 def _measured(measure: Measure, sar: Sequence[Tensor], optical: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Maps of images of one size in the order of `MEASURED`, (N, 9, h, w), and weights (N, 6), both float64."""
-    maps, weights = [], []
+    batch, maps, weights = 8, [], []
     with torch.inference_mode():
-        for start in range(0, len(sar), BATCH):
-            images = torch.stack(list(sar[start : start + BATCH])), torch.stack(list(optical[start : start + BATCH]))
+        for start in range(0, len(sar), batch):
+            images = torch.stack(list(sar[start : start + batch])), torch.stack(list(optical[start : start + batch]))
             made = measure(*images)
             every = torch.cat([made.sources, made.sar, made.optical, (made.sar + made.optical) / 2], 1)
             expected = (len(every), len(MEASURED), *(side // STRIDE for side in sar[0].shape[-2:]))
@@ -380,9 +333,8 @@ def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
     """Spearman's correlation of (n,) with each row of (m, n), ties averaged: NaN of a flat cause, 0 of a flat row."""
     if len(np.unique(cause)) < 2:
         return np.full(len(responses), np.nan)
-    x = rankdata(cause)
-    y = rankdata(np.round(responses / RESOLUTION), axis=1)
-    x, y = x - x.mean(), y - y.mean(axis=1, keepdims=True)
+    ranks = rankdata(cause), rankdata(np.round(responses / RESOLUTION), axis=1)
+    x, y = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
     norm = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
     return np.divide(y @ x, norm, out=np.zeros(len(y)), where=norm > 0)
 
@@ -390,9 +342,7 @@ def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
 def _checked(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """The rows with a value, with a column `cluster`."""
     keys = ["nuisance", "dose", "scene", "source"]
-    missing = {*keys, value} - set(table.columns)
-    if missing:
-        raise ValueError(f"table lacks the columns {sorted(missing)}; pass one of dose_response")
+    check_columns(table, (*keys, value))
     if table.duplicated(keys).any():
         raise ValueError("table holds a nuisance, dose, scene and source more than once; pass one run at a time")
     kept = table.dropna(subset=[value])

@@ -1,7 +1,7 @@
-"""What covariances and radii are worth on scenes that fitted none of them: the tables of the chapter on precision.
+"""Coverage of radii and quality of covariances on scenes that they were not fitted on.
 
-All of it is about mutual matches under `shift` at the headline radius, one row a match as
-`sarmatch.confidence.match_table` gives them. Intervals resample whole scenes.
+Tables hold mutual matches under `shift` at the headline radius, one row a match as `match_table` gives them. Intervals
+resample whole scenes.
 """
 
 from __future__ import annotations
@@ -112,25 +112,23 @@ def coverage_table(
         which is what is promised) with its 95 % interval, worst_scene, of_matches (the same, matches counting alike),
         median_px and mean_px (of the radii).
     """
-    rows = []
     groups = [("all", table)] if by is None else [(name, part) for name, part in table.groupby(by) if name != ""]
-    for name, part in groups:
-        counts = {"n_pairs": part["id"].nunique(), "n_scenes": part["scene"].nunique(), "n_matches": len(part)}
-        for asked in coverages:
-            rows.append(
-                {by or "matches": name} | counts | {"asked": asked} | _covered(with_radius(part, precision, asked))
-            )
+    rows = [
+        {by or "matches": name} | _covered(with_radius(part, precision, asked), asked)
+        for name, part in groups
+        for asked in coverages
+    ]
     return pd.DataFrame(rows)
 
 
-def _covered(table: pd.DataFrame) -> dict[str, float]:
+def _covered(table: pd.DataFrame, asked: float) -> dict[str, float]:
     """What `coverage_table` says of a table with radii."""
+    counts = {"n_pairs": table["id"].nunique(), "n_scenes": table["scene"].nunique(), "n_matches": len(table)}
     scenes = table.groupby("scene", as_index=False)["covered"].mean()
-    found = cluster_bootstrap(scenes, "covered")
-    ends = {"covered": found.mean, "covered_low": found.low, "covered_high": found.high}
+    found = cluster_bootstrap(scenes, "covered").named("covered")
     shares = {"worst_scene": float(scenes["covered"].min()), "of_matches": float(table["covered"].mean())}
     sizes = {"median_px": float(table["radius_px"].median()), "mean_px": float(table["radius_px"].mean())}
-    return ends | shares | sizes
+    return counts | {"asked": asked} | found | shares | sizes
 
 
 def held_out(
@@ -165,11 +163,8 @@ def _refitted(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[Calibrator, 
 
 def held_out_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
     """`coverage_table` of what `held_out` returned, by the values of a column, "" left out."""
-    rows = []
-    for (name, asked), part in found[found[by] != ""].groupby([by, "asked"]):
-        counts = {"n_pairs": part["id"].nunique(), "n_scenes": part["scene"].nunique(), "n_matches": len(part)}
-        rows.append({by: name} | counts | {"asked": asked} | _covered(part))
-    return pd.DataFrame(rows)
+    groups = found[found[by] != ""].groupby([by, "asked"])
+    return pd.DataFrame([{by: name} | _covered(part, asked) for (name, asked), part in groups])
 
 
 def leave_source_out(
@@ -192,27 +187,29 @@ def leave_source_out(
 
 
 def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precision, coverage: float) -> pd.DataFrame:
-    """Radii of the law beside simpler ones of the same coverage, all calibrated on the same validation scenes.
+    """Radii of the error model beside simpler ones of the same coverage, calibrated on the same validation scenes.
 
     Returns:
-        `_covered` by source, a row a kind of radius: constant, in proportion to the spread, from confidence without
-        spread, and from both.
+        the columns of `coverage_table` from `covered` on, a row a source and kind of radius: constant, in proportion to
+        the spread, from confidence without spread, and from both.
     """
     kinds: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
         "one for all": lambda table: np.ones(len(table)),
         "spread": lambda table: np.sqrt(np.trace(precision.covariance(raw_covariance(table)), axis1=1, axis2=2)),
         "1 / confidence": lambda table: 1 / np.maximum(table["confidence"].to_numpy(np.float64), 1e-3),
     }
-    weights, rows = scene_weights(validation), []
+    made = {}
     for name, size in kinds.items():
         ratio = validation["error_px"].to_numpy() / size(validation)
-        factor = weighted_quantiles(ratio, weights, [coverage])[0]
-        radius = factor * size(test)
-        made = test.assign(radius_px=radius, covered=(test["error_px"] <= radius).astype(float))
-        rows += [{"radius": name, "source": s} | _covered(part) for s, part in made.groupby("source")]
-    law = with_radius(test, precision, coverage)
-    rows += [{"radius": "confidence and spread", "source": s} | _covered(part) for s, part in law.groupby("source")]
-    return pd.DataFrame(rows)
+        radius = weighted_quantiles(ratio, scene_weights(validation), [coverage])[0] * size(test)
+        made[name] = test.assign(radius_px=radius, covered=(test["error_px"] <= radius).astype(float))
+    made["confidence and spread"] = with_radius(test, precision, coverage)
+    rows = [
+        {"radius": name, "source": source} | _covered(part, coverage)
+        for name, table in made.items()
+        for source, part in table.groupby("source")
+    ]
+    return pd.DataFrame(rows).drop(columns=["n_pairs", "n_scenes", "n_matches", "asked"])
 
 
 def scene_table(table: pd.DataFrame, precision: Precision, coverage: float = COVERAGE) -> pd.DataFrame:

@@ -16,8 +16,9 @@ from sarmatch import conditions
 from sarmatch.config import EvaluationConfig
 from sarmatch.data import Nuisance, Pair, Pairs, synthetic_pairs
 from sarmatch.data.transforms import haze, speckle
+from sarmatch.doses import dosed_pairs, haze_index
 from sarmatch.evaluation import evaluation_crops
-from sarmatch.nuisances import CALM, haze_index
+from sarmatch.nuisances import CALM
 
 SIZE = 128
 
@@ -255,35 +256,35 @@ def test_later_pairs_swap_the_radar_image_alone_and_keep_the_crops() -> None:
 
 def test_dosed_pairs_change_one_image_as_much_as_asked() -> None:
     pairs = some(2, CALM)
-    assert conditions.dosed(pairs, "haze", 0) is pairs
-    fogged, thick = (conditions.dosed(pairs, "haze", dose) for dose in (0.3, 0.9))
+    assert dosed_pairs(pairs, "haze", 0) is pairs
+    fogged, thick = (dosed_pairs(pairs, "haze", dose) for dose in (0.3, 0.9))
     assert torch.equal(fogged[0].sar, pairs[0].sar)
     rise = [float((p[0].optical - pairs[0].optical).abs().mean()) for p in (fogged, thick)]
     assert rise[1] == pytest.approx(3 * rise[0], rel=1e-3)  # one field, three times the opacity
-    noisy = conditions.dosed(pairs, "speckle", 1 / 4)
+    noisy = dosed_pairs(pairs, "speckle", 1 / 4)
     assert torch.equal(noisy[1].optical, pairs[1].optical) and not torch.equal(noisy[1].sar, pairs[1].sar)
-    assert torch.equal(noisy[1].sar, conditions.dosed(pairs, "speckle", 1 / 4)[1].sar)
-    assert not torch.equal(noisy[1].sar, conditions.dosed(pairs, "speckle", 1 / 4, seed=1)[1].sar)
-    names = {p.fingerprint() for p in (pairs, fogged, thick, noisy, conditions.dosed(pairs, "speckle", 1 / 4, seed=1))}
+    assert torch.equal(noisy[1].sar, dosed_pairs(pairs, "speckle", 1 / 4)[1].sar)
+    assert not torch.equal(noisy[1].sar, dosed_pairs(pairs, "speckle", 1 / 4, seed=1)[1].sar)
+    names = {p.fingerprint() for p in (pairs, fogged, thick, noisy, dosed_pairs(pairs, "speckle", 1 / 4, seed=1))}
     assert len(names) == 5
 
 
 def test_dose_of_speckle_is_the_inverse_number_of_looks() -> None:
     pairs = one(a_pair(torch.full((1, 256, 256), 0.2)))
-    assert conditions.speckle_strength(conditions.dosed(pairs, "speckle", 1 / 4)[0]) == pytest.approx(1 / 4, rel=0.15)
-    veiled = conditions.dosed(pairs, "haze", 0.5)[0].optical
+    assert conditions.speckle_strength(dosed_pairs(pairs, "speckle", 1 / 4)[0]) == pytest.approx(1 / 4, rel=0.15)
+    veiled = dosed_pairs(pairs, "haze", 0.5)[0].optical
     assert float(veiled.max()) == pytest.approx(float(haze(pairs[0].optical, 0.5, np.random.default_rng(0)).max()))
 
 
 @pytest.mark.parametrize(("kind", "dose"), [("rain", 0.5), ("haze", 1.5), ("speckle", -0.1)])
 def test_other_doses_are_rejected(kind: str, dose: float) -> None:
     with pytest.raises(ValueError, match=r"kind|dose"):
-        conditions.dosed(some(1), kind, dose)  # type: ignore[arg-type]
+        dosed_pairs(some(1), kind, dose)  # type: ignore[arg-type]
 
 
 def test_pairs_changed_twice_are_neither_those_changed_once() -> None:
     index = pd.DataFrame({"id": ["a"], "scene": "s", "dataset": "", "season": "", "land_cover": ""})
     pairs = Pairs(index, lambda row: a_pair())
-    hazy = conditions.dosed(pairs, "haze", 0.3)
-    both = conditions.dosed(conditions.dosed(pairs, "speckle", 0.25), "haze", 0.3)
-    assert len({p.fingerprint() for p in (pairs, hazy, both, conditions.dosed(hazy, "haze", 0.3))}) == 4
+    hazy = dosed_pairs(pairs, "haze", 0.3)
+    both = dosed_pairs(dosed_pairs(pairs, "speckle", 0.25), "haze", 0.3)
+    assert len({p.fingerprint() for p in (pairs, hazy, both, dosed_pairs(hazy, "haze", 0.3))}) == 4

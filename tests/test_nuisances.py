@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sarmatch.data import Nuisance, Pair, Pairs, synthetic_pairs
+from sarmatch.doses import AUGMENTATION_DOSES, haze_index
 from sarmatch.models.uncertainty import SOURCES, UncertaintyMaps
 from sarmatch.nuisances import (
-    AUGMENTATION_DOSES,
     CALM,
     DOSES,
     MEASURED,
@@ -25,7 +25,6 @@ from sarmatch.nuisances import (
     backscatter_relation,
     dose_response,
     group_levels,
-    haze_index,
     rank_correlations,
     summary_curves,
     within_image_relation,
@@ -97,7 +96,7 @@ def test_lowest_doses_are_one_and_the_same_image(table: pd.DataFrame) -> None:
 
 
 def test_known_responses_are_found_and_nothing_else_moves(table: pd.DataFrame) -> None:
-    found = rank_correlations(table, n=200).set_index(["nuisance", "source"])
+    found = rank_correlations(table).set_index(["nuisance", "source"])
     assert found.loc[("speckle", "speckle"), "rho"] == found.loc[("speckle", "sar"), "rho"] == 1
     assert found.loc[("haze", "atmosphere"), "rho"] == 1 and found.loc[("haze", "illumination"), "rho"] == -1
     assert found.loc[("snow", "atmosphere"), "rho"] > 0.9
@@ -109,7 +108,7 @@ def test_known_responses_are_found_and_nothing_else_moves(table: pd.DataFrame) -
 
 
 def test_weights_can_be_followed_too(table: pd.DataFrame) -> None:
-    found = rank_correlations(table, "weight", n=50).set_index(["nuisance", "source"])["rho"]
+    found = rank_correlations(table, "weight").set_index(["nuisance", "source"])["rho"]
     assert found["haze", "atmosphere"] == 1 and found["haze", "speckle"] == -1 and found["haze", "season"] == 0
     assert set(found.index.get_level_values("source")) == set(SOURCES)
 
@@ -150,16 +149,16 @@ def made_table(values: np.ndarray, clusters: list[str] | None = None) -> pd.Data
 def test_correlation_within_scenes_equals_scipys_whatever_the_levels_of_scenes() -> None:
     rng = np.random.default_rng(0)
     values = rng.random((7, 6)).round(1)  # with ties
-    found = rank_correlations(made_table(values), n=50).iloc[0]
+    found = rank_correlations(made_table(values)).iloc[0]
     each = [scipy.stats.spearmanr(np.arange(6), row).statistic for row in values]
     assert found["rho"] == pytest.approx(np.mean(each))
-    shifted = rank_correlations(made_table(values + np.arange(7)[:, None]), n=50).iloc[0]
+    shifted = rank_correlations(made_table(values + np.arange(7)[:, None])).iloc[0]
     assert shifted["rho"] == pytest.approx(found["rho"]) and shifted["change"] == pytest.approx(found["change"])
-    assert rank_correlations(made_table(-values), n=50).iloc[0]["rho"] == pytest.approx(-found["rho"])
+    assert rank_correlations(made_table(-values)).iloc[0]["rho"] == pytest.approx(-found["rho"])
 
 
 def test_change_and_effect_by_hand() -> None:
-    found = rank_correlations(made_table(np.array([[0.1, 0.0, 0.4], [0.3, 0.5, 0.8]])), n=50).iloc[0]
+    found = rank_correlations(made_table(np.array([[0.1, 0.0, 0.4], [0.3, 0.5, 0.8]]))).iloc[0]
     assert found["change"] == pytest.approx(0.4)
     assert found["effect"] == pytest.approx(0.4 / np.std([0.1, 0.3], ddof=1))
     assert found["rho"] == pytest.approx((0.5 + 1) / 2)
@@ -167,20 +166,20 @@ def test_change_and_effect_by_hand() -> None:
 
 def test_differences_below_single_precision_are_no_response() -> None:
     values = 0.5 + 1e-8 * np.arange(5)[None] + np.array([[0.0], [0.1]])
-    assert rank_correlations(made_table(values), n=50).iloc[0]["rho"] == 0
+    assert rank_correlations(made_table(values)).iloc[0]["rho"] == 0
 
 
 def test_scenes_with_a_missing_dose_do_not_count() -> None:
     values = np.array([[0.1, 0.2, 0.3], [0.1, np.nan, 0.0], [0.3, 0.4, 0.5]])
-    found = rank_correlations(made_table(values), n=50).iloc[0]
+    found = rank_correlations(made_table(values)).iloc[0]
     assert (found["rho"], found["n_scenes"]) == (1, 2)
 
 
 def test_clusters_are_resampled_as_a_whole() -> None:
     values = np.array([[0.0, 0.1], [0.0, 0.2], [0.1, 0.0]])
-    found = rank_correlations(made_table(values, ["x", "x", "y"]), n=50).iloc[0]
+    found = rank_correlations(made_table(values, ["x", "x", "y"])).iloc[0]
     assert (found["n_scenes"], found["n_clusters"], found["rho_low"], found["rho_high"]) == (3, 2, -1, 1)
-    single = rank_correlations(made_table(values, ["x"] * 3), n=50).iloc[0]
+    single = rank_correlations(made_table(values, ["x"] * 3)).iloc[0]
     assert single["rho"] == pytest.approx(1 / 3) and np.isnan(single["rho_low"])
 
 
@@ -202,8 +201,8 @@ def test_curves_are_means_with_the_bootstraps_interval() -> None:
 
 
 def test_artificial_nuisances_move_what_responds_to_them(real: Pairs) -> None:
-    speckled = rank_correlations(augmented_dose_response(fake, real, "speckle", crop_size=SIZE), n=50)
-    hazy = rank_correlations(augmented_dose_response(fake, real, "haze", crop_size=SIZE), n=50)
+    speckled = rank_correlations(augmented_dose_response(fake, real, "speckle", crop_size=SIZE))
+    hazy = rank_correlations(augmented_dose_response(fake, real, "haze", crop_size=SIZE))
     speckled, hazy = speckled.set_index("source"), hazy.set_index("source")
     assert speckled.loc["speckle", "rho"] > 0.9 and hazy.loc["atmosphere", "rho"] > 0.99
     assert hazy.loc["illumination", "rho"] < -0.99
@@ -341,7 +340,7 @@ def test_rejected_measures() -> None:
 
 def test_rejected_tables() -> None:
     table = made_table(np.eye(3))
-    with pytest.raises(ValueError, match=r"lacks the columns \['dose'\]"):
+    with pytest.raises(ValueError, match=r"lack the columns \['dose'\]"):
         summary_curves(table.drop(columns="dose"))
     with pytest.raises(ValueError, match="more than once"):
         rank_correlations(pd.concat([table, table]))
