@@ -25,7 +25,7 @@ $(VENV)/.stamp: pyproject.toml
 	@touch $@
 
 book: $(VENV)/.stamp
-	$(BIN)/python -m sarmatch.companion_cli book --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+	PYTHONPATH="$(CURDIR)/book" $(BIN)/python -m companion book --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .

@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sarmatch.config import Config, profile
-    from sarmatch.evaluation import evaluate
-    from sarmatch.experiments import train_or_load
-    from sarmatch.inference import Matcher, load_matcher
-    from sarmatch.matches import Matches
-    from sarmatch.scenes import match_scenes, register
+    from sarmatch.evaluation.protocols import evaluate
+    from sarmatch.matching.matcher import Matcher, load_matcher
+    from sarmatch.matching.matches import Matches
+    from sarmatch.scenes.pipeline import match_scenes
+    from sarmatch.scenes.registering import register
+    from sarmatch.training.runs import train_or_load
 
 __version__ = "0.1.0"
 _HOMES = {
     "Config": "config",
-    "Matcher": "inference",
-    "Matches": "matches",
-    "evaluate": "evaluation",
-    "load_matcher": "inference",
-    "match_scenes": "scenes",
+    "Matcher": "matching.matcher",
+    "Matches": "matching.matches",
+    "evaluate": "evaluation.protocols",
+    "load_matcher": "matching.matcher",
+    "match_scenes": "scenes.pipeline",
     "profile": "config",
-    "register": "scenes",
-    "train_or_load": "experiments",
+    "register": "scenes.registering",
+    "train_or_load": "training.runs",
 }
 __all__ = [
     "Config",

@@ -15,8 +15,8 @@ from tyro.extras import SubcommandApp
 
 from sarmatch.config import PROFILES, Config, from_dict
 from sarmatch.config import profile as named_profile
-from sarmatch.scene_commands import Output, batch, match, register
-from sarmatch.train_command import train_command
+from sarmatch.scenes.commands import Output, batch, match, register
+from sarmatch.training.command import train_command
 
 if TYPE_CHECKING:
     pass
@@ -40,8 +40,8 @@ def demo(output: Output = Path("demo.png"), model: str = "s1s2", mc_passes: int 
         output: picture of the matches: .png, .pdf, .svg or another format of matplotlib.
     """
     from sarmatch.demo import PICTURES, draw_pair, match_pair
-    from sarmatch.inference import load_matcher
     from sarmatch.io import check_output
+    from sarmatch.matching.matcher import load_matcher
 
     check_output(output, "pictures", PICTURES)
     result = match_pair(load_matcher(model, device=device, mc_passes=mc_passes))
@@ -60,8 +60,8 @@ def export(model: Positional[str] = "s1s2", output: Output = Path("model.onnx"))
         model: shipped weights by name, a run folder, or a .safetensors file.
         output: .onnx file.
     """
-    from sarmatch.inference import load_matcher
-    from sarmatch.onnx_backend import export as export_encoders
+    from sarmatch.matching.matcher import load_matcher
+    from sarmatch.model.onnx import export as export_encoders
 
     difference = export_encoders(load_matcher(model, device="cpu").net, output)
     print(f"encoders of {model} -> {output}; outputs differ from PyTorch's by {difference:.1e} at most")
@@ -128,9 +128,9 @@ def evaluate(
         output: .parquet or .csv.
     """
     from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.evaluation import evaluate as evaluate_pairs
-    from sarmatch.inference import load_matcher
+    from sarmatch.evaluation.protocols import evaluate as evaluate_pairs
     from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.matching.matcher import load_matcher
 
     check_output(output, "records", TABLES)
     matcher = load_matcher(model, device=device)

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from sarmatch.data.raster import read_optical, read_sar
 from sarmatch.data.synthetic import render_pair
+from sarmatch.evaluation.metrics import match_errors, mma
 from sarmatch.geometry import translation, warp
-from sarmatch.inference import Matcher
 from sarmatch.io import atomic_path, check_output
-from sarmatch.matches import Matches
-from sarmatch.metrics import match_errors, mma
-from sarmatch.plots import draw_matches
+from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.matches import Matches
+from sarmatch.visualize import draw_matches
 
 PICTURES = tuple(sorted(f".{name}" for name in FigureCanvasBase.get_supported_filetypes() if name != "pgf"))
 """Suffixes of pictures that matplotlib writes; .pgf would need LaTeX."""

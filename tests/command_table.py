@@ -10,8 +10,6 @@ SEN12MS = {"path/to/SEN12MS": "build/sen12ms"}
 ONE = " --pretraining.max-steps 1 --training.max-steps 1"
 FEW = "".join(f" --{part}.batch-size 2 --{part}.accumulation-steps 1" for part in ("training", "pretraining"))
 FEW += " --evaluation.crop-size 96 --evaluation.calibration-pairs 1"
-STUDY = {"sarmatch experiments": "python -m sarmatch.companion_cli study"}
-BOOK = "python -m sarmatch.companion_cli book"
 CPU = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
@@ -86,18 +84,24 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             makes=("build/s1s2-smoke/book/_build/html/index.html", "build/s1s2-smoke/book/results/s1s2-smoke/*.csv"),
         ),
         Step(
-            "sarmatch experiments ablation --profile s1s2 --data path/to/data", OURS | STUDY, says=("neighbours vote",)
+            "python -m companion study ablation --profile s1s2 --data path/to/data",
+            OURS,
+            says=("neighbours vote",),
         ),
-        Step("sarmatch experiments ablation --profile s1s2 --data DATA", SMALL | STUDY, says=("each cell by itself",)),
-        Step("sarmatch experiments data --profile s1s2 --data DATA", SMALL | STUDY, says=("50% pretrained",)),
-        Step("sarmatch experiments settings --profile s1s2 --data DATA", SMALL | STUDY, says=("batch norm",)),
         Step(
-            "sarmatch compare --profile demo",
-            {"sarmatch compare": "python -m sarmatch.companion_cli compare", "demo": "s1s2-smoke --data data/ombria"},
+            "python -m companion study ablation --profile s1s2 --data DATA",
+            SMALL,
+            says=("each cell by itself",),
+        ),
+        Step("python -m companion study data --profile s1s2 --data DATA", SMALL, says=("50% pretrained",)),
+        Step("python -m companion study settings --profile s1s2 --data DATA", SMALL, says=("batch norm",)),
+        Step(
+            "python -m companion compare --profile demo",
+            {"demo": "s1s2-smoke --data data/ombria"},
             says=("trained at equal budget", "images registered"),
         ),
         Step(
-            "python benchmarks/loader.py PATH [--pairs 60] [--rounds 9]",
+            "python -m companion.benchmarks.loader PATH [--pairs 60] [--rounds 9]",
             {"PATH [--pairs 60] [--rounds 9]": "data/ombria --pairs 4 --rounds 2"},
             says=("pairs/s",),
         ),
@@ -118,8 +122,8 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         ),
         Step("sarmatch train --profile sen12ms --data path/to/SEN12MS", SEN12MS, FEW + ONE, says=("loaded matcher-",)),
         Step(
-            "sarmatch book --profile sen12ms --data path/to/SEN12MS",
-            SEN12MS | {"sarmatch book": BOOK},
+            "python -m companion book --profile sen12ms --data path/to/SEN12MS",
+            SEN12MS,
             "--chapters data --no-site",
             ("build/sen12ms/book/data.ipynb",),
         ),
@@ -141,7 +145,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step("jupyter lab", add="--version"),
         Step("pytest --nbval book", {"book": "book/claims.ipynb"}, "--quiet", says=("passed",)),
         Step(
-            "python benchmarks/scenes.py",
+            "python -m companion.benchmarks.scenes",
             add="--side 512 --fractions 1",
             says=("the bound is 4 GB",),
         ),
@@ -158,12 +162,10 @@ NAMES = (
 """Commands that the text names without what they need: they explain themselves."""
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "make book": (f"{BOOK} --profile demo",),
-    "make book PROFILE=s1s2 DATA=path/to/data": (
-        "python -m sarmatch.companion_cli book --profile s1s2 --data path/to/data",
-    ),
-    "PROFILE=s1s2-smoke": (f"{BOOK} --profile s1s2-smoke",),
-    "PROFILE=sen12ms": (f"{BOOK} --profile sen12ms",),
+    "make book": ("python -m companion book --profile demo",),
+    "make book PROFILE=s1s2 DATA=path/to/data": ("python -m companion book --profile s1s2 --data path/to/data",),
+    "PROFILE=s1s2-smoke": ("python -m companion book --profile s1s2-smoke",),
+    "PROFILE=sen12ms": ("python -m companion book --profile sen12ms",),
     "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
     "make test": (
         "ruff check .",
@@ -177,20 +179,20 @@ RECIPES: dict[str, tuple[str, ...]] = {
 """What make would run; of a lone variable, `make book` with it. `book` is run above, `make test` runs this file."""
 
 OPTIONS = (
-    "python benchmarks/inference.py --profile sen12ms --size 256 --device cuda",
-    "python benchmarks/inference.py --profile s1s2 --size 256 --device cpu --threads 1",
-    "python benchmarks/inference.py [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu] [--threads 1]",
-    "python benchmarks/encoders.py [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]",
-    "python benchmarks/scenes.py [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
-    "python benchmarks/peers.py --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
-    "python benchmarks/speed.py --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",
+    "python -m companion.benchmarks.inference --profile sen12ms --size 256 --device cuda",
+    "python -m companion.benchmarks.inference --profile s1s2 --size 256 --device cpu --threads 1",
+    "python -m companion.benchmarks.inference [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu]",
+    "python -m companion.benchmarks.encoders [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]",
+    "python -m companion.benchmarks.scenes [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
+    "python -m companion.benchmarks.peers --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
+    "python -m companion.benchmarks.speed --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",
 )
 """Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
 
 ELSEWHERE = {
-    "sarmatch compare": "test_cli.py::test_help_explains_every_option",
-    "sarmatch export s1s2 -o s1s2.onnx": "test_onnx_backend.py::test_the_command_exports_the_named_model",
-    "jupyter-book build book": "test_book.py::test_site_is_built_and_its_failure_reported",
+    "python -m companion compare": "test_cli.py::test_help_explains_every_option",
+    "sarmatch export s1s2 -o s1s2.onnx": "model/test_onnx.py::test_the_command_exports_the_named_model",
+    "jupyter-book build book": "companion/site/test_build.py::test_site_is_built_and_its_failure_reported",
 }
 """Tested by what is named; of the whole book, `make test` builds the site before it runs the tests."""
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarmatch.models import Descriptors, Prefix
+from sarmatch.model import Descriptors, Prefix
 
 
 class PatchNet(nn.Module):

@@ -46,7 +46,7 @@ def _texts() -> Iterator[tuple[str, str, bool]]:
         cells = json.loads(chapter.read_text())["cells"]
         words = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
         yield chapter.name, "\n\n".join(words), False
-    for module in sorted([*PROJECT.glob("sarmatch/**/*.py"), *PROJECT.glob("benchmarks/*.py")]):
+    for module in sorted([*PROJECT.glob("sarmatch/**/*.py"), *PROJECT.glob("book/companion/**/*.py")]):
         yield module.name, ast.get_docstring(ast.parse(module.read_text()), clean=False) or "", True
     head = (PROJECT / "Dockerfile").read_text().splitlines()[0]
     yield "Dockerfile", "    " + head.removeprefix("# "), True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sarmatch.calibrators import Isotonic
-from sarmatch.precision import CONFIDENT_PX, Precision, fit_precision
+from sarmatch.calibration.calibrators import Isotonic
+from sarmatch.calibration.position_error import CONFIDENT_PX, Precision, fit_precision
 
 AS_STATED = Isotonic((0.0, 1.0), (0.0, 1.0))
 """Takes the probability for the confidence."""

@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarmatch import ablation, cli, companion_cli, comparison, peers
-from sarmatch.ablation import STUDIES, Variant
-from sarmatch.baselines import SiftMatcher, TemplateMatcher
-from sarmatch.baselines.multiscale import MultiscaleNet
+from companion import cli as companion_cli
+from companion.baselines import SiftMatcher, TemplateMatcher
+from companion.baselines.multiscale import MultiscaleNet
+from companion.studies import ablation, comparison, learned_baselines
+from companion.studies.ablation import STUDIES, Variant
+from sarmatch import cli
 from sarmatch.config import PROFILES, PROTOCOLS
-from sarmatch.train_command import train_command
+from sarmatch.training.command import train_command
 
 COMMANDS = [
     "demo",
@@ -31,11 +33,6 @@ COMMANDS = [
     "data get",
     "data check",
 ]
-OF_THE_COMPANION = (
-    "ablation", "book", "cache", "companion_cli", "comparison", "peers", "records", "sensitivity", "settings",
-    "shipping",
-)  # fmt: skip
-"""Modules that no module of the core imports."""
 OF_THE_BOOK = ["study", "compare", "book"]
 
 
@@ -83,8 +80,8 @@ def test_compare_prints_a_ranking_and_writes_records(
 ) -> None:
     two = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(200)}
     monkeypatch.setattr(comparison, "all_methods", lambda net, crop_size, trained: two)
-    monkeypatch.setattr(peers, "PEERS", {"multiscale chain": MultiscaleNet})
-    monkeypatch.setattr(peers, "OURS", {})
+    monkeypatch.setattr(learned_baselines, "PEERS", {"multiscale chain": MultiscaleNet})
+    monkeypatch.setattr(learned_baselines, "OURS", {})
     command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
     assert companion_cli.main([*command, "--search-radius", "-5"]) == 2
     assert "search_radius must be positive" in capsys.readouterr().err and not (tmp_path / "runs").exists()
@@ -97,7 +94,7 @@ def test_compare_prints_a_ranking_and_writes_records(
 
 @pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_BOOK])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    home, prog = (companion_cli, "python -m sarmatch.companion_cli") if command in OF_THE_BOOK else (cli, "sarmatch")
+    home, prog = (companion_cli, "python -m companion") if command in OF_THE_BOOK else (cli, "sarmatch")
     with pytest.raises(SystemExit) as ended:
         home.main([*command.split(), "--help"])
     assert ended.value.code == 0
@@ -145,15 +142,6 @@ def test_bad_input_of_the_book_is_named_alike(capsys: pytest.CaptureFixture[str]
     assert companion_cli.main(["book", "--profile", "sen12ms"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("sarmatch: error: ") and "--data" in error
-
-
-def test_the_command_knows_nothing_of_the_book() -> None:
-    code = (
-        "import sys\nfrom sarmatch import cli, confidence_fit, distillation, experiments, inference, scenes, training\n"
-        f"print([m for m in sys.modules if m.removeprefix('sarmatch.') in {OF_THE_COMPANION}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_run_of_version_0_1_is_evaluated(run: Path, tmp_path: Path) -> None:
@@ -251,24 +239,25 @@ def test_the_decision_on_overlap_is_printed_and_saved(
 
 
 def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sarmatch import book
+    from companion.site import build, execute
 
     def fail(*arguments: object, **options: object) -> None:
-        raise book.BookError("data.ipynb, cell In [2]")
+        raise execute.BookError("data.ipynb, cell In [2]")
 
-    monkeypatch.setattr(book, "build_book", fail)
+    monkeypatch.setattr(build, "build_book", fail)
     assert companion_cli.main(["book", "--out", str(tmp_path)]) == 1
 
 
 def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sarmatch import book
+    from companion.settings import home
+    from companion.site import build
 
     calls = []
-    monkeypatch.setattr(book, "build_book", lambda *a, **k: calls.append(a) or tmp_path)
-    monkeypatch.setattr(book, "publish", lambda *a, **k: calls.append(a))
+    monkeypatch.setattr(build, "build_book", lambda *a, **k: calls.append(a) or tmp_path)
+    monkeypatch.setattr(build, "publish", lambda *a, **k: calls.append(a))
     assert companion_cli.main(["book", "--publish", "--data", str(tmp_path), "--chapters", "data", "--no-site"]) == 0
     assert calls == [
-        ("s1s2", tmp_path, Path("build"), ("data",), False, None, Path("runs"), 1),
+        ("s1s2", tmp_path, home() / "build", ("data",), False, None, home() / "runs", 1),
         (tmp_path, "s1s2", tmp_path, ("data",)),
     ]
 

@@ -27,8 +27,9 @@ from data.make_ombria import write_ombria
 from data.serve import serving, write_registry
 from printed import PROJECT, printed_commands, python_blocks
 
-from sarmatch import cli, companion_cli, load_matcher
-from sarmatch.book import chapter_names
+from companion import cli as companion_cli
+from companion.site.build import chapter_names
+from sarmatch import cli, load_matcher
 from sarmatch.data.ombria import SCENES
 from sarmatch.demo import FOLDER
 
@@ -153,10 +154,10 @@ def call(step: Step, last: str) -> None:
     words = shlex.split(command)
     if words[0] == "sarmatch":
         assert cli.main(words[1:]) == 0, command
-    elif words[:3] == ["python", "-m", "sarmatch.companion_cli"]:
+    elif words[:3] == ["python", "-m", "companion"]:
         assert companion_cli.main(words[3:]) == 0, command
-    elif words[0] == "python" and words[1].startswith("benchmarks/"):
-        call_script(words[1:])
+    elif words[:2] == ["python", "-m"] and words[2].startswith("companion."):
+        call_script(words[2:])
     else:
         in_a_shell(command.replace("PROJECT", str(PROJECT)))
 
@@ -170,9 +171,8 @@ def replaced(text: str, step: Step) -> str:
 
 def call_script(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str((PROJECT / words[0]).parent))  # as python does
         patch.setattr(sys, "argv", words)
-        runpy.run_path(str(PROJECT / words[0]), run_name="__main__")
+        runpy.run_module(words[0], run_name="__main__")
 
 
 def in_a_shell(command: str) -> None:
@@ -191,8 +191,9 @@ def recipe(command: str) -> list[str]:
     words += ["--dry-run", "--no-print-directory", f"VENV={sys.prefix}", f"--assume-old={sys.prefix}/.stamp"]
     environment = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    lines = [line.removeprefix(f'PYTHONPATH="{PROJECT}/book" ') for line in done.stdout.splitlines()]
     start = f"{sys.prefix}/bin/"
-    return [line.removeprefix(start) for line in done.stdout.splitlines() if line.startswith(start)]
+    return [line.removeprefix(start) for line in lines if line.startswith(start)]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -210,8 +211,8 @@ def test_what_is_only_named_explains_itself(command: str, capsys: pytest.Capture
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_scripts_take_the_options_printed(command: str) -> None:
-    words = shlex.split(command.replace("[", "").replace("]", ""))[1:]
-    main = runpy.run_path(str(PROJECT / words[0]))["main"]
+    words = shlex.split(command.replace("[", "").replace("]", ""))[2:]
+    main = importlib.import_module(words[0]).main
     taken = tyro.cli(functools.wraps(main)(lambda *_, **given: given), args=words[1:])
     assert {f"--{name.replace('_', '-')}" for name in taken} >= {word for word in words if word.startswith("--")}
 

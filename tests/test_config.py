@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from companion.settings import book_profile
 from sarmatch.config import (
     ON_REAL_DATA,
     PROFILES,
@@ -17,7 +18,6 @@ from sarmatch.config import (
     profile,
 )
 from sarmatch.io import digest
-from sarmatch.settings import book_profile
 
 
 def test_defaults_are_table_2_and_the_widths_of_the_paper():

@@ -15,8 +15,8 @@ from scipy import ndimage
 from sarmatch import cli, demo, load_matcher
 from sarmatch.data import read_pair
 from sarmatch.data.synthetic import render_pair
-from sarmatch.gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, shift_scores
-from sarmatch.matches import Matches
+from sarmatch.matching.matches import Matches
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, shift_scores
 
 FILES = ("sar.tif", "optical.tif")
 

@@ -94,7 +94,7 @@ def test_binder_has_the_torch_that_the_project_asks_for() -> None:
 
 def test_readme_promises_the_tolerances_that_are_tested() -> None:
     from sarmatch.io import SAME_MATCH_PX, SAME_MATCH_SHARE
-    from sarmatch.training import THREADS_RTOL, THREADS_STEPS
+    from sarmatch.training.supervised import THREADS_RTOL, THREADS_STEPS
 
     text = " ".join((PROJECT / "README.md").read_text().split())
     assert f"at least {100 * SAME_MATCH_SHARE:g} % of the matches are the same within {SAME_MATCH_PX:g} px" in text

@@ -1,4 +1,7 @@
-"""Sphinx extension: `{command-help} train` shows `sarmatch train --help`."""
+"""Sphinx extension: `{command-help} train` shows `sarmatch train --help`.
+
+After `companion` stands a command of the book: `{command-help} companion study`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
+from companion.cli import main as companion_main
 from sarmatch.cli import main
 
 WIDTH = "76"  # columns that the page holds
@@ -21,11 +25,12 @@ class CommandHelp(Directive):
 
     def run(self) -> list[nodes.Node]:
         command = self.arguments[0].split() if self.arguments else []
+        of_book = command[:1] == ["companion"]
         text, columns = io.StringIO(), os.environ.get("COLUMNS")
         os.environ["COLUMNS"] = WIDTH
         try:
             with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-                main([*command, "--help"])
+                (companion_main if of_book else main)([*command[of_book:], "--help"])
         finally:
             os.environ.pop("COLUMNS")
             if columns is not None:

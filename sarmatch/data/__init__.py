@@ -16,12 +16,11 @@ from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scal
 from sarmatch.data.sen12 import sen12
 from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
 from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs, split_table
-from sarmatch.data.statistics import band_statistics, distribution
 from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
 __all__ = [
     "INDEX_COLUMNS", "AbsentDatasetError", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Raster",
-    "Rendering", "Report", "Split", "band_statistics", "check_data", "distribution", "download", "leakage",
+    "Rendering", "Report", "Split", "check_data", "download", "leakage",
     "manifest", "ombria", "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar", "recognise", "render",
     "render_pair", "scale_optical", "scale_sar", "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene",
     "split_pairs", "split_table", "synthetic_pairs",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sarmatch.matches import Matches
-from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.matching.matches import Matches
+from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.transforms import THIN_PX, THRESHOLD_PX
 
 MIN_INLIERS = 12

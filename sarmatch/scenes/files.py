@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from sarmatch.data.pairs import PairError
 from sarmatch.data.raster import RED_GREEN_BLUE, open_raster, require_whole_png
-from sarmatch.registration import RegistrationError
+from sarmatch.matching.robust_fit import RegistrationError
 from sarmatch.scenes.grids import GDAL_ERRORS
 
 MAX_BLOCK_BYTES = 2**30

@@ -9,14 +9,21 @@ import torch
 import torch.nn.functional as F
 
 from sarmatch.data.raster import Raster
-from sarmatch.inference import Matcher
-from sarmatch.models import STRIDE
-from sarmatch.prior import MIN_OVERLAP, cross_correlation, describe_pair, global_prior, shift_of, within_reach
+from sarmatch.geometry import Search
+from sarmatch.matching.coarse_alignment import (
+    MIN_OVERLAP,
+    cross_correlation,
+    describe_pair,
+    global_prior,
+    shift_of,
+    within_reach,
+)
+from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.tiling import MULTIPLE
+from sarmatch.model import STRIDE
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import MARGIN, ScenePair
 from sarmatch.scenes.windows import RADIUS
-from sarmatch.search import Search
-from sarmatch.tiles import MULTIPLE
 
 WINDOW = 512
 """Side of the windows that vote for the displacement, px."""

@@ -14,14 +14,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
-from sarmatch.inference import Matcher, load_matcher
 from sarmatch.io import digest
-from sarmatch.match_files import matches_writer, write_matches
-from sarmatch.matches import Matches
+from sarmatch.matching.matcher import Matcher, load_matcher
+from sarmatch.matching.matches import Matches
+from sarmatch.matching.vector_files import matches_writer, write_matches
 from sarmatch.scenes.agreement import Agreement, judge
+from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.grids import Region, between, scale_ratio
 from sarmatch.scenes.locate import SearchRadius, check_radius, locate, radius_of
-from sarmatch.scenes.pair import SceneOptions, ScenePair, SceneRefusal, open_pair
+from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
 from sarmatch.scenes.transforms import THIN_PX
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 

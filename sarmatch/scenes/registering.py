@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 import sarmatch
-from sarmatch.inference import Matcher
 from sarmatch.io import check_output
-from sarmatch.matches import Matches
+from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.matches import Matches
 from sarmatch.scenes import write
 from sarmatch.scenes.agreement import Agreement
 from sarmatch.scenes.files import SceneRefusal

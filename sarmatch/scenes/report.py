@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sarmatch.io import atomic_path, check_output
-from sarmatch.plots import COLOURS
 from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
 from sarmatch.scenes.views import View, checkered, detail, overview
+from sarmatch.visualize import COLOURS
 
 if TYPE_CHECKING:
     from sarmatch.scenes.pipeline import MatchedPair

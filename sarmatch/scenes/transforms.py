@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.spatial import cKDTree
 
-from sarmatch.registration import RegistrationError, fit_affine
+from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.files import SceneRefusal
 
 Model = Literal["shift", "affine", "polynomial", "field"]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from sarmatch.data.raster import Raster
-from sarmatch.plots import display_range
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.transforms import SceneTransform
+from sarmatch.visualize import display_range
 
 OVERVIEW_SIDE = 900
 DETAIL_SIDE = 448

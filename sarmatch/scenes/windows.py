@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from sarmatch.inference import Matcher, load_matcher
+from sarmatch.geometry import Search
 from sarmatch.io import atomic_path
-from sarmatch.matches import Matches
+from sarmatch.matching.matcher import Matcher, load_matcher
+from sarmatch.matching.matches import Matches
+from sarmatch.matching.tiling import MULTIPLE, TILE, tile_intervals
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
-from sarmatch.search import Search
-from sarmatch.tiles import MULTIPLE, TILE, tile_intervals
 
 RADIUS = 32.0
 """Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""

@@ -12,7 +12,8 @@ import pytest
 from data.serve import Server, serving
 
 from sarmatch import cli
-from sarmatch.data import DownloadError, download
+from sarmatch.data import DownloadError
+from sarmatch.data.download import download
 
 module = importlib.import_module("sarmatch.data.download")  # the package's attribute of this name is the function
 FILES = {f"{part}/BEFORE/im_{i}.png": f"{part} {i}".encode() for part in ("a", "b") for i in range(3)}

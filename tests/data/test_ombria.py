@@ -17,13 +17,12 @@ from sarmatch.data import (
     PairError,
     check_data,
     manifest,
-    ombria,
     open_folder,
     open_pairs,
     recognise,
     split_pairs,
 )
-from sarmatch.data.ombria import SCENES
+from sarmatch.data.ombria import SCENES, ombria
 
 TABLE = pd.read_csv(SCENES, dtype=str, keep_default_na=False)
 CHOSEN = [0, 1, 650, 740, 694]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from data.make_sen12ms import make_patch, write_sen12ms, write_tif
 
-from sarmatch.data import PairError, roi_tree, scale_optical, scale_sar, sen12, sen12ms, sen12ms_cr, split_by_scene
-from sarmatch.data.sen12ms import dominant_land_cover
+from sarmatch import io
+from sarmatch.data import PairError, roi_tree, scale_optical, scale_sar, sen12ms_cr, split_by_scene
+from sarmatch.data.sen12 import sen12
+from sarmatch.data.sen12ms import dominant_land_cover, sen12ms
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_index_goes_to_index_dir(tree: Path, tmp_path: Path, no_scan) -> None:
 
 
 def test_read_only_root_uses_the_cache(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_scan) -> None:
-    write = roi_tree.atomic_path
+    write = io.atomic_path
 
     def refuse_root(path: Path):
         if path.parent == tree:

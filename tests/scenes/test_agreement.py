@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sarmatch.matches import Matches
+from sarmatch.matching.matches import Matches
 from sarmatch.scenes.agreement import groups, judge, required_share
 
 

@@ -16,10 +16,11 @@ from scipy.spatial import cKDTree
 
 from sarmatch import cli
 from sarmatch.demo import FOLDER
-from sarmatch.inference import load_matcher
 from sarmatch.io import SAME_MATCH_PX, SAME_MATCH_SHARE
-from sarmatch.scenes import MatchSettings, batch, match_scenes
+from sarmatch.matching.matcher import load_matcher
+from sarmatch.scenes import batch
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
+from sarmatch.scenes.pipeline import MatchSettings, match_scenes
 
 SAR, OPTICAL = str(FOLDER / "sar.tif"), str(FOLDER / "optical.tif")
 

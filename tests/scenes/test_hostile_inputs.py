@@ -17,7 +17,7 @@ from rasterio.control import GroundControlPoint
 from scene_files import TRANSFORM, UTM, texture, write, write_pair
 
 from sarmatch import cli
-from sarmatch.matches import Matches
+from sarmatch.matching.matches import Matches
 from sarmatch.scenes import pipeline
 
 Build = Callable[[Path], None]

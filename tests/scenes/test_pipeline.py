@@ -15,9 +15,13 @@ from rasterio import Affine
 from scene_files import TRANSFORM, texture, write, write_pair
 
 from sarmatch import cli
-from sarmatch.inference import Matcher
-from sarmatch.matches import Matches
-from sarmatch.scenes import MatchSettings, SceneOptions, SceneRefusal, match_scenes, pipeline, register, windows
+from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.matches import Matches
+from sarmatch.scenes import pipeline, windows
+from sarmatch.scenes.files import SceneRefusal
+from sarmatch.scenes.pair import SceneOptions
+from sarmatch.scenes.pipeline import MatchSettings, match_scenes
+from sarmatch.scenes.registering import register
 
 SHIFT = (37, -22)
 

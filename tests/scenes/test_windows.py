@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarmatch.matches import Matches
+from sarmatch.matching.matches import Matches
+from sarmatch.matching.tiling import TILE
 from sarmatch.scenes import windows
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions
 from sarmatch.scenes.windows import Task, TileStore, concatenated, match_tiles, plan_tiles
-from sarmatch.tiles import TILE
 
 TASK = Task("a.tif", "b.tif", SceneOptions(), "s1s2", (), "", (0, 0))
 

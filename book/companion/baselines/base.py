@@ -1,0 +1,51 @@
+"""What every baseline is: an object that matches two images, and so also the crops of an evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sarmatch.matching.matches import Matches
+
+if TYPE_CHECKING:
+    from sarmatch.data.crops import EvaluationCrops
+
+
+class Baseline(ABC):
+    """A method to compare with. A new one implements `match`; `sarmatch.evaluate` takes it as it takes our matcher."""
+
+    @abstractmethod
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        """Match two images.
+
+        Args:
+            sar: (1 or 2, H, W) float in [0, 1].
+            optical: (C, H', W') float in [0, 1].
+            search_radius: largest distance in px between the position in the SAR image and the position in the optical
+                image; None where nothing is known of it.
+        """
+
+    def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
+        """Match the crops of an evaluation protocol; matches that lie on pixels without data are left out."""
+        matches = self.match(crops.sar, crops.optical, search_radius)
+        seen = _on_data(matches.xy_sar, crops.sar_valid) & _on_data(matches.xy_optical, crops.optical_valid)
+        return matches.select(seen)
+
+
+def _on_data(xy: np.ndarray, valid: Tensor) -> np.ndarray:
+    """Whether the nearest pixel of each position is valid, (N,) bool."""
+    height, width = valid.shape
+    column = np.clip(np.rint(xy[:, 0]).astype(int), 0, width - 1)
+    row = np.clip(np.rint(xy[:, 1]).astype(int), 0, height - 1)
+    return valid.cpu().numpy()[row, column]
+
+
+def mutual_best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of a row and a column (n,) each that score best for each other, of (N, M)."""
+    best = scores.argmax(dim=1)
+    rows = (scores.argmax(dim=0)[best] == torch.arange(len(best), device=best.device)).nonzero()[:, 0]
+    return rows, best[rows]

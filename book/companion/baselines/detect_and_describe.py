@@ -1,0 +1,110 @@
+"""One feature map that both detects and describes (D2-Net, Dusmanu et al. 2019, ref. 5), on the paper's encoders."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from companion.baselines.base import mutual_best
+from companion.baselines.learned import PeerNet, PeerSize, Truth, grid_points
+from sarmatch.config import ModelConfig
+from sarmatch.data.crops import Sample
+from sarmatch.matching.correlation import MASKED
+from sarmatch.matching.matches import Matches
+from sarmatch.model import OpticalEncoder, SarEncoder
+
+FAR_CELLS = 2
+"""Cells further than this from the true place, along either axis, are wrong ones in training."""
+INITIAL_SCALE = 1 / 0.1
+
+
+class DetectAndDescribeNet(PeerNet):
+    """Channels of a map are detectors, its vectors are descriptors; a loss weighted by detection trains both.
+
+    Adapted: the encoders of section 3.1 at reduced width, one for each modality, in place of a VGG pretrained on
+    photographs; the map has a cell every 4 px, and keypoints stay at the centres of cells, without the original's
+    refinement; cross-entropy over all far cells in place of the hardest negative's triplet, which from scratch did not
+    leave its margin. Matches are mutual nearest neighbours;
+    confidence is one minus the distance ratio to the next neighbour.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        width = config.width
+        model = ModelConfig(
+            sar_channels=config.sar_channels,
+            optical_channels=config.optical_channels,
+            sar_widths=(width // 2, width // 2, width, width, width),
+            optical_widths=(width // 2, width // 2, width, width),
+            bifpn_width=width,
+            bifpn_repeats=2,
+            feature_width=width,
+            fine_width=8,
+            fine_dim=8,
+            uncertainty=False,
+        )
+        self.sar_encoder, self.optical_encoder = SarEncoder(model), OpticalEncoder(model)
+        for encoder in (self.sar_encoder, self.optical_encoder):
+            encoder.fine = nn.Identity()  # type: ignore[assignment]  # the original has no such level
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, width, h, w) of both images, at least 0."""
+        a, b = self.sar_encoder.encode(sar), self.optical_encoder.encode(optical)
+        return F.instance_norm(a).relu(), F.instance_norm(b).relu()
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        truth = Truth.of(batch)
+        a, b = described
+        detection_a, detection_b = (soft_detection(x).flatten(1) for x in (a, b))
+        height, width = a.shape[-2:]
+        own = grid_points(height, width, a.device).flatten(0, 1)  # (N, 2)
+        true = own + truth.forward.flatten(1, 2)  # (B, N, 2), in cells
+        right = torch.minimum(true.round().clamp(min=0), own[-1]).long()
+        right_index = right[..., 1] * width + right[..., 0]
+        similarity = F.normalize(a, dim=1).flatten(2).transpose(1, 2) @ F.normalize(b, dim=1).flatten(2)  # (B, N, M)
+        near = ((own - true[:, :, None]).abs() <= FAR_CELLS).all(dim=-1)  # (B, N, M), neither right nor wrong
+        near.scatter_(2, right_index[..., None], False)
+        logits = (similarity * self.log_scale.exp()).masked_fill(near, MASKED)
+        nll = -logits.log_softmax(dim=2) - logits.log_softmax(dim=1)
+        each = nll.gather(2, right_index[..., None])[..., 0] / 2
+        mask = truth.sar_mask.flatten(1)
+        weight = detection_a * detection_b.gather(1, right_index) * mask
+        loss = ((weight * each).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)).mean()
+        return {"loss": loss, "unweighted": (each * mask).sum() / mask.sum().clamp(min=1)}
+
+    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+        maps = self.describe(sar, optical)
+        cells = [detected(x).flatten().nonzero()[:, 0] for x in maps]
+        if min(len(c) for c in cells) < 2:
+            return Matches.empty()
+        points = [self.centres(x)[c] for x, c in zip((sar, optical), cells, strict=True)]
+        a, b = (F.normalize(x, dim=1)[0].flatten(1)[:, c].T for x, c in zip(maps, cells, strict=True))
+        distance = torch.cdist(a, b)
+        if search_radius is not None:
+            distance = distance.masked_fill(torch.cdist(points[0], points[1]) > search_radius, math.inf)
+        rows, columns = mutual_best(-distance)
+        seen = distance[rows, columns].isfinite()
+        rows, columns = rows[seen], columns[seen]
+        best, second = distance[rows].topk(2, dim=1, largest=False).values.T
+        confidence = (1 - best / second.clamp(min=1e-9)).clamp(0, 1)
+        return Matches(points[0][rows].cpu().numpy(), points[1][columns].cpu().numpy(), confidence.cpu().numpy())
+
+
+def soft_detection(features: Tensor) -> Tensor:
+    """How much each cell (B, h, w) is a keypoint: largest over channels of local maximum times channel maximum."""
+    exp = (features - features.amax(dim=(1, 2, 3), keepdim=True)).exp()
+    local = exp / (9 * F.avg_pool2d(exp, 3, stride=1, padding=1)).clamp(min=1e-9)
+    across = features / features.amax(dim=1, keepdim=True).clamp(min=1e-9)
+    score = (local * across).amax(dim=1)
+    return score / score.sum(dim=(1, 2), keepdim=True).clamp(min=1e-9)
+
+
+def detected(features: Tensor) -> Tensor:
+    """Cells (B, h, w) bool whose strongest channel has a maximum of its 3 x 3 neighbourhood there."""
+    strongest = features == features.amax(dim=1, keepdim=True)
+    local = features == F.max_pool2d(features, 3, stride=1, padding=1)
+    return (strongest & local & (features > 0)).any(dim=1)

@@ -1,0 +1,268 @@
+"""What all methods share that are trained here: their networks, how they are called, and how pairs of cells are scored.
+
+A network sees both images standardised and describes them on cells of 4 px, as ours does. Each method adds what is its
+own: how two cells are scored, what is learned from that, and what its confidence is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+from companion.baselines.base import Baseline, mutual_best
+from sarmatch.data.crops import Sample
+from sarmatch.geometry import cell_centres, cell_valid
+from sarmatch.matching.correlation import MASKED, Volume, coarse_volume, consensus
+from sarmatch.matching.matches import Matches
+from sarmatch.model import STRIDE
+from sarmatch.model.layers import evaluating, fill_invalid, norm_layer, standardise
+from sarmatch.training.losses import matching_loss
+from sarmatch.training.objective import true_displacements
+
+MULTIPLE = 16
+"""Images are padded to a multiple of this, px."""
+
+
+@dataclass(frozen=True)
+class PeerSize:
+    """Size of a peer's network and the window that it learns in.
+
+    Attributes:
+        sar_channels, optical_channels: bands of the images.
+        width: channels of its descriptors, a multiple of 16.
+        window_cells: candidates in training lie within this many cells of the same position.
+    """
+
+    sar_channels: int = 1
+    optical_channels: int = 3
+    width: int = 64
+    window_cells: int = 9
+
+    def __post_init__(self) -> None:
+        if self.width <= 0 or self.width % 16:
+            raise ValueError(f"width must be a positive multiple of 16, got {self.width}")
+
+
+class PeerNet(nn.Module, ABC):
+    """A network of a method that is trained here."""
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
+        """What the network makes of standardised images, (B, C, H, W) each; in training it may run in 16 bits."""
+
+    @abstractmethod
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        """Scalar losses by name, in 32 bits; `loss` is what is minimised.
+
+        Args:
+            batch: training crops, standardised.
+            described: what `describe` gave for them, float32.
+        """
+
+    @abstractmethod
+    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+        """Match two standardised images (1, C, H, W) whose sides are multiples of 16 px."""
+
+    @staticmethod
+    def centres(image: Tensor) -> Tensor:
+        """Positions (N, 2) of the cells of an image (1, C, H, W), px."""
+        return cell_centres(image.shape[-2] // STRIDE, image.shape[-1] // STRIDE, STRIDE, image.device).flatten(0, 1)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """The losses of a batch of training crops."""
+        prepared = batch.copy()
+        prepared["sar"] = standardise(fill_invalid(batch["sar"], batch["sar_valid"]))
+        prepared["optical"] = standardise(fill_invalid(batch["optical"], batch["optical_valid"]))
+        described = self.describe(prepared["sar"], prepared["optical"])
+        with torch.autocast(batch["sar"].device.type, enabled=False):  # as in the objective of our own network
+            return self.losses(prepared, *(x.float() for x in described))
+
+
+@dataclass(frozen=True)
+class LearnedMatcher(Baseline):
+    """A trained network behind the common call.
+
+    Attributes:
+        net: of the method; it matches in evaluation mode and keeps the mode it has.
+        name: of the training, which tells stored matches apart.
+    """
+
+    net: PeerNet = field(repr=False)
+    name: str = ""
+
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        """Match two images.
+
+        Args:
+            sar, optical: (C, H, W) and (C', H', W') float in [0, 1], with as many bands as the network was made for.
+            search_radius: px; None searches the whole image.
+
+        Returns:
+            matches with the method's own confidence, none where an image is the same everywhere.
+
+        Raises:
+            ValueError: images of another shape, or a search radius that is not positive.
+        """
+        if search_radius is not None and not 0 < search_radius < np.inf:
+            raise ValueError(f"search_radius must be positive, in px, or None; got {search_radius}")
+        device = next(self.net.parameters()).device
+        prepared = []
+        for name, image in (("sar", sar), ("optical", optical)):
+            channels = getattr(self.net.config, f"{name}_channels")
+            if image.ndim != 3 or len(image) != channels or min(image.shape[1:]) < MULTIPLE:
+                raise ValueError(
+                    f"{name} must be ({channels}, H, W) with sides of at least {MULTIPLE} px, got {tuple(image.shape)}"
+                )
+            height, width = image.shape[1:]
+            whole = standardise(image[None].float().to(device))
+            prepared.append(F.pad(whole, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
+        if any(bool((image == 0).all()) for image in prepared):
+            return Matches.empty()
+        with torch.inference_mode(), evaluating(self.net):
+            found = self.net.find(prepared[0], prepared[1], search_radius)
+        return found.select(on_image(found.xy_sar, sar) & on_image(found.xy_optical, optical))
+
+
+def on_image(xy: np.ndarray, image: Tensor) -> np.ndarray:
+    """Which positions (N, 2) lie on a pixel of an image (C, H, W), (N,) bool."""
+    highest = np.array([image.shape[-1], image.shape[-2]]) - 0.5
+    return np.all((xy >= -0.5) & (xy <= highest), axis=1)
+
+
+class Branch(nn.Module):
+    """Plain convolutions from an image to features at stride 4 that see about 70 px.
+
+    Returns the features of its last and of its last but one stage, (B, width, H/4, W/4) each.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        norm = norm_layer("group")
+        self.stem = nn.Sequential(
+            ConvNormAct(channels, width // 2, 5, stride=2, norm_layer=norm),
+            ConvNormAct(width // 2, width // 2, 3, norm_layer=norm),
+            ConvNormAct(width // 2, width, 3, stride=2, norm_layer=norm),
+        )
+        self.narrow = ConvNormAct(width, width, 3, norm_layer=norm)
+        self.wide = nn.Sequential(
+            ConvNormAct(width, width, 3, dilation=2, norm_layer=norm),
+            ConvNormAct(width, width, 3, dilation=4, norm_layer=norm),
+            nn.Conv2d(width, width, 1),
+            nn.InstanceNorm2d(width),  # what all cells share tells none from another
+        )
+
+    def stages(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        narrow = self.narrow(self.stem(image))
+        return narrow, self.wide(narrow)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.stages(image)[1]
+
+
+class ScoringNet(PeerNet):
+    """A method that scores pairs of cells and keeps mutual best ones; a new one implements `scores` and `losses`."""
+
+    @abstractmethod
+    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
+        """Logits (N, M) of all cells of one SAR image with all of one optical image.
+
+        Args:
+            sar, optical: standardised, (1, C, H, W) and (1, C', H', W').
+            candidates: (N, M) bool, pairs within the search radius; what others score does not matter.
+        """
+
+    def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of the matches of cells `rows` with cells `columns`, (n,) in [0, 1]: their dual-softmax probability.
+
+        Args:
+            scores: as `scores` gives them, very low where no candidate is.
+            size: rows and columns of optical cells.
+        """
+        log_probability = scores[rows, columns] * 2 - scores[rows].logsumexp(1) - scores[:, columns].logsumexp(0)
+        return log_probability.exp()
+
+    def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
+        """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool; all unless a method says otherwise."""
+        return torch.ones_like(cells, dtype=torch.bool)
+
+    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+        at_sar, at_optical = self.centres(sar), self.centres(optical)
+        candidates = torch.cdist(at_sar, at_optical) <= (torch.inf if search_radius is None else search_radius)
+        scores = self.scores(sar, optical, candidates).masked_fill(~candidates, MASKED)
+        rows, columns = mutual_best(scores)
+        rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))
+        size = (optical.shape[-2] // STRIDE, optical.shape[-1] // STRIDE)
+        confidence = self.confidence(scores, rows, columns, size).clamp(0, 1)
+        keep = self.select(sar, confidence, rows)
+        rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
+        xy_optical = at_optical[columns] + STRIDE * expected_step(scores[rows].unflatten(1, size), columns)
+        return Matches(at_sar[rows].cpu().numpy(), xy_optical.cpu().numpy(), confidence.cpu().numpy())
+
+
+def around(maps: Tensor, index: Tensor, half: int) -> Tensor:
+    """Windows (n, 2 half + 1, 2 half + 1) of maps (n, H, W) around a flat index (n,) of each, `MASKED` outside."""
+    width = maps.shape[2]
+    steps = torch.arange(2 * half + 1, device=maps.device)
+    padded = F.pad(maps, (half, half, half, half), value=MASKED)
+    y, x = (index // width)[:, None] + steps, (index % width)[:, None] + steps
+    return padded[torch.arange(len(maps), device=maps.device)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def expected_step(maps: Tensor, index: Tensor) -> Tensor:
+    """Expectation of (dx, dy) over the softmax of the 3 x 3 cells around an index of each map (n, H, W); (n, 2)."""
+    weights = around(maps, index, 1).flatten(1).softmax(dim=1).unflatten(1, (3, 3))
+    steps = torch.arange(-1.0, 2, device=maps.device)
+    return torch.stack([(weights.sum(1) * steps).sum(1), (weights.sum(2) * steps).sum(1)], dim=1)
+
+
+def grid_points(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width, 2) float (x, y) of a grid of cells, in cells."""
+    return (cell_centres(height, width, STRIDE, device) - (STRIDE - 1) / 2) / STRIDE
+
+
+class Truth(NamedTuple):
+    """Where cells truly lie, as `true_displacements` tells, in cells; masks say which have a counterpart."""
+
+    forward: Tensor
+    backward: Tensor
+    sar_mask: Tensor
+    optical_mask: Tensor
+
+    @classmethod
+    def of(cls, batch: Sample) -> Truth:
+        forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+        return cls(forward / STRIDE, backward / STRIDE, sar_mask, optical_mask)
+
+
+def learned_volume(sar: Tensor, optical: Tensor, batch: Sample, config: PeerSize, vote_cells: int = 1) -> Volume:
+    """Cosines of descriptors (B, C, h, w) over the window in which a method learns.
+
+    Args:
+        vote_cells: side of the template: products are averaged over so many cells; 1 for each cell by itself.
+    """
+    valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
+    volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), config.window_cells, *valid)
+    return volume if vote_cells == 1 else consensus(volume, [vote_cells])[0]
+
+
+def contrast(volume: Volume, log_scale: Tensor, truth: Truth) -> Tensor:
+    """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""
+    logits = Volume(volume.values * log_scale.exp(), volume.valid)
+    return matching_loss(logits, *truth).mean()
+
+
+def all_pairs(sar: Tensor, optical: Tensor) -> Tensor:
+    """Cosines (N, M) of the descriptors (1, C, h, w) and (1, C, h', w') of all cells."""
+    a, b = (F.normalize(x, dim=1)[0].flatten(1) for x in (sar, optical))
+    return a.T @ b

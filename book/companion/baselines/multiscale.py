@@ -1,0 +1,99 @@
+"""Displacement regressed scale by scale (Zampieri et al. 2018, ref. 29)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+from companion.baselines.learned import PeerNet, PeerSize
+from sarmatch.data.crops import Sample
+from sarmatch.geometry import cell_centres, inside, transform_points
+from sarmatch.matching.matches import Matches
+from sarmatch.model.layers import norm_layer
+
+SCALES = (8, 4, 2)
+"""Pixels a cell of each link of the chain, the coarsest first."""
+
+
+class Link(nn.Module):
+    """From both images at one scale to the displacement that is still missing, in cells of that scale."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        norm = norm_layer("group")
+        layers = [ConvNormAct(channels, width, 3, norm_layer=norm)]
+        layers += [ConvNormAct(width, width, 3, dilation=d, norm_layer=norm) for d in (1, 2, 4, 1)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 2, 3, padding=1))
+
+    def forward(self, sar: Tensor, optical: Tensor) -> Tensor:
+        displacement: Tensor = self.layers(torch.cat([sar, optical], dim=1))
+        return displacement
+
+
+class MultiscaleNet(PeerNet):
+    """A chain of networks: each takes both images, the optical one moved by what is known, and corrects that.
+
+    Adapted: three links, at 8, 4 and 2 px a cell, trained together, each from what the coarser ones left and without a
+    gradient to them. The original aligns cadastral maps with images of one place; here the images come with a shift of
+    many cells. Every cell of 4 px has an answer; the original has no confidence, ours is exp(-r) with the length r of
+    the last correction in px: a chain that is still moving has not arrived.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        channels = config.sar_channels + config.optical_channels
+        self.links = nn.ModuleList(Link(channels, config.width) for _ in SCALES)
+
+    def chain(self, sar: Tensor, optical: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of each scale, displacements (B, 2, H/s, W/s) in px as (dx, dy), and the last correction."""
+        result: list[tuple[Tensor, Tensor]] = []
+        size = sar.shape[-2:]
+        known = sar.new_zeros(len(sar), 2, size[0] // SCALES[0], size[1] // SCALES[0])
+        for link, scale in zip(self.links, SCALES, strict=True):
+            small = [F.avg_pool2d(image, scale) for image in (sar, optical)]
+            known = F.interpolate(known.detach(), small[0].shape[-2:], mode="bilinear")
+            correction = scale * link(small[0], moved(small[1], known / scale)).float()  # bfloat16 tells 20 px to 0.125
+            known = known + correction
+            result.append((known, correction))
+        return result
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
+        """Displacements of each scale, as `chain` has them."""
+        return tuple(found for found, _ in self.chain(sar, optical))
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        size = batch["sar"].shape[-2:]
+        for found, scale in zip(described, SCALES, strict=True):
+            grid = cell_centres(found.shape[2], found.shape[3], scale, found.device)
+            there = torch.stack([transform_points(A, grid) for A in batch["A_sar_to_optical"]])
+            mask = inside(there, (size[0], size[1]))
+            error = (found.movedim(1, 3) + grid - there).norm(dim=-1)
+            losses[f"error_{scale}"] = (error * mask).sum() / mask.sum().clamp(min=1)
+        return {"loss": torch.stack(list(losses.values())).mean(), **losses}
+
+    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+        found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, same_size(optical, sar))[-1])
+        xy_sar = self.centres(sar)
+        keep = torch.ones(len(xy_sar), dtype=torch.bool, device=sar.device)
+        if search_radius is not None:
+            keep = found.norm(dim=1) <= search_radius
+        confidence = (-correction.norm(dim=1)).exp()
+        first, second, confidence = (x[keep].cpu().numpy() for x in (xy_sar, xy_sar + found, confidence))
+        return Matches(first, second, confidence)
+
+
+def moved(image: Tensor, displacement: Tensor) -> Tensor:
+    """The image (B, C, h, w) as seen at p + displacement(p), (B, 2, h, w) in its pixels; 0 outside."""
+    height, width = image.shape[-2:]
+    there = cell_centres(height, width, 1, image.device) + displacement.movedim(1, 3)
+    span = torch.tensor([width - 1, height - 1], device=image.device).clamp(min=1)
+    return F.grid_sample(image, 2 * there / span - 1, align_corners=True)
+
+
+def same_size(image: Tensor, like: Tensor) -> Tensor:
+    """Cut or filled with zeros on the right and below to the size of `like`."""
+    height, width = (a - b for a, b in zip(like.shape[-2:], image.shape[-2:], strict=True))
+    return F.pad(image, (0, width, 0, height))

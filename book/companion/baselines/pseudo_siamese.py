@@ -1,0 +1,93 @@
+"""Match or no match, from two branches that share no weights (Hughes et al. 2018, ref. 7)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, grid_points
+from sarmatch.data.crops import Sample
+from sarmatch.model import STRIDE
+
+NEGATIVES = 8
+"""Places drawn for each cell that do not match it."""
+FAR_CELLS = 2
+"""Distance from the true place, in cells along either axis, at which a pair counts as no match."""
+_AT_ONCE = 200_000  # pairs scored at a time
+
+
+class PairHead(nn.Module):
+    """Fusion by concatenation, then layers up to one logit: does this SAR cell show what this optical cell shows?
+
+    The first layer of a concatenation is a sum of two layers, so that each cell passes through its own part once.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sar, self.optical = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, sar: Tensor, optical: Tensor) -> Tensor:
+        """Logits (...) of what `sar` and `optical` layers made of features (..., width)."""
+        logits: Tensor = self.rest(sar + optical)[..., 0]
+        return logits
+
+
+class PseudoSiameseNet(ScoringNet):
+    """Two unshared branches, fusion, and a score that is a probability to match.
+
+    Adapted: the original takes a pair of patches of 112 px and says yes or no. Here the branches run over whole images
+    once and only the fusion layers run for each pair of cells within reach, which is the same network applied to a
+    patch of about 70 px around every fourth pixel. Trained by binary cross-entropy, matches and non-matches weighing
+    alike.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch: nn.Module = Branch(config.sar_channels, config.width)
+        self.optical_branch: nn.Module = Branch(config.optical_channels, config.width)
+        self.head = PairHead(config.width)
+
+    def features(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all cells of both images, (B, width, h, w)."""
+        return self.sar_branch(sar), self.optical_branch(optical)
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head takes of both images, (B, N, width) and (B, M, width)."""
+        first, second = (x.flatten(2).transpose(1, 2) for x in self.features(sar, optical))
+        return self.head.sar(first), self.head.optical(second)
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        truth = Truth.of(batch)
+        a, b = described
+        height, width = (n // STRIDE for n in batch["sar"].shape[-2:])
+        own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
+        true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells
+        right = torch.minimum(true.round().long().clamp(min=0), size - 1)
+        # Within the window: a place far from the cell is told by where it lies, without a look at what it shows.
+        window = self.config.window_cells
+        drawn = own.flatten(0, 1).long() + torch.randint(-window, window + 1, (NEGATIVES, *true.shape), device=a.device)
+        far = ((drawn - true).abs() > FAR_CELLS).any(dim=-1) & ((drawn >= 0) & (drawn < size)).all(dim=-1)
+        drawn = torch.minimum(drawn.clamp(min=0), size - 1)
+        places = torch.cat([right[None], drawn])  # (1 + NEGATIVES, B, N, 2)
+        flat = (places[..., 1] * width + places[..., 0]).transpose(0, 1).flatten(1)
+        others = b.gather(1, flat[..., None].expand(-1, -1, b.shape[2])).unflatten(1, (1 + NEGATIVES, -1))
+        logits = self.head(a[:, None], others)
+        mask = truth.sar_mask.flatten(1)
+        negative = far.transpose(0, 1) & mask[:, None]
+        positive_loss = F.softplus(-logits[:, 0])[mask].sum() / mask.sum().clamp(min=1)
+        negative_loss = F.softplus(logits[:, 1:])[negative].sum() / negative.sum().clamp(min=1)
+        return {"loss": (positive_loss + negative_loss) / 2, "positive": positive_loss, "negative": negative_loss}
+
+    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
+        a, b = (x[0] for x in self.describe(sar, optical))
+        rows, columns = candidates.nonzero(as_tuple=True)
+        scores = sar.new_zeros(candidates.shape)
+        for row, column in zip(rows.split(_AT_ONCE), columns.split(_AT_ONCE), strict=True):
+            scores[row, column] = self.head(a[row], b[column])
+        return scores
+
+    def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
+        """The probability to match that the head gives."""
+        return scores[rows, columns].sigmoid()

@@ -1,0 +1,280 @@
+"""Template matching on oriented-gradient channels: the strongest method for co-oriented pairs without any learning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from companion.baselines.base import Baseline
+from sarmatch.geometry import cell_centres
+from sarmatch.matching.matches import Matches
+from sarmatch.model.oriented_gradients import (
+    OPTICAL_SIGMA_PX,
+    SAR_SIGMA_PX,
+    Features,
+    oriented_gradients,
+    parabola_peak,
+    shift_scores,
+)
+
+STRIDE = 4
+"""Spacing of the keypoints, px; the same grid as our matcher's."""
+_PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
+_UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
+_PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
+_MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are worked off in strips
+
+
+@dataclass(frozen=True)
+class TemplateMatcher(Baseline):
+    """Templates around a grid of SAR keypoints, searched in the optical image.
+
+    The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score is their
+    normalised correlation over the template. All keypoints are scored together, one displacement at a time, by box
+    filters over the product of the two images. Templates move rigidly: rotation and scale are not searched.
+
+    Template matching by another similarity is a subclass with `_features` and `_similarities` of its own.
+
+    Attributes:
+        template_px: side of the square template, px; taken as an odd number of 4 px cells.
+        mutual: keep a match only where no other template fits its place in the optical image better.
+        min_template: a displacement counts where at least this share of the template lies on the optical image.
+    """
+
+    template_px: int = 65
+    mutual: bool = True
+    min_template: float = 0.3
+
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        """One match for each keypoint of the stride-4 grid, unless `mutual` drops it.
+
+        Args:
+            sar, optical: (C, H, W) and (C', H', W') float in [0, 1].
+            search_radius: px; None takes 32 px around the shift at which the images as a whole correlate best, and so
+                assumes that they differ by little more than a shift.
+
+        Returns:
+            matches with sub-pixel positions; confidence is how far the best score stands above the best one elsewhere,
+            as a share of it, and not a probability.
+        """
+        offset = (0, 0) if search_radius is not None else _whole_image_shift(*_gradients(sar, optical))
+        a, b = self._features(sar, optical)
+        reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
+        peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(reach)), reach)
+        cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
+        xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
+        height, width = optical.shape[1:]
+        inside = ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)
+        keep = inside & (peaks.score > 0).numpy()
+        if self.mutual:
+            keep &= is_best.numpy()
+        return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
+
+    def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
+        """What is compared of both images."""
+        return _gradients(sar, optical)
+
+    def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
+        """Similarity of the template of `side` cells around every cell, (K, K, h, w) for displacements (dy, dx).
+
+        Args:
+            a: of the SAR image, or of a strip of it.
+            window: of the optical image around it, `radius` px wider on all sides.
+            radius: K = 2 radius + 1 displacements along each axis.
+        """
+        return _correlations(a, window, radius, side)
+
+    def _search(self, a: Features, window: Features, reach: float) -> tuple[_Peaks, Tensor]:
+        """Best displacement of every cell, and whether no other cell has a better score for the same place.
+
+        Args:
+            a: (C, H, W) features of the SAR image.
+            window: those of the optical image around it, as `_framed` gives them.
+        """
+        radius, side = math.floor(reach), 2 * (self.template_px // (2 * STRIDE)) + 1
+        height, width = a.size[0] // STRIDE, a.size[1] // STRIDE
+        margin = radius // STRIDE + 1
+        best_at_place = torch.full((height + 2 * margin, width + 2 * margin), -math.inf)
+        rows, peaks = max(1, _MAX_ENTRIES // ((2 * radius + 1) ** 2 * width)), []
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = max(top - side // 2, 0), min(bottom + side // 2, height)  # cells under these templates
+            strip_a = _rows(a, first * STRIDE, last * STRIDE)
+            strip_b = _rows(window, first * STRIDE, last * STRIDE + 2 * radius)
+            scores = self._similarities(strip_a, strip_b, radius, side)
+            scores = scores.masked_fill(~_possible(strip_a, strip_b, reach, side, self.min_template), -math.inf)
+            scores = scores[..., top - first : bottom - first, :]
+            peaks.append(_peaks(scores))
+            _raise_to_scores(best_at_place[top : bottom + 2 * margin], scores)
+        joined = _Peaks(*(torch.cat(parts) for parts in zip(*peaks, strict=True)))
+        place = torch.floor((joined.displacement + STRIDE / 2) / STRIDE).long() + margin
+        x = place[..., 0] + torch.arange(width)
+        y = place[..., 1] + torch.arange(height)[:, None]
+        return joined, joined.score >= best_at_place[y, x]
+
+
+class _Peaks(NamedTuple):
+    """The maximum of each cell's scores: its score (h, w), the confidence in it (h, w), its whole-pixel displacement
+    and the sub-pixel refinement of that, both (h, w, 2) as (x, y) px."""
+
+    score: Tensor
+    confidence: Tensor
+    displacement: Tensor
+    refinement: Tensor
+
+
+def _whole_image_shift(a: Features, b: Features) -> tuple[int, int]:
+    """Shift (dx, dy) in whole px with the highest mean product of features."""
+    max_shift = max(*a.size, *b.size) - 1
+    scores = shift_scores(a, b, max_shift)
+    row, column = np.unravel_index(np.argmax(scores), scores.shape)
+    return int(column) - max_shift, int(row) - max_shift
+
+
+def _framed(b: Features, size: tuple[int, int], offset: tuple[int, int], margin: int) -> Features:
+    """The part of `b` that lies under an image of `size` moved by `offset`, `margin` px wider all round."""
+    left, top = offset[0] - margin, offset[1] - margin
+    right, bottom = left + size[1] + 2 * margin, top + size[0] + 2 * margin
+    pad = (-left, right - b.size[1], -top, bottom - b.size[0])  # negative values crop
+    return Features(F.pad(b.channels, pad), F.pad(b.usable, pad))
+
+
+def _rows(features: Features, first: int, last: int) -> Features:
+    return Features(features.channels[:, first:last], features.usable[first:last])
+
+
+def _gradients(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
+    return oriented_gradients(sar, SAR_SIGMA_PX), oriented_gradients(optical, OPTICAL_SIGMA_PX)
+
+
+def grid_size(features: Features) -> tuple[int, int]:
+    """Rows and columns of keypoints."""
+    return features.size[0] // STRIDE, features.size[1] // STRIDE
+
+
+def _possible(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
+    """Displacements within reach at which enough of the template lies on the optical image, (K, K, h, w) bool."""
+    radius = math.floor(reach)
+    rows, columns = _spans(a, window, radius, side)
+    steps = torch.arange(-radius, radius + 1).square()
+    within = (steps[:, None] + steps).sqrt() <= reach
+    return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
+
+
+def _spans(a: Features, window: Features, radius: int, side: int) -> tuple[_Spans, _Spans]:
+    """Along the rows and along the columns."""
+    height, width = grid_size(a)
+    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), height, side, 2 * radius + 1)
+    return rows, _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), width, side, 2 * radius + 1)
+
+
+def _correlations(a: Features, window: Features, radius: int, side: int) -> Tensor:
+    """Normalised correlation of the channels under the template, as `TemplateMatcher._similarities`."""
+    height, width = (n * STRIDE for n in grid_size(a))
+    size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
+    every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
+    products = every.new_zeros(size)
+    for dy, dx in np.ndindex(size[:2]):
+        if math.hypot(dy - radius, dx - radius) < radius + 1:
+            part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
+            products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
+    sums = _box_sum(products.flatten(0, 1), side).unflatten(0, size[:2])
+    rows, columns = _spans(a, window, radius, side)
+    energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
+    steps = torch.arange(size[0])[:, None]
+    energy_b = _rectangle_sums(
+        window.channels.square().sum(dim=0),
+        *(rows.first + steps, rows.last + steps, columns.first + steps, columns.last + steps),
+    )
+    return sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
+
+
+class _Spans(NamedTuple):
+    """Along one axis: which pixels [first, last) of a template are compared at a displacement, each (K, n) for K
+    displacements and n cells, and which share that is of those that could be."""
+
+    first: Tensor
+    last: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, usable_a: Tensor, usable_b: Tensor, n_cells: int, side: int, n_steps: int) -> _Spans:
+        """`usable_a` and `usable_b` say which rows (or columns) of the image and of the window around it are usable."""
+        begin_a, end_a = _extent(usable_a)
+        begin_b, end_b = _extent(usable_b)
+        cells, steps = torch.arange(n_cells), torch.arange(n_steps)[:, None]
+        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a)
+        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a)
+        compared_first = first.expand(n_steps, -1).clamp(min=begin_b - steps)
+        compared_last = torch.maximum(last.expand(n_steps, -1).clamp(max=end_b - steps), compared_first)
+        share = (compared_last - compared_first) / (last - first).clamp(min=1)
+        return cls(compared_first, compared_last, share)
+
+
+def _extent(usable: Tensor) -> tuple[int, int]:
+    """First true position, and the one after the last."""
+    positions = usable.nonzero()
+    return (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
+
+
+def _rectangle_sums(image: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Sums of an image over rectangles: rows [top, bottom) (K, h), columns [left, right) (L, w) -> (K, L, h, w)."""
+    integral = F.pad(image.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    (height, width) = image.shape
+    rows = (integral[bottom.clamp(0, height)] - integral[top.clamp(0, height)]).float()  # (K, h, W + 1)
+    sums = rows[..., right.clamp(0, width)] - rows[..., left.clamp(0, width)]  # (K, h, L, w)
+    return sums.transpose(1, 2)
+
+
+def _box_sum(x: Tensor, side: int) -> Tensor:
+    """Sums of (N, h, w) over side x side cells, cut off at the border."""
+    half = side // 2
+    x = F.avg_pool2d(x[:, None], (side, 1), stride=1, padding=(half, 0)) * side
+    return F.avg_pool2d(x, (1, side), stride=1, padding=(0, half))[:, 0] * side
+
+
+def _peaks(scores: Tensor) -> _Peaks:
+    """Maximum of a volume (K, K, h, w) over its displacements."""
+    size, radius = scores.shape[0], scores.shape[0] // 2
+    flat = scores.flatten(0, 1)
+    score, index = flat.max(dim=0)
+    padded = F.pad(scores.flatten(2).permute(2, 0, 1), (1, 1, 1, 1), value=-math.inf)  # (hw, K + 2, K + 2)
+    cell = torch.arange(len(padded))
+    y, x = index.flatten() // size + 1, index.flatten() % size + 1
+    shift = [
+        parabola_peak(padded[cell, y - dy, x - dx], score.flatten(), padded[cell, y + dy, x + dx])
+        for dx, dy in ((1, 0), (0, 1))
+    ]
+    refinement = torch.from_numpy(np.stack(shift, axis=-1)).float().unflatten(0, score.shape)
+    displacement = torch.stack([index % size - radius, index // size - radius], dim=-1)
+    second = _best_elsewhere(scores, index // size, index % size)
+    confidence = (1 - second.clamp(min=0) / score.clamp(min=1e-6)).clamp(0, 1)
+    return _Peaks(score, confidence * (score > 0), displacement, refinement)
+
+
+def _best_elsewhere(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Highest score of each cell outside the neighbourhood of its peak at row y, column x; (h, w)."""
+    steps = torch.arange(len(scores))
+    far_y = (steps[:, None, None] - y).abs() > _PEAK_HALF_WIDTH  # (K, h, w)
+    far_x = (steps[:, None, None] - x).abs() > _PEAK_HALF_WIDTH
+    in_far_rows = scores.amax(dim=1).masked_fill(~far_y, -math.inf).amax(dim=0)
+    in_far_columns = scores.amax(dim=0).masked_fill(~far_x, -math.inf).amax(dim=0)
+    return torch.maximum(in_far_rows, in_far_columns)
+
+
+def _raise_to_scores(best: Tensor, scores: Tensor) -> None:
+    """Raise `best` (h + 2 m, w + 2 m), one value a cell of the optical image, to any score that claims that cell."""
+    size, height, width = scores.shape[1:]
+    radius = size // 2
+    margin = (best.shape[0] - height) // 2
+    for row, column in np.ndindex(size, size):
+        y = (row - radius + STRIDE // 2) // STRIDE + margin
+        x = (column - radius + STRIDE // 2) // STRIDE + margin
+        place = best[y : y + height, x : x + width]
+        torch.maximum(place, scores[row, column], out=place)

@@ -1,0 +1,132 @@
+"""Sparse matching in three steps: which places are good, where they lie, which answers to believe (ref. 8)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, all_pairs, around, contrast, learned_volume
+from sarmatch.data.crops import Sample
+from sarmatch.matching.correlation import MASKED, Volume
+
+TEMPLATE_CELLS = 9
+"""Side of the template whose features are correlated, in cells of 4 px."""
+HEATMAP_HALF = 4
+"""Half-width of the part of a heat map that the outlier network sees, in cells."""
+RIGHT_CELLS = 0.75
+"""An answer within 3 px is right."""
+LEFT_OUT = 0.5
+"""Share of places, those of least goodness, that are not matched."""
+INITIAL_SCALE = 30.0
+
+
+class ThreeStepNet(ScoringNet):
+    """Goodness, correspondence and outlier networks after Hughes et al. (2020).
+
+    Correspondence: features of two scales from unshared branches, correlated over a template; the heat map is a softmax
+    over the search window. Goodness: from the SAR features alone, whether the heat map will have its maximum in the
+    right place. Outlier: from the heat map around its maximum, whether it has.
+
+    Adapted: the three learn at once, the latter two from answers that pass no gradient back, in place of one after the
+    other; templates of 36 px stand around every fourth pixel. Matches are the mutual best among good places; their
+    confidence is what the outlier network says.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch = Branch(config.sar_channels, config.width)
+        self.optical_branch = Branch(config.optical_channels, config.width)
+        self.goodness = nn.Sequential(
+            nn.Conv2d(2 * config.width, config.width, 3, padding=1), nn.ReLU(), nn.Conv2d(config.width, 1, 1)
+        )
+        self.outlier = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)
+        )
+        side = 2 * HEATMAP_HALF + 1
+        self.outlier(torch.zeros(1, 1, side, side))  # fixes the size of the last layer
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        """Both scales of both images, (B, 2 width, h, w)."""
+        first, second = (
+            torch.cat([F.normalize(stage, dim=1) for stage in branch.stages(image)], dim=1)
+            for branch, image in ((self.sar_branch, sar), (self.optical_branch, optical))
+        )
+        return first, second
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        a, b = described
+        truth = Truth.of(batch)
+        volume = learned_volume(a, b, batch, self.config, TEMPLATE_CELLS)
+        correspondence = contrast(volume, self.log_scale, truth)
+        right, windows = self._answers(volume, truth)
+        mask = truth.sar_mask.flatten()
+        goodness = _mean_bce(self.goodness(a.detach()).flatten(), right, mask)
+        outlier = _mean_bce(self._outlier_logits(windows), right, mask)
+        losses = {"correspondence": correspondence, "goodness": goodness, "outlier": outlier}
+        return {"loss": correspondence + goodness + outlier, **losses}
+
+    @torch.no_grad()
+    def _answers(self, volume: Volume, truth: Truth) -> tuple[Tensor, Tensor]:
+        """Of each cell, whether its best answer is right (n,) float, and the heat map around it (n, k, k)."""
+        logits = (volume.values * self.log_scale.exp()).masked_fill(~volume.valid, MASKED)
+        size = logits.shape[1]
+        maps = logits.permute(0, 3, 4, 1, 2).flatten(0, 2)
+        best = maps.flatten(1).argmax(dim=1)
+        found = torch.stack([best % size, best // size], dim=1) - volume.radius
+        error = (found - truth.forward.flatten(0, 2)).norm(dim=1)
+        return (error <= RIGHT_CELLS).float(), heat_around(maps, best)
+
+    def _outlier_logits(self, windows: Tensor) -> Tensor:
+        logits: Tensor = self.outlier(windows[:, None])[:, 0]
+        return logits
+
+    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
+        a, b = self.describe(sar, optical)
+        cosines = all_pairs(a, b).unflatten(1, b.shape[-2:]).unflatten(0, a.shape[-2:])
+        return template_means(cosines, TEMPLATE_CELLS).flatten(2).flatten(0, 1) * self.log_scale.exp()
+
+    def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
+        """The outlier network's probability that the maximum of the heat map is right."""
+        return self._outlier_logits(heat_around(scores[rows].unflatten(1, size), columns)).sigmoid()
+
+    def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
+        """Good places: the better half, since the level of goodness follows the success of the training."""
+        features = torch.cat([F.normalize(stage, dim=1) for stage in self.sar_branch.stages(sar)], dim=1)
+        goodness = self.goodness(features).flatten()
+        return goodness[cells] >= goodness.quantile(LEFT_OUT)
+
+
+def heat_around(maps: Tensor, best: Tensor) -> Tensor:
+    """Probabilities (n, k, k) around the maximum of each map (n, H, W) of logits, times 10 so that they are seen."""
+    log_total = maps.flatten(1).logsumexp(dim=1)
+    return 10 * (around(maps, best, HEATMAP_HALF) - log_total[:, None, None]).exp()
+
+
+def template_means(cosines: Tensor, side: int) -> Tensor:
+    """Mean over a template of the similarities of cells that lie alike in it, (h, w, h', w').
+
+    Entry (y, x, y', x') becomes the mean of (y + i, x + j, y' + i, x' + j) over those i, j up to side // 2 either way
+    whose cells lie on both grids.
+    """
+    for rows in (True, False):
+        axes = (0, 2) if rows else (1, 3)
+        total, count = torch.zeros_like(cosines), cosines.new_zeros([cosines.shape[axis] for axis in axes])
+        for step in range(-(side // 2), side // 2 + 1):
+            here = tuple(slice(max(0, -step), min(cosines.shape[axis], cosines.shape[axis] - step)) for axis in axes)
+            there = tuple(slice(s.start + step, s.stop + step) for s in here)
+            count[here] += 1
+            if rows:
+                total[here[0], :, here[1]] += cosines[there[0], :, there[1]]
+            else:
+                total[:, here[0], :, here[1]] += cosines[:, there[0], :, there[1]]
+        cosines = total / (count[:, None, :, None] if rows else count[None, :, None, :])
+    return cosines
+
+
+def _mean_bce(logits: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, right, reduction="none")
+    return (loss * mask).sum() / mask.sum().clamp(min=1)

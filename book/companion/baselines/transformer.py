@@ -1,0 +1,101 @@
+"""A matcher without a detector: linear attention within and across the images (LoFTR, ref. 24; stands for ref. 30)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, all_pairs, contrast, learned_volume
+from sarmatch.data.crops import Sample
+
+HEADS = 4
+ROUNDS = 2
+"""Of attention within each image and then across."""
+INITIAL_SCALE = 1 / 0.1
+"""Of the similarity; a temperature of 0.1 as in LoFTR."""
+INITIAL_POSITION = 0.1
+"""What the code of positions is multiplied with at first. Added as it is, fewer matches of shifted textures were right;
+on radar images both stayed near chance."""
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost grows with the number of tokens and not with its square (Katharopoulos et al. 2020)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.merge = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """(B, N, C) that asks and (B, M, C) that answers, to (B, N, C)."""
+        query, key = (
+            (F.elu(layer(t)) + 1).unflatten(2, (HEADS, -1)) for layer, t in ((self.query, x), (self.key, source))
+        )
+        value = self.value(source).unflatten(2, (HEADS, -1)) / source.shape[1]
+        summary = torch.einsum("bmhc,bmhd->bhcd", key, value)
+        total = torch.einsum("bnhc,bhc->bnh", query, key.mean(dim=1)).clamp(min=1e-6)
+        message: Tensor = self.merge((torch.einsum("bnhc,bhcd->bnhd", query, summary) / total[..., None]).flatten(2))
+        return message
+
+
+class EncoderLayer(nn.Module):
+    """A message from the other tokens, then a small network over it and the token, as in LoFTR."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = LinearAttention(width)
+        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        message = self.first_norm(self.attention(x, source))
+        added: Tensor = x + self.second_norm(self.mlp(torch.cat([x, message], dim=2)))
+        return added
+
+
+class TransformerNet(ScoringNet):
+    """Cells of both images talk within and across images, then compare by dual softmax.
+
+    Adapted: one branch for each modality, cells of 4 px in place of 8, and the expectation over 3 x 3 cells in place of
+    LoFTR's second transformer on fine windows; trained by cross-entropy over a window as ours is.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch = Branch(config.sar_channels, config.width)
+        self.optical_branch = Branch(config.optical_channels, config.width)
+        self.within, self.across = (nn.ModuleList(EncoderLayer(config.width) for _ in range(ROUNDS)) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.position = nn.Parameter(torch.tensor(INITIAL_POSITION))
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors (B, width, h, w) of both images, each knowing the other."""
+        maps = self.sar_branch(sar), self.optical_branch(optical)
+        sizes = [m.shape[-2:] for m in maps]
+        a, b = ((m + self.position * position_code(m)).flatten(2).transpose(1, 2) for m in maps)
+        for within, across in zip(self.within, self.across, strict=True):
+            a, b = within(a, a), within(b, b)
+            a, b = across(a, b), across(b, a)
+        first, second = (t.transpose(1, 2).unflatten(2, size) for t, size in zip((a, b), sizes, strict=True))
+        return first, second
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        a, b = described
+        volume = learned_volume(a, b, batch, self.config)
+        return {"loss": contrast(volume, self.log_scale, Truth.of(batch))}
+
+    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
+        return all_pairs(*self.describe(sar, optical)) * self.log_scale.exp()
+
+
+def position_code(features: Tensor) -> Tensor:
+    """Sines and cosines of a cell's column and row, (C, h, w), C of `features` (B, C, h, w) a multiple of 4."""
+    channels, height, width = features.shape[1:]
+    rates, columns, rows = (torch.arange(n, device=features.device) for n in (channels // 4, width, height))
+    rates = torch.exp(rates * (-math.log(10_000.0) / (channels // 4)))
+    x = (columns * rates[:, None])[:, None, :].expand(-1, height, -1)
+    y = (rows * rates[:, None])[:, :, None].expand(-1, -1, width)
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()])

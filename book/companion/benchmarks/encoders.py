@@ -1,0 +1,61 @@
+"""Forward time of each encoder against the time its FLOP would take at the rate of a matrix product.
+
+    python -m companion.benchmarks.encoders [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]
+
+Forward passes of one image and a matrix product of 1024 x 1024 numbers alternate in one process, `rounds` times; of
+each the median counts. With one thread its CPU time is taken, so that other work on the machine hardly enters, else the
+time on the wall. FLOP are those of convolutions and matrix products, 2 for a multiplication with addition.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+
+import torch
+import tyro
+
+from companion.studies.encoders import count, on_meta
+from companion.timing import interleave
+from sarmatch.config import PROFILES
+from sarmatch.model import SarOpticalNet
+
+GEMM_SIDE = 1024
+
+
+def main(
+    profiles: tuple[str, ...] = ("s1s2", "sen12ms"), size: int = 256, rounds: int = 5, threads: int = 1, seed: int = 0
+) -> None:
+    """Print a line an encoder.
+
+    Args:
+        profiles: whose widths to take; `sen12ms` has the paper's.
+        size: side of the image, px.
+        rounds: passes of each kind.
+        threads: of torch.
+        seed: of weights and images.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    matrix = torch.rand(GEMM_SIDE, GEMM_SIDE)
+    print(
+        f"{threads} thread(s), {'CPU' if threads == 1 else 'wall'} time, median of {rounds}, batch 1, {size} px, fp32"
+    )
+    for name in profiles:
+        config = PROFILES[name].model
+        net, shapes = SarOpticalNet(config).eval(), on_meta(config)
+        for kind, channels in (("sar", config.sar_channels), ("optical", config.optical_channels)):
+            encoder, image = net.get_submodule(f"{kind}_encoder"), torch.rand(1, channels, size, size)
+            flop = count(shapes.get_submodule(f"{kind}_encoder"), [image.to("meta")]).loc["total", "flops"]
+            runs = {"forward": partial(encoder, image), "product": partial(torch.mm, matrix, matrix)}
+            with torch.inference_mode():
+                forward, product = (statistics.median(seconds) for seconds in interleave(runs, rounds).values())
+            rate = 2 * GEMM_SIDE**3 / product
+            print(
+                f"{name:8s} {kind:8s} {flop / 1e9:6.2f} GFLOP  forward {forward * 1e3:7.1f} ms  at the GEMM rate of "
+                f"{rate / 1e9:6.1f} GFLOP/s {flop / rate * 1e3:7.1f} ms  ratio {forward * rate / flop:5.1f}"
+            )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

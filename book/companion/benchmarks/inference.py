@@ -1,0 +1,61 @@
+"""Table 4 as a measurement: time and memory of base inference, with uncertainty, and of Monte Carlo passes.
+
+    python -m companion.benchmarks.inference [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu]
+
+Random weights and images, or with `--weights` those of a trained network. Below the table stand the parts of one pass,
+and beside each ratio the one that sharing between passes allows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import tyro
+
+from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
+from sarmatch.config import PROFILES
+from sarmatch.model.checkpoints import load_weights
+
+
+def main(
+    profile: str = "s1s2",
+    size: int = 256,
+    passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50),
+    repeats: int = 5,
+    device: str = "cpu",
+    threads: int = 1,
+    search_radius: float = 32.0,
+    weights: Path | None = None,
+) -> None:
+    """Print the modes and the parts.
+
+    Args:
+        profile: whose widths to take; `sen12ms` has the paper's.
+        size: side of both images, px.
+        passes: numbers of Monte Carlo passes.
+        repeats: runs of each mode.
+        device: cpu or cuda.
+        threads: of torch.
+        search_radius: px.
+        weights: a .safetensors file, whose config then counts instead of the profile's.
+    """
+    torch.set_num_threads(threads)
+    config, state = PROFILES[profile].model, None
+    if weights is not None:
+        net, _ = load_weights(weights)
+        config, state = net.config, net.state_dict()
+    modes = measure_modes(config, size, passes, repeats, device, search_radius, weights=state)
+    parts = measure_parts(workload(config, size, device, search_radius, weights=state), repeats)
+    modes["bound"] = [prefix_bound(parts, n) if n else 1.0 for n in modes["passes"]]
+    modes.loc[modes["mode"] == "base", "bound"] = float("nan")
+    kind = "CPU" if device == "cpu" and threads == 1 else "wall"
+    print(
+        f"{profile if weights is None else weights}, {size} px, {threads} thread(s), {kind} time, median of {repeats}"
+    )
+    print(modes.assign(over_bound=modes["ratio"] / modes["bound"]).round(3).to_string(index=False))
+    print(parts.round(4).to_string())
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

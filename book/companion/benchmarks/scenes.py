@@ -1,0 +1,87 @@
+"""Seconds and peak memory of `sarmatch register` on a generated pair of scenes, by their area.
+
+    python -m companion.benchmarks.scenes [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]
+
+Each scene is one generated block mirrored next to itself, written strip by strip; the georeference of the optical image
+is off by a known shift. Each registration runs in a process of its own. Prints how far it ends from the truth, so that
+a fast failure is not taken for a fast success.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+import tyro
+from rasterio import Affine
+from rasterio.windows import Window
+
+from sarmatch.data.synthetic import render_pair
+
+BLOCK = 1536
+SHIFT_PX = (23.4, -17.2)
+LIMIT_GB = 4.0
+_RUN = """
+import json, resource, sys, time
+from sarmatch.scenes.registering import register
+start = time.perf_counter()
+done = register(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], workers=int(sys.argv[5]))
+seconds = time.perf_counter() - start
+peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+dx, dy = done.transform.coefficients[0]
+print(json.dumps({"seconds": seconds, "peak_gb": peak, "dx": dx, "dy": dy, "windows": done.agreement.n_windows}))
+"""
+
+
+def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, float] = (0.0, 0.0)) -> None:
+    """Write a block (C, N, N) mirrored over a scene of `side` px, one strip of blocks at a time."""
+    transform = Affine(10, 0, 500_000 + 10 * shift[0], 0, -10, 5_000_000 - 10 * shift[1])
+    tiling = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "zlevel": 1}
+    profile = {"driver": "GTiff", "count": len(block), "height": side, "width": side, "dtype": block.dtype}
+    with rasterio.open(path, "w", crs="EPSG:32631", transform=transform, **profile, **tiling) as file:
+        for j, y in enumerate(range(0, side, BLOCK)):
+            rows = block[:, ::-1] if j % 2 else block
+            for i, x in enumerate(range(0, side, BLOCK)):
+                part = (rows[:, :, ::-1] if i % 2 else rows)[:, : side - y, : side - x]
+                file.write(part, window=Window(x, y, part.shape[2], part.shape[1]))
+
+
+def main(
+    side: int = 10_980, fractions: tuple[float, ...] = (0.25, 0.5, 1.0), model: str = "affine", workers: int = 1
+) -> None:
+    """Print a table.
+
+    Args:
+        side: of the largest scene, px.
+        fractions: of its area.
+        model: shift, affine, polynomial or field.
+        workers: processes of each registration.
+    """
+    pair = render_pair(0, BLOCK)
+    blocks = [(image.numpy() * 255).round().astype(np.uint8) for image in (pair.sar, pair.optical)]
+    rows = []
+    for fraction in fractions:
+        length = round(side * fraction**0.5)
+        with tempfile.TemporaryDirectory() as folder:
+            sar, optical, output = (Path(folder) / name for name in ("sar.tif", "optical.tif", "registered.tif"))
+            write_scene(sar, blocks[0], length)
+            write_scene(optical, blocks[1], length, SHIFT_PX)
+            command = [sys.executable, "-c", _RUN, str(sar), str(optical), str(output), model, str(workers)]
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        row = json.loads(printed.splitlines()[-1])
+        off = float(np.hypot(row.pop("dx") - SHIFT_PX[0], row.pop("dy") - SHIFT_PX[1]))
+        seconds_per_mpx = row["seconds"] / (length**2 / 1e6)
+        rows.append({"fraction": fraction, "side_px": length, **row, "s_per_mpx": seconds_per_mpx, "off_px": off})
+        print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
+    worst = max(row["peak_gb"] for row in rows)
+    print(f"peak memory {worst:.2f} GB, the bound is {LIMIT_GB:g} GB")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,117 @@
+"""Verdicts on what the uncertainty maps respond to, computed from the tables of `companion.studies.uncertainty`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+from sarmatch.calibration.scores import auroc
+from sarmatch.evaluation.intervals import cluster_bootstrap, verdict
+
+NAMED: Mapping[str, str] = {
+    "speckle": "speckle",
+    "layover": "geometry",
+    "relief": "geometry",
+    "haze": "atmosphere",
+    "cloud": "atmosphere",
+    "illumination": "illumination",
+    "snow": "season",
+}
+"""The branch that is named for a nuisance (sections 3.2.1 and 3.2.2)."""
+MODALITY = {"speckle": "sar", "layover": "sar", "relief": "sar"}
+"""Modality whose U a nuisance concerns; the others are optical."""
+STRONG = 0.8
+"""Rank correlation from which a response counts as one."""
+VISIBLE = 0.2
+"""Least change, over the deviation between scenes, that counts."""
+
+
+def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Does the branch named for a nuisance rise with it, and do U of its modality and the total?
+
+    `follows`: correlation at least 0.8 (`STRONG`), its interval above zero, and a change of at least a fifth of the
+    deviation between scenes (`VISIBLE`). `falls`: the same downwards. `hardly moves`: a smaller change. Else `no`.
+
+    Args:
+        correlations: of `uncertainty.rank_correlations`.
+
+    Returns:
+        one row a nuisance and measure (its branch, U of its modality, total): nuisance, measure, rho, rho_low,
+        rho_high, effect, change (of a mean map in [0, 1], from the lowest to the highest dose), verdict.
+    """
+    rows = []
+    for nuisance, group in correlations.groupby("nuisance", sort=False):
+        of = group.set_index("source")
+        for measure in (NAMED[str(nuisance)], MODALITY.get(str(nuisance), "optical"), "total"):
+            row = of.loc[measure]
+            numbers = {name: float(row[name]) for name in ("rho", "rho_low", "rho_high", "effect")}
+            named = {"nuisance": nuisance, "measure": measure, **numbers, "change": float(row["change"])}
+            rows.append({**named, "verdict": _branch_verdict(**numbers)})
+    return pd.DataFrame(rows)
+
+
+def _branch_verdict(rho: float, rho_low: float, rho_high: float, effect: float) -> str:
+    side = verdict(rho_low, rho_high, words=("follows", "falls", "no"))
+    if side not in ("follows", "falls") or not abs(rho) >= STRONG:
+        return "no"
+    return side if abs(effect) >= VISIBLE else "hardly moves"  # NaN hardly moves
+
+
+def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, object]:
+    """Mean of a column over pairs, its interval over scenes, and whether that lies above the neutral value.
+
+    Returns:
+        mean, low, high, n_pairs, n_scenes, verdict: `yes`, `opposite`, `open` or `too few scenes`.
+    """
+    found = cluster_bootstrap(records, value)
+    words = ("yes", "opposite", "open")
+    said = verdict(found.low - neutral, found.high - neutral, found.n_clusters, words=words)
+    counts = {"n_pairs": found.n_pairs, "n_scenes": found.n_clusters}
+    return found.named("mean", "") | counts | {"verdict": said}
+
+
+def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
+    """Spearman's correlation over the pairs of each dataset between a cause and mean levels of uncertainty.
+
+    Args:
+        levels: of `uncertainty.group_levels`.
+        cause: column, such as `haze_index`.
+        sources: names behind `mean_`.
+
+    Returns:
+        columns dataset, source, rho, n_pairs; datasets of fewer than four pairs are left out.
+    """
+    rows = []
+    for dataset, group in levels.groupby("dataset"):
+        if len(group) >= 4:
+            for source in sources:
+                rho = float(spearmanr(group[cause], group[f"mean_{source}"]).statistic)
+                rows.append({"dataset": dataset, "source": source, "rho": rho, "n_pairs": len(group)})
+    return pd.DataFrame(rows, columns=["dataset", "source", "rho", "n_pairs"])
+
+
+def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
+    """AUROC of 1 - aleatoric uncertainty for a match being right: pooled, and as the mean within pairs over scenes.
+
+    Pairs whose matches are all right or all wrong are left out of the mean.
+
+    Args:
+        table: of `confidence_fit.match_table`.
+
+    Returns:
+        one row a dataset: dataset, pooled, within_pairs, low, high, n_pairs (that count within), n_scenes.
+    """
+    rows = []
+    for dataset, group in table.groupby("dataset"):
+        right = group["error_px"] <= threshold_px
+        each = [(scene, auroc(1 - g["aleatoric"], right[g.index])) for (scene, _), g in group.groupby(["scene", "id"])]
+        row = {"dataset": dataset, "pooled": auroc(1 - group["aleatoric"], right)}
+        known = pd.DataFrame(each, columns=["scene", "auroc"]).dropna()
+        if len(known):
+            within = cluster_bootstrap(known, "auroc")
+            row |= within.named("within_pairs", "") | {"n_pairs": within.n_pairs, "n_scenes": within.n_clusters}
+        rows.append(row)
+    columns = ["dataset", "pooled", "within_pairs", "low", "high", "n_pairs", "n_scenes"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,277 @@
+"""Claims of the paper, and the rules that give each a verdict from our numbers.
+
+Claims are data (`book/claims.yml`). Each names the place in the paper, the numbers of ours that answer it (a result
+file, the row and the column) and a rule. No verdict is written by hand: a rule reads the numbers and nothing else. Only
+a claim for which there is nothing to measure has no rule, and says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from companion.claims.branches import STRONG
+
+VERDICTS = ("reproduced here", "same direction", "not reproduced", "not testable here")
+"""In the order in which the ledger counts them."""
+REPRODUCED, SAME, NOT, UNTESTABLE = VERDICTS
+CLOSE = 0.1
+"""Relative deviation up to which two numbers without an interval agree (rule `within`)."""
+MARGIN = 0.05
+"""Loss of accuracy (a share) that still counts as none (rule `unchanged`)."""
+FORMATS = {
+    "share": ".3f", "difference": "+.3f", "rho": "+.2f", "ratio": ".2f", "count": ".0f", "more": "+.0f", "p": ".0e",
+}  # fmt: skip
+"""How a number is written, by its kind; percentages have a branch of their own."""
+
+
+class ClaimError(ValueError):
+    """A claim names a file, row or column that is not there, or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured value with its 95 % interval; both limits are NaN where there is none.
+
+    Attributes:
+        text: a verdict of the table itself, for the rule `follows`.
+        file: name of the result file, or `computed`.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    label: str = ""
+    kind: str = "share"
+    text: str = ""
+    file: str = ""
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def __str__(self) -> str:
+        scale, form, unit = (100, "+.1f", " %") if self.kind == "percent" else (1, FORMATS[self.kind], "")
+        shown = f"{scale * self.value:{form}}{unit}"
+        if self.has_interval:
+            shown += f" [{scale * self.low:{form}}, {scale * self.high:{form}}]"
+        return f"{self.label}: {shown}" if self.label else shown
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper as `book/claims.yml` states it.
+
+    Attributes:
+        section: heading under which the ledger lists it.
+        place: section, table or figure of the paper.
+        claim: in our words.
+        chapter: page and anchor of the book that has more.
+        test: what we did about it.
+        rule: name in `RULES`; empty where nothing can be measured, with `reason` saying why.
+        numbers: selectors of the numbers that the rule judges, see `select`.
+        beside: selectors of numbers that are shown and not judged.
+        printed: the paper's number on the scale of ours, where it has one.
+        neutral: what no effect would measure; 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
+        same_setting: the paper's own setting, as far as the claim goes, so that its number can be reproduced and
+            not only its direction.
+        figure: figure of the chapter.
+        if_absent: reason why there is no verdict as long as the result file or its row does not exist.
+        note: why the two differ, or what to keep in mind.
+    """
+
+    section: str
+    place: str
+    claim: str
+    chapter: str
+    test: str
+    rule: str = ""
+    numbers: Sequence[Mapping[str, Any]] = ()
+    beside: Sequence[Mapping[str, Any]] = ()
+    printed: float | None = None
+    neutral: float = 0.0
+    same_setting: bool = False
+    figure: str = ""
+    reason: str = ""
+    if_absent: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.rule) == bool(self.reason) or bool(self.rule) != bool(self.numbers):
+            raise ClaimError(f"{self.claim!r}: needs a rule with numbers, or a reason why there is none")
+        if self.rule and self.rule not in RULES:
+            raise ClaimError(f"{self.claim!r}: no rule {self.rule!r}, there are {sorted(RULES)}")
+
+
+# Rules: from numbers to a verdict
+
+
+Rule: TypeAlias = Callable[[Sequence[Number], Claim], tuple[str, str]]
+
+
+def rises(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    """Every interval lies above `neutral`; the paper's number inside it, in its own setting, makes it reproduced."""
+    return _signed(numbers, claim, +1)
+
+
+def falls(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    """As `rises`, downwards."""
+    return _signed(numbers, claim, -1)
+
+
+def _signed(numbers: Sequence[Number], claim: Claim, sign: int) -> tuple[str, str]:
+    verdicts = []
+    for number in numbers:
+        if not number.has_interval:
+            verdicts.append((UNTESTABLE, "no interval: too few scenes"))
+        elif min(sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)) > 0:
+            verdicts.append(_printed_in(number, claim, f"interval on the claimed side of {claim.neutral:g}"))
+        elif max(sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)) < 0:
+            verdicts.append((NOT, f"the opposite: interval on the other side of {claim.neutral:g}"))
+        else:
+            verdicts.append((NOT, f"undecided: interval holds {claim.neutral:g}"))
+    return _worst(verdicts)
+
+
+def _every(judge: Callable[[Number, Claim], tuple[str, str]]) -> Rule:
+    """A rule that judges each number alone: a claim on several numbers has the worst verdict among them."""
+
+    @wraps(judge)
+    def rule(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+        return _worst([judge(number, claim) for number in numbers])
+
+    return rule
+
+
+@_every
+def near(number: Number, claim: Claim) -> tuple[str, str]:
+    """Every interval holds the paper's number."""
+    if _holds(number, _printed(claim)):
+        words = "interval holds the printed number" if number.has_interval else "is the printed number"
+        return REPRODUCED if claim.same_setting else SAME, words
+    return NOT, f"printed number lies {'below' if _printed(claim) < number.value else 'above'} ours"
+
+
+@_every
+def at_most(number: Number, claim: Claim) -> tuple[str, str]:
+    """Not above the paper's number, as far as the interval tells."""
+    if number.low > _printed(claim) or (not number.has_interval and number.value > _printed(claim)):
+        return NOT, "ours is higher"
+    if number.value > _printed(claim):
+        return NOT, "interval holds the printed number, our mean is higher"
+    return REPRODUCED if claim.same_setting else SAME, "not higher than the printed number"
+
+
+@_every
+def unchanged(number: Number, claim: Claim) -> tuple[str, str]:
+    """No interval holds a loss of more than 0.05 (`MARGIN`): what is claimed to be robust must be shown to be."""
+    if not number.has_interval:
+        return UNTESTABLE, "no interval: too few scenes"
+    if number.low >= -MARGIN:
+        return SAME, f"loses less than {MARGIN:g}"
+    if number.high < 0:
+        return NOT, "the opposite: interval below zero"
+    return NOT, f"undecided: interval has room for a loss of more than {MARGIN:g}"
+
+
+def ahead(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    """The first number's interval lies above those of all others."""
+    return _apart(numbers, +1, "ahead", "lower")
+
+
+def behind(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    """The first number's interval lies below those of all others."""
+    return _apart(numbers, -1, "behind", "higher")
+
+
+def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> tuple[str, str]:
+    (near, far), *others = (sorted((sign * _low(n), sign * _high(n))) for n in numbers)
+    known = [number.has_interval for number in numbers]
+    if all(near > other[1] for other in others):
+        return SAME, "intervals do not overlap" if known[0] else f"the first is {side}"
+    if any(far < other[0] for other, has in zip(others, known[1:], strict=True) if known[0] or has):
+        return NOT, f"the opposite: the first is {opposite}"
+    return NOT, "undecided: intervals overlap" if known[0] else f"the first is not {side}"
+
+
+@_every
+def follows(number: Number, claim: Claim) -> tuple[str, str]:
+    """Rank correlation of 0.8 or more, interval above zero, visible change: the chapter's `follows`."""
+    if number.text == "no":
+        if number.low > 0:
+            return NOT, f"rises, with a correlation below {STRONG:g}"
+        if number.high < 0:
+            return NOT, "the opposite: falls, loosely"
+        return NOT, f"undecided: correlation below {STRONG:g} and interval holds 0"
+    words = {"follows": "rises with it, visibly", "falls": "the opposite: falls with it"}
+    words |= {"hardly moves": "moves by next to nothing"}
+    return SAME if number.text == "follows" else NOT, words.get(number.text, f"the table says {number.text!r}")
+
+
+def within(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    """Numbers without an interval, such as times, deviate from the paper's by at most a tenth (`CLOSE`)."""
+    printed = _printed(claim)
+    off = max(abs(number.value / printed - 1) for number in numbers)
+    if off <= CLOSE:
+        return REPRODUCED if claim.same_setting else SAME, f"within {CLOSE:.0%} of the printed number"
+    return NOT, f"{off:.0%} from the printed number"
+
+
+RULES: Mapping[str, Rule] = {
+    rule.__name__: rule for rule in (rises, falls, near, at_most, unchanged, ahead, behind, follows, within)
+}
+
+
+def _printed(claim: Claim) -> float:
+    if claim.printed is None:
+        raise ClaimError(f"{claim.claim!r}: rule {claim.rule!r} compares with a printed number; give `printed`")
+    return claim.printed
+
+
+def _printed_in(number: Number, claim: Claim, words: str) -> tuple[str, str]:
+    if claim.printed is None:
+        return SAME, words
+    if not _holds(number, claim.printed):
+        return SAME, f"{words}; the printed number is outside"
+    return (REPRODUCED if claim.same_setting else SAME), f"{words}; holds the printed number"
+
+
+def _holds(number: Number, printed: float) -> bool:
+    slack = 1e-9 * max(abs(printed), 1)
+    return _low(number) - slack <= printed <= _high(number) + slack
+
+
+def _low(number: Number) -> float:
+    return number.low if number.has_interval else number.value
+
+
+def _high(number: Number) -> float:
+    return number.high if number.has_interval else number.value
+
+
+def _worst(verdicts: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """A claim on several numbers holds where it holds for all; a failure says more than a gap."""
+    order = (NOT, UNTESTABLE, SAME, REPRODUCED)
+    return min(verdicts, key=lambda verdict: order.index(verdict[0]))
+
+
+def load_claims(path: str | Path) -> list[Claim]:
+    """Claims of a YAML file: sections, each with a list of claims.
+
+    Raises:
+        ClaimError: a claim lacks a field, has an unknown one, or contradicts itself.
+    """
+    import yaml
+
+    claims = []
+    for section, entries in yaml.safe_load(Path(path).read_text()).items():
+        for entry in entries:
+            try:
+                claims.append(Claim(section=section, **entry))
+            except TypeError as error:
+                raise ClaimError(f"{path}, {section}, {entry.get('claim')!r}: {error}") from None
+    return claims

@@ -1,0 +1,177 @@
+"""`python -m companion`: the studies of the book, the comparison of methods, and the book itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from sarmatch.cli import ProfileName, run_app
+
+StudyName = Literal["ablation", "data", "transfer", "settings"]
+
+
+def study(
+    name: Positional[StudyName],
+    profile: ProfileName = "demo",
+    data: Path | None = None,
+    runs: Path | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> int:
+    """Train and measure all rows of a study that the data allow; stopped at any moment, it goes on where it was.
+
+    Args:
+        name: ablation (table 3), data (fewer labelled pairs), transfer (one source only) or settings.
+        profile: size of the trainings and kind of the data.
+        data: folder of the data, for the profiles on real data.
+        runs: store of runs; default `runs` in the checkout.
+        output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
+    """
+    from companion.settings import book_profile
+    from companion.studies.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
+    from companion.studies.ablation_tables import calibration_table, metrics_table
+    from companion.studies.sensitivity import possible
+    from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.evaluation.intervals import with_intervals
+    from sarmatch.io import TABLES, check_output, write_table
+
+    if output is not None:
+        check_output(output, "records", TABLES)
+    config = studied(book_profile(profile, str(data) if data else None), name)
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    variants = possible(STUDIES[name], config, split)
+    if absent := [variant.name for variant in STUDIES[name] if variant not in variants]:
+        print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
+    matches = study_matches(config, variants, split, _runs(runs))
+    scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
+    metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
+    voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
+    alone = metrics_table(scores[~scores["voting"]], metrics)
+    radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
+    print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
+    for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
+        print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
+    if output is not None:
+        write_table(scores, output, "records")
+    return 0
+
+
+def compare(
+    profile: ProfileName = "demo",
+    data: Path | None = None,
+    runs: Path | None = None,
+    search_radius: float | None = 32.0,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> int:
+    """Measure our network and all other methods on the same test pairs; stopped at any moment, it goes on.
+
+    Takes the shipped weights where they are of this profile and these data, else trains the profile's network; then
+    trains all learned methods, and our network once more, with one short budget.
+
+    Args:
+        profile: whose network, data, split and crops to use.
+        data: folder of the data, for the profiles on real data.
+        runs: store of runs; default `runs` in the checkout.
+        search_radius: px around the predicted position; None searches the whole image.
+        output: also write the records, .parquet or .csv: one a method and test pair.
+    """
+    from companion.settings import book_profile
+    from companion.shipping import shipped_or_trained
+    from companion.studies.comparison import all_methods, without_packages
+    from companion.studies.comparison import compare as compare_methods
+    from companion.studies.comparison_tables import ranked, registration_table
+    from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
+    from sarmatch.data import open_pairs, split_pairs
+    from sarmatch.evaluation.intervals import with_intervals
+    from sarmatch.geometry import Search
+    from sarmatch.io import TABLES, check_output, write_table
+
+    Search(search_radius)  # rejects what makes no sense before hours of training
+    if output is not None:
+        check_output(output, "records", TABLES)
+    config = book_profile(profile, str(data) if data else None)
+    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    run = shipped_or_trained(config, _runs(runs), split)
+    trainings = trained_peers(config, split, _runs(runs))
+    compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
+    records, _ = compare_methods(run, compared, split, config, search_radius)
+    table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
+    where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
+    print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
+    budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
+    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
+    for name in without_packages():
+        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
+    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+    if output is not None:
+        write_table(records, output, "records")
+    return 0
+
+
+def book(
+    profile: ProfileName | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+    runs: Path | None = None,
+    chapters: tuple[str, ...] = (),
+    no_site: bool = False,
+    publish: bool = False,
+    workers: int | None = None,
+) -> int:
+    """Execute the chapters into a staged copy of the book and build the site there.
+
+    Args:
+        profile: what the chapters run on; default demo, with --publish s1s2.
+        data: folder of the data, for the profiles on real data.
+        out: the copy is made in OUT/PROFILE/book; default `build` in the checkout.
+        runs: store of trained runs; what it holds is loaded; default `runs` in the checkout.
+        chapters: execute only these, by name.
+        no_site: execute only, without jupyter-book.
+        publish: write executed chapters and result tables back to book/.
+        workers: chapters at a time; default as many as there are cores, up to 4; one where there is a GPU, and with
+            --publish, since chapters measure times.
+    """
+    from companion import settings
+    from companion.site import build, execute
+
+    chosen = profile or (settings.PUBLISHED_PROFILE if publish else "demo")
+    if publish and workers is None:
+        workers = 1
+    try:
+        staged = build.build_book(
+            chosen, data, out or settings.home() / "build", chapters or None, not no_site, None, _runs(runs), workers
+        )
+    except execute.BookError as error:
+        print(f"sarmatch: error: {error}", file=sys.stderr)
+        return 1
+    if publish:
+        build.publish(staged, chosen, data, chapters or None)
+    return 0
+
+
+def _runs(given: Path | None) -> Path:
+    from companion.settings import home
+
+    return given or home() / "runs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, see `cli.run_app`.
+
+    Args:
+        arguments: default `sys.argv[1:]`.
+    """
+    app = SubcommandApp()
+    for command in (study, compare, book):
+        app.command(command)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_app(app, "python -m companion", "Studies of the book, and the book itself.", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

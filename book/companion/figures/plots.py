@@ -1,0 +1,229 @@
+"""Drawings that several chapters share: each function draws on given axes and returns them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sarmatch.data.pairs import Pair
+from sarmatch.evaluation.intervals import cluster_bootstrap
+from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+
+MARKERS = "osD^vP"
+
+
+LOSS_PARTS = ("plain", "consensus", "fine")
+"""Names under which training logs the parts of its loss."""
+
+
+_MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
+
+
+def pair_gallery(axes: Any, pairs: Mapping[str, Pair]) -> Any:
+    """Pairs as columns of (2, n) axes, SAR above optical, each under its name."""
+    for column, (name, pair) in zip(np.asarray(axes).T, pairs.items(), strict=True):
+        show_image(column[0], pair.sar, pair.valid, name)
+        show_image(column[1], pair.optical, pair.valid)
+    for ax, label in zip(np.asarray(axes)[:, 0], ("SAR", "optical"), strict=True):
+        ax.set_ylabel(label)
+    return axes
+
+
+def count_heatmap(ax: Axes, counts: pd.DataFrame) -> Axes:
+    """Numbers of pairs by two labels, as figure 8 of the paper; colour in logarithmic scale, empty cells white."""
+    scale = LogNorm(1, max(counts.max().max(), 2))
+    sns.heatmap(
+        counts, ax=ax, mask=counts == 0, annot=True, fmt="d", cmap="viridis", norm=scale, linewidths=0.5,
+        cbar_kws={"label": "pairs"},
+    )  # fmt: skip
+    ax.tick_params(axis="y", rotation=0)
+    ax.set(xlabel=counts.columns.name, ylabel=str(counts.index.name).replace("_", " "))
+    if (bar := ax.collections[0].colorbar) is not None:
+        neutral(bar.ax)
+    return neutral(ax)
+
+
+def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]], bins: int = 64) -> Sequence[Axes]:
+    """Distribution of the values of valid pixels, a line a source: SAR (first band) left, optical (all bands) right."""
+    for ax, kind in zip(axes, ("sar", "optical"), strict=True):
+        for name, pairs in samples.items():
+            bands = 1 if kind == "sar" else None
+            values = np.concatenate([getattr(p, kind)[:bands, p.valid].flatten().numpy() for p in pairs])
+            density, edges = np.histogram(values, bins, (0, 1), density=True)
+            ax.stairs(density, edges, label=name)
+        ax.set(xlabel=f"{'SAR' if kind == 'sar' else kind} value", ylabel="density", xlim=(0, 1))
+    with_legend(axes[-1])
+    for ax in axes:
+        neutral(ax)
+    return axes
+
+
+def displacement_volume(
+    ax: Axes,
+    scores: np.ndarray | Tensor,
+    step_px: float = 1.0,
+    truth: tuple[float, float] | None = None,
+    estimate: tuple[float, float] | None = None,
+) -> Axes:
+    """Similarity of one SAR position with all displacements: a slice of the volume of design point 4.
+
+    Args:
+        scores: (K, K), rows dy and columns dx from -(K - 1) / 2 to (K - 1) / 2 steps; not finite where impossible.
+        step_px: px per step.
+        truth, estimate: displacements (dx, dy) in px to mark.
+    """
+    values = np.ma.masked_invalid(np.asarray(scores, dtype=np.float64))
+    reach = len(values) / 2 * step_px
+    ax.imshow(values, cmap="viridis", extent=(-reach, reach, reach, -reach), interpolation="nearest")
+    if truth is not None:
+        ax.scatter(*truth, s=70, marker="o", facecolors="none", edgecolors=COLOURS[3], linewidths=1.8, label="truth")
+    if estimate is not None:
+        ax.scatter(*estimate, s=50, marker="x", color=COLOURS[3], linewidths=1.8, label="estimate")
+    if truth is not None or estimate is not None:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    ax.set(xlabel="dx (px)", ylabel="dy (px)")
+    return neutral(ax)
+
+
+def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
+    """Losses on the first axes, validation accuracy on the second, the learning rate on a third where there is one.
+
+    Args:
+        axes: two or three.
+        history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`, `lr`;
+            NaN where a value was not measured. Losses are drawn with a running median over 5 % of the rows.
+    """
+    if history.empty:
+        for ax in axes:
+            ax.text(0.5, 0.5, "no log comes with these weights", ha="center", va="center", transform=ax.transAxes)
+            ax.set(xlabel="step", xticks=[], yticks=[])
+        return [neutral(ax) for ax in axes]
+    losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
+    for i, name in enumerate(losses):
+        values, colour = history[["step", name]].dropna(), line_style(i)["color"]
+        axes[0].plot(values["step"], values[name], color=colour, alpha=0.25, linewidth=0.8)
+        smooth = values[name].rolling(max(len(values) // 20, 1), center=True, min_periods=1).median()
+        axes[0].plot(values["step"], smooth, color=colour, label=name.removeprefix("loss_"))
+    for i, (name, threshold) in enumerate(_mma_thresholds(history).items()):
+        values = history[["step", name]].dropna()
+        axes[1].plot(values["step"], values[name], **line_style(i), label=f"within {threshold:g} px")
+    axes[0].set(xlabel="step", ylabel="loss")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set(xlabel="step", ylabel="share of matches", ylim=(0, 1))
+    for ax in axes[:2]:
+        ax.legend(frameon=False)
+    if len(axes) > 2:
+        axes[2].plot(history["step"], history["lr"], color=COLOURS[0])
+        axes[2].set(xlabel="step", ylabel="learning rate")
+    for ax in axes:
+        neutral(ax)
+    return axes
+
+
+def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset", cluster: str = "scene") -> Axes:
+    """Mean matching accuracy against its threshold, a line a group, with 95 % intervals of a cluster bootstrap.
+
+    Args:
+        records: one row a pair, with columns `mma_*px`, `group` and `cluster`.
+    """
+    columns = _mma_thresholds(records)
+    thresholds = np.array(list(columns.values()))
+    groups = records.groupby(group, sort=False)
+    for i, (name, rows) in enumerate(groups):
+        x = thresholds + 0.05 * (i - (len(groups) - 1) / 2)  # side by side, so that intervals can be read
+        found = [cluster_bootstrap(rows, column, cluster).named("mma") for column in columns]
+        error_bars(ax, x, pd.DataFrame(found), "mma", label=str(name), **line_style(i))
+    ax.set(xlabel="threshold (px)", ylabel="MMA", ylim=(0, 1), xticks=thresholds)
+    return with_legend(ax, title=group.replace("_", " "))
+
+
+def mma_by_radius(
+    ax: Axes, records: pd.DataFrame, value: str = "mma_3px", group: str = "protocol", cluster: str = "scene"
+) -> Axes:
+    """A metric against the search radius, a line a group, with 95 % intervals of a cluster bootstrap.
+
+    Args:
+        records: one row a pair and radius, with `search_radius` (px; None or NaN for the whole image, drawn last).
+    """
+    radius = records["search_radius"].astype(float).fillna(np.inf)
+    places = {r: i for i, r in enumerate(sorted(radius.unique()))}
+    groups = records.assign(_place=radius.map(places)).groupby(group, sort=False)
+    for i, (name, rows) in enumerate(groups):
+        found = {at: cluster_bootstrap(own, value, cluster).named(value) for at, own in rows.groupby("_place")}
+        x = np.array(list(found)) + 0.06 * (i - (len(groups) - 1) / 2)
+        error_bars(ax, x, pd.DataFrame(list(found.values())), value, label=str(name), **line_style(i))
+    ax.set(xlabel="search radius (px)", ylabel=metric_name(value), ylim=(0, None))
+    ax.set_xticks(range(len(places)), ["none" if np.isinf(r) else f"{r:g}" for r in places])
+    return with_legend(ax, title=group.replace("_", " "))
+
+
+def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | None = None, label: str = "row") -> Axes:
+    """A metric of each row of a table with its interval, the first row on top; beside it what a paper printed.
+
+    Args:
+        table: columns `label`, `metric`, `<metric>_low`, `<metric>_high`, and `printed` where that is given.
+    """
+    y = np.arange(len(table))[::-1]
+    error_bars(ax, y, table, metric, True, fmt="o", color=COLOURS[0], markersize=5, label="measured here")
+    ax.set(xlabel=metric_name(metric), yticks=y, yticklabels=table[label])
+    ax.grid(axis="x", alpha=0.3)
+    if printed is None:
+        return neutral(ax)
+    ax.plot(table[printed], y, "D", color=COLOURS[1], markerfacecolor="none", label="paper, other data")
+    return with_legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
+
+
+def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
+    """One small line under a figure (or under the figure of an axes): profile, data, commit."""
+    figure = target if isinstance(target, Figure) else target.figure
+    figure.text(0.995, -0.01, text, ha="right", va="top", size="x-small", color=NEUTRAL)
+    return target
+
+
+def error_bars(
+    ax: Axes, at: Any, table: pd.DataFrame, value: str, horizontal: bool = False, **style: Any
+) -> ErrorbarContainer:
+    """A column against positions, with error bars where the table has `<value>_low` and `<value>_high` and knows them.
+
+    Args:
+        at: (N,) places along the other axis: x, or y where the bars are `horizontal`.
+        style: as `Axes.errorbar` takes it.
+    """
+    mean, name, error = table[value].to_numpy(float), "xerr" if horizontal else "yerr", None
+    if {f"{value}_low", f"{value}_high"} <= set(table):
+        ends = mean - table[f"{value}_low"].to_numpy(float), table[f"{value}_high"].to_numpy(float) - mean
+        error = np.nan_to_num(np.clip(ends, 0, None))
+    style = {"capsize": 2.5, "linewidth": 1.4, "markersize": 4.5, "elinewidth": 1.1, name: error} | style
+    return ax.errorbar(*((mean, at) if horizontal else (at, mean)), **style)
+
+
+def metric_name(column: str) -> str:
+    threshold = _MMA_COLUMN.fullmatch(column)
+    return f"MMA within {threshold[1]} px" if threshold else column.replace("_", " ")
+
+
+def _mma_thresholds(table: pd.DataFrame) -> dict[str, float]:
+    """Columns `mma_<threshold>px` and their thresholds, the lowest first."""
+    found = {name: float(match[1]) for name in table if (match := _MMA_COLUMN.fullmatch(name))}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th line, told apart in grey too."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def with_legend(ax: Axes, **legend: Any) -> Axes:
+    """`neutral` axes with a legend without frame."""
+    ax.legend(frameon=False, **legend)
+    return neutral(ax)

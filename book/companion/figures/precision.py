@@ -1,0 +1,69 @@
+"""Figures of the chapter on precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from torch import Tensor
+
+from companion.figures.plots import error_bars, line_style, with_legend
+from sarmatch.visualize import NEUTRAL, show_optical
+
+
+def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group: str = "source") -> Axes:
+    """Measured against asked coverage, a line a group with its interval, and a thin line for every scene.
+
+    Args:
+        curves: from `companion.studies.precision.coverage_table` by `group`.
+        scenes: the same by scene, with the column `group` too.
+    """
+    ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="as asked")
+    for i, (name, rows) in enumerate(curves.groupby(group)):
+        style = line_style(i)
+        for _, one in scenes[scenes[group] == name].groupby("scene"):
+            ax.plot(one["asked"], one["covered"], color=style["color"], linewidth=0.6, alpha=0.4)
+        error_bars(ax, rows["asked"], rows, "covered", label=name, **style)
+    ax.set(xlabel="coverage asked for", ylabel="share within the radius", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    return with_legend(ax, fontsize="small")
+
+
+def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Measured error of an axis against its stated standard deviation, a line a source; the diagonal is right.
+
+    Args:
+        table: from `companion.studies.precision.errors_by_spread`.
+    """
+    top = 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max())
+    ax.plot([0, top], [0, top], color=NEUTRAL, linestyle="--", linewidth=1, label="as stated")
+    for i, (name, rows) in enumerate(table.groupby("source")):
+        ax.plot(rows["stated_px"], rows["measured_px"], label=name, markersize=4, **line_style(i))
+    ax.set(xlabel="stated standard deviation, px", ylabel="root mean square error of an axis, px")
+    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    return with_legend(ax, fontsize="small")
+
+
+def error_ellipses(
+    ax: Axes, optical: Tensor, xy: np.ndarray, covariance: np.ndarray, radius: np.ndarray, covered: np.ndarray
+) -> Axes:
+    """Matches on the optical image: ellipses of one standard deviation, circles of the radius, red where it fails.
+
+    Args:
+        optical: (C, H, W).
+        xy: (N, 2) px; covariance (N, 2, 2) px^2; radius (N,) px; covered (N,) bool.
+    """
+    show_optical(ax, optical)
+    values, vectors = np.linalg.eigh(covariance)
+    angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))  # of the longer axis
+    sides = 2 * np.sqrt(np.maximum(values, 0))
+    shared: dict[str, Any] = {"units": "xy", "offsets": xy, "offset_transform": ax.transData, "facecolors": "none"}
+    colours: Sequence[str] = np.where(covered, "white", "red").tolist()
+    ax.add_collection(EllipseCollection(sides[:, 1], sides[:, 0], angle, edgecolors="yellow", linewidths=1.2, **shared))
+    none = np.zeros(len(xy))
+    ax.add_collection(EllipseCollection(2 * radius, 2 * radius, none, edgecolors=colours, linewidths=0.8, **shared))
+    ax.set(xlim=(-0.5, optical.shape[-1] - 0.5), ylim=(optical.shape[-2] - 0.5, -0.5))
+    return ax

@@ -1,0 +1,213 @@
+"""Figures of the chapters on self-supervision and cost: losses, embeddings, convergence, and what passes take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from companion.figures.plots import MARKERS, error_bars, line_style, with_legend
+from companion.studies.cost import ONE_PASS
+from sarmatch.training.losses import info_nce, info_nce_printed
+from sarmatch.visualize import COLOURS, NEUTRAL, neutral
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "standard": info_nce,
+    "as printed": info_nce_printed,
+}
+"""Both readings of eq. 4 by the names they have in figures."""
+
+
+class Projection(NamedTuple):
+    """Embeddings of both modalities along their common principal components (figure 7).
+
+    Attributes:
+        sar, optical: (N, 3); row i of both is one pair.
+        explained: share of the variance of all 2 N embeddings along each component, (3,) in [0, 1].
+    """
+
+    sar: np.ndarray
+    optical: np.ndarray
+    explained: np.ndarray
+
+
+def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
+    """Both readings of eq. 4 and their pull on the positive, for a batch whose negatives all have cosine 0.
+
+    Args:
+        similarity: cosines of the positives, (S,) in [-1, 1].
+        batch: number of pairs, at least 2.
+        temperature: tau > 0.
+
+    Returns:
+        one row a form and similarity: form, similarity, loss, pull (by how much the loss falls where all positives
+        become more similar, the negative derivative).
+
+    Raises:
+        ValueError: similarities that are no cosines, or fewer than two pairs.
+    """
+    if batch < 2:
+        raise ValueError(f"batch must be at least 2, got {batch}: contrast needs a negative")
+    if np.abs(similarity).max() > 1:
+        raise ValueError(f"similarity must lie in [-1, 1], got up to {np.abs(similarity).max():g}; give cosines")
+    axes = torch.eye(2 * batch, dtype=torch.float64)
+    rows = []
+    for form, loss in LOSSES.items():
+        for cosine in np.asarray(similarity, dtype=float):
+            s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
+            # Each pair turns in a plane of its own, so that other pairs stay orthogonal. The part beside it meets no
+            # SAR embedding, and its derivative is infinite at 1: hence detached.
+            beside = (1 - s.detach() ** 2).clamp(min=0).sqrt()
+            value = loss(axes[:batch], s * axes[:batch] + beside * axes[batch:], temperature)
+            (slope,) = torch.autograd.grad(value, s)
+            rows.append((form, cosine, value.item(), -slope.item()))
+    return pd.DataFrame(rows, columns=["form", "similarity", "loss", "pull"])
+
+
+def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
+    """Loss on the first axes and pull on the second against the similarity of the positive, a line a form.
+
+    Args:
+        axes: two.
+        curves: as `contrastive_curves` returns.
+    """
+    for ax, column, label in zip(axes, ("loss", "pull"), ("loss (nats)", "pull on the positive"), strict=True):
+        for (form, rows), colour, style in zip(curves.groupby("form", sort=False), COLOURS, ("-", "--"), strict=False):
+            ax.plot(rows["similarity"], rows[column], style, color=colour, linewidth=1.6, label=str(form))
+        ax.axhline(0, color=NEUTRAL, linewidth=0.8)
+        ax.set(xlabel="similarity of the positive", ylabel=label, xticks=[-1, -0.5, 0, 0.5, 1])
+        neutral(ax)
+    with_legend(axes[0])
+    return axes
+
+
+def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
+    """Three principal components of the embeddings of both modalities together, as in figure 7.
+
+    Args:
+        z_sar, z_optical: (N, D), N >= 2, D >= 3; row i of both belongs together.
+
+    Raises:
+        ValueError: embeddings of unequal shape, or too few for three components.
+    """
+    if z_sar.shape != z_optical.shape or z_sar.ndim != 2:
+        raise ValueError(
+            f"z_sar and z_optical must both be (N, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
+        )
+    if len(z_sar) < 2 or z_sar.shape[1] < 3:
+        raise ValueError(f"three components need at least 2 pairs and 3 dimensions, got {tuple(z_sar.shape)}")
+    together = torch.cat([z_sar, z_optical]).double().numpy()
+    pca = PCA(3, svd_solver="full")
+    with np.errstate(invalid="ignore"):  # embeddings that are all equal have no variance to explain
+        places = pca.fit_transform(together)
+    return Projection(places[: len(z_sar)], places[len(z_sar) :], np.nan_to_num(pca.explained_variance_ratio_))
+
+
+def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Sequence[str], title: str = "") -> None:
+    """Two views of an embedding, the first component against the second and the third; a line joins each pair.
+
+    SAR is a circle, optical a square; the axes say which share of the variance a component explains.
+
+    Args:
+        axes: two.
+        groups: label of each pair, (N,); a colour each, in order of appearance.
+
+    Raises:
+        ValueError: groups of another number than the pairs, or more than there are colours.
+    """
+    names = list(dict.fromkeys(groups))
+    if len(groups) != len(projection.sar) or len(names) > len(COLOURS):
+        raise ValueError(
+            f"groups must name each of {len(projection.sar)} pairs with at most {len(COLOURS)} labels, got "
+            f"{len(groups)} of {len(names)} labels"
+        )
+    colours = [COLOURS[names.index(group)] for group in groups]
+    for ax, second in zip(axes, (1, 2), strict=True):
+        ends = [places[:, [0, second]] for places in (projection.sar, projection.optical)]
+        ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
+        for places, marker in zip(ends, MARKERS, strict=False):
+            ax.scatter(places[:, 0], places[:, 1], c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
+        labels = [f"component {i + 1} ({100 * projection.explained[i]:.2g} %)" for i in (0, second)]
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+        neutral(ax)
+    axes[0].set_title(title)
+
+
+def embedding_legend(figure: Figure, groups: Sequence[str]) -> Legend:
+    """What colours and markers of `embedding_panels` mean, below a figure of constrained layout."""
+    handles = [
+        Line2D([], [], linestyle="", color=NEUTRAL, marker=marker, label=name)
+        for marker, name in zip(MARKERS, ("SAR", "optical"), strict=False)
+    ]
+    names = dict.fromkeys(groups)
+    handles += [Line2D([], [], color=c, linewidth=3, label=n) for c, n in zip(COLOURS, names, strict=False)]
+    columns = len(handles)
+    return figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=NEUTRAL)
+
+
+def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px", label: str = "") -> Axes:
+    """Validation scores with and without pretraining: a thin line a seed, a thick one for their mean.
+
+    Args:
+        histories: as `companion.studies.selfsupervision.convergence_histories` returns.
+        score: its column to draw.
+        label: of the vertical axis; the column's name where it is empty.
+    """
+    for (pretrained, rows), colour, marker in zip(histories.groupby("pretrained"), COLOURS, MARKERS, strict=False):
+        for _, one in rows.groupby("seed"):
+            ax.plot(one["step"], one[score], color=colour, linewidth=0.8, alpha=0.5)
+        mean = rows.groupby("step")[score].mean()
+        name = "pretrained" if pretrained else "from scratch"
+        ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4.5, linewidth=2.2, label=name)
+    ax.set(xlabel="step of fine-tuning", ylabel=label or score)
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return with_legend(ax)
+
+
+def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
+    """Milliseconds of each part of one pass, the first on top, coloured by whether further passes need it again.
+
+    Args:
+        parts: as `companion.studies.cost.measure_parts` returns.
+    """
+    times = 1e3 * parts[["seconds", "seconds_low", "seconds_high"]]
+    again = (parts["per_pass"] > 0).to_numpy()
+    for chosen, colour, label in zip((~again, again), COLOURS, ("computed once", "again in each pass"), strict=False):
+        ax.barh(np.flatnonzero(chosen), times["seconds"][chosen], color=colour, height=0.7, label=label)
+    error_bars(ax, np.arange(len(parts)), times, "seconds", True, fmt="none", ecolor=NEUTRAL)
+    ax.set(yticks=range(len(parts)), xlabel="ms")
+    ax.set_yticklabels(list(parts.index))
+    ax.invert_yaxis()
+    return with_legend(ax)
+
+
+def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
+    """Seconds of Monte Carlo inference against the number of passes, between what sharing allows and none at all.
+
+    Args:
+        modes: as `companion.studies.cost.measure_modes` returns, with the one pass with uncertainty.
+        bound: least ratio to that one pass by the number of passes.
+        paper: the paper's ratio for its 20 passes.
+    """
+    one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
+    rows = modes[modes["passes"] > 0].sort_values("passes")
+    n = rows["passes"].to_numpy()
+    error_bars(ax, n, rows, "seconds", label="measured", **line_style(0))
+    ax.plot(n, [one_pass * bound(int(k)) for k in n], "--", color=COLOURS[1], label="all shared that can be")
+    ax.plot(n, one_pass * n, ":", color=COLOURS[2], label="nothing shared")
+    ax.plot(20, one_pass * paper, "X", color=COLOURS[3], markersize=9, label="at the paper's ratio")
+    ax.set(xlabel="passes", ylabel="seconds", xticks=n)
+    ax.set_ylim(bottom=0)
+    return with_legend(ax)

@@ -1,0 +1,227 @@
+"""Figures of the chapter on uncertainty: what a confidence is worth and what an uncertainty responds to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from companion.figures.plots import error_bars, line_style, with_legend
+from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+
+SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}
+"""Scores that `score_by_passes` draws, by their columns."""
+MAX_POINTS = 400
+"""Points of a drawn risk-coverage curve; a curve has one a match."""
+
+
+def reliability_diagram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Accuracy against mean confidence of each bin, a line a name, with its intervals; the diagonal is calibrated.
+
+    Args:
+        tables: from `sarmatch.calibration.scores.reliability_table`; empty bins are left out.
+    """
+    styles = _styles(tables)
+    _check_named(tables, "tables", ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
+    ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
+    for name, table in tables.items():
+        known = table.dropna(subset=["accuracy"])
+        error_bars(ax, known["confidence"], known, "accuracy", label=name, **styles[name])
+    ax.set(xlabel="confidence", ylabel="share of correct matches", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    return with_legend(ax)
+
+
+def counts_histogram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Number of matches of each bin, logarithmic, a line a name; it belongs below a `reliability_diagram`.
+
+    Args:
+        tables: from `sarmatch.calibration.scores.reliability_table`, of equal width.
+    """
+    styles = _styles(tables)
+    _check_named(tables, "tables", ("low", "high", "n"))
+    for name, table in tables.items():
+        edges = np.append(table["low"], table["high"].iloc[-1])
+        if not np.allclose(edges[1:], table["high"]):
+            raise ValueError(f"bins of {name!r} do not join; draw a table of bins of equal width")
+        ax.stairs(table["n"], edges, color=styles[name]["color"], linewidth=1.4, label=name, baseline=None)
+    ax.set(xlabel="confidence", ylabel="matches", xlim=(0, 1), yscale="log")
+    ax.set_ylim(bottom=0.7)  # one match can be seen, none lies below the frame
+    return neutral(ax)
+
+
+def risk_coverage_curves(
+    ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], base_error: float | None = None
+) -> Axes:
+    """Share of wrong matches among those kept against the share kept, a line a confidence.
+
+    Args:
+        curves: from `sarmatch.calibration.scores.risk_coverage`; at most `MAX_POINTS` evenly chosen points are drawn.
+        base_error: error rate of all matches, what a constant confidence has everywhere; None leaves the line out.
+    """
+    styles = _styles(curves)
+    if base_error is not None:
+        ax.axhline(base_error, color=NEUTRAL, linestyle="--", linewidth=1, label="constant confidence")
+    for i, (name, (coverage, risk)) in enumerate(curves.items()):
+        chosen = np.unique(np.linspace(0, len(coverage) - 1, min(MAX_POINTS, len(coverage))).round().astype(int))
+        every = max(len(chosen) // 8, 1)
+        start = every * i // len(curves)  # markers of lines that coincide lie side by side
+        ax.plot(
+            coverage[chosen], risk[chosen], linewidth=1.4, markersize=4.5, markevery=(start, every), label=name,
+            **styles[name],
+        )  # fmt: skip
+    ax.set(xlabel="most confident matches kept", ylabel="share of them wrong", xlim=(0, 1))
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    return with_legend(ax)
+
+
+def score_by_passes(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
+    """Scores against the number of passes with dropout, a line a score; seconds on the last axes.
+
+    Args:
+        axes: 2 to 5; the scores are dealt to all but the last in the order of `SCORE_NAMES`.
+        table: a row a number of passes: `passes`, `ece`, `brier`, `auroc`, `aurc`, `seconds`; where a score has
+            `<score>_low` and `<score>_high` beside it, they are drawn as its interval.
+    """
+    _check_columns(table, ("passes", *SCORE_NAMES, "seconds"), "table")
+    if not 2 <= len(axes) <= len(SCORE_NAMES) + 1:
+        raise ValueError(f"score_by_passes needs 2 to {len(SCORE_NAMES) + 1} axes, got {len(axes)}")
+    table, styles = table.sort_values("passes"), _styles(SCORE_NAMES)
+    for ax, scores in zip(axes[:-1], np.array_split(list(SCORE_NAMES), len(axes) - 1), strict=True):
+        for score in scores:
+            error_bars(ax, table["passes"], table, score, label=SCORE_NAMES[score], **styles[score])
+        ax.set(ylabel="score" if len(scores) > 1 else SCORE_NAMES[scores[0]])
+        if len(scores) > 1:
+            with_legend(ax)
+    axes[-1].plot(table["passes"], table["seconds"], color=NEUTRAL, marker="o", markersize=4.5, linewidth=1.4)
+    axes[-1].set(ylabel="seconds")
+    axes[-1].set_ylim(bottom=0)
+    for ax in axes:
+        ax.set(xlabel="passes", xticks=table["passes"])
+        neutral(ax)
+    return axes
+
+
+def uncertainty_maps(
+    axes_row: Sequence[Axes],
+    images: Mapping[str, Tensor],
+    maps: Mapping[str, np.ndarray],
+    limits: tuple[float, float] | None = None,
+) -> Sequence[Axes]:
+    """Images, then maps of their cells, each under its name; the maps share one colour bar.
+
+    Args:
+        axes_row: one axes an image and a map, in this order.
+        images: (C, H, W) float each, all of one size.
+        maps: (h, w) each, where a cell covers a square of pixels, a whole number a side, from the top left corner on
+            (stride 4: (H // 4, W // 4)); NaN stays empty.
+        limits: values at the ends of the colour bar; None takes the extremes of all maps.
+    """
+    if len(axes_row) != len(images) + len(maps) or not images or not maps:
+        raise ValueError(
+            f"{len(axes_row)} axes cannot hold {len(images)} images and {len(maps)} maps, one of each kind"
+        )
+    sizes = {tuple(image.shape[-2:]) for image in images.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"images must have one size so that maps lie on all of them, got {sorted(sizes)}")
+    height, width = sizes.pop()
+    for ax, (name, image) in zip(axes_row, images.items(), strict=False):
+        show_image(ax, image, title=name)
+    arrays = {name: np.ma.masked_invalid(np.asarray(values, dtype=np.float64)) for name, values in maps.items()}
+    low, high = limits or (min(a.min() for a in arrays.values()), max(a.max() for a in arrays.values()))
+    for ax, (name, values) in zip(axes_row[len(images) :], arrays.items(), strict=True):
+        drawn = ax.imshow(
+            values, cmap="viridis", vmin=low, vmax=high, extent=_extent(values.shape, (height, width), name),
+            interpolation="nearest",
+        )  # fmt: skip
+        ax.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), title=name)
+        neutral(ax)
+    bar = axes_row[0].figure.colorbar(drawn, ax=list(axes_row), label="uncertainty", shrink=0.8)
+    neutral(bar.ax)
+    return axes_row
+
+
+def _extent(shape: tuple[int, ...], size: tuple[int, int], name: str) -> tuple[float, float, float, float]:
+    """Edges of a map of cells in pixels, where the centre of the top-left pixel is (0, 0)."""
+    strides = {round(side / cells) for side, cells in zip(size, shape, strict=False)}
+    if len(shape) != 2 or len(strides) > 1 or 0 in strides:
+        raise ValueError(f"map {name!r} of shape {shape} does not cover an image of {size} px with square cells")
+    stride = strides.pop()
+    return -0.5, shape[1] * stride - 0.5, shape[0] * stride - 0.5, -0.5
+
+
+def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
+    """Uncertainty against the strength of what disturbs an image: an axes a nuisance, a line a source.
+
+    Args:
+        axes: one for each nuisance, in order of appearance.
+        table: columns `nuisance`, `dose`, `source` (a branch or the total), `value`, `low` and `high`; ends that are
+            NaN draw no interval.
+    """
+    _check_columns(table, ("nuisance", "dose", "source", "value", "low", "high"), "table")
+    groups = list(table.groupby("nuisance", sort=False))
+    if len(axes) != len(groups):
+        raise ValueError(f"dose_response needs an axes a nuisance: got {len(axes)} for {[name for name, _ in groups]}")
+    styles = _styles(table["source"].unique())  # of the whole table: a source looks the same on all axes
+    drawn: dict[Any, ErrorbarContainer] = {}
+    for ax, (nuisance, rows) in zip(axes, groups, strict=True):
+        for source, line in rows.groupby("source", sort=False):
+            renamed = line.sort_values("dose").rename(columns={"low": "value_low", "high": "value_high"})
+            drawn[source] = error_bars(ax, renamed["dose"], renamed, "value", label=str(source), **styles[source])
+        ax.set(title=str(nuisance).replace("_", " "), xlabel="dose")
+        neutral(ax)
+    axes[0].set_ylabel("uncertainty")
+    handles = [drawn[source] for source in styles]  # also those of other axes only
+    axes[-1].legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    neutral(axes[-1])
+    return axes
+
+
+def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
+    """Pairs that belong together and are accepted, against pairs that do not and are: what refusing them costs.
+
+    Args:
+        rates: columns `threshold`, `true_accept` and `false_accept`, both shares in [0, 1].
+        marked: thresholds that are written beside the curve, from an even choice of rows.
+    """
+    _check_columns(rates, ("threshold", "true_accept", "false_accept"), "rates")
+    rates = rates.sort_values("threshold")
+    ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="chance")
+    ax.plot(rates["false_accept"], rates["true_accept"], color=COLOURS[0], linewidth=1.6, label="by threshold")
+    chosen = np.unique(np.linspace(0, len(rates) - 1, min(marked, len(rates))).round().astype(int))
+    points = rates.iloc[chosen]
+    ax.scatter(points["false_accept"], points["true_accept"], color=COLOURS[0], s=18, zorder=3)
+    for threshold, true, false in points[["threshold", "true_accept", "false_accept"]].to_numpy():
+        ax.annotate(
+            f"{threshold:.3g}", (false, true), xytext=(5, -9), textcoords="offset points", size="small", color=NEUTRAL
+        )
+    ax.set(xlabel="false pairs accepted", ylabel="true pairs accepted", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    return with_legend(ax)
+
+
+def _styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    """Colour and marker of each name, told apart in grey too."""
+    found = list(names)
+    if not 0 < len(found) <= len(COLOURS):
+        raise ValueError(f"one figure tells 1 to {len(COLOURS)} lines apart, got {len(found)}; draw fewer of them")
+    return {name: line_style(i) for i, name in enumerate(found)}
+
+
+def _check_columns(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    missing = set(columns) - set(table.columns)
+    if missing or table.empty:
+        raise ValueError(
+            f"{name} needs rows and the columns {list(columns)}; {len(table)} rows of {list(table.columns)}"
+        )
+
+
+def _check_named(tables: Mapping[str, pd.DataFrame], what: str, columns: Sequence[str]) -> None:
+    for name, table in tables.items():
+        _check_columns(table, columns, f"{what}[{name!r}]")

@@ -1,0 +1,106 @@
+"""Weights that come with the package: written from a finished run, and taken for it where they are of the same run."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from sarmatch.calibration.confidence import CONFIDENCE_FILE, Confidence, read_confidence
+from sarmatch.config import Config
+from sarmatch.data.splits import Split
+from sarmatch.evaluation.confidence_fit import fit_confidence
+from sarmatch.io import atomic_path, commit, read_json, write_json
+from sarmatch.matching.matcher import WEIGHTS
+from sarmatch.model.checkpoints import load_weights, save_weights, update_header
+from sarmatch.training.runs import NOT_PRETRAINING, Run, open_split, run_path, split_fingerprint, train_or_load
+
+TOLD = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
+"""Provenance that travels in the header of shipped weights."""
+
+
+def ship(run: Run, path: Path) -> None:
+    """Write a run's weights in half precision with its confidence, history and provenance, as `load_matcher` takes
+    them."""
+    about = {name: str(run.provenance[name]) for name in TOLD}
+    about["history"] = run.history.to_json(orient="records", double_precision=6)
+    confidence = read_confidence(run.path)
+    if confidence is not None:
+        about["confidence"] = confidence.to_json()
+    save_weights(run.net, path, torch.float16, **about)
+
+
+def shipped_or_trained(
+    config: Config, runs_dir: str | Path = "runs", split: Split | None = None, weights: Path = WEIGHTS
+) -> Run:
+    """The run behind the shipped weights, where they are of this very config on these data; else `train_or_load`.
+
+    Shipped weights of another config or of other data stand for nothing: what is tested on these data may have trained
+    them. A stored run comes first. That of shipped weights has half precision and the folder `shipped-<hash>` for what
+    is measured with it.
+
+    Args:
+        runs_dir, split: as for `train_or_load`.
+        weights: folder of the shipped weights, `<profile>.safetensors`.
+    """
+    split = split or open_split(config)
+    fingerprint = split_fingerprint(split)
+    stored = read_json(run_path(config, fingerprint, runs_dir) / "provenance.json").get("finished", False)
+    shipped = None if stored else _shipped(config, runs_dir, fingerprint, weights)
+    return shipped or train_or_load(config, runs_dir, split=split)
+
+
+def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Path) -> Run | None:
+    """Shipped weights as a run, or None where there are none of this config and these data."""
+    path = weights / f"{config.profile}.safetensors"
+    if not path.is_file():
+        return None
+    net, about = load_weights(path)
+    if (about["config_hash"], about["data_fingerprint"]) != (config.hash(fingerprint), fingerprint):
+        return None
+    folder = run_path(config, fingerprint, runs_dir, "shipped")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.to_dict())
+    kept = folder / CONFIDENCE_FILE
+    if "confidence" in about and not (kept.is_file() and kept.read_text() == about["confidence"]):
+        with atomic_path(kept) as partial:
+            partial.write_text(about["confidence"])
+    history = pd.DataFrame(json.loads(about.get("history", "[]")), columns=None if "history" in about else ["step"])
+    return Run(folder, config, net, True, history, _facts(config, fingerprint, about), shipped=True)
+
+
+def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str, Any]:
+    """Only what the header tells: this process, its command and hardware had no part in the training."""
+    facts: dict[str, Any] = {name: about[name] for name in TOLD}
+    commits = ast.literal_eval(facts["commits"])
+    facts |= {"seed": config.seed, "commits": commits, "commit": commits[-1], "steps": int(facts["steps"])}
+    first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
+    return facts | {"pretraining": first if config.pretraining.enabled else None}
+
+
+def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: Path = WEIGHTS) -> Confidence:
+    """Fit the confidence of shipped weights anew and write it into their header; tensors stay as they are.
+
+    Args:
+        weights: folder of the shipped weights.
+
+    Raises:
+        ValueError: there are no weights of this config and these data.
+    """
+    run = _shipped(config, runs_dir, split_fingerprint(split), weights)
+    if run is None:
+        raise ValueError(f"{weights} holds no weights of this config and these data; refit a run with `sarmatch train`")
+    part = split.calibration
+    confidence = fit_confidence(run.net, config, part)
+    told = {"scenes": part.index["scene"].nunique(), "pairs": len(part), "fingerprint": part.fingerprint()}
+    told["commit"] = commit()
+    path = weights / f"{config.profile}.safetensors"
+    # Version 0.1 fitted covariances and radii apart, and said so under a name of its own.
+    update_header(
+        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(told), precision_fitted_on=None
+    )
+    return confidence

@@ -1,0 +1,202 @@
+"""The book's machinery: what a chapter asks for, and how all chapters are executed, built into a site and published.
+
+A chapter's parameters cell holds literals only (`profile`, `data_root`, `runs_dir`, `results_dir`); papermill injects
+values after it, and the next cell calls `chapter_settings`. Three environment variables reach notebooks that nobody
+injects into: `SARMATCH_PROFILE` overrides the profile (continuous integration forces `smoke`), `SARMATCH_DATA` names
+the data, and `SARMATCH_OUT` the folder below which runs and results go.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from companion.settings import PUBLISHED_PROFILE, book_profile, find_checkout
+from companion.site.execute import BookError, default_workers, execute_all, in_order
+from companion.site.headline import update
+from companion.site.notebooks import clean_notebook
+from companion.site.page_provenance import save_page
+from sarmatch.io import atomic_path
+
+if TYPE_CHECKING:
+    pass
+
+
+FRONT_PICTURE = "fig-scenes-joined"
+"""Figure that README and front page show."""
+
+
+def toc_files(book: Path) -> list[str]:
+    """Pages of `_toc.yml` in reading order, relative to `book`, without suffix."""
+    import yaml
+
+    found: list[str] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend(str(node[key]) for key in ("root", "file") if key in node)
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for item in node:
+                walk(item)
+
+    walk(yaml.safe_load((book / "_toc.yml").read_text()))
+    return found
+
+
+def chapter_names(book: Path) -> list[str]:
+    """Pages of the table of contents that are notebooks."""
+    return [name for name in toc_files(book) if (book / f"{name}.ipynb").is_file()]
+
+
+def build_book(
+    profile: str = "demo",
+    data_root: str | Path | None = None,
+    out: str | Path = "build",
+    chapters: Sequence[str] | None = None,
+    site: bool = True,
+    book: str | Path | None = None,
+    runs_dir: str | Path = "runs",
+    workers: int | None = None,
+) -> Path:
+    """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
+
+    Args:
+        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
+        data_root: folder of the data, for the profiles on real data.
+        out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
+        chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
+        site: also run jupyter-book.
+        book: folder of the sources; default the `book` folder of the checkout.
+        runs_dir: store of trained runs; what it holds is loaded, so that a second call resumes.
+        workers: chapters at a time, in processes that share the cores; None takes `execute.default_workers`.
+
+    Returns:
+        the folder of the staged copy.
+
+    Raises:
+        BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
+        ValueError: unknown profile or chapter, no data folder for a profile on real data, or no workers.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    book = Path(book) if book else find_checkout() / "book"
+    data = str(Path(data_root).resolve()) if data_root else None
+    config = book_profile(profile, data)  # rejected now rather than in a kernel
+    forced = os.environ.get("SARMATCH_PROFILE", profile)
+    if forced != profile:
+        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
+    names = chapter_names(book)
+    unknown = set(chapters or ()) - set(names)
+    if unknown:
+        raise ValueError(f"no chapter {sorted(unknown)} in {book / '_toc.yml'}; there are {names}")
+
+    staged = Path(out).resolve() / profile / "book"
+    _stage(book, staged, names)
+    parameters = {
+        "profile": profile,
+        "data_root": data,
+        "runs_dir": str(Path(runs_dir).resolve()),
+        "results_dir": str(staged / "results" / profile),
+    }
+
+    def done(name: str) -> None:
+        save_page(staged / "results" / profile, name, config)
+
+    first, together, last = in_order(chapters or names)
+    n = default_workers() if workers is None else workers
+    execute_all(book, staged, first, parameters, n, done)
+    if site and first and together:  # something to read while the others run
+        print(f"first result: {build_site(staged).with_name(first[0])}.html", flush=True)
+    for some in (together, last):
+        execute_all(book, staged, some, parameters, n, done)
+    if site:
+        print(f"site: {build_site(staged)}", flush=True)
+    return staged
+
+
+def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
+    """Copy the sources; a notebook that an earlier build executed stays until it is executed again."""
+    shutil.copytree(
+        book,
+        staged,
+        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml"),
+        dirs_exist_ok=True,
+    )
+    for name in names:
+        target = staged / f"{name}.ipynb"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(book / f"{name}.ipynb", target)
+
+
+def build_site(book: Path, options: Sequence[str] = ()) -> Path:
+    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`.
+
+    Raises:
+        BookError: jupyter-book is not installed, or it failed; its last lines are in the message.
+    """
+    command = shutil.which("jupyter-book", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
+    if command is None:
+        raise BookError("jupyter-book is not installed; pip install -e '.[book]'")
+    log = book.parent / "jupyter-book.log"
+    with log.open("w") as stream:
+        done = subprocess.run([command, "build", str(book), *options], stdout=stream, stderr=subprocess.STDOUT)
+    index = book / "_build" / "html" / "index.html"
+    if done.returncode or not index.is_file():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BookError(f"jupyter-book ended with {done.returncode}, log in {log}:\n{tail}")
+    return index
+
+
+def publish(
+    staged: Path,
+    profile: str,
+    data_root: str | Path | None = None,
+    chapters: Sequence[str] | None = None,
+    book: str | Path | None = None,
+) -> None:
+    """Write executed chapters and their result tables back to the tracked book, without paths of this machine.
+
+    Args:
+        staged: what `build_book` returned.
+        profile: the profile that made it.
+        data_root: folder of the data; outputs that print it show `DATA` instead.
+        chapters: names to publish; default all.
+        book: folder of the tracked sources; default the `book` folder of the checkout.
+    """
+    import nbformat
+
+    book = Path(book) if book else find_checkout() / "book"
+    private = {str(Path.home()): "~", sys.prefix: "PYTHON", str(book.resolve().parent): ".", str(staged): "."}
+    if data_root:
+        private |= {str(data_root): "DATA", str(Path(data_root).resolve()): "DATA"}
+    for name in chapters or chapter_names(book):
+        notebook = nbformat.read(staged / f"{name}.ipynb", as_version=4)
+        with atomic_path(book / f"{name}.ipynb") as partial:
+            nbformat.write(clean_notebook(notebook, private), partial)
+        if picture := _picture(notebook, FRONT_PICTURE):
+            (book / "_static" / "matches.png").write_bytes(picture)
+    tables = staged / "results" / profile
+    if tables.is_dir():
+        shutil.copytree(tables, book / "results" / profile, dirs_exist_ok=True)
+    if (tables / "matching.json").is_file() and profile == PUBLISHED_PROFILE:
+        update(book.parent / "README.md", tables)
+        update(book / "index.md", tables, ("summary", "headline"))
+
+
+def _picture(notebook: Any, name: str) -> bytes | None:
+    """The stored picture of the cell that makes the figure of this name, as PNG."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"])
+    return None

@@ -1,0 +1,335 @@
+"""Conditions of a pair, measured without any network (section 4.6, figure 10).
+
+The paper does not say how its conditions were told apart; `CONDITIONS` lists the rules used here. Fixed limits are
+physical; measures without a scale of their own are cut at the terciles of the part that is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from companion.studies.doses import changed, haze_index
+from companion.studies.groundtruth import residual_shift, windows
+from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
+from sarmatch.evaluation.protocols import spread
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
+
+WATER_SHARE = 0.1
+"""Share of water-like pixels from which a pair counts as one with open water."""
+WHITE = 0.8
+"""Value above which all bands lie in a cloud-like pixel."""
+WHITE_SHARE = 0.01
+"""Share of cloud-like pixels from which a pair counts as one with clouds."""
+LOOKS_WINDOW_PX = 8
+LOOKS_DARKEST = 0.05
+"""Windows darker than this say little about speckle: 8 bits leave them a few grey levels."""
+ONE_LOOK_VARIATION = 4 / np.pi - 1
+"""Squared coefficient of variation of the amplitude of fully developed speckle of one look (Goodman 1976)."""
+MISFIT_GRID = 3
+"""Windows a side in which a residual shift is measured; each is half as wide as the pair, so they overlap."""
+FEWEST_WINDOWS = 4
+"""Windows below which neither the misfit nor the speckle of a pair is given."""
+ECHO, SHADOW = 0.15, 0.10
+"""How far an echo must rise above its surroundings and a shadow fall below them, as shares of the range of values."""
+ECHO_TO_SHADOW_PX = 10
+"""Reach along the row: Sentinel-1 looks sideways from near-polar orbits, so range runs roughly along rows."""
+
+
+class Condition(NamedTuple):
+    """A condition and the rule behind it.
+
+    Attributes:
+        name: as tables show it; a proxy says so.
+        measure: column of `measure_conditions`.
+        levels: names of the thirds of a number, from low to high; empty for text, whose values are the levels.
+        rule: how the measure is made, in words for a table.
+    """
+
+    name: str
+    measure: str
+    levels: tuple[str, ...]
+    rule: str
+
+
+CONDITIONS = (
+    Condition("season", "season", (), "as the data state it"),
+    Condition("land cover", "land_cover", (), "as the data state it"),
+    Condition(
+        "water", "water", (), f"B3 > B11 (MNDWI > 0) on {WATER_SHARE:.0%} of the pixels or more; not in true colour"
+    ),
+    Condition(
+        "texture (proxy of land cover)",
+        "texture",
+        ("smooth", "middle", "textured"),
+        "mean gradient of the optical image over its standard deviation",
+    ),
+    Condition(
+        "local misfit (proxy of distortion)",
+        "misfit_px",
+        ("low", "middle", "high"),
+        f"scatter of the residual shifts of {MISFIT_GRID} x {MISFIT_GRID} windows, px; where {FEWEST_WINDOWS} or more "
+        "are reliable",
+    ),
+    Condition(
+        "echo by shadow (proxy of relief)",
+        "layover",
+        ("low", "middle", "high"),
+        f"share of SAR pixels {ECHO:g} above their surroundings with one {SHADOW:g} below within "
+        f"{ECHO_TO_SHADOW_PX} px along the row",
+    ),
+    Condition("haze", "haze", ("clear", "middle", "bright"), "mean of the dark channel; bright ground raises it too"),
+    Condition(
+        "cloud-like", "cloud", (), f"all bands above {WHITE:g} on {WHITE_SHARE:.0%} of the pixels or more; snow too"
+    ),
+    Condition(
+        "speckle",
+        "speckle",
+        ("weak", "middle", "strong"),
+        "1 / equivalent number of looks where the optical image is most even, values taken for amplitudes",
+    ),
+)
+DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px", "layover")}
+"""The two proxies of geometric distortion; the first is the one that claims are tested with."""
+
+
+def measure_conditions(pairs: Pairs) -> pd.DataFrame:
+    """All measures of `CONDITIONS`, one row a pair, over the whole of each pair.
+
+    Returns:
+        the columns of `INDEX_COLUMNS`, and
+
+        - `water`, `cloud`: "yes", "no", or "" where it cannot be told;
+        - `texture`: (1 / px) of the optical image;
+        - `misfit_px`, `misfit_windows`: see `local_misfit`;
+        - `layover`: share of pixels, see `echo_by_shadow`;
+        - `haze`: see `companion.studies.doses.haze_index`;
+        - `speckle`: 1 / looks, see `speckle_strength`.
+
+        A number that cannot be told is NaN.
+    """
+    rows = []
+    for pair in tqdm(pairs, desc="conditions", total=len(pairs), disable=None):
+        misfit, windows = local_misfit(pair)
+        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        row |= {
+            "water": _at_least(water_share(pair), WATER_SHARE),
+            "texture": texture(pair),
+            "misfit_px": misfit,
+            "misfit_windows": windows,
+            "layover": echo_by_shadow(pair),
+            "haze": haze_index(pair.optical, pair.valid),
+            "cloud": _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE),
+            "speckle": speckle_strength(pair),
+        }
+        rows.append(row)
+    names = {c.measure for c in CONDITIONS} - set(INDEX_COLUMNS)
+    return pd.DataFrame(rows, columns=[*INDEX_COLUMNS, *sorted(names), "misfit_windows"])
+
+
+def _at_least(share: float, limit: float) -> str:
+    return "" if np.isnan(share) else "yes" if share >= limit else "no"
+
+
+def _mean(values: Tensor, where: Tensor) -> float:
+    """Mean of (H, W) over a mask; NaN where it is empty."""
+    return float(values[where].double().mean())
+
+
+def water_share(pair: Pair) -> float:
+    """Share of valid pixels whose green exceeds the short-wave infrared, the sign of the MNDWI (Xu 2006).
+
+    NaN for images without B11: those with three bands that are not of OMBRIA (B11, B8, B3).
+    """
+    if len(pair.optical) == 3 and pair.dataset != "ombria":
+        return float("nan")
+    places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11 in false colour and in all bands
+    green, swir = (pair.optical[band] for band in places)
+    return _mean(green > swir, pair.valid)
+
+
+def texture(pair: Pair) -> float:
+    """Mean length of the gradient of the optical image, averaged over bands, over its standard deviation, 1 / px.
+
+    It does not depend on contrast and brightness. NaN of a flat image.
+    """
+    grey = gaussian_blur(pair.optical.mean(dim=0)[None], OPTICAL_SIGMA_PX)[0]
+    dy, dx = torch.gradient(grey)
+    inner = eroded(pair.valid, 4)  # px that the smoothing and the gradient reach
+    if not bool(inner.any()):
+        return float("nan")
+    spread = float(grey[inner].double().std(correction=0))
+    return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else float("nan")
+
+
+def local_misfit(pair: Pair) -> tuple[float, int]:
+    """How differently the parts of a pair are shifted: what no single shift of the image could mend.
+
+    `residual_shift` of `MISFIT_GRID` x `MISFIT_GRID` overlapping windows, each half as wide as the pair. Terrain and
+    layover move places apart, and so does their estimate where sensors share little; a common shift drops out.
+
+    Returns:
+        root mean square distance (px) of the reliable shifts from their median, NaN where fewer than `FEWEST_WINDOWS`
+        are reliable; and how many are.
+    """
+    height, width = pair.size
+    found = [residual_shift(part) for _, part in windows(pair, (height // 2, width // 2), MISFIT_GRID)]
+    shifts = [(shift.dx, shift.dy) for shift in found if shift.reliable]
+    if len(shifts) < FEWEST_WINDOWS:
+        return float("nan"), len(shifts)
+    apart = np.array(shifts) - np.median(shifts, axis=0)
+    return float(np.sqrt((apart**2).sum(axis=1).mean())), len(shifts)
+
+
+def echo_by_shadow(pair: Pair) -> float:
+    """Share of valid SAR pixels that are much brighter than their surroundings and have a shadow beside them.
+
+    A proxy: slopes and walls that face the radar return strongly with a shadow behind them, but so do shores and fields
+    of strong contrast. First band, smoothed; surroundings are the mean over 31 px.
+    """
+    weight = pair.valid.float()[None]
+    side = 31
+    total, count = (F.avg_pool2d(x, side, 1, side // 2) for x in (pair.sar[:1] * weight, weight))
+    rise = gaussian_blur(pair.sar[:1], SAR_SIGMA_PX) - total / count.clamp(min=1e-6)
+    shadow = ((rise < -SHADOW) & pair.valid).float()
+    near = F.max_pool2d(shadow, (1, 2 * ECHO_TO_SHADOW_PX + 1), 1, (0, ECHO_TO_SHADOW_PX)) > 0
+    return _mean(((rise > ECHO) & near)[0], pair.valid)
+
+
+def speckle_strength(pair: Pair) -> float:
+    """1 / equivalent number of looks of the first SAR band, its values taken for amplitudes.
+
+    Median squared coefficient of variation over windows of `LOOKS_WINDOW_PX`, over that of one look. The windows are
+    the quarter in which the *optical* image varies least: a choice by the SAR image itself would prefer windows whose
+    noise is small by chance. Of images in decibels the absolute number means little, their order less than that of
+    amplitudes. NaN where too few windows are full, unclipped and bright enough.
+    """
+    sar, optical, valid = (_windows(image) for image in (pair.sar[:1], pair.optical, pair.valid.float()[None]))
+    sar_mean, known = sar[0].mean(dim=-1), valid[0].mean(dim=-1) == 1
+    usable = known & (sar[0].amin(dim=-1) > 0) & (sar[0].amax(dim=-1) < 1) & (sar_mean >= LOOKS_DARKEST)
+    n_even = int(usable.sum()) // 4
+    if n_even < FEWEST_WINDOWS:
+        return float("nan")
+    unevenness = optical.var(dim=-1).mean(dim=0)[usable]
+    variation = (sar[0].var(dim=-1) / sar_mean**2)[usable]
+    even = torch.argsort(unevenness, stable=True)[:n_even]
+    return float(np.median(variation[even].numpy())) / ONE_LOOK_VARIATION
+
+
+def _windows(image: Tensor) -> Tensor:
+    """Windows side by side of (C, H, W), their pixels last: (C, n, LOOKS_WINDOW_PX ** 2) float64."""
+    side = LOOKS_WINDOW_PX
+    tiles = image.double().unfold(1, side, side).unfold(2, side, side)
+    return tiles.reshape(len(image), -1, side * side)
+
+
+def classify(measures: pd.DataFrame) -> pd.DataFrame:
+    """Levels of all conditions, a row for each pair and condition that can be told.
+
+    Args:
+        measures: of `measure_conditions`, all pairs of the part: the terciles are theirs.
+
+    Returns:
+        `id`, `condition`, `level`, in the order of `CONDITIONS` and of their levels.
+    """
+    parts = []
+    for condition in CONDITIONS:
+        values = measures[condition.measure]
+        levels = _thirds(values, condition.levels) if condition.levels else values.fillna("").astype(str)
+        known = pd.DataFrame({"id": measures["id"], "condition": condition.name, "level": levels})[levels != ""]
+        order = {name: i for i, name in enumerate(condition.levels or sorted(known["level"].unique()))}
+        parts.append(known.sort_values("level", key=lambda column, order=order: column.map(order), kind="stable"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _cuts(values: pd.Series) -> tuple[float, float]:
+    """The terciles; NaN where there are fewer than three different values."""
+    if values.nunique() < 3:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values.dropna(), (1 / 3, 2 / 3))
+    return float(low), float(high)
+
+
+def _thirds(values: pd.Series, names: tuple[str, ...]) -> pd.Series:
+    """Name of the third of each value, "" where it is NaN or nothing can be cut."""
+    low, high = _cuts(values)
+    third = (values > low).astype(int) + (values > high).astype(int)
+    return third.map(dict(enumerate(names))).where(values.notna() & ~np.isnan(low), "")
+
+
+def rules(measures: pd.DataFrame) -> pd.DataFrame:
+    """The rule of each condition, where its thirds were cut, and on how many pairs and scenes it can be told.
+
+    Returns:
+        `condition`, `rule`, `below`, `above` (ends of the middle third, NaN for text), `n_pairs`, `n_scenes`.
+    """
+    levels = classify(measures).merge(measures[["id", "scene"]], on="id")
+    rows = []
+    for condition in CONDITIONS:
+        known = levels[levels["condition"] == condition.name]
+        cuts = _cuts(measures[condition.measure]) if condition.levels else (float("nan"),) * 2
+        rows.append((condition.name, condition.rule, *cuts, len(known), known["scene"].nunique()))
+    return pd.DataFrame(rows, columns=["condition", "rule", "below", "above", "n_pairs", "n_scenes"])
+
+
+def absent(levels: pd.DataFrame) -> list[str]:
+    """Conditions of which the part holds fewer than two levels, so that nothing can be compared."""
+    counts = levels.groupby("condition")["level"].nunique()
+    return [c.name for c in CONDITIONS if counts.get(c.name, 0) < 2]
+
+
+def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]:
+    """Ids of the most distorted third of the pairs and of the rest, "distorted" and "rest"; {} where it is absent.
+
+    Args:
+        levels: of `classify`.
+        measure: of `DISTORTION`, the proxy that tells.
+    """
+    own = levels[levels["condition"] == DISTORTION[measure]]
+    if own.empty:
+        return {}
+    high = own["level"] == "high"
+    return {"distorted": own["id"][high].tolist(), "rest": own["id"][~high].tolist()}
+
+
+def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
+    """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; possibly none.
+
+    The proxy is the first of `DISTORTION` that is not absent; pairs of which it cannot be told are in neither part.
+
+    Args:
+        at_most: pairs of both parts together; None takes the whole third.
+    """
+    parts: dict[str, list[str]] = next(filter(None, (distortion_parts(levels, name) for name in DISTORTION)), {})
+    ids = pairs.index["id"]
+    n = len(parts.get("distorted", []))
+    n = n if at_most is None else min(n, at_most // 2)
+    chosen = [spread(pairs.subset(ids.isin(part)), n).index["id"] for part in parts.values()]
+    return pairs.subset(ids.isin([name for part in chosen for name in part]))
+
+
+def later_pairs(pairs: Pairs) -> Pairs:
+    """Pairs that have a later SAR image, each with that image in place of its own and the same id; possibly none."""
+    has_later = [pairs.later_sar(i) is not None for i in range(len(pairs))]
+    kept = pairs.subset(np.array(has_later, dtype=bool))
+
+    def read(row: pd.Series) -> Pair:
+        later = kept.read_later(row)
+        assert later is not None  # for the type checker: `kept` holds no other
+        return dataclasses.replace(kept.read(row), sar=later)
+
+    # The partner enters the fingerprint, so that no stored record takes these for the pairs themselves.
+    return Pairs(kept.index.assign(partner=changed(kept, "later SAR image")), read)
+
+
+def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:
+    """What the scenes are like: one row each, with the median of every numeric condition over its pairs."""
+    numeric = [c.measure for c in CONDITIONS if c.levels]
+    return measures.groupby(["dataset", "scene"], as_index=False)[numeric].median()

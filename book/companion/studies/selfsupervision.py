@@ -1,0 +1,131 @@
+"""Small trainings side by side: what pretraining saves, and what its temperature does (sections 3.3.1 and 5.3)."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from companion.records import steps_to_score
+from companion.settings import BookConfig
+from sarmatch.data.splits import Split
+from sarmatch.training.runs import pretrain_or_load, train_or_load
+
+LEVELS = (0.5, 0.75, 0.9)
+"""Shares of the score that training from scratch reaches in the end, at which times are compared."""
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def study_config(
+    config: BookConfig,
+    seed: int,
+    pretraining: Mapping[str, Any],
+    model: Mapping[str, Any] = NOTHING,
+    data: Mapping[str, Any] = NOTHING,
+    training: Mapping[str, Any] = NOTHING,
+) -> BookConfig:
+    """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
+
+    Args:
+        pretraining, model, data, training: fields of these sections that this training has of its own.
+    """
+    study = config.studies
+    changed = dict(max_steps=study.pretraining_steps, validate_every=study.pretraining_steps) | dict(pretraining)
+    training = dict(max_steps=study.steps, validate_every=study.validate_every, cosine=False, patience=None) | dict(
+        training
+    )
+    data = dict(crop_size=min(study.crop_size, config.data.crop_size)) | dict(data)
+    model = dict(oriented_gradients=False) | dict(model)
+    return config.replace(seed=seed, data=data, model=model, pretraining=changed, training=training)
+
+
+def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
+    """Validation scores of trainings with and without pretraining, `studies.seeds` of each; resumable.
+
+    Returns:
+        one row a validation: seed, pretrained (bool), run, and the columns of the run's history.
+    """
+    parts = []
+    for seed in config.studies.seeds:
+        for pretrained in (False, True):
+            tasks = dict(contrastive=pretrained, rotation=pretrained)
+            run = train_or_load(study_config(config, seed, tasks), runs_dir, "study", split)
+            rows = run.history.dropna(subset=["mma_3px"])
+            parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def convergence(histories: pd.DataFrame, score: str = "mma_3px") -> pd.DataFrame:
+    """Steps until a score, with and without pretraining, and their ratio.
+
+    The score is a share of what the training from scratch of the same seed reached at best. A score that the first
+    validation already exceeds counts as reached there: the steps are then too many.
+
+    Args:
+        histories: as `convergence_histories` returns.
+        score: name of the validation score.
+
+    Returns:
+        one row a level and seed: level, seed, score, steps_scratch, steps_pretrained, ratio; a score that was never
+        reached gives NaN.
+    """
+    rows = []
+    for seed, both in histories.groupby("seed"):
+        scratch, pretrained = (both[both["pretrained"] == p].sort_values("step") for p in (False, True))
+        for level in LEVELS:
+            wanted = level * float(scratch[score].max())
+            steps = [steps_to_score(history, score, wanted) for history in (scratch, pretrained)]
+            rows.append((level, seed, wanted, *steps, steps[1] / steps[0]))
+    names = ["level", "seed", "score", "steps_scratch", "steps_pretrained", "ratio"]
+    return pd.DataFrame(rows, columns=names).sort_values(["level", "seed"], ignore_index=True)
+
+
+def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Geometric mean of positive ratios over seeds with its interval under the t distribution of their logarithms.
+
+    The interval is NaN where fewer than two different ratios are known.
+    """
+    logs = np.log(np.asarray(ratios, dtype=float))
+    logs = logs[np.isfinite(logs)]
+    if len(logs) < 2 or np.ptp(logs) == 0:  # equal ratios come from equal validations, not from certainty
+        return (float(np.exp(logs.mean())) if len(logs) else math.nan), math.nan, math.nan
+    half = scipy.stats.sem(logs) * scipy.stats.t.ppf((1 + confidence) / 2, len(logs) - 1)
+    low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    return float(mean), float(low), float(high)
+
+
+def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
+    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
+
+    Returns:
+        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on
+        validation pairs, n_pairs, run.
+    """
+    own, steps = config.pretraining.temperature, config.studies.sweep_steps
+    forms = [("infonce", "cells", t) for t in config.studies.temperatures]
+    forms += [("infonce", "image", own), ("printed", "cells", own)]
+    n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
+    rows = []
+    for form, over, temperature in forms:
+        tasks = dict(
+            contrastive=True,
+            rotation=False,
+            contrastive_form=form,
+            contrast_over=over,
+            temperature=temperature,
+            max_steps=steps,
+            validate_every=steps,
+        )
+        run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
+        last = run.history.iloc[-1]
+        row = {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
+        rows.append(
+            {"form": form, "over": over, "temperature": temperature, **row, "n_pairs": n_pairs, "run": run.path.name}
+        )
+    return pd.DataFrame(rows)

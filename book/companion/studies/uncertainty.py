@@ -1,0 +1,349 @@
+"""Responses of uncertainty maps to nuisances dosed one at a time, and the claims of section 5.2 on real pairs.
+
+All measurements take a `Measure`, such as `uncertainty_maps` of a network. They raise ValueError for no scenes or
+pairs, sides that are no multiple of a cell, pairs smaller than the crop, doses out of range and maps of a wrong shape;
+the statistics, for tables that lack columns, repeat rows or hold one dose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from companion.studies.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_index, with_dose
+from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
+from sarmatch.data.synthetic import Nuisance, Rendering, render
+from sarmatch.evaluation.intervals import check_columns, cluster_bootstrap
+from sarmatch.model import STRIDE
+from sarmatch.model.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
+
+Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
+"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells: of a network in `eval()` mode."""
+MEASURED = (*SOURCES, "sar", "optical", "total")
+"""The six sources, U_sar, U_opt and the mean of the last two."""
+RESOLUTION = 1e-6
+"""Uncertainties closer than this are equal: single precision and the batch they ran in differ by as much."""
+
+
+class Ladder(NamedTuple):
+    """Rising values of one field of `Nuisance`; the dose is the value, but 1 / looks for `looks`."""
+
+    field: str
+    values: tuple[float, ...]
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        return tuple(1 / value if self.field == "looks" else value for value in self.values)
+
+
+Doses = Mapping[str, Ladder]
+CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
+"""What all nuisances but one are held at; every ladder of `DOSES` starts from it. Seasons have no order, snow has."""
+DOSES: Doses = {
+    "speckle": Ladder("looks", (16.0, 8.0, 4.0, 2.0, 1.0)),
+    "layover": Ladder("layover_px", (0.0, 2.0, 4.0, 6.0, 8.0)),
+    "relief": Ladder("relief", (0.0, 0.25, 0.5, 0.75, 1.0)),
+    "haze": Ladder("haze", (0.0, 0.2, 0.4, 0.6, 0.8)),
+    "cloud": Ladder("cloud", (0.0, 0.2, 0.4, 0.6, 0.8)),
+    "illumination": Ladder("illumination", (0.0, 0.2, 0.4, 0.6, 0.8)),
+    "snow": Ladder("snow", (0.0, 0.25, 0.5, 0.75, 1.0)),
+}
+WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
+    "speckle": (dataclasses.replace(CALM, looks=1.0), lambda made: np.ones_like(made.speckle)),
+    "layover": (dataclasses.replace(CALM, layover_px=6.0), lambda made: abs(made.layover - 1)),
+    "double_bounce": (dataclasses.replace(CALM, double_bounce=2.0), lambda made: made.double_bounce),
+    "haze": (dataclasses.replace(CALM, haze=0.4), lambda made: made.haze),
+    "cloud": (dataclasses.replace(CALM, cloud=0.3), lambda made: made.cloud),
+    "shading": (dataclasses.replace(CALM, relief=1.0), lambda made: abs(made.shading - 1)),
+    "illumination": (dataclasses.replace(CALM, illumination=0.5), lambda made: abs(made.illumination - 1)),
+    "snow": (dataclasses.replace(CALM, snow=0.4), lambda made: made.snow),
+}
+"""Of each nuisance that covers part of an image: the calm scene with it added, and the map (H, W) of where it is.
+Speckle is the same everywhere in a rendering, so two opposite quadrants of its image are taken from the calm one."""
+
+
+def dose_response(
+    measure: Measure, n_scenes: int, size: int, seed: int, doses: Doses = DOSES, sar_bands: Sequence[int] = (0,)
+) -> pd.DataFrame:
+    """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
+
+    Args:
+        n_scenes: at least 1; `seed` determines them.
+        size: side in px, at least 32 and a multiple of 4.
+        doses: name of a nuisance to its ladder.
+        sar_bands: as `render`.
+
+    Returns:
+        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells, and `weight` of the
+        source for the pair (NaN for `sar`, `optical` and `total`).
+    """
+    if n_scenes < 1 or not doses:
+        raise ValueError(f"expected n_scenes of at least 1 and a ladder in doses, got {n_scenes} and {len(doses)}")
+    _check_size(size, "size")
+    steps = [
+        (name, dose, dataclasses.replace(CALM, **{ladder.field: value}))
+        for name, ladder in doses.items()
+        for value, dose in zip(ladder.values, ladder.doses, strict=True)
+    ]
+    distinct = list(dict.fromkeys(nuisance for *_, nuisance in steps))  # all ladders start at the same image
+    rows: list[pd.DataFrame] = []
+    for scene in range(n_scenes):
+        scene_seed = int(np.random.SeedSequence([seed, scene]).generate_state(1)[0])
+        made = [render(scene_seed, size, nuisance, sar_bands=sar_bands).pair for nuisance in distinct]
+        maps, weights = _measured(measure, [pair.sar for pair in made], [pair.optical for pair in made])
+        means = maps.mean(axis=(2, 3))
+        for name, dose, nuisance in steps:
+            i = distinct.index(nuisance)
+            rows.append(_rows({"nuisance": name, "dose": dose, "scene": scene}, means[i], weights[i]))
+    return pd.concat(rows, ignore_index=True)
+
+
+def augmented_dose_response(
+    measure: Measure,
+    pairs: Pairs,
+    kind: Kind,
+    doses: Sequence[float] | None = None,
+    crop_size: int = 192,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Real crops under rising doses of artificial speckle on the SAR image or artificial haze on the optical one.
+
+    See `with_dose`. Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone
+    responds too.
+
+    Args:
+        pairs: at least `crop_size` px a side; the crop is at the centre.
+        kind: of nuisance; `seed` is that of its noise.
+        doses: 1 / looks, or the largest opacity, in [0, 1]; default `AUGMENTATION_DOSES`.
+        crop_size: side in px, a multiple of 4.
+
+    Returns:
+        as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
+        the pair and a further column `cluster`, the scene of the pair (its id where unknown).
+    """
+    check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
+    rows: list[pd.DataFrame] = []
+    for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
+        changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
+        maps, weights = _measured(measure, [made.sar for made in changed], [made.optical for made in changed])
+        means = _means(maps, full)
+        for dose, values, weight in zip(doses, means, weights, strict=True):
+            labels = {"nuisance": kind, "dose": dose, "scene": pair.id, "cluster": pair.scene or pair.id}
+            rows.append(_rows(labels, values, weight))
+    return pd.concat(rows, ignore_index=True)
+
+
+def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame:
+    """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
+
+    A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
+
+    Args:
+        table: of `dose_response` or `augmented_dose_response`.
+        value: "value", or "weight" for the fusion's weights.
+
+    Returns:
+        one row per nuisance and source: `rho` in [-1, 1], `rho_low`, `rho_high`, `change` of the mean from the lowest
+        to the highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN
+        where scenes do not differ), `n_scenes`, `n_clusters`.
+    """
+    table = _checked(table, value)
+    rows = []
+    for (nuisance, source), group in table.groupby(["nuisance", "source"], sort=False):
+        wide = group.pivot(index=["cluster", "scene"], columns="dose", values=value).dropna()
+        if wide.shape[1] < 2:
+            raise ValueError(f"nuisance {nuisance!r} needs at least 2 doses for a correlation, got {wide.shape[1]}")
+        each = wide.index.to_frame(index=False).assign(rho=_spearman(wide.columns.to_numpy(), wide.to_numpy()))
+        rho = cluster_bootstrap(each, "rho", "cluster")
+        first, last = wide.iloc[:, 0], wide.iloc[:, -1]
+        change, spread = float((last - first).mean()), float(first.std())
+        row = {"nuisance": nuisance, "source": source, **rho.named("rho")}
+        row |= {"change": change, "effect": change / spread if spread > RESOLUTION else float("nan")}
+        rows.append(row | {"n_scenes": rho.n_pairs, "n_clusters": rho.n_clusters})
+    return pd.DataFrame(rows)
+
+
+def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = False) -> pd.DataFrame:
+    """Mean over scenes at every dose with its 95 % interval, for plots.
+
+    Args:
+        table, value: as `rank_correlations`.
+        relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
+
+    Returns:
+        columns nuisance, dose, source, value, low, high; the ends are NaN where there is one scene.
+    """
+    table = _checked(table, value).sort_values("dose", kind="stable")
+    if relative:
+        table[value] -= table.groupby(["nuisance", "source", "scene"])[value].transform("first")
+    rows = []
+    for keys, group in table.groupby(["nuisance", "dose", "source"], sort=False):
+        found = cluster_bootstrap(group, value, "cluster").named("value", "")
+        rows.append(dict(zip(("nuisance", "dose", "source"), keys, strict=True)) | found)
+    return pd.DataFrame(rows)
+
+
+def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
+    """Relation of the SAR uncertainty to backscatter (section 5.2: higher in strong backscatter).
+
+    Backscatter is the mean of the first SAR band over the pixels of a cell, in the units of the image.
+
+    Returns:
+        one row a pair: the columns of `INDEX_COLUMNS`; for U_sar and each SAR source `rho_<source>`, Spearman's
+        correlation over cells with the backscatter (NaN in an image without contrast, 0 of a map without), and
+        `ratio_<source>`, the mean uncertainty of the brightest tenth of the cells over that of the rest.
+    """
+    names = (*SAR_SOURCES, "sar")
+    rows = []
+    for pair, full in _crops(pairs, crop_size):
+        maps, _ = _measured(measure, [pair.sar], [pair.optical])
+        values = maps[0, [MEASURED.index(name) for name in names]][:, full]
+        bright = _pool(pair.sar[0].numpy())[full]
+        brightest = np.argsort(-bright, kind="stable")[: max(1, round(len(bright) / 10))]
+        rest = np.delete(values, brightest, axis=1)
+        ratio = values[:, brightest].mean(1) / rest.mean(1) if rest.size else np.full(len(names), np.nan)
+        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        for name, one, other in zip(names, _spearman(bright, values), ratio, strict=True):
+            row |= {f"rho_{name}": one, f"ratio_{name}": other}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
+    """Levels of all uncertainties beside what they might follow: season, land cover, haze (section 5.2).
+
+    Returns:
+        one row a pair: the columns of `INDEX_COLUMNS`, `haze_index`, `mean_<source>` over cells of each of `MEASURED`,
+        and `weight_<source>` of the six sources.
+    """
+    rows = []
+    for pair, full in _crops(pairs, crop_size):
+        maps, weights = _measured(measure, [pair.sar], [pair.optical])
+        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        row["haze_index"] = haze_index(pair.optical, pair.valid)
+        row |= dict(zip((f"mean_{name}" for name in MEASURED), _means(maps, full)[0], strict=True))
+        rows.append(row | dict(zip((f"weight_{name}" for name in SOURCES), weights[0], strict=True)))
+    return pd.DataFrame(rows)
+
+
+def within_image_relation(
+    measure: Measure, seeds: Sequence[int], size: int, sar_bands: Sequence[int] = (0,)
+) -> pd.DataFrame:
+    """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
+
+    Args:
+        measure, size, sar_bands: as `dose_response`.
+        seeds: of synthetic scenes.
+
+    Returns:
+        one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, Spearman's correlation over
+        cells of the map of the nuisance and that of the source, and `rho_change`, that with the rise of the source
+        over the same scene without the nuisance, which drops the ground beneath. Both are NaN where the scene has none
+        of the nuisance, 0 of a flat map.
+    """
+    _check_size(size, "size")
+    if not len(seeds):
+        raise ValueError("seeds must name at least one scene")
+    rows = []
+    for seed in seeds:
+        calm = render(seed, size, CALM, sar_bands=sar_bands).pair
+        images, causes = [calm], []
+        for name, (nuisance, where) in WITHIN.items():
+            made = render(seed, size, nuisance, sar_bands=sar_bands)
+            pair, cause = made.pair, where(made)
+            if name == "speckle":
+                noisy = _quadrants(size, bool(seed % 2))
+                cause = cause * noisy
+                pair = dataclasses.replace(pair, sar=torch.where(torch.from_numpy(noisy), pair.sar, calm.sar))
+            images.append(pair)
+            causes.append(_pool(cause).ravel())
+        maps, _ = _measured(measure, [pair.sar for pair in images], [pair.optical for pair in images])
+        flat = maps.reshape(*maps.shape[:2], -1)
+        for name, cause, values in zip(WITHIN, causes, flat[1:], strict=True):
+            rhos = zip(MEASURED, _spearman(cause, values), _spearman(cause, values - flat[0]), strict=True)
+            rows += [(name, seed, *row) for row in rhos]
+    return pd.DataFrame(rows, columns=["nuisance", "scene", "source", "rho", "rho_change"])
+
+
+def _quadrants(size: int, mirrored: bool) -> np.ndarray:
+    """Two opposite quadrants, (size, size) bool: no gradient from edge to edge or to the middle follows them."""
+    high = np.arange(size) >= size // 2 // STRIDE * STRIDE
+    return (high[:, None] ^ high[None]) ^ mirrored
+
+
+def _measured(measure: Measure, sar: Sequence[Tensor], optical: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of images of one size in the order of `MEASURED`, (N, 9, h, w), and weights (N, 6), both float64."""
+    batch, maps, weights = 8, [], []
+    with torch.inference_mode():
+        for start in range(0, len(sar), batch):
+            images = torch.stack(list(sar[start : start + batch])), torch.stack(list(optical[start : start + batch]))
+            made = measure(*images)
+            every = torch.cat([made.sources, made.sar, made.optical, (made.sar + made.optical) / 2], 1)
+            expected = (len(every), len(MEASURED), *(side // STRIDE for side in sar[0].shape[-2:]))
+            if tuple(every.shape) != expected or not bool(every.isfinite().all()):
+                raise ValueError(f"measure: expected finite maps {expected} in all, got {tuple(every.shape)}")
+            maps.append(every.double().cpu())
+            weights.append(made.weights.double().cpu())
+    return torch.cat(maps).numpy(), torch.cat(weights).numpy()
+
+
+def _rows(labels: Mapping[str, object], values: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    padded = np.append(weights, [np.nan] * (len(MEASURED) - len(weights)))
+    return pd.DataFrame({**labels, "source": MEASURED, "value": values, "weight": padded})
+
+
+def _crops(pairs: Pairs, crop_size: int) -> Iterator[tuple[Pair, np.ndarray]]:
+    """Windows at the centre of each pair, and the cells (h, w) that have data in all their pixels."""
+    _check_size(crop_size, "crop_size")
+    if not len(pairs):
+        raise ValueError("pairs must hold at least one pair")
+    for pair in pairs:
+        if min(pair.size) < crop_size:
+            raise ValueError(f"crop_size {crop_size} is larger than pair {pair.id!r} of {pair.size} px; choose less")
+        y, x = ((side - crop_size) // 2 for side in pair.size)
+        cut = (..., slice(y, y + crop_size), slice(x, x + crop_size))
+        images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
+        yield dataclasses.replace(pair, **images, transform=None), _pool(images["valid"].numpy()) == 1
+
+
+def _check_size(size: int, name: str) -> None:
+    if size < 1 or size % STRIDE:
+        raise ValueError(f"{name} must be a positive multiple of the {STRIDE} px of a cell, got {size}")
+
+
+def _pool(image: np.ndarray) -> np.ndarray:
+    """Means over cells, (H, W) to (h, w) float64."""
+    height, width = (side // STRIDE for side in image.shape)
+    return image.astype(np.float64).reshape(height, STRIDE, width, STRIDE).mean(axis=(1, 3))
+
+
+def _means(maps: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Means of (N, 9, h, w) over some cells, (N, 9); NaN where there are none."""
+    return maps[:, :, full].mean(axis=-1) if full.any() else np.full(maps.shape[:2], np.nan)
+
+
+def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of (n,) with each row of (m, n), ties averaged: NaN of a flat cause, 0 of a flat row."""
+    if len(np.unique(cause)) < 2:
+        return np.full(len(responses), np.nan)
+    ranks = rankdata(cause), rankdata(np.round(responses / RESOLUTION), axis=1)
+    x, y = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
+    norm = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
+    return np.divide(y @ x, norm, out=np.zeros(len(y)), where=norm > 0)
+
+
+def _checked(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The rows with a value, with a column `cluster`."""
+    keys = ["nuisance", "dose", "scene", "source"]
+    check_columns(table, (*keys, value))
+    if table.duplicated(keys).any():
+        raise ValueError("table holds a nuisance, dose, scene and source more than once; pass one run at a time")
+    kept = table.dropna(subset=[value])
+    return kept.assign(cluster=kept["cluster"] if "cluster" in kept else kept["scene"])

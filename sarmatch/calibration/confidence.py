@@ -1,0 +1,194 @@
+"""Calibrated confidence of matches, and the decision whether two images overlap (section 4.3.3).
+
+A confidence means the probability of lying within 3 px of the truth. Calibrators are fitted on validation scenes under
+`shift` at the headline radius, travel in the header of the weights, and are applied by `Matcher`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
+from sarmatch.calibration.position_error import CONFIDENT_PX, COVERAGE, Precision
+
+CONFIDENCE_FILE = "confidence.json"
+
+SCORES = ("probability", "aleatoric", "epistemic")
+"""Raw scores of a match, of which confidence is made."""
+SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")
+"""Found less true optical position, px, and the raw covariance of the found one, px^2."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The decision whether two images show the same ground, from how confident their matches are.
+
+    Attributes:
+        threshold: least mean confidence of pairs that are accepted.
+        n_unrelated, n_accepted: unrelated validation pairs that it was chosen on, and how many of them pass.
+    """
+
+    threshold: float
+    n_unrelated: int
+    n_accepted: int
+
+    def accepts(self, confidence: np.ndarray) -> bool:
+        return agreement(confidence) >= self.threshold
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How a matcher turns raw scores into confidence.
+
+    Attributes:
+        calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
+        overlaps: the decision on a pair, by mode.
+        search_radius: px, with which both were fitted; the decision is not taken with another, since fewer candidates
+            make any match look likelier.
+        mc_passes: of the mode `monte_carlo`; with another number, whose mutual information has another scale, the
+            calibrator of a single pass serves.
+        precision: what covariances and radii are made with, by mode; empty in files of before they were fitted.
+        fitted_on: digits of the weights, pairs and settings of the fit; empty in files of before they were kept.
+    """
+
+    calibrators: Mapping[str, Calibrator]
+    overlaps: Mapping[str, Overlap]
+    search_radius: float
+    mc_passes: int
+    precision: Mapping[str, Precision] = field(default_factory=dict)
+    fitted_on: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "calibrators": {mode: c.to_dict() for mode, c in self.calibrators.items()},
+                "overlaps": {mode: asdict(o) for mode, o in self.overlaps.items()},
+                "search_radius": self.search_radius,
+                "mc_passes": self.mc_passes,
+                "precision": {mode: p.to_dict() for mode, p in self.precision.items()},
+                "fitted_on": self.fitted_on,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Confidence:
+        """Raises ValueError where the text was not written by `to_json`."""
+        try:
+            content = json.loads(text)
+            calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
+            overlaps = {mode: Overlap(**o) for mode, o in content["overlaps"].items()}
+            precision = {mode: Precision.from_dict(p) for mode, p in content.get("precision", {}).items()}
+            radius, passes = float(content["search_radius"]), int(content["mc_passes"])
+            return cls(calibrators, overlaps, radius, passes, precision, str(content.get("fitted_on", "")))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
+
+
+def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Calibrator:
+    """Logistic regression on raw scores, then isotonic; every match counts alike, as it does in the scores of eq. 8.
+
+    Args:
+        table: matches of validation pairs, see `confidence_fit.match_table`.
+        names: features, keys of `calibrators.FEATURES`.
+    """
+    correct = table["error_px"].to_numpy() <= threshold_px
+    if correct.all() or not correct.any():  # nothing tells right from wrong, as after a few steps of training
+        return Isotonic((0.5,), (float(len(correct) > 0 and correct.all()),))
+    return Logistic.fit(table, correct, None, names, isotonic=True)
+
+
+def agreement(confidence: np.ndarray) -> float:
+    """Mean confidence of the matches of a pair; 0 without matches."""
+    return float(np.mean(confidence)) if len(confidence) else 0.0
+
+
+def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, ids: pd.Series) -> pd.Series:
+    """`agreement` of pairs by id, from a match table and its confidences (N,); pairs without matches have 0."""
+    found = table[["id"]].assign(confidence=confidence).groupby("id")["confidence"].mean()
+    return found.reindex(ids, fill_value=0.0)
+
+
+def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
+    """The lowest threshold that lets at most this share of unrelated validation pairs through.
+
+    It lies halfway between the most confident unrelated pair that it refuses and the next related one above. With fewer
+    than 1 / `false_accept` pairs it refuses all of them, which does not show that the rate is that low.
+
+    Args:
+        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
+    """
+    if not len(related) or not len(unrelated):
+        raise ValueError(f"related and unrelated pairs are needed, got {len(related)} and {len(unrelated)}")
+    allowed = int(false_accept * len(unrelated))
+    highest = np.sort(unrelated)[::-1][allowed]
+    above = related[related > highest]
+    threshold = float((highest + above.min()) / 2 if len(above) else np.nextafter(highest, np.inf))
+    return Overlap(threshold, len(unrelated), int((unrelated >= threshold).sum()))
+
+
+def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
+    """Shares of related and of unrelated pairs (or matches) accepted at every threshold: a ROC curve.
+
+    Returns:
+        columns threshold, true_accept, false_accept; thresholds fall.
+    """
+    thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
+    shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
+    return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
+
+
+def rate(
+    raw: Mapping[str, np.ndarray],
+    confidence: Confidence | None,
+    mode: str,
+    search_radius: float | None,
+    coverage: float = COVERAGE,
+) -> dict[str, Any]:
+    """Calibrated confidence, covariance and radius of matches, and the decision on the pair; raw probabilities and
+    spreads where nothing is fitted.
+
+    Args:
+        raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
+        mode: key of `confidence`.
+        search_radius: px, with which the matches were found; None where they were found otherwise. With another one
+            than was fitted, nothing is decided and radii are NaN: how far off wrong matches are is not known then.
+        coverage: of the radii.
+
+    Returns:
+        `confidence` (N,), `covariance` (N, 2, 2) px^2, `radius` (N,) px, `overlaps` (bool or None).
+    """
+    calibrator = confidence.calibrators.get(mode) if confidence else None
+    fits = confidence is not None and confidence.search_radius == search_radius
+    overlap = confidence.overlaps.get(mode) if confidence is not None and fits else None
+    precision = confidence.precision.get(mode) if confidence else None
+    value = raw["probability"] if calibrator is None else calibrator(raw)
+    covariance, radius = raw["covariance"], np.full(len(value), np.nan)
+    if precision is not None:
+        radius = precision.radius(value, covariance, coverage) if fits else radius
+        covariance = precision.covariance(covariance)
+    overlaps = None if overlap is None else overlap.accepts(np.asarray(value))
+    return {"confidence": value, "covariance": covariance, "radius": radius, "overlaps": overlaps}
+
+
+def warn_of_missing_confidence(source: str) -> None:
+    """Say that what `Matches.confidence` holds is no confidence."""
+    warnings.warn(
+        f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
+        "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
+        "it at its end, `sarmatch.training.runs.confidence_or_load` for a run that was trained otherwise",
+        stacklevel=3,
+    )
+
+
+def read_confidence(folder: Path) -> Confidence | None:
+    """What was fitted for the run in a folder, or None."""
+    path = folder / CONFIDENCE_FILE
+    return Confidence.from_json(path.read_text()) if path.is_file() else None

@@ -1,0 +1,199 @@
+"""Error model of matches: calibrated covariances, and conformal radii that hold the true position.
+
+Both are fitted on validation scenes and travel with `confidence.Confidence`. A match is correct (within 3 px)
+with the probability that its confidence states; then its error follows its covariance. Else its error is distributed as
+those of wrong matches. This gives, for every match, the radius of any coverage; conformal prediction on scenes that
+fitted none of it corrects it on average (the error model's probability at the error is the score; "distributional" in
+the words of Chernozhukov et al., PNAS 2021).
+
+Guaranteed: on scenes drawn as the validation scenes were, the mean over scenes of the share of matches within their
+radius tends to the coverage as the number of validation scenes grows. Not guaranteed: that it holds in a single scene,
+for a kind of land or another source, or exactly with the few scenes there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+
+from sarmatch.calibration.calibrators import FOLDS, Calibrator, cross_fitted
+
+COVERAGE = 0.9
+"""Of radii, unless another is asked for."""
+CONFIDENT_PX = 3.0
+"""A match is correct with an error up to this: what confidence is the probability of, and covariance given."""
+LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())
+"""Coverages for which a threshold is fitted; between them it is interpolated."""
+WRONG_KNOTS = 41
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The law of a match's error, and how far to trust it.
+
+    Attributes:
+        scale, floor: a covariance is `scale` times the raw spread plus `floor` px^2 on both axes: what the surface of
+            similarities cannot know, such as the error of the ground truth.
+        wrong: errors of wrong matches, px: their quantiles at evenly spaced probabilities from 0 to 1, ascending.
+        levels, thresholds: for each coverage, the value that the law must reach at the radius.
+    """
+
+    scale: float
+    floor: float
+    wrong: tuple[float, ...]
+    levels: tuple[float, ...]
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = np.array([self.scale, self.floor, *self.wrong, *self.levels, *self.thresholds], dtype=np.float64)
+        if not np.isfinite(numbers).all() or self.scale < 0 or self.floor <= 0:
+            raise ValueError(f"scale >= 0 and floor > 0 must be finite, got {self.scale} and {self.floor}")
+        if len(self.levels) != len(self.thresholds) or len(self.wrong) < 2 or not len(self.levels):
+            raise ValueError("wrong needs two quantiles or more, and every level one threshold")
+        if any((np.diff(values) < 0).any() for values in (self.wrong, self.levels, self.thresholds)):
+            raise ValueError("wrong, levels and thresholds must ascend")
+
+    def covariance(self, raw: np.ndarray) -> np.ndarray:
+        """Covariances (N, 2, 2) px^2 of correct matches from their raw spread."""
+        return self.scale * np.asarray(raw, dtype=np.float64) + self.floor * np.eye(2)
+
+    def law(self, error: Any, confidence: Any, raw: np.ndarray) -> np.ndarray:
+        """Stated probability (N,) that matches are off by `error` px (N,) at most.
+
+        Args:
+            confidence: (N,) calibrated probability of an error up to 3 px.
+            raw: (N, 2, 2) spread, not calibrated.
+        """
+        error, confidence = (np.asarray(values, dtype=np.float64) for values in (error, confidence))
+        variance = self._variance(raw)
+        near = _rayleigh(np.minimum(error, CONFIDENT_PX), variance) / _rayleigh(CONFIDENT_PX, variance)
+        far = np.interp(error, self.wrong, np.linspace(0, 1, len(self.wrong)))
+        return confidence * near + (1 - confidence) * np.where(error > CONFIDENT_PX, far, 0)
+
+    def radius(self, confidence: Any, raw: np.ndarray, coverage: float) -> np.ndarray:
+        """Radius (N,) px around each optical position that holds the true one in this share of cases.
+
+        Raises:
+            ValueError: a coverage outside `LEVELS`.
+        """
+        check_coverage(coverage)
+        reach = np.interp(coverage, self.levels, self.thresholds)
+        confidence, variance = np.asarray(confidence, dtype=np.float64), self._variance(raw)
+        share = np.minimum(reach / np.maximum(confidence, 1e-12), 1 - 1e-12)  # of all, no radius but infinity
+        near = np.sqrt(-2 * variance * np.log1p(-share * _rayleigh(CONFIDENT_PX, variance)))
+        rest = np.clip((reach - confidence) / np.maximum(1 - confidence, 1e-12), 0, 1)
+        far = np.interp(rest, np.linspace(0, 1, len(self.wrong)), self.wrong)
+        return np.where(reach <= confidence, np.minimum(near, CONFIDENT_PX), np.maximum(far, CONFIDENT_PX))
+
+    def _variance(self, raw: np.ndarray) -> np.ndarray:
+        """Of one axis, the mean of both: a radius knows no direction."""
+        return np.trace(self.covariance(raw), axis1=1, axis2=2) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Precision:
+        """Raises ValueError where the entries are not those of `to_dict`."""
+        try:
+            entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+            return cls(**entries)
+        except TypeError as error:
+            raise ValueError(f"these are not the entries of a precision: {sorted(description)}") from error
+
+
+def check_coverage(coverage: float) -> float:
+    """The coverage, or a ValueError where it lies outside `LEVELS`."""
+    if not LEVELS[0] <= coverage <= LEVELS[-1]:
+        raise ValueError(
+            f"coverage must lie between {LEVELS[0]} and {LEVELS[-1]}, the share of matches whose true position is to "
+            f"lie within their radius; got {coverage}"
+        )
+    return coverage
+
+
+def raw_covariance(table: pd.DataFrame) -> np.ndarray:
+    """Spread (N, 2, 2) px^2 of the matches of a table, see `sarmatch.evaluation.confidence_fit.match_table`."""
+    return table[["var_x", "var_xy", "var_xy", "var_y"]].to_numpy(np.float64).reshape(-1, 2, 2)
+
+
+def scene_weights(table: pd.DataFrame) -> np.ndarray:
+    """Weights (N,) of matches that let every scene count alike, of sum 1."""
+    scenes = table["scene"]
+    return (1 / scenes.map(scenes.value_counts()) / scenes.nunique()).to_numpy(np.float64)
+
+
+def fit_precision(
+    table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator], folds: int = FOLDS
+) -> Precision:
+    """The error model of all scenes, and thresholds from scenes that neither it nor its confidence was fitted on.
+
+    Cross-conformal over scenes: each fold of scenes is judged by the error model of the others, and a threshold is the
+    quantile of all these judgements. Scenes count alike, not matches: those of one scene are not exchangeable.
+
+    Args:
+        table: matches of validation pairs, see `sarmatch.evaluation.confidence_fit.match_table`.
+        fit_calibrator: fits to matches a confidence like the one that radii will be made with.
+
+    Raises:
+        ValueError: no match has a spread.
+    """
+    table = table[table["var_x"].notna()]
+    if not len(table):
+        raise ValueError("none of the matches has a spread to fit a precision on; take a matcher that refines them")
+
+    def judge(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
+        model, calibrator = Precision(*_law(known), LEVELS, LEVELS), fit_calibrator(known)
+        return lambda own: model.law(own["error_px"], calibrator(own), raw_covariance(own))
+
+    judged = cross_fitted(table, table, judge, folds)
+    thresholds = weighted_quantiles(judged, scene_weights(table), LEVELS)
+    return Precision(*_law(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
+
+
+def _law(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
+    """Scale, floor and quantiles of wrong errors."""
+    right = table["error_px"].to_numpy() <= CONFIDENT_PX
+    weights = scene_weights(table)
+    residuals = table[["error_x", "error_y"]].to_numpy(np.float64)
+    scale, floor = fit_covariance(raw_covariance(table)[right], residuals[right], weights[right])
+    levels = np.linspace(0, 1, WRONG_KNOTS)
+    if right.all():
+        return scale, floor, tuple(np.full(WRONG_KNOTS, CONFIDENT_PX).tolist())
+    wrong = weighted_quantiles(table["error_px"].to_numpy()[~right], weights[~right], levels)
+    wrong[0] = CONFIDENT_PX
+    return scale, floor, tuple(wrong.tolist())
+
+
+def fit_covariance(raw: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Scale and floor of greatest Gaussian likelihood: residuals (N, 2) px ~ N(0, scale raw + floor I)."""
+    if not len(raw):
+        return 1.0, 1.0
+    values, vectors = np.linalg.eigh(raw)
+    squares = np.einsum("nji,nj->ni", vectors, residuals) ** 2
+    weights = weights / weights.sum()
+
+    def loss(logs: np.ndarray) -> float:
+        variances = np.exp(logs[0]) * np.maximum(values, 0) + np.exp(logs[1])
+        return float(weights @ (np.log(variances) + squares / variances).sum(1))
+
+    found = scipy.optimize.minimize(loss, np.log([0.3, 0.3]), method="L-BFGS-B", bounds=[(-12, 6), (-7, 6)])
+    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
+
+
+def weighted_quantiles(values: np.ndarray, weights: np.ndarray, levels: Any) -> np.ndarray:
+    """The least of the values below or at which each share of the weight lies."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    index = np.searchsorted(reached, np.asarray(levels) * reached[-1] - 1e-12)
+    return np.asarray(values, dtype=np.float64)[order][np.minimum(index, len(values) - 1)]
+
+
+def _rayleigh(radius: Any, variance: np.ndarray) -> np.ndarray:
+    """Share of an isotropic normal law within a radius."""
+    return -np.expm1(-(np.asarray(radius) ** 2) / (2 * variance))

@@ -1,0 +1,203 @@
+"""Scores of a confidence (eq. 8 and others) and their intervals.
+
+Every score pools matches of equal confidence first, so none depends on the order of the rows. A match is correct when
+its error is at most a threshold in px; the caller decides which.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+BINS = 15
+"""Bins of eq. 8 unless told otherwise."""
+
+
+CLIP = 1e-7
+"""Probabilities are kept this far from 0 and 1 before a logarithm: about the step of float32 below 1."""
+
+
+class Groups(NamedTuple):
+    """Matches pooled by equal confidence: (G,) float64 each.
+
+    Attributes:
+        confidence: distinct and ascending.
+        n: matches (or their weight) with that confidence, > 0.
+        correct: how many of them are correct.
+    """
+
+    confidence: np.ndarray
+    n: np.ndarray
+    correct: np.ndarray
+
+
+def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
+    """Mean confidence and accuracy of the matches in each bin of confidence.
+
+    The intervals take matches as independent. Matches of one scene are not, so these are narrower than the truth.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool.
+        bins: number of bins; empty ones are kept. A bin holds low <= confidence < high, the last one also 1.
+        equal_mass: cut at equal shares of the matches instead of equal widths; equal confidences stay together, in the
+            bin of their middle rank.
+
+    Returns:
+        a row a bin: `low` and `high` (its edges; with `equal_mass` the extremes in it), `n`, `confidence` and
+        `accuracy` (means in [0, 1]), `accuracy_low` and `accuracy_high` (Wilson, 95 %); NaN where there are no matches.
+
+    Raises:
+        ValueError: no matches, lengths that differ, NaN, values out of range, or no bins; so do all scores below.
+    """
+    groups = pool(confidence, correct)
+    ends = bin_ends(groups, bins, equal_mass)
+    n, claimed, right = bin_sums(groups, ends)
+    low, high = np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]
+    if equal_mass:
+        spans = [groups.confidence[a:b] for a, b in pairwise(ends)]
+        low, high = (np.array([span[i] if len(span) else np.nan for span in spans]) for i in (0, -1))
+    filled = np.where(n > 0, n, np.nan)
+    table = {"low": low, "high": high, "n": n.astype(int), "confidence": claimed / filled, "accuracy": right / filled}
+    intervals = [_wilson(int(k), int(of)) for k, of in zip(right, n, strict=True)]
+    return pd.DataFrame(table).join(pd.DataFrame(intervals, columns=["accuracy_low", "accuracy_high"]))
+
+
+def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
+    """Eq. 8: mean over matches of the gap between confidence and accuracy of their bin, in [0, 1].
+
+    "Equally-sized bins based on confidence values" is read as bins of equal width, the common definition; `equal_mass`
+    is the other reading. Arguments as in `reliability_table`.
+    """
+    return _gaps(pool(confidence, correct), bins, equal_mass)[0]
+
+
+def auroc(confidence: Any, correct: Any) -> float:
+    """Chance that a correct match has more confidence than a wrong one, ties counting half, in [0, 1].
+
+    0.5 is no information; NaN where all matches are correct or all wrong.
+    """
+    return _auroc(pool(confidence, correct))
+
+
+def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Share of wrong matches among the k most confident, for k = 1 ... N.
+
+    Where k cuts through matches of equal confidence, the risk is its mean over all their orders.
+
+    Returns:
+        coverage: (N,) k / N, ascending in (0, 1].
+        risk: (N,) in [0, 1]; the last one is the error rate of all matches.
+    """
+    return _risk_coverage(pool(confidence, correct))
+
+
+def pooled_aurc(groups: Groups) -> float:
+    """Area under `risk_coverage` as the mean of its N risks, in [0, 1]; the lower the better.
+
+    A constant confidence has the base error rate e, the best order about e + (1 - e) log(1 - e). As e is part of it,
+    compare it between confidences of the same matches only.
+    """
+    return float(_risk_coverage(groups)[1].mean())
+
+
+def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
+    """All scores of matches by name, and their `accuracy` and number `n`.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool.
+
+    Returns:
+        `ece` (eq. 8), `ece_equal_mass` (with bins of equal mass), `mce` (the largest gap among bins that hold matches),
+        `brier` (mean squared difference of confidence and correctness), all in [0, 1]; `nll` (mean negative
+        log-likelihood in nats, confidences clipped to [1e-7, 1 - 1e-7]); `auroc`; `aurc`, see `pooled_aurc`.
+    """
+    return _scores(pool(confidence, correct))
+
+
+def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
+    """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
+    confidence, correct = _checked(confidence, correct)
+    values, inverse = np.unique(confidence, return_inverse=True)
+    weights = np.ones(len(confidence)) if weights is None else weights
+    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+
+
+def _checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    confidence, correct = checked_numbers(confidence, "confidence"), np.asarray(correct)
+    if correct.shape != confidence.shape or not len(confidence):
+        raise ValueError(
+            f"confidence and correct need shape (N,) with N > 0, got {confidence.shape} and {correct.shape}; "
+            "leave out pairs without matches"
+        )
+    if correct.dtype != bool and not np.isin(correct, (0, 1)).all():
+        raise ValueError(f"correct must hold bool or 0 and 1, got {correct.dtype}; compare the errors to a threshold")
+    return confidence, correct
+
+
+def checked_numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.ndarray:
+    """`values` as finite float64 in [0, high], shape (N,); the message says `name` and `remedy`."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (N,), got {array.shape}; flatten it")
+    bad = ~(np.isfinite(array) & (array >= 0) & (array <= high))
+    if bad.any():
+        expected = f"{name} must be finite and in [0, {high:g}]"
+        raise ValueError(f"{expected}; {bad.sum()} of {len(array)} are not, e.g. {array[bad][0]:g}{remedy}")
+    return array
+
+
+def bin_ends(groups: Groups, bins: int, equal_mass: bool) -> np.ndarray:
+    """Where bins begin and end among the groups, (bins + 1,) int."""
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    share = (np.cumsum(groups.n) - groups.n / 2) / groups.n.sum()
+    inner = np.searchsorted(share if equal_mass else groups.confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.concatenate([[0], inner, [len(groups.n)]])
+
+
+def bin_sums(groups: Groups, ends: np.ndarray) -> list[np.ndarray]:
+    """Number of matches, of matches expected to be correct, and of correct ones in each bin, (bins,) each."""
+    summed = (groups.n, groups.n * groups.confidence, groups.correct)
+    return [np.array([values[a:b].sum() for a, b in pairwise(ends)]) for values in summed]
+
+
+def _wilson(correct: int, n: int) -> tuple[float, float]:
+    if n == 0:
+        return float("nan"), float("nan")
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _gaps(groups: Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[float, float]:
+    n, claimed, right = bin_sums(groups, bin_ends(groups, bins, equal_mass))
+    missed = np.abs(right - claimed)
+    return float(missed.sum() / n.sum()), float((missed[n > 0] / n[n > 0]).max())
+
+
+def _auroc(groups: Groups) -> float:
+    right, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.correct, groups.n - groups.correct))
+    if right[-1] == 0 or wrong[-1] == 0:
+        return float("nan")
+    return float(np.trapezoid(right / right[-1], wrong / wrong[-1]))
+
+
+def _risk_coverage(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    n, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.n, groups.n - groups.correct))
+    k = np.arange(1, round(n[-1]) + 1)
+    return k / n[-1], np.interp(k, n, wrong) / k
+
+
+def _scores(groups: Groups) -> dict[str, float]:
+    (x, n, correct), (ece, mce) = groups, _gaps(groups)
+    total, clipped = float(n.sum()), np.clip(x, CLIP, 1 - CLIP)
+    scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}
+    scores["brier"] = float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / total)
+    scores["nll"] = float(-(correct @ np.log(clipped) + (n - correct) @ np.log1p(-clipped)) / total)
+    scores |= {"auroc": _auroc(groups), "aurc": pooled_aurc(groups)}
+    return scores | {"accuracy": float(correct.sum()) / total, "n": total}

@@ -1,0 +1,191 @@
+"""Training crops with a known relative transform, and their radiometry (section 4.2; design point 8).
+
+All public pairs are co-registered, and a padded convolution can encode absolute position: with an identity truth a
+network can "match" without looking. So both images of a sample are cut from the pair by different affine maps.
+Every sample is a function of (seed, epoch, position), never of what was drawn before: a resumed run, another number
+of loader processes and another number of devices all see the same samples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sarmatch.config import DataConfig
+from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.geometry import (
+    Search,
+    central_corner,
+    coverage,
+    inside,
+    rotation_scale,
+    transform_points,
+    translation,
+    warp,
+)
+
+HAZE_CELLS = 4
+"""Nodes a side of the smooth field of artificial haze: it is wide against what a descriptor sees."""
+
+
+HAZE_BRIGHTNESS = 0.9
+
+
+class Sample(TypedDict):
+    """A training sample; `A_sar_to_optical` is (3, 3) float32 in px of the crops, masks are (c, c) bool."""
+
+    sar: Tensor
+    optical: Tensor
+    sar_valid: Tensor
+    optical_valid: Tensor
+    A_sar_to_optical: Tensor
+
+
+class TrainingCrops(Dataset[Sample]):
+    """Random crops of pairs.
+
+    Args:
+        pairs: co-registered pairs, at least `config.crop_size` px a side.
+        config: crop size, geometry and radiometry.
+        seed: with the epoch and the position it determines a sample.
+        cache: keep decoded pairs in memory; worth it for a few thousand patches.
+    """
+
+    def __init__(self, pairs: Pairs, config: DataConfig, seed: int, cache: bool = False) -> None:
+        self.pairs, self.config, self.seed = pairs, config, seed
+        self._cache: dict[int, tuple[Pair, Tensor | None]] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of an (epoch, position)."""
+        epoch, i = key
+        rng = np.random.default_rng((self.seed, epoch, i))
+        pair, later = self._load(i)
+        sar = pair.sar
+        if later is not None and rng.random() < self.config.later_sar_probability:
+            sar = later
+        sar_to_pair, optical_to_pair = random_maps(pair.size, self.config, rng)
+        size = (self.config.crop_size, self.config.crop_size)
+        return Sample(
+            sar=sar_radiometry(warp(sar, sar_to_pair, size), self.config, rng),
+            optical=optical_radiometry(warp(pair.optical, optical_to_pair, size), self.config, rng),
+            sar_valid=coverage(pair.valid, sar_to_pair, size),
+            optical_valid=coverage(pair.valid, optical_to_pair, size),
+            A_sar_to_optical=(torch.linalg.inv(optical_to_pair) @ sar_to_pair).float(),
+        )
+
+    def _load(self, i: int) -> tuple[Pair, Tensor | None]:
+        if self._cache is None:
+            return self.pairs[i], self.pairs.later_sar(i)
+        if i not in self._cache:
+            self._cache[i] = (self.pairs[i], self.pairs.later_sar(i))
+        return self._cache[i]
+
+
+def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Affine maps from the SAR crop and from the optical crop to the pair, two (3, 3) float64 in px.
+
+    Both share a rotation, a mirror and a centre; the optical crop is further shifted, turned and scaled. Maps are drawn
+    again until both crops lie inside the pair, so no border is invented; where that fails, the SAR crop is a plain
+    window at the centre and the shift is what the pair leaves room for.
+    """
+    height, width = size
+    crop = config.crop_size
+    middle = (crop - 1) / 2
+    corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
+    flip = bool(rng.random() < config.flip_probability)
+    stays = rng.random() < 0.5  # half of the samples stay on the pixel grid, as the images at inference do
+    for _ in range(20):
+        turn = 0.0 if stays else config.joint_rotation_deg * rng.uniform(-1, 1)
+        joint = rotation_scale(turn, 1.0, (middle, middle), flip)
+        x, y = float(rng.integers(0, width - crop + 1)), float(rng.integers(0, height - crop + 1))
+        sar_to_pair = translation(x, y) @ joint
+        shift = rng.uniform(-config.relative_shift_px, config.relative_shift_px, 2)
+        amount = 0.0 if rng.random() < config.pure_shift_probability else 1.0
+        angle = amount * config.relative_rotation_deg * rng.uniform(-1, 1)
+        scale = float(np.exp(amount * config.relative_log_scale * rng.uniform(-1, 1)))
+        relative = translation(*shift) @ rotation_scale(angle, scale, (middle, middle))
+        optical_to_pair = sar_to_pair @ relative
+        both = torch.cat([transform_points(m, corners) for m in (sar_to_pair, optical_to_pair)])
+        if bool(inside(both, size).all()):
+            return sar_to_pair, optical_to_pair
+    x, y = central_corner(size, crop)
+    room = min(x, y, config.relative_shift_px)
+    shift = rng.uniform(-room, room, 2)
+    plain = translation(x, y) @ rotation_scale(0.0, 1.0, (middle, middle), flip)
+    return plain, plain @ translation(*shift)
+
+
+def sar_radiometry(sar: Tensor, config: DataConfig, rng: np.random.Generator) -> Tensor:
+    """Contrast, artificial speckle and Gaussian noise on a SAR crop (C, H, W) in [0, 1]."""
+    sar = sar.clamp(0, 1) ** float(np.exp(rng.uniform(-0.4, 0.4)))
+    if rng.random() < config.speckle_probability:
+        low, high = np.log(config.speckle_looks)
+        sar = speckle(sar, float(np.exp(rng.uniform(low, high))), rng)
+    return _noise(sar * float(rng.uniform(0.8, 1.2)), config.noise_std, rng)
+
+
+def speckle(sar: Tensor, looks: float, rng: np.random.Generator) -> Tensor:
+    """Multiply an amplitude image by fully developed speckle of a number of looks (>= 1): gamma-distributed power."""
+    power = rng.gamma(looks, 1 / looks, size=tuple(sar.shape)).astype(np.float32)
+    return sar * torch.from_numpy(np.sqrt(power))
+
+
+def optical_radiometry(optical: Tensor, config: DataConfig, rng: np.random.Generator) -> Tensor:
+    """Band mixing, haze, contrast, brightness and Gaussian noise on an optical crop (C, H, W) in [0, 1]."""
+    if rng.random() < config.band_mixing:
+        optical = mix_bands(optical, rng)
+    if rng.random() < config.haze_probability:
+        optical = haze(optical, float(rng.uniform(0.1, 0.9)), rng)
+    optical = optical.clamp(0, 1) ** float(np.exp(rng.uniform(-0.4, 0.4)))
+    optical = optical * float(rng.uniform(0.7, 1.3)) + float(rng.uniform(-0.1, 0.1))
+    return _noise(optical, config.noise_std, rng)
+
+
+def haze(optical: Tensor, density: float, rng: np.random.Generator) -> Tensor:
+    """Veil an image (C, H, W) in [0, 1] with bright haze whose opacity varies smoothly between 0 and `density`."""
+    size = optical.shape[-2:]
+    coarse = torch.from_numpy(rng.random((1, 1, HAZE_CELLS, HAZE_CELLS), dtype=np.float32))
+    field = F.interpolate(coarse, size, mode="bicubic", align_corners=True)[0]
+    low, high = field.min(), field.max()
+    opacity = density * (field - low) / (high - low).clamp(min=1e-6)
+    return optical + opacity * (HAZE_BRIGHTNESS - optical)
+
+
+def mix_bands(optical: Tensor, rng: np.random.Generator) -> Tensor:
+    """Grey the image, swap its bands, or mix them at random: false and true colour must both be matched."""
+    bands = len(optical)
+    kind = rng.integers(3)
+    if kind == 0:
+        matrix = np.tile(rng.dirichlet(np.ones(bands)), (bands, 1))
+    elif kind == 1:
+        matrix = np.eye(bands)[rng.permutation(bands)]
+    else:
+        matrix = rng.dirichlet(np.ones(bands), size=bands)
+    return torch.einsum("ij,jhw->ihw", torch.from_numpy(matrix).float(), optical)
+
+
+def _noise(image: Tensor, std: float, rng: np.random.Generator) -> Tensor:
+    noise = rng.standard_normal(tuple(image.shape), dtype=np.float32) * np.float32(std)
+    return (image + torch.from_numpy(noise)).clamp(0, 1)
+
+
+class EvaluationCrops(NamedTuple):
+    """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px.
+
+    `search` is what a method may know beforehand, how far the protocol turns and scales; its radius is the caller's.
+    """
+
+    sar: Tensor
+    optical: Tensor
+    sar_valid: Tensor
+    optical_valid: Tensor
+    A_sar_to_optical: Tensor
+    search: Search = Search(None)

@@ -1,0 +1,121 @@
+"""The fit of a network's confidence on validation scenes: collecting matches, then calibrators, decision, precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.calibration.calibrators import cross_fitted
+from sarmatch.calibration.confidence import SCORES, SPREAD, Confidence, fit_calibrator, fit_overlap, pair_agreements
+from sarmatch.calibration.position_error import fit_precision
+from sarmatch.config import Config, EvaluationConfig, Protocol
+from sarmatch.data.crops import EvaluationCrops
+from sarmatch.data.pairs import Pairs
+from sarmatch.evaluation.metrics import match_residuals
+from sarmatch.evaluation.protocols import evaluation_crops, mismatched, spread
+from sarmatch.io import digest
+from sarmatch.matching.assignment import RawMatches
+from sarmatch.matching.matcher import Matcher
+from sarmatch.model import SarOpticalNet
+
+MC_PASSES = 20
+"""Of section 3.2.4."""
+MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "single": ({}, ("logit_probability", "aleatoric")),
+    "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic")),
+    "monte_carlo": ({"mc_passes": MC_PASSES}, ("logit_probability", "aleatoric", "epistemic")),
+}
+"""Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
+SINGLE_PAIRS = 10
+"""One pass is fitted on up to so many times as many pairs as the passes with dropout, which take longer."""
+RawMatcher: TypeAlias = Callable[[EvaluationCrops], RawMatches]
+Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig], pd.DataFrame]
+"""Gives the `match_table` of a matcher and pairs under `shift` at the headline radius; the string names the table."""
+
+
+def match_table(
+    matcher: RawMatcher, pairs: Pairs, protocol: Protocol, config: EvaluationConfig, progress: bool = True
+) -> pd.DataFrame:
+    """All matches of all pairs with their raw scores and errors, one row a match.
+
+    Args:
+        matcher: gives raw matches of two crops.
+
+    Returns:
+        columns id, dataset, scene, x, y (SAR position, px), error_px, `confidence.SCORES` and `confidence.SPREAD`.
+    """
+    parts = []
+    for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None if progress else True):
+        crops = evaluation_crops(pair, protocol, config)
+        raw = matcher(crops)
+        xy = raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy()
+        residuals = match_residuals(xy, crops.A_sar_to_optical)
+        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": np.linalg.norm(residuals, axis=1)}
+        table |= {name: getattr(raw, name).cpu().numpy() for name in SCORES}
+        spread_of_position = raw.covariance.cpu().numpy()[:, [0, 0, 1], [0, 1, 1]]
+        table |= dict(zip(SPREAD, np.hstack([residuals, spread_of_position]).T, strict=True))
+        labels = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
+        parts.append(pd.DataFrame(table).astype(np.float32).assign(**labels))
+    return pd.concat(parts, ignore_index=True)
+
+
+def collect_matches(
+    matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol = "shift"
+) -> pd.DataFrame:
+    """`match_table` at the headline radius, made now."""
+    raw = partial(matcher.raw_matches, search_radius=config.headline_radius)
+    return match_table(raw, pairs, protocol, config)
+
+
+def fitted_on(net: SarOpticalNet, config: Config, pairs: Pairs) -> str:
+    """Digits of what a confidence is fitted on and how; the head of the distilled mode may be taught in between."""
+    sizes = [config.evaluation.calibration_pairs, MC_PASSES, SINGLE_PAIRS]
+    return digest([trained_weights(net), net.config, pairs, config.evaluation, sizes])
+
+
+def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
+    """All but the head of the distilled mode, which is taught after training."""
+    return {name: t for name, t in net.state_dict().items() if not name.startswith("epistemic_head.")}
+
+
+def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Collect = collect_matches) -> Confidence:
+    """Calibrators, decisions on overlap and precision of a network, under `shift` at the headline radius.
+
+    What is stated of one of these scenes (whether its pairs are accepted, how far its matches lie off) comes from
+    calibrators that were fitted without it. The distilled mode is left out where the head was not distilled.
+
+    Args:
+        pairs: of scenes that had no part in the choice of the weights, at most `evaluation.calibration_pairs` for
+            passes with dropout and `SINGLE_PAIRS` times as many for one pass.
+        collect: the source of match tables, such as a cache.
+    """
+    calibrators, overlaps, precision = {}, {}, {}
+    for mode, (arguments, names) in MODES.items():
+        if mode == "distilled" and not net.epistemic_head.distilled:
+            continue
+        matcher = Matcher(net, **arguments)
+        at_most = config.evaluation.calibration_pairs * (SINGLE_PAIRS if mode == "single" else 1)
+        limited = dataclasses.replace(config.evaluation, max_pairs=at_most)
+        usable = names if config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
+        fit = partial(fit_calibrator, names=usable)
+        table = collect(matcher, "validation", pairs, limited)
+        calibrators[mode] = fit(table)
+        if len(table):
+            precision[mode] = fit_precision(table, fit)
+        if pairs.index["scene"].nunique() > 1:  # else there are no unrelated pairs
+            others = mismatched(pairs)
+            unrelated = collect(matcher, "unrelated", others, limited)
+            agreements = (
+                pair_agreements(t, cross_fitted(table, t, fit), spread(of, at_most).index["id"]).to_numpy()
+                for t, of in ((table, pairs), (unrelated, others))
+            )
+            overlaps[mode] = fit_overlap(*agreements)
+    radius, key = config.evaluation.headline_radius, fitted_on(net, config, pairs)
+    return Confidence(calibrators, overlaps, radius, MC_PASSES, precision, key)

@@ -1,0 +1,214 @@
+"""Metrics of matching (section 4.3 of the paper) and of registration.
+
+All take the matches of one pair unless they say otherwise. Matches are judged in the optical image: the error of a
+match is the distance between its optical position and the true place of its SAR position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sarmatch.matching.matches import Matches
+from sarmatch.matching.robust_fit import RegistrationError
+
+INLIER_PX = 5.0
+"""`rmse_inlier_px` of a record is taken over the matches within this error."""
+THINNING_PX = 16.0
+"""Spacing at which a record also counts matches, because neighbouring dense matches are not independent."""
+GRID_STRIDE = 4
+"""Spacing of the keypoints that eq. 6 takes for its ground truth, px."""
+
+
+def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+    """Distance of each match from the truth, (N,) float64, px.
+
+    Args:
+        matches: matches, or two (N, 2) arrays of SAR and optical positions.
+        A_sar_to_optical: (3, 3) true map of pixel coordinates, array or tensor.
+    """
+    return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
+
+
+def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+    """Found less true optical position of each match, (N, 2) float64, px; arguments as `match_errors`."""
+    xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
+    return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)
+
+
+def mma(errors: np.ndarray, threshold: float) -> float:
+    """Mean matching accuracy of the field: matches within `threshold` px, as a share of all predicted, in [0, 1].
+
+    No matches at all count as 0, so that a method gains nothing by staying silent on difficult pairs.
+    """
+    return float(np.mean(errors <= threshold)) if len(errors) else 0.0
+
+
+def maximum_mean_accuracy(
+    errors: np.ndarray, confidences: np.ndarray, n_ground_truth: int, threshold: float = 1.0
+) -> float:
+    """Eq. 6 for one pair, as printed: the maximum over thresholds j of |C_j n G_j| / |G_j|, in [0, 1].
+
+    C_j are the matches whose confidence is at least j, where j runs over the confidences of the pair's own matches;
+    a match belongs to G when it lies within `threshold` px. The paper does not say how many correspondences G_j has.
+    We take every keypoint of the grid whose true counterpart lies in the optical image (`visible_keypoints`), for
+    every j. Then lowering j can only add correct matches: the maximum is always reached at the lowest confidence,
+    confidences do not matter, false matches cost nothing, and the number is a recall. The other reading, G_j limited
+    to the keypoints above the threshold, would make it the best precision at any threshold, which is 1 as soon as
+    the most confident match is right. `mma` is what the published 0.145 is more plausibly comparable to.
+
+    Args:
+        errors, confidences: (N,) each.
+        n_ground_truth: |G|, the number of ground-truth correspondences.
+        threshold: px.
+
+    Returns:
+        the maximum; 0 without matches; never above 1, even where a sparse method puts several matches in a grid cell.
+    """
+    if n_ground_truth <= 0:
+        raise ValueError(f"n_ground_truth must be positive, got {n_ground_truth}; leave out pairs that do not overlap")
+    if not len(errors):
+        return 0.0
+    order = np.argsort(-np.asarray(confidences), kind="stable")
+    n_correct_above = np.cumsum(np.asarray(errors)[order] <= threshold)
+    return float(min(n_correct_above.max() / n_ground_truth, 1.0))
+
+
+def visible_keypoints(
+    A_sar_to_optical: Any,
+    size: tuple[int, int],
+    optical_size: tuple[int, int] | None = None,
+    stride: int = GRID_STRIDE,
+) -> int:
+    """Number of grid cells of the SAR image whose centres' true counterparts lie on the optical image; |G| of eq. 6.
+
+    Args:
+        A_sar_to_optical: (3, 3) true map.
+        size: (height, width) of the SAR image, px.
+        optical_size: (height, width) of the optical image; None takes `size`.
+        stride: spacing of the grid, px.
+    """
+    rows, columns = (np.arange(side // stride) * stride + (stride - 1) / 2 for side in size)
+    grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
+    height, width = optical_size or size
+    xy = _transform(grid, A_sar_to_optical)
+    return int(((xy >= 0) & (xy <= (width - 1, height - 1))).all(axis=1).sum())
+
+
+def rmse(errors: np.ndarray) -> float:
+    """Root mean square error of the matches, px (eq. 7); NaN without matches. One gross error dominates it."""
+    return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
+
+
+def normalised_rmse(errors: np.ndarray, size: tuple[int, int]) -> float:
+    """RMSE (eq. 7) over the diagonal of an image of (height, width) px, dimensionless (section 4.3.2)."""
+    return rmse(errors) / float(np.hypot(*size))
+
+
+def anm(confidences: Sequence[np.ndarray], threshold: float) -> float:
+    """Average number of matched pairs per image (eq. 9): matches whose confidence exceeds `threshold`.
+
+    Args:
+        confidences: one (N_i,) array for each pair.
+    """
+    if not len(confidences):
+        raise ValueError("anm needs the confidences of at least one pair, got none")
+    return float(np.mean([np.sum(np.asarray(values) > threshold) for values in confidences]))
+
+
+def corner_error(A_estimated: Any | None, A_true: Any, size: tuple[int, int]) -> float:
+    """Mean distance between the estimated and the true place of the four corner pixels' centres, px.
+
+    Args:
+        A_estimated: (3, 3) map of SAR to optical pixels; None where the registration failed, which gives inf.
+        A_true: (3, 3).
+        size: (height, width) of the SAR image.
+    """
+    if A_estimated is None:
+        return float("inf")
+    right, bottom = size[1] - 1, size[0] - 1
+    corners = np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]], dtype=np.float64)
+    distances = np.linalg.norm(_transform(corners, A_estimated) - _transform(corners, A_true), axis=1)
+    return float(distances.mean())
+
+
+def registration_success(
+    corner_errors: np.ndarray, thresholds: Sequence[float] = (1.0, 3.0, 5.0, 10.0)
+) -> dict[float, float]:
+    """Share of pairs with a corner error within each threshold; failures (inf or NaN) stay in the denominator."""
+    errors = np.asarray(corner_errors, dtype=np.float64)
+    if errors.size == 0:
+        raise ValueError("registration_success needs the corner error of at least one pair, got none")
+    return {float(threshold): float(np.mean(errors <= threshold)) for threshold in thresholds}
+
+
+def pair_record(
+    matches: Matches,
+    A_true: Any,
+    size: tuple[int, int],
+    thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0),
+    optical_size: tuple[int, int] | None = None,
+    confidence_threshold: float = 0.5,
+) -> dict[str, float]:
+    """All metrics of one pair, the row of a table of records.
+
+    For each threshold t of `thresholds` (1 px is written `1px`):
+
+    - `n_correct_<t>px`: matches within t; `mma_<t>px`: as a share of all matches (0 without matches);
+    - `mma_thinned_<t>px`: the same after keeping one match per 16 px.
+
+    And once:
+
+    - `n_matches`; `n_confident`: those above `confidence_threshold`, whose mean over pairs is aNM (eq. 9);
+      `n_thinned_16px`: after keeping the most confident match per 16 px;
+    - `mma_eq6_1px`: eq. 6 with all visible grid keypoints as ground truth, a recall; see `maximum_mean_accuracy`;
+    - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal;
+      `rmse_inlier_px`: over the matches within 5 px only, so it is bounded by 5 and says nothing about the others;
+    - `median_error_px`; the last four are NaN without matches (`rmse_inlier_px` without any within 5 px);
+    - `corner_error_px`: of a robust affine map from all matches, inf where there is none.
+
+    Args:
+        matches: of one pair.
+        A_true: (3, 3) true map from SAR to optical pixels.
+        size: (height, width) of the SAR image, px.
+        thresholds: px.
+        optical_size: (height, width) of the optical image; None takes `size`.
+        confidence_threshold: tau of eq. 9.
+    """
+    errors = match_errors(matches, A_true)
+    thinned = matches.thin(THINNING_PX)
+    thinned_errors = match_errors(thinned, A_true)
+    record: dict[str, float] = {
+        "n_matches": len(matches),
+        "n_confident": int((matches.confidence > confidence_threshold).sum()),
+        "n_thinned_16px": len(thinned),
+    }
+    for t in thresholds:
+        record[f"n_correct_{t:g}px"] = int((errors <= t).sum())
+        record[f"mma_{t:g}px"] = mma(errors, t)
+        record[f"mma_thinned_{t:g}px"] = mma(thinned_errors, t)
+    n_ground_truth = visible_keypoints(A_true, size, optical_size)
+    return record | {
+        "mma_eq6_1px": maximum_mean_accuracy(errors, matches.confidence, n_ground_truth, threshold=1.0),
+        "rmse_px": rmse(errors),
+        "rmse_normalised": normalised_rmse(errors, size),
+        "rmse_inlier_px": rmse(errors[errors <= INLIER_PX]),
+        "median_error_px": float(np.median(errors)) if len(errors) else float("nan"),
+        "corner_error_px": corner_error(_registered(matches), A_true, size),
+    }
+
+
+def _registered(matches: Matches) -> np.ndarray | None:
+    try:
+        return matches.affine().matrix
+    except RegistrationError:
+        return None
+
+
+def _transform(xy: Any, affine: Any) -> np.ndarray:
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (3, 3):
+        raise ValueError(f"an affine map must be a (3, 3) matrix, got shape {matrix.shape}")
+    return np.asarray(xy, dtype=np.float64) @ matrix[:2, :2].T + matrix[:2, 2]

@@ -1,0 +1,162 @@
+"""A model or a baseline over a part of the data: one record a pair, per protocol and search radius (section 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Protocol as Interface
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.config import EvaluationConfig, Protocol
+from sarmatch.data.crops import EvaluationCrops
+from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
+from sarmatch.evaluation.metrics import match_errors, mma, pair_record
+from sarmatch.geometry import (
+    Search,
+    central_corner,
+    coverage,
+    inside,
+    rotation_scale,
+    transform_points,
+    translation,
+    warp,
+)
+from sarmatch.matching.matches import Matches
+
+
+def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -> EvaluationCrops:
+    """Cut the two images of a protocol from a pair, the same for every method.
+
+    The SAR crop is a plain window at the centre. `aligned`: so is the optical one. `shift`: it is displaced by up to
+    `max_shift_px` each axis, to the fraction of a pixel. `affine`: also turned and scaled, at `affine_crop_size`. No
+    border is invented: a transform that would leave the pair is drawn again.
+
+    Raises:
+        ValueError: the pair is too small for the protocol.
+    """
+    affine = protocol == "affine"
+    crop = config.affine_crop_size if affine else config.crop_size
+    sar_to_pair = translation(*central_corner(pair.size, crop, f"pair {pair.id!r}"))
+    A_sar_to_optical = _relative_map(pair, protocol, config, sar_to_pair, crop)
+    optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
+    size = (crop, crop)
+    return EvaluationCrops(
+        sar=warp(pair.sar, sar_to_pair, size, mode="nearest"),
+        optical=warp(pair.optical, optical_to_pair, size),
+        sar_valid=coverage(pair.valid, sar_to_pair, size),
+        optical_valid=coverage(pair.valid, optical_to_pair, size),
+        A_sar_to_optical=A_sar_to_optical,
+        search=Search(None, config.max_rotation_deg, config.scale_range) if affine else Search(None),
+    )
+
+
+def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int) -> Tensor:
+    """True map from SAR to optical crop; a function of the seed, the protocol and the pair's id alone."""
+    if protocol == "aligned":
+        return torch.eye(3, dtype=torch.float64)
+    rng = np.random.default_rng([config.seed, zlib.crc32(f"{protocol}/{pair.id}".encode())])
+    middle = (crop - 1) / 2
+    corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
+    for _ in range(100):
+        shift = rng.uniform(-config.max_shift_px, config.max_shift_px, 2)
+        A_sar_to_optical = translation(*shift)
+        if protocol == "affine":
+            angle = rng.uniform(-config.max_rotation_deg, config.max_rotation_deg)
+            scale = rng.uniform(*config.scale_range)
+            A_sar_to_optical = A_sar_to_optical @ rotation_scale(angle, scale, (middle, middle))
+        optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
+        if bool(inside(transform_points(optical_to_pair, corners), pair.size).all()):
+            return A_sar_to_optical
+    raise ValueError(
+        f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at "
+        f"{crop} px; lower max_shift_px or the crop size"
+    )
+
+
+class CropMatcher(Interface):
+    """What can be evaluated: our matcher and every baseline."""
+
+    def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
+        """Match the two crops; the search radius is in px around the same position, None searches everywhere."""
+
+
+def evaluate(
+    matcher: CropMatcher,
+    pairs: Pairs,
+    protocol: Protocol,
+    search_radius: float | None,
+    config: EvaluationConfig,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One record a pair: the columns of `INDEX_COLUMNS`, the metrics of `pair_record`, protocol, radius and crop size.
+
+    A pair that cannot be cut as the protocol asks is an error, never silently dropped.
+    """
+    Search(search_radius)  # rejects what makes no sense before anything is computed
+    rows = []
+    for pair in tqdm(
+        spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
+    ):
+        crops = evaluation_crops(pair, protocol, config)
+        size = (crops.sar.shape[-2], crops.sar.shape[-1])
+        matches = matcher.match_crops(crops, search_radius)
+        record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        record |= pair_record(matches, crops.A_sar_to_optical, size, config.thresholds_px)
+        rows.append(record | {"protocol": protocol, "search_radius": search_radius, "crop_size": size[0]})
+    return pd.DataFrame(rows)
+
+
+def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
+    """The same SAR images, each with the optical image of another scene: nothing can be matched but by a leak.
+
+    Args:
+        spare: whose optical images to take where all pairs are of one scene.
+
+    Raises:
+        ValueError: all pairs are of one scene, and so are the spare ones.
+    """
+    alone = pairs.index["scene"].nunique() == 1
+    givers = spare if alone and spare is not None else pairs
+    scenes, n = givers.index["scene"].to_numpy(), len(givers)
+    partners: dict[str, int] = {}
+    for i, scene in enumerate(pairs.index["scene"]):
+        # Half the list away first, so that the partner is not a neighbour that only counts as another scene.
+        others = [(i + n // 2 + k) % n for k in range(n)]
+        j = next((j for j in others if scenes[j] != scene), None)
+        if j is None:
+            raise ValueError(f"mismatched pairs need at least two scenes, all {n} pairs are of {scene!r}")
+        partners[pairs.index["id"].iloc[i]] = j
+
+    def read(row: pd.Series) -> Pair:
+        own, other = pairs.read(row), givers[partners[row["id"]]]
+        height, width = (min(a, b) for a, b in zip(own.size, other.size, strict=True))
+        crop = (..., slice(height), slice(width))
+        valid = own.valid[crop] & other.valid[crop]
+        return dataclasses.replace(own, sar=own.sar[crop], optical=other.optical[crop], valid=valid)
+
+    # The partner enters the fingerprint, so that no stored record takes these for the real pairs.
+    return Pairs(pairs.index.assign(partner=givers.index["id"].to_numpy()[list(partners.values())]), read)
+
+
+def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
+    """Mean scores under `shift` at the headline radius, without the robust estimation that records carry."""
+    errors = []
+    for pair in spread(pairs, config.max_pairs):
+        crops = evaluation_crops(pair, "shift", config)
+        matches = matcher.match_crops(crops, config.headline_radius)
+        errors.append(match_errors(matches, crops.A_sar_to_optical))
+    scores = {f"mma_{t:g}px": float(np.mean([mma(e, t) for e in errors])) for t in config.thresholds_px}
+    return scores | {"n_matches": float(np.mean([len(e) for e in errors]))}
+
+
+def spread(pairs: Pairs, at_most: int | None) -> Pairs:
+    """At most so many pairs, evenly spaced over the index sorted by scene, so that every scene is represented."""
+    if at_most is None or len(pairs) <= at_most:
+        return pairs
+    by_scene = np.lexsort((pairs.index["id"], pairs.index["scene"]))
+    return pairs.subset(np.sort(by_scene[np.linspace(0, len(pairs) - 1, at_most).round().astype(int)]))

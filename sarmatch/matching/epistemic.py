@@ -1,0 +1,102 @@
+"""Epistemic uncertainty from one pass instead of twenty (future work of section 5.5).
+
+Three estimates of what Monte Carlo dropout measures, none of which draws anything: a head that was taught the mutual
+information of passes over training crops (`distillation`), the distance of features from those of training (`density`),
+and, as what these must beat, the entropy of the softmax itself. Each is a map (1, h, w) >= 0 that `attach` puts in the
+place of the mutual information; only the first is in its unit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sarmatch.matching.assignment import Prediction
+from sarmatch.matching.correlation import best, cell_grid, optical_cells
+from sarmatch.model import Descriptors, SarOpticalNet
+
+FLOOR = 1e-6
+"""Mutual information in nats below which differences do not matter; it keeps the logarithm finite."""
+ENTROPY = -3
+"""Column of `match_inputs` that holds the entropy of the row."""
+
+
+def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
+    """What an `EpistemicHead` looks at: each SAR cell and the optical cell that its best displacement leads to.
+
+    Returns:
+        (h*w, 2 descriptor_dim + 4), rows in the order of the SAR image's cells: descriptors of both ends, log-
+        probability of the best displacement, entropy of the row (nats), U_sar and U_opt (0 without such modules). Where
+        the best displacement leads off the optical image, the nearest cell stands for the other end.
+
+    Raises:
+        ValueError: more than one pair, or descriptors of another size than the prediction.
+    """
+    there, _ = other_end(prediction, sar.coarse, optical.coarse)
+    log_best = prediction.forward.max(1).values.flatten()
+    none = torch.zeros_like(log_best)
+    doubts = [none if d.uncertainty is None else d.uncertainty.fused.flatten() for d in (sar, optical)]
+    numbers = torch.stack([log_best, row_entropy(prediction).flatten(), doubts[0], doubts[1][there]], 1)
+    return torch.cat([by_cell(sar.coarse), by_cell(optical.coarse)[there], numbers], 1)
+
+
+def row_entropy(prediction: Prediction) -> Tensor:
+    """Entropy of each SAR cell's displacement, nats, (1, h, w): the total uncertainty of one pass, what any estimate of
+    its epistemic part must add to."""
+    return -(prediction.forward.exp() * prediction.forward).sum(1)
+
+
+def row_doubt(prediction: Prediction) -> Tensor:
+    """One less the greatest probability of each SAR cell's row, (1, h, w) in [0, 1): the simplest of baselines."""
+    return 1 - prediction.forward.max(1).values.exp()
+
+
+def attach(prediction: Prediction, information: Tensor) -> Prediction:
+    """The prediction with an estimate (1, h, w) as its mutual information, which matches then carry as `epistemic`.
+
+    Raises:
+        ValueError: the estimate is not one number for each SAR cell.
+    """
+    if information.shape != (expected := (len(prediction.forward), *prediction.forward.shape[-2:])):
+        raise ValueError(f"information must have one number a SAR cell, {expected}, got {tuple(information.shape)}")
+    return prediction._replace(mutual_information=information)
+
+
+@torch.no_grad()
+def distilled_information(net: SarOpticalNet, prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
+    """Estimate of the mutual information that Monte Carlo passes would find, nats, (1, h, w).
+
+    It lies between 0 and the logarithm of the number of displacements, as mutual information does.
+
+    Raises:
+        ValueError: the head of the network has learned nothing yet.
+    """
+    if not net.epistemic_head.distilled:
+        raise ValueError(
+            "the network's epistemic_head is untrained; teach it with `sarmatch.training.distillation.distil` first"
+        )
+    log_information = net.epistemic_head(match_inputs(prediction, sar, optical))
+    at_most = math.log(prediction.forward.shape[1])
+    return (log_information.exp() - FLOOR).clamp(0, at_most).unflatten(0, (1, *prediction.forward.shape[-2:]))
+
+
+def by_cell(values: Tensor) -> Tensor:
+    """(1, C, h, w) to (h*w, C)."""
+    return values[0].flatten(1).T
+
+
+def other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat optical cell that each SAR cell's best displacement leads to, (h*w,) long, the nearest one where it leads
+    off the image, and whether it does not, (h*w,) bool. The images are only checked, (1, C, h, w)."""
+    n, (height, width) = len(prediction.forward), prediction.forward.shape[-2:]
+    for name, shape in (("sar", tuple(sar.shape)), ("optical", tuple(optical.shape))):
+        if n != 1 or (shape[0], *shape[2:]) != (1, height, width):
+            raise ValueError(
+                f"{name}: expected (1, C, {height}, {width}) beside the prediction of one pair, got {shape} beside {n}"
+                "; take one pair at a time and what its prediction was made of"
+            )
+    displacement = best(prediction.forward)[0][0]
+    there, on_image = optical_cells(cell_grid(height, width, displacement.device), displacement, (height, width))
+    return there.flatten(), on_image.flatten()

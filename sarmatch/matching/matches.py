@@ -1,0 +1,218 @@
+"""Point matches between a SAR and an optical image: the result of our matcher and of every baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rasterio import Affine
+
+from sarmatch.matching.robust_fit import AffineFit, AffineModel, fit_affine
+from sarmatch.matching.vector_files import GEOREFERENCE, write_matches
+
+COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
+"""Columns of every table of matches."""
+MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")
+"""Further columns where the images are georeferenced, in the units of each image's reference system."""
+COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")
+"""Further columns where the covariance of any match is known, px^2."""
+RADIUS_COLUMN = "radius_px"
+"""Further column where the radius of any match is known."""
+_ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """N matches; row i of every array belongs to match i.
+
+    Attributes:
+        xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
+        confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
+        aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
+        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, for a match that is correct (within 3 px);
+            NaN where unknown (the default). How likely it is to be correct is `confidence`.
+        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for, right or
+            wrong match; NaN where nothing is calibrated (the default). See `sarmatch.calibration.position_error`.
+        sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
+            (rasterio's), or None.
+        sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
+        overlaps: whether the images seem to show the same ground at all; None where nobody decided. It was said of all
+            matches, and stays with a selection of them.
+
+    Raises:
+        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1],
+            negative uncertainties, variances or radii, or a covariance that is not symmetric.
+    """
+
+    xy_sar: np.ndarray
+    xy_optical: np.ndarray
+    confidence: np.ndarray
+    aleatoric: np.ndarray = None  # type: ignore[assignment]  # filled with NaN below
+    epistemic: np.ndarray = None  # type: ignore[assignment]
+    covariance: np.ndarray = None  # type: ignore[assignment]
+    radius: np.ndarray = None  # type: ignore[assignment]
+    sar_transform: Affine | None = None
+    sar_crs: str | None = None
+    optical_transform: Affine | None = None
+    optical_crs: str | None = None
+    overlaps: bool | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.confidence)
+        shapes = {"xy_sar": (n, 2), "xy_optical": (n, 2), "covariance": (n, 2, 2)}
+        for name in _ARRAYS:
+            object.__setattr__(self, name, _array(getattr(self, name), shapes.get(name, (n,)), name))
+        for name in ("xy_sar", "xy_optical"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
+        if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
+            raise ValueError("confidence must lie in [0, 1] and not be NaN")
+        for name in ("aleatoric", "epistemic", "radius"):
+            if (getattr(self, name) < 0).any():
+                raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
+        if (np.diagonal(self.covariance, axis1=1, axis2=2) < 0).any():
+            raise ValueError("covariance must not have negative variances; use NaN where it is unknown")
+        transposed = self.covariance.transpose(0, 2, 1)
+        if not np.allclose(self.covariance, transposed, rtol=1e-4, atol=1e-4, equal_nan=True):  # but for rounding
+            raise ValueError("covariance must hold symmetric matrices")
+
+    @classmethod
+    def empty(cls, **georeference: Any) -> Matches:
+        """No matches at all."""
+        return cls(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), **georeference)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def select(self, rows: np.ndarray) -> Matches:
+        """The matches where a boolean mask (N,) is true, or those at the given row numbers, in their order."""
+        rows = np.asarray(rows)
+        if rows.size == 0 and rows.dtype != bool:
+            rows = rows.astype(np.intp)
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
+
+    def above(self, confidence: float) -> Matches:
+        """The matches whose confidence exceeds this threshold (M* of eq. 9)."""
+        return self.select(self.confidence > confidence)
+
+    def thin(self, spacing_px: float) -> Matches:
+        """The most confident match of every square cell of `spacing_px` of the SAR image; the order is kept.
+
+        Dense matches of one neighbourhood are not independent; the number left after thinning is easier to compare.
+        """
+        if not spacing_px > 0:
+            raise ValueError(f"spacing_px must be positive, got {spacing_px}")
+        order = np.argsort(-self.confidence, kind="stable")
+        cells = np.floor((self.xy_sar[order] + 0.5) / spacing_px)  # the image begins half a pixel before (0, 0)
+        _, first = np.unique(cells, axis=0, return_index=True)
+        return self.select(np.sort(order[first]))
+
+    def affine(self, model: AffineModel = "affine", threshold_px: float = 3.0, min_inliers: int = 8) -> AffineFit:
+        """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`.
+
+        Raises:
+            RegistrationError: fewer than `min_inliers` matches, or fewer that agree within `threshold_px`.
+        """
+        return fit_affine(self.xy_sar, self.xy_optical, model, threshold_px, min_inliers)
+
+    def map_coordinates(self) -> dict[str, np.ndarray]:
+        """Map positions of the pixel positions, (N,) float64 each, named as `MAP_COLUMNS`; only those known."""
+        known = {}
+        for image in ("sar", "optical"):
+            transform, xy = getattr(self, f"{image}_transform"), getattr(self, f"xy_{image}").astype(np.float64)
+            if transform is not None:
+                column, row = (xy + 0.5).T  # rasterio's transform counts from the pixel's corner
+                known[f"map_x_{image}"] = transform.a * column + transform.b * row + transform.c
+                known[f"map_y_{image}"] = transform.d * column + transform.e * row + transform.f
+        return known
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a match: `COLUMNS`; `COVARIANCE_COLUMNS` and `RADIUS_COLUMN` where any is known; `MAP_COLUMNS` where
+        the image is georeferenced."""
+        pixels = np.hstack([self.xy_sar, self.xy_optical]).T
+        values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
+        columns = dict(zip(COLUMNS, values, strict=True))
+        if not np.isnan(self.covariance).all():
+            upper = self.covariance[:, [0, 0, 1], [0, 1, 1]].T
+            columns |= dict(zip(COVARIANCE_COLUMNS, upper, strict=True))
+        if not np.isnan(self.radius).all():
+            columns[RADIUS_COLUMN] = self.radius
+        return pd.DataFrame(columns | self.map_coordinates())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
+
+        Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only. `overlaps` is a member
+        of the GeoJSON collection (null where nobody decided); in tables it is a column, the same in every row, where
+        somebody decided. Of a table without rows only Parquet keeps it.
+
+        Raises:
+            ValueError: another suffix.
+            FileNotFoundError: the folder does not exist.
+        """
+        write_matches(path, [self], self.overlaps)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Matches:
+        """Read matches from a .csv or .parquet file written by `save`.
+
+        `overlaps` is None where rows disagree, as in a table put together from several pairs.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: another suffix, or columns missing.
+        """
+        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+        suffix = Path(path).suffix.lower()
+        if suffix not in readers:
+            raise ValueError(f"{path}: matches are read from {' or '.join(readers)}; got suffix {suffix!r}")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no file of matches at {path}")
+        frame = readers[suffix](path)
+        missing = set(COLUMNS) - set(frame.columns)
+        if missing:
+            raise ValueError(f"{path}: not a table of matches, columns {sorted(missing)} are missing")
+        return cls(
+            frame[["x_sar", "y_sar"]].to_numpy(),
+            frame[["x_optical", "y_optical"]].to_numpy(),
+            *(frame[name].to_numpy() for name in COLUMNS[4:]),
+            **(_precision(frame) | _georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
+        )
+
+
+def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if value is None:
+        return np.full(shape, np.nan, dtype=np.float32)
+    array = np.asarray(value, dtype=np.float32)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
+    return array
+
+
+def _precision(frame: pd.DataFrame) -> dict[str, Any]:
+    """Covariance (N, 2, 2) and radius (N,) of a table, those that it has columns of."""
+    known: dict[str, Any] = {}
+    if set(COVARIANCE_COLUMNS) <= set(frame.columns):
+        var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
+        known["covariance"] = np.stack([var_x, var_xy, var_xy, var_y], -1).reshape(-1, 2, 2)
+    if RADIUS_COLUMN in frame:
+        known["radius"] = frame[RADIUS_COLUMN].to_numpy()
+    return known
+
+
+def _overlaps(frame: pd.DataFrame) -> bool | None:
+    """The decision that all rows of a table share; that of its attributes where it has no rows."""
+    if len(frame) == 0:
+        return frame.attrs.get("overlaps")
+    said = frame["overlaps"].unique() if "overlaps" in frame else []
+    return bool(said[0]) if len(said) == 1 and isinstance(said[0], bool | np.bool_) else None
+
+
+def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
+    known = {name: attributes[name] for name in GEOREFERENCE if name in attributes}
+    return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}

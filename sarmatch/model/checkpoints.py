@@ -1,0 +1,57 @@
+"""Weights as safetensors files that explain themselves: the header carries the model's config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sarmatch.config import ModelConfig, from_dict
+from sarmatch.io import atomic_path
+from sarmatch.model import SarOpticalNet
+
+
+def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:
+    """Weights as safetensors, with the model's config and `about` in the header so that the file explains itself."""
+    tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous() for name, t in net.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata={"model": json.dumps(dataclasses.asdict(net.config)), **about})
+
+
+def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
+    """The network in a safetensors file, in evaluation mode, and the file's header.
+
+    Raises:
+        ValueError: the file was not written by `save_weights`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    if "model" not in about:
+        raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
+    net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
+    net.load_state_dict(tensors)
+    return net.eval(), about
+
+
+def update_header(path: Path, **about: str | None) -> None:
+    """Add members to the header of a file of weights, replace them, or with None remove them; tensors stay as they are.
+
+    Raises:
+        ValueError: not a readable safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = {name: text for name, text in ((file.metadata() or {}) | about).items() if text is not None}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata=header)

@@ -1,0 +1,180 @@
+"""The encoders as an ONNX file, and back: `sarmatch export`, and matching that runs them in ONNX Runtime.
+
+The file holds all that has weights and fixed shapes: both encoders, the projection head, fine descriptors and the
+uncertainty maps, for images of any size that is a multiple of 16. What follows depends on the data (windows within the
+search radius, the choice of mutual matches) and stays in PyTorch; so do Monte Carlo passes and the global stage.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sarmatch.io import atomic_path, check_output, weights_digest
+from sarmatch.model import Descriptors, SarOpticalNet
+from sarmatch.model.uncertainty import Uncertainty
+
+INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
+"""Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
+TOLERANCE = 1e-4
+"""Greatest difference of any output of the file from PyTorch's that export accepts."""
+MULTIPLE = 16
+"""Sides of images are multiples of this."""
+TRACED, CHECKED = (96, 128), (64, 160)
+"""Sizes (height, width) that the graph is made with, and that it is checked on."""
+
+
+class Encoders(nn.Module):
+    """The part of the network that is exported, with flat outputs."""
+
+    def __init__(self, net: SarOpticalNet) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what `forward` returns, in its order."""
+        parts = ["coarse", "fine", *(Uncertainty._fields if self.net.config.uncertainty else ())]
+        return [f"{image}_{part}" for image in ("sar", "optical") for part in parts]
+
+    def forward(self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor) -> tuple[Tensor, ...]:
+        flat: list[Tensor] = []
+        for found in (self.net.describe_sar(sar, sar_valid), self.net.describe_optical(optical, optical_valid)):
+            flat += [found.coarse, found.fine, *(found.uncertainty or ())]
+        return tuple(flat)
+
+
+def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
+    """Write the encoders of a network, checked on a size that the graph was not made with.
+
+    Args:
+        optimize: simplify the graph, which takes as long as writing it does; without, it runs a fifth slower.
+
+    Returns:
+        the greatest difference of any output from PyTorch's.
+
+    Raises:
+        as `sarmatch.io.check_output`; ValueError also where ONNX is not installed, or outputs differ by more than
+        `TOLERANCE`.
+    """
+    path = check_output(path, "encoders", (".onnx",))
+    onnx = _imported("onnx")
+    _imported("onnxscript")
+    net = net.cpu().eval()
+    encoders = Encoders(net)
+    # Said to be multiples, sides divide without a rest, and what follows from them is found at once.
+    height, width = (MULTIPLE * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))
+    image, mask = {2: height, 3: width}, {1: height, 2: width}
+    with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own workings
+        torch.onnx.export(
+            encoders,
+            example(net, TRACED),
+            partial,
+            input_names=list(INPUTS),
+            output_names=encoders.outputs,
+            dynamic_shapes=(image, image, mask, mask),
+            dynamo=True,
+            external_data=False,
+            optimize=optimize,
+            verbose=False,
+        )
+        model = onnx.load(partial)
+        about = {"weights": weights_digest(net), "outputs": json.dumps(encoders.outputs)}
+        onnx.helper.set_model_props(model, about)
+        onnx.checker.check_model(model)
+        onnx.save(model, partial)
+        difference = largest_difference(net, partial, CHECKED)
+        if not difference <= TOLERANCE:
+            raise ValueError(f"outputs of the exported encoders differ from PyTorch's by {difference:.1e}; not written")
+    return difference
+
+
+def example(net: SarOpticalNet, size: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of `Encoders` for a size (height, width), a corner of them without data."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = net.config.sar_channels, net.config.optical_channels
+    images = [torch.rand(1, c, *size, generator=generator) for c in channels]
+    valid = torch.ones(1, *size, dtype=torch.bool)
+    holed = valid.clone()
+    holed[:, :16, :16] = False
+    return images[0], images[1], valid, holed
+
+
+@torch.no_grad()
+def largest_difference(net: SarOpticalNet, path: Path, size: tuple[int, int]) -> float:
+    """Of any output of an exported file from PyTorch's, on random images of a size."""
+    inputs = example(net, size, seed=1)
+    expected = Encoders(net.cpu().eval())(*inputs)
+    found = OnnxEncoders(path).run(*inputs)
+    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+
+
+class OnnxEncoders:
+    """Both encoders from a file, run by ONNX Runtime on the CPU.
+
+    Args:
+        path: what `export` wrote, or a quantised copy of it.
+        threads: of ONNX Runtime; 0 takes PyTorch's number.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: ONNX Runtime is not installed, or the file was not written by `export`.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        runtime = _imported("onnxruntime")
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"no exported encoders at {path}; write them with `sarmatch export MODEL -o {path}`"
+            )
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes, which derive from Exception alone
+            raise ValueError(f"{path}: not a readable ONNX file ({str(error)[:120]})") from error
+        about = self.session.get_modelmeta().custom_metadata_map
+        if not {"weights", "outputs"} <= set(about):
+            raise ValueError(
+                f"{path}: not written by `sarmatch export`; its header does not say of which weights it is"
+            )
+        self.path, self.weights, self.outputs = Path(path), about["weights"], json.loads(about["outputs"])
+
+    def check(self, net: SarOpticalNet) -> None:
+        """Raises ValueError where the file is of other weights than the network."""
+        if weights_digest(net) != self.weights:
+            raise ValueError(f"{self.path} was exported from other weights; export these, or load the others")
+
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        """Outputs for `INPUTS`, in the order of `outputs`."""
+        fed = {name: value.detach().cpu().numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+        return [torch.from_numpy(np.asarray(value)) for value in self.session.run(self.outputs, fed)]
+
+    def __call__(
+        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor
+    ) -> tuple[Descriptors, Descriptors]:
+        """Descriptors of a pair, see `INPUTS`."""
+        found = self.run(sar, optical, sar_valid, optical_valid)
+        half = len(found) // 2
+        return _descriptors(found[:half]), _descriptors(found[half:])
+
+
+def _descriptors(parts: Sequence[Tensor]) -> Descriptors:
+    return Descriptors(parts[0], parts[1], Uncertainty(*parts[2:]) if len(parts) > 2 else None)
+
+
+def _imported(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} is not installed; pip install 'sarmatch[onnx]'") from error

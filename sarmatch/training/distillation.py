@@ -1,0 +1,221 @@
+"""Teaching a head what Monte Carlo passes say of training crops, so that one pass can tell (section 5.5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from sarmatch.config import Config
+from sarmatch.data.crops import TrainingCrops
+from sarmatch.data.pairs import Pairs
+from sarmatch.matching.assignment import predict
+from sarmatch.matching.epistemic import ENTROPY, FLOOR, match_inputs, other_end
+from sarmatch.matching.monte_carlo import predict_monte_carlo
+from sarmatch.model import Encoded, SarOpticalNet, encode_pair
+from sarmatch.model.uncertainty import EpistemicHead
+
+CROPS = 200
+"""Training crops to learn from."""
+HELD_OUT = 0.2
+"""Share of the scenes (of the crops, where all are of one scene) on which a head is judged and not trained."""
+CONSTANT = 1e-3
+"""An input that deviates less than this is not standardised: the uncertainty of a network without such modules."""
+LEARNING_RATE = 3e-3
+BATCH = 512
+"""Cells in a minibatch."""
+
+
+class Lesson(NamedTuple):
+    """What a head learns from, N cells of training crops: `match_inputs` (N, inputs), the mutual information over
+    passes in nats (N,), and the numbers of the crop and of its scene, (N,) long."""
+
+    inputs: Tensor
+    information: Tensor
+    crop: Tensor
+    scene: Tensor
+
+
+def distil(
+    net: SarOpticalNet,
+    pairs: Pairs,
+    config: Config,
+    seed: int,
+    passes: int = 20,
+    cells: int = 256,
+    epochs: int = 30,
+    use_consensus: bool = True,
+    show_progress: bool = True,
+    crops: int = CROPS,
+) -> pd.DataFrame:
+    """Teach `net.epistemic_head` what passes with dropout say of training crops; nothing else of the network changes.
+
+    Args:
+        pairs: the training part. The network knows these pairs, so it may be surer of them than of others; whether the
+            estimate holds on others must be measured there.
+        config: crops of `data`, searched within `evaluation.headline_radius`.
+        seed: of crops, masks, the choice of cells and of held-out scenes, and the head.
+        passes: with dropout, at least 2.
+        cells: of each crop, at most; chosen at random among those that can have a match.
+        epochs: over the collected cells.
+        crops: at least 2.
+
+    Returns:
+        the loss curve of `train_head`.
+
+    Raises:
+        ValueError: fewer than two passes or crops, no pairs, no cells with data, or a network without dropout.
+    """
+    lesson = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress, crops)
+    return train_head(net.epistemic_head, lesson, seed, epochs)
+
+
+@torch.no_grad()
+def collect(
+    net: SarOpticalNet,
+    pairs: Pairs,
+    config: Config,
+    seed: int,
+    passes: int = 20,
+    cells: int = 256,
+    use_consensus: bool = True,
+    show_progress: bool = True,
+    crops: int = CROPS,
+) -> Lesson:
+    """Mutual information over passes beside the inputs of the deterministic pass; arguments and errors of `distil`."""
+    if passes < 2:
+        raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
+    radius, parts, scenes = config.evaluation.headline_radius, [], []
+    aggregate = use_consensus and bool(net.config.consensus_cells)
+    rng = np.random.default_rng((seed, 1))
+    for k, (first, second, scene) in enumerate(
+        training_crops(net, pairs, config, seed, crops, "distil", show_progress)
+    ):
+        sar, optical, valid = first.descriptors, second.descriptors, (first.valid, second.valid)
+        prediction = predict(net, sar, optical, radius, *valid, aggregate)
+        prefixes, of_masks = (first.prefix, second.prefix), int(rng.integers(2**31))
+        target = predict_monte_carlo(net, *prefixes, radius, passes, *valid, aggregate, of_masks).mutual_information
+        assert target is not None
+        there, on_image = other_end(prediction, sar.coarse, optical.coarse)
+        rows = some_cells(valid[0].flatten() & on_image & valid[1].flatten()[there], cells, rng)
+        inputs = match_inputs(prediction, sar, optical)[rows]
+        parts.append((inputs.cpu(), target.flatten()[rows].cpu(), torch.full((len(rows),), k)))
+        scenes.append(scene)
+    inputs, information, number = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Lesson(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
+
+
+def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30) -> pd.DataFrame:
+    """Fit a head to log(mutual information + `FLOOR`) by smooth L1, from scratch; it changes once, at the end.
+
+    A fifth of the scenes is held out, where there are at least two scenes, else a fifth of the crops.
+
+    Returns:
+        one row an epoch: `loss` (its mean over the epoch) and on held-out cells `held_out_loss`, Spearman's
+        `rank_correlation` over all of them and `within_crops`, its mean over crops, which differences between images
+        cannot raise. `entropy_rank_correlation` and `entropy_within_crops` are those of the row's entropy.
+
+    Raises:
+        ValueError: no cells, crops too few to hold one out, a target that does not vary, or no epochs.
+    """
+    _check_lesson(lesson)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    target = (lesson.information + FLOOR).log()
+    train, held_out = _hold_out(lesson, seed)
+    std, mean = torch.std_mean(lesson.inputs[train], 0, correction=0)
+    std = torch.where(std < CONSTANT, 1.0, std)
+    inputs = (lesson.inputs - mean) / std
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learner = EpistemicHead((head.hidden.in_features - head.EXTRA) // 2, head.hidden.out_features)
+    torch.nn.init.constant_(learner.out.bias, float(target[train].mean()))
+    optimizer = torch.optim.Adam(learner.parameters(), lr=LEARNING_RATE)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    order = torch.Generator().manual_seed(seed)
+    judge = partial(_rank_correlations, target=target[held_out], crop=lesson.crop[held_out])
+    entropy = judge(lesson.inputs[held_out, ENTROPY]).add_prefix("entropy_")
+    rows = []
+    for epoch in range(1, epochs + 1):
+        total = 0.0
+        for batch in train[torch.randperm(len(train), generator=order)].split(BATCH):
+            loss = F.smooth_l1_loss(learner(inputs[batch]), target[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch) / len(train)
+        decay.step()
+        with torch.no_grad():
+            said = learner(inputs[held_out])
+        held_out_loss = float(F.smooth_l1_loss(said, target[held_out]))
+        rows.append({"epoch": epoch, "loss": total, "held_out_loss": held_out_loss, **judge(said), **entropy})
+    learner.absorb(mean, std)
+    learner.distilled.fill_(1)
+    head.load_state_dict(learner.state_dict())
+    return pd.DataFrame(rows)
+
+
+def training_crops(
+    net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, n: int, name: str, show_progress: bool
+) -> Iterator[tuple[Encoded, Encoded, str]]:
+    """Training crops through the deterministic pass without the fine level, SAR first, and the name of the scene.
+
+    Every pair comes once before any comes again.
+    """
+    if not len(pairs) or n < 1:
+        raise ValueError(f"need at least one training pair and one crop, got {len(pairs)} pairs and {n} crops")
+    net, crops = copy.deepcopy(net).eval(), TrainingCrops(pairs, config.data, seed)  # the caller's keeps its mode
+    device = next(net.parameters()).device
+    for k in tqdm(range(n), name, unit="crop", disable=None if show_progress else True):
+        epoch, position = divmod(k, len(pairs))
+        i = int(np.random.default_rng((seed, epoch)).permutation(len(pairs))[position])
+        sample = crops[epoch, i]
+        images = (sample["sar"], sample["optical"], sample["sar_valid"], sample["optical_valid"])
+        sar, optical, *valid = (image[None].to(device) for image in images)
+        with torch.no_grad():
+            first, second = encode_pair(net, (sar, optical, valid[0], valid[1]), fine=False, whole_cells=False)
+        yield first, second, str(pairs.index["scene"].iloc[i])
+
+
+def some_cells(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor:
+    """Positions of at most so many true entries of a mask (N,), drawn without replacement."""
+    if at_most < 1:
+        raise ValueError(f"cells must be at least 1 a crop, got {at_most}")
+    rows = usable.nonzero()[:, 0]
+    return rows[torch.from_numpy(rng.permutation(len(rows))[:at_most]).to(rows.device)]
+
+
+def _check_lesson(lesson: Lesson) -> None:
+    if not len(lesson.inputs):
+        raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
+    if len(lesson.crop.unique()) < 2:
+        raise ValueError("a crop must be held out: need cells of at least two, take more crops")
+    if float(lesson.information.max()) <= FLOOR:
+        raise ValueError("the passes agree everywhere: the network has no dropout, so there is nothing to learn")
+
+
+def _hold_out(lesson: Lesson, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to learn from and rows to be judged on, of different scenes where there are at least two."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    groups = lesson.scene if len(lesson.scene.unique()) > 1 else lesson.crop
+    splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
+    train, held_out = next(splitter.split(lesson.inputs, groups=groups.numpy()))
+    return torch.from_numpy(train), torch.from_numpy(held_out)
+
+
+def _rank_correlations(said: Tensor, target: Tensor, crop: Tensor) -> pd.Series:
+    """Spearman's over all cells, and its mean over crops; NaN where either side is constant."""
+    table = pd.DataFrame({"said": said.numpy(), "target": target.numpy(), "crop": crop.numpy()})
+    within = table.groupby("crop").rank()
+    by_crop = [part["said"].corr(part["target"]) for _, part in within.groupby(table["crop"])]
+    overall = table["said"].corr(table["target"], method="spearman")
+    return pd.Series({"rank_correlation": overall, "within_crops": pd.Series(by_crop).mean()})

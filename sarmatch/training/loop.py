@@ -1,0 +1,280 @@
+"""The training loop, in the open: supervised fine-tuning and self-supervised pretraining are two callers of it.
+
+A run folder holds `metrics.jsonl`, `last.pt` (all that resuming needs) and `model.safetensors`. Killed at any moment, a
+run loses at most the steps since its last checkpoint; on the same CPU with as many threads it goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from sarmatch.config import Schedule
+from sarmatch.data.crops import TrainingCrops
+from sarmatch.io import atomic_path
+from sarmatch.model.checkpoints import save_weights
+
+SCALES_SPEED = 10.0
+"""Learning rate of the scales of similarity over that of the weights."""
+SCALES = ("log_scale", "log_scales")
+"""How the names of those parameters end."""
+LOG_EVERY = 10
+
+Validate = Callable[[Any], dict[str, float]]
+"""Called with the objective, in evaluation mode, on the main process; returns scores by name."""
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position) for one process, from a given step on.
+
+    The order depends on the seed and the epoch alone, and a global batch is dealt to the processes in turn, so that
+    resuming at a step and training on more processes see the same samples.
+    """
+
+    def __init__(self, n: int, schedule: Schedule, seed: int, start_step: int, rank: int, world: int) -> None:
+        micro = schedule.batch_size // schedule.accumulation_steps
+        if micro % world:
+            raise ValueError(
+                f"batch_size / accumulation_steps = {micro} cannot be dealt to {world} processes evenly; "
+                f"choose a batch_size that is a multiple of {world * schedule.accumulation_steps}"
+            )
+        self.n, self.micro, self.seed = n, micro, seed
+        self.start = start_step * schedule.accumulation_steps
+        self.stop = total_steps(n, schedule) * schedule.accumulation_steps
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = lru_cache(maxsize=2)(self._order)
+        for i in range(self.start, self.stop):
+            keys = [divmod(k, self.n) for k in range(i * self.micro, (i + 1) * self.micro)]
+            yield [(epoch, order(epoch)[k]) for epoch, k in keys[self.rank :: self.world]]
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.n).tolist()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def total_steps(n: int, schedule: Schedule) -> int:
+    """Optimiser steps of a whole training on n pairs."""
+    steps = schedule.epochs * max(1, n // schedule.batch_size)
+    return steps if schedule.max_steps is None else min(steps, schedule.max_steps)
+
+
+def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
+    """Linear warm-up, then constant or a half cosine down to 5 %."""
+    rate = schedule.learning_rate * min(1.0, (step + 1) / max(1, schedule.warmup_steps))
+    if schedule.cosine:
+        rate *= 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return rate
+
+
+def parameter_groups(objective: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """Weights at the learning rate; scales, which act through their exponential, faster and without decay."""
+    scales = [p for name, p in objective.named_parameters() if name.endswith(SCALES)]
+    weights = [p for name, p in objective.named_parameters() if not name.endswith(SCALES)]
+    return [
+        {"params": weights, "speed": 1.0, "weight_decay": schedule.weight_decay},
+        {"params": scales, "speed": SCALES_SPEED, "weight_decay": 0.0},
+    ]
+
+
+def fit(
+    objective: nn.Module,
+    crops: TrainingCrops,
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+    validate: Validate,
+    score: str | None,
+    show_progress: bool = True,
+) -> None:
+    """Train an objective in place, or go on where the run in `folder` stopped.
+
+    Args:
+        objective: called with a batch of `crops`, returns scalar losses by name, `loss` being what is minimised. Its
+            `net` is what `model.safetensors` keeps.
+        seed: of the order of samples and, with the step, of everything the objective draws from torch's generator.
+        validate: called every `schedule.validate_every` steps and after the last one.
+        score: name of the validation score, higher being better, that chooses the weights to keep and stops early
+            after `schedule.patience` validations without improvement; None keeps the last weights.
+    """
+    AcceleratorState._reset_state()  # a second training in one process may ask for another precision
+    accelerator = Accelerator(
+        mixed_precision=schedule.precision,
+        gradient_accumulation_steps=schedule.accumulation_steps,
+        # Pretraining has no loss for the uncertainty modules, nor fine-tuning without consensus for the fine level.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    groups = parameter_groups(objective, schedule)
+    optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate, betas=schedule.betas)
+    state: dict[str, Any] = {"step": 0, "best": -math.inf, "waited": 0, "seconds": 0.0}
+    if (folder / "last.pt").exists():
+        state = _restore(folder / "last.pt", objective, optimizer, accelerator.scaler)
+    if accelerator.is_main_process:
+        _cut_log(folder / "metrics.jsonl", state["step"])
+    accelerator.wait_for_everyone()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    loader = DataLoader(
+        crops,
+        batch_sampler=StepSampler(len(crops), schedule, seed, state["step"], rank, world),
+        num_workers=schedule.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    steps = total_steps(len(crops), schedule)
+    every = schedule.validate_every or max(1, len(crops) // schedule.batch_size)
+    finished = _finished(state, steps, schedule)
+    bar = tqdm(total=steps, initial=state["step"], desc=folder.name, disable=None if show_progress else True)
+    began = time.perf_counter() - state["seconds"]
+    batches = iter(() if finished else loader)
+    while not finished:
+        rate = learning_rate(state["step"], steps, schedule)
+        losses = _step(accelerator, prepared, optimizer, batches, schedule, rate, seed, state["step"])
+        state["step"] += 1
+        state["seconds"] = time.perf_counter() - began
+        row = {"step": state["step"], "lr": rate, "seconds": state["seconds"], **losses}
+        bar.update()
+        validated = state["step"] % every == 0 or state["step"] == steps
+        if validated:
+            row |= _validate(accelerator, objective, folder, state, validate, score)
+            bar.set_postfix({score: row.get(score)} if score else {})
+        if accelerator.is_main_process and (state["step"] % LOG_EVERY == 0 or validated or steps < 100):
+            with open(folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        finished = _finished(state, steps, schedule)
+        if state["step"] % schedule.checkpoint_every == 0 or finished:
+            _checkpoint(accelerator, objective, optimizer, folder, state)
+    bar.close()
+    if score is None and accelerator.is_main_process:
+        save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
+    accelerator.wait_for_everyone()
+
+
+def _finished(state: dict[str, Any], steps: int, schedule: Schedule) -> bool:
+    out_of_patience = schedule.patience is not None and state["waited"] >= schedule.patience
+    return state["step"] >= steps or out_of_patience
+
+
+def _step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Any],
+    schedule: Schedule,
+    rate: float,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """One optimiser step over its accumulated parts; returns the mean losses over parts and processes."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["speed"] * rate
+    totals: dict[str, Tensor] = {}
+    for part in range(schedule.accumulation_steps):
+        batch = next(batches)
+        # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
+        torch.manual_seed(((seed * 1_000_003 + step) * 64 + part) * 4096 + accelerator.process_index)
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        with accelerator.accumulate(objective):
+            losses = objective(batch)
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(objective.parameters(), schedule.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + value.detach() / schedule.accumulation_steps
+    means = accelerator.reduce(torch.stack(list(totals.values())), reduction="mean").tolist()  # all in one exchange
+    return dict(zip(totals, means, strict=True))
+
+
+def _validate(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    folder: Path,
+    state: dict[str, Any],
+    validate: Validate,
+    score: str | None,
+) -> dict[str, float]:
+    """Scores of the current weights; saves them where they are the best so far.
+
+    Whether they are is decided once, on the main process in double precision, and told to all: compared again
+    elsewhere, a rounded score could keep weights without renewing patience, or the reverse.
+    """
+    scores: dict[str, float] = {}
+    best, waited = state["best"], state["waited"] + 1
+    if accelerator.is_main_process:
+        objective.eval()
+        scores = validate(objective)
+        objective.train()
+        if score is not None and scores[score] > best:
+            save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
+            best, waited = float(scores[score]), 0  # numpy's would not load from a checkpoint
+    if score is not None:
+        state["best"], state["waited"] = broadcast_object_list([best, waited])
+    return scores
+
+
+def _checkpoint(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    state: dict[str, Any],
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    content = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict(), "state": dict(state)}
+    if accelerator.scaler is not None:
+        content["scaler"] = accelerator.scaler.state_dict()
+    with atomic_path(folder / "last.pt") as path:
+        torch.save(content, path)
+
+
+def _restore(
+    path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> dict[str, Any]:
+    """Put weights, optimiser and scale of gradients back to the moment of the checkpoint; returns where the run stood.
+
+    Args:
+        scaler: of fp16; a checkpoint of version 0.1 holds no scale, and its run goes on from the initial one.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    objective.load_state_dict(content["objective"])
+    optimizer.load_state_dict(content["optimizer"])
+    if scaler is not None and "scaler" in content:
+        scaler.load_state_dict(content["scaler"])
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines after a step, and a last line that was not written to its end: the steps will be taken again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    with atomic_path(path) as partial:
+        partial.write_text("".join(kept))

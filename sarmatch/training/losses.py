@@ -1,0 +1,187 @@
+"""Training losses, one function an equation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sarmatch.matching.correlation import Volume, log_softmax, swap
+
+
+def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy against a true displacement that lies between the steps of a volume.
+
+    The target is bilinear: it puts its mass on the four displacements around the true one. The positive is never
+    interpolated from a feature map, or a network learns to tell interpolated features from those on the grid.
+
+    Args:
+        log_probability: (B, K*K, H, W), K = 2 radius + 1.
+        displacement: true displacement (dx, dy) of each cell in steps, (B, H, W, 2).
+
+    Returns:
+        loss of each cell (B, H, W), zero where the true displacement lies outside the volume, and the mask (B, H, W)
+        of those inside.
+    """
+    inside = (displacement.abs() <= radius).all(-1)
+    loss = torch.zeros_like(displacement[..., 0])
+    for index, weight in _corners(displacement, radius):
+        loss = loss - weight * log_probability.gather(1, index[:, None])[:, 0]
+    return loss * inside, inside
+
+
+def _corners(displacement: Tensor, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The four displacements around a true one: flat index and bilinear weight, each (B, H, W)."""
+    position = (displacement + radius).clamp(0, 2 * radius)
+    low = position.floor().clamp(max=2 * radius - 1)
+    fraction = position - low
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
+            weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+            index = (low[..., 1] + dy) * (2 * radius + 1) + low[..., 0] + dx
+            yield index.long(), weight_x * weight_y
+
+
+def matching_loss(
+    logits: Volume,
+    forward_displacement: Tensor,
+    backward_displacement: Tensor,
+    sar_mask: Tensor,
+    optical_mask: Tensor,
+    within: Tensor | None = None,
+) -> Tensor:
+    """L_mat: cross-entropy of the row and of the column softmax against the true position, the mean of both.
+
+    Args:
+        logits: similarities times their scale, (B, K, K, H, W).
+        forward_displacement: where each SAR cell truly lies in the optical image, minus its own place, in the
+            volume's steps, (B, H, W, 2).
+        backward_displacement: for each optical cell, its own place minus where it truly lies in the SAR image.
+        sar_mask, optical_mask: (B, H, W) bool, the cells that have a true counterpart.
+        within: (K, K) bool, the candidate displacements; cells whose truth lies beyond do not count.
+
+    Returns:
+        loss of each pair, (B,); a pair without a single usable cell gives zero.
+    """
+    row = row_loss(logits, forward_displacement, sar_mask, within)
+    column = row_loss(swap(logits), backward_displacement, optical_mask, within)
+    return (row + column) / 2
+
+
+def row_loss(logits: Volume, displacement: Tensor, mask: Tensor, within: Tensor | None = None) -> Tensor:
+    """One direction of `matching_loss`, (B,)."""
+    radius = logits.radius
+    loss, inside = soft_target_nll(log_softmax(logits, within), displacement, radius)
+    usable = inside & mask & _target_is_valid(logits.valid, displacement, within)
+    count = usable.sum(dim=(1, 2)).clamp(min=1)
+    return torch.where(usable, loss, 0.0).sum(dim=(1, 2)) / count
+
+
+def _target_is_valid(valid: Tensor, displacement: Tensor, within: Tensor | None) -> Tensor:
+    """Whether all displacements that carry mass of the target are candidates, (B, H, W)."""
+    candidates = valid if within is None else valid & within[:, :, None, None]
+    flat = candidates.flatten(1, 2).expand(len(displacement), -1, -1, -1)
+    result = torch.ones(displacement.shape[:-1], dtype=torch.bool, device=displacement.device)
+    for index, weight in _corners(displacement, (valid.shape[1] - 1) // 2):
+        result = result & (flat.gather(1, index[:, None])[:, 0] | (weight == 0))
+    return result
+
+
+def info_nce(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """L_cont: each image must pick out its partner among all partners of the batch, in both directions.
+
+    Eq. 4 with the positive in the denominator too, which makes it a cross-entropy and so never negative.
+
+    Args:
+        z_sar, z_optical: L2-normalised embeddings (B, D); row i of both shows one place, so their products are the
+            cosines of eq. 3.
+        temperature: tau > 0.
+        mask: (B,) bool; rows that are False are neither positives nor negatives. None takes all.
+
+    Returns:
+        scalar, zero where fewer than two rows take part.
+
+    Raises:
+        ValueError: embeddings of unequal or wrong shape.
+    """
+    logits = _similarities(z_sar, z_optical, mask) / temperature
+    if len(logits) < 2:
+        return logits.sum() * 0
+    partner = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
+
+
+def info_nce_printed(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """Eq. 4 as printed: the denominator sums over the negatives only, from SAR to optical images.
+
+    It is no cross-entropy and zero is not its minimum: it falls without bound as the similarity of the positive grows.
+    Only because cosines end at one does it stop at log(B - 1) - 2 / temperature; its pull on a positive never fades.
+
+    Arguments, shapes and errors as `info_nce`.
+    """
+    logits = _similarities(z_sar, z_optical, mask) / temperature
+    if len(logits) < 2:
+        return logits.sum() * 0
+    positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    negatives = logits.masked_fill(positive, -torch.inf)
+    return (negatives.logsumexp(dim=1) - logits.diagonal()).mean()
+
+
+def _similarities(z_sar: Tensor, z_optical: Tensor, mask: Tensor | None) -> Tensor:
+    """Eq. 3 between all rows that take part."""
+    if z_sar.ndim != 2 or z_sar.shape != z_optical.shape:
+        raise ValueError(
+            f"z_sar and z_optical must both be (B, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}; "
+            "pool the features of each image to one embedding first"
+        )
+    if mask is not None:
+        z_sar, z_optical = z_sar[mask], z_optical[mask]
+    return z_sar @ z_optical.T
+
+
+def rotation_loss(logits_sar: Tensor, logits_optical: Tensor, turns_sar: Tensor, turns_optical: Tensor) -> Tensor:
+    """L_rot, eq. 5: cross-entropy of the predicted quarter turns, for SAR and optical images apart and averaged.
+
+    Args:
+        logits_sar, logits_optical: before the softmax, (B, 4).
+        turns_sar, turns_optical: true number of quarter turns, (B,) int64 in 0..3.
+
+    Returns:
+        scalar; log 4 at chance.
+    """
+    return (F.cross_entropy(logits_sar, turns_sar) + F.cross_entropy(logits_optical, turns_optical)) / 2
+
+
+def mismatch_loss(aleatoric: Tensor, correct: Tensor, mask: Tensor) -> Tensor:
+    """First part of L_unc: cross-entropy of the fused uncertainty against whether the match is wrong, (B,).
+
+    Args:
+        aleatoric: uncertainty of each SAR cell's best match, (B, H, W) in [0, 1].
+        correct: whether that match is right, (B, H, W) bool; nothing flows back through it.
+        mask: (B, H, W) bool, the cells that count.
+    """
+    loss = F.binary_cross_entropy(aleatoric.clamp(1e-4, 1 - 1e-4), (~correct).to(aleatoric), reduction="none")
+    return _masked_mean(loss, mask)
+
+
+def attenuated_residual(error_px: Tensor, log_scale_px: Tensor, mask: Tensor) -> Tensor:
+    """Second part of L_unc: negative log-likelihood of residuals under a Laplace law whose scale is learned, (B,).
+
+    The attenuation of Kendall and Gal (2017), with the absolute instead of the squared residual: a wrong match is off
+    by tens of pixels and would rule a square. A place may lower its loss by admitting a wide scale, at the price of
+    its logarithm.
+
+    Args:
+        error_px: (B, H, W), >= 0.
+        log_scale_px: log of the expected error, (B, H, W).
+        mask: (B, H, W) bool, the cells that count.
+    """
+    return _masked_mean(error_px * torch.exp(-log_scale_px) + log_scale_px, mask)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true cells of each sample of (B, H, W), zero where there are none."""
+    return torch.where(mask, values, 0.0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)

@@ -1,0 +1,256 @@
+"""The run store: train once, load ever after.
+
+`<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
+`model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
+Pretraining has a folder of its own, `pretraining-<hash>`, which all
+runs share that differ from it in fine-tuning or evaluation alone; it also holds `rotation_heads.safetensors`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import PartialState
+from filelock import FileLock
+
+from sarmatch.calibration.confidence import CONFIDENCE_FILE, Confidence, read_confidence, warn_of_missing_confidence
+from sarmatch.config import Config
+from sarmatch.data import open_pairs
+from sarmatch.data.splits import Split, split_pairs
+from sarmatch.evaluation.confidence_fit import Collect, collect_matches, fit_confidence, fitted_on
+from sarmatch.io import atomic_path, provenance, read_json, write_json
+from sarmatch.matching.matcher import Matcher
+from sarmatch.model import SarOpticalNet
+from sarmatch.model.checkpoints import load_weights
+from sarmatch.training.selfsupervised import PretrainingObjective, load_rotation_heads
+from sarmatch.training.supervised import ROTATION_HEADS, finetune, pretrain
+
+NOT_PRETRAINING = ("training", "evaluation")
+"""Sections of the config that do not matter to pretraining."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        path: its folder.
+        loaded: True where it was found in the store, False where this call trained it (or finished training it).
+        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; without rows
+            where the weights came with the package before they carried it.
+        provenance: commit, versions, hardware, seconds, data fingerprint, command (of shipped weights what
+            `shipping.TOLD` names); of a fine-tuning also `pretraining`, the name of the run whose weights it started
+            from, or None, and `selected_on`, the fingerprint of the pairs that chose its weights.
+        shipped: True where the weights came with the package.
+    """
+
+    path: Path
+    config: Config
+    net: SarOpticalNet
+    loaded: bool
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+    shipped: bool = False
+
+    @property
+    def matcher(self) -> Matcher:
+        """With calibrated confidence where it was fitted; with a warning where it was not."""
+        confidence = read_confidence(self.path)
+        if confidence is None:
+            warn_of_missing_confidence(str(self.path))
+        return Matcher(self.net, confidence=confidence)
+
+    @property
+    def pretraining_objective(self) -> PretrainingObjective:
+        """The network with its rotation heads, of a pretraining with the rotation task."""
+        return load_rotation_heads(self.net, self.config.pretraining, self.path / ROTATION_HEADS)
+
+    def __str__(self) -> str:
+        if self.shipped:
+            return f"{self.path.name}: {self.provenance['steps']} steps, weights that come with the package"
+        what = "loaded" if self.loaded else "trained"
+        seconds = self.provenance["training_seconds"]
+        return f"{what} {self.path.name}: {int(self.history['step'].max())} steps in {seconds / 60:.1f} min"
+
+
+def run_path(
+    config: Config, fingerprint: str, runs_dir: str | Path, name: str = "matcher", without: Collection[str] = ()
+) -> Path:
+    """Folder of a run; `without` names the sections of the config that do not matter to it."""
+    return Path(runs_dir) / config.profile / f"{name}-{config.hash(fingerprint, without)}"
+
+
+def train_or_load(
+    config: Config,
+    runs_dir: str | Path = "runs",
+    name: str = "matcher",
+    split: Split | None = None,
+    fresh: bool = False,
+    show_progress: bool = True,
+    unlabelled: Split | None = None,
+) -> Run:
+    """The finished run of this config on these data: loaded, resumed or trained.
+
+    Where `config.pretraining` is enabled, training starts from the weights of `pretrain_or_load`. The same config, data
+    and number of threads give the same weights on the same CPU, bit by bit, however often a training is stopped; of
+    another number of threads see `supervised.THREADS_RTOL`. A second process that asks for the same run waits for it.
+
+    Args:
+        runs_dir: the store.
+        name: what the run is called in its folder's name.
+        split: the parts to train and validate on; None opens the data that the config names.
+        fresh: train again from the start even where a run exists; a stored pretraining is used all the same.
+        unlabelled: the parts to pretrain on where these are others than `split`.
+    """
+    split = split or open_split(config)
+    fingerprint = split_fingerprint(split)
+    if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
+        fingerprint += f"-{split_fingerprint(unlabelled)}"
+    folder = run_path(config, fingerprint, runs_dir, name)
+
+    def train() -> None:
+        first = None
+        if config.pretraining.enabled:
+            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
+        _train(config, folder, fingerprint, split, first, show_progress)
+
+    stored = stored_training(folder, train, fresh)
+    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
+
+
+def _train(
+    config: Config, folder: Path, fingerprint: str, split: Split, first: Run | None, show_progress: bool
+) -> None:
+    """Fine-tune in a folder, from the weights of a pretraining where there is one."""
+
+    def train() -> None:
+        initial = first.path / "model.safetensors" if first else None
+        finetune(config, split, folder, initial, show_progress)
+
+    about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
+    about["selected_on"] = split.selection.fingerprint()
+    train_run(config, folder, about, train)
+
+
+def pretrain_or_load(
+    config: Config,
+    runs_dir: str | Path = "runs",
+    split: Split | None = None,
+    fresh: bool = False,
+    show_progress: bool = True,
+) -> Run:
+    """The finished pretraining of this config on these data: loaded, resumed or trained.
+
+    Args:
+        runs_dir, split, fresh: as for `train_or_load`.
+
+    Raises:
+        ValueError: `config.pretraining` has both tasks off.
+    """
+    split = split or open_split(config)
+    folder = run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
+
+    def train() -> None:
+        about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
+        train_run(config, folder, about, lambda: pretrain(config, split, folder, show_progress))
+
+    stored = stored_training(folder, train, fresh)
+    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
+
+
+def confidence_or_load(run: Run, split: Split, collect: Collect = collect_matches) -> Confidence:
+    """The confidence of a run, see `fit_confidence`: fitted once on `split.calibration` and kept with the run.
+
+    Weights that come with the package keep the confidence that came with them.
+    """
+    distilled = bool(run.net.epistemic_head.distilled)
+    with run_lock(run.path):
+        stored = read_confidence(run.path)
+        complete = stored is not None and ("distilled" in stored.calibrators or not distilled)
+        key = fitted_on(run.net, run.config, split.calibration)
+        if stored is not None and complete and (run.shipped or stored.fitted_on == key):
+            return stored
+        confidence = fit_confidence(run.net, run.config, split.calibration, collect)
+        with atomic_path(run.path / CONFIDENCE_FILE) as temporary:
+            temporary.write_text(confidence.to_json())
+    return confidence
+
+
+def open_split(config: Config) -> Split:
+    with PartialState().main_process_first():  # a first scan writes the index that the other processes then read
+        return split_pairs(open_pairs(config.data, config.seed), config.data)
+
+
+def split_fingerprint(split: Split) -> str:
+    """Of the pairs that a run is trained and validated on."""
+    return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
+
+
+def stored_training(
+    folder: Path, train: Callable[[], None], fresh: bool = False
+) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
+    """The finished training of a folder: found there, or resumed or begun by `train`, which ends with `train_run`.
+
+    Returns:
+        whether it was found finished, its history and its provenance, as in `Run`.
+    """
+    with run_lock(folder):
+        loaded = prepare_run(folder, fresh)
+        if not loaded:
+            train()
+    return loaded, read_history(folder), read_json(folder / "provenance.json")
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a run for this process (with the others of one training); another one that wants it waits until it is done.
+
+    The lock goes with the process, however it ends.
+    """
+    if not PartialState().is_main_process:
+        yield
+        return
+    place = folder.parent.parent / ".locks"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / f"{folder.parent.name}-{folder.name}.lock"):
+        yield
+
+
+def prepare_run(folder: Path, fresh: bool) -> bool:
+    """Make the run's folder, empty it where a fresh start is asked for; returns whether it holds a finished run."""
+    state = PartialState()
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh:  # with all that was fitted or measured with the old weights
+            shutil.rmtree(folder)
+            folder.mkdir()
+    state.wait_for_everyone()
+    return read_json(folder / "provenance.json").get("finished", False)
+
+
+def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
+    """Train to the end and say so in `provenance.json`."""
+    state = PartialState()
+    before = read_json(folder / "provenance.json")
+    about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
+    state.wait_for_everyone()  # all have read before one writes
+    if state.is_main_process:
+        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "provenance.json", about | {"finished": False})
+    train()
+    if state.is_main_process:
+        history = read_history(folder)
+        about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
+        write_json(folder / "provenance.json", about | {"finished": True})
+    state.wait_for_everyone()
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """Log of a run, one row a logged step."""
+    return pd.read_json(folder / "metrics.jsonl", lines=True)

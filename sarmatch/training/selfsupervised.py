@@ -1,0 +1,271 @@
+"""Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6).
+
+Contrast needs images of one place, rotation does not: a share of the samples shows two different places, as unpaired
+archives would, and takes part in the rotation task alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sarmatch.config import DataConfig, PretrainingConfig
+from sarmatch.data.crops import Sample, TrainingCrops
+from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.geometry import central_corner
+from sarmatch.io import atomic_path
+from sarmatch.model import SarOpticalNet, fill_invalid
+from sarmatch.model.layers import evaluating
+from sarmatch.training.losses import info_nce, info_nce_printed, rotation_loss
+
+ContrastOver: TypeAlias = Literal["cells", "image"]
+TURNS = 4
+"""Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise."""
+CHUNK = 16
+"""Images that are encoded together in evaluation."""
+
+
+class PretrainingSample(Sample):
+    """A sample and whether its two images show one place, () bool; if not, `A_sar_to_optical` is NaN."""
+
+    paired: Tensor
+
+
+class PretrainingCrops(TrainingCrops):
+    """Random crops, some of which have the optical image of another place.
+
+    Args:
+        pairs, data, seed, cache: as for `TrainingCrops`.
+        config: `unpaired_share` is the probability of an optical image from another pair, of another scene where there
+            is one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
+            at its own position, and knowing the position helps to choose none of them.
+    """
+
+    def __init__(
+        self, pairs: Pairs, data: DataConfig, seed: int, config: PretrainingConfig, cache: bool = False
+    ) -> None:
+        if config.contrast_over == "cells":
+            data = dataclasses.replace(data, relative_shift_px=0.0, pure_shift_probability=1.0)
+        super().__init__(pairs, data, seed, cache)
+        self.unpaired_share = config.unpaired_share
+        self._scenes = np.unique(pairs.index["scene"].to_numpy(str), return_inverse=True)[1]
+
+    def __getitem__(self, key: tuple[int, int]) -> PretrainingSample:
+        """The sample of an (epoch, position)."""
+        epoch, i = key
+        sample = super().__getitem__(key)
+        rng = np.random.default_rng((self.seed, epoch, i, 1))  # beside the stream of the crops
+        if len(self) < 2 or rng.random() >= self.unpaired_share:
+            return PretrainingSample(**sample, paired=torch.tensor(True))
+        other = super().__getitem__((epoch, self._elsewhere(i, rng)))
+        return PretrainingSample(
+            sar=sample["sar"],
+            optical=other["optical"],
+            sar_valid=sample["sar_valid"],
+            optical_valid=other["optical_valid"],
+            A_sar_to_optical=torch.full((3, 3), torch.nan),
+            paired=torch.tensor(False),
+        )
+
+    def _elsewhere(self, i: int, rng: np.random.Generator) -> int:
+        """Position of a pair of another scene, or of another pair where all are of one scene."""
+        others = np.flatnonzero(self._scenes != self._scenes[i])
+        if not len(others):
+            others = np.delete(np.arange(len(self)), i)
+        return int(rng.choice(others))
+
+
+class RotationHead(nn.Module):
+    """Two-layer MLP that tells the quarter turn of an image from its pooled features (section 3.3.2)."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(inputs, hidden)
+        self.out = nn.Linear(hidden, TURNS)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """F (B, inputs, H, W) to logits before the softmax, (B, 4)."""
+        return self.out(torch.relu(self.hidden(features.mean(dim=(-2, -1)))))
+
+
+class PretrainingObjective(nn.Module):
+    """The network, the rotation heads and the losses of both tasks on a batch.
+
+    Attributes:
+        net: the network whose encoders and projection head are trained.
+        rotation_heads: by modality, `sar` and `optical`; empty where the rotation task is off.
+    """
+
+    def __init__(self, net: SarOpticalNet, config: PretrainingConfig) -> None:
+        super().__init__()
+        self.net, self.config = net, config
+        names = ("sar", "optical") if config.rotation else ()
+        inputs = net.config.feature_width
+        self.rotation_heads = nn.ModuleDict({name: RotationHead(inputs, config.rotation_width) for name in names})
+
+    def forward(self, batch: PretrainingSample) -> dict[str, Tensor]:
+        """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
+
+        Each image is turned by a random number of quarter turns, both images of one place by the same, so that what
+        contrast compares still shows one place in one orientation. The candidates of contrast are the images of this
+        batch, that is of one accumulation step on one process.
+        """
+        sar = fill_invalid(batch["sar"], batch["sar_valid"])
+        optical = fill_invalid(batch["optical"], batch["optical_valid"])
+        turns = torch.randint(TURNS, (2, len(sar)))  # on the CPU, so that every device draws the same
+        turns[1] = torch.where(batch["paired"].cpu(), turns[0], turns[1])
+        features = encode(self.net, quarter_turns(sar, turns[0]), quarter_turns(optical, turns[1]))
+        with torch.autocast(sar.device.type, enabled=False):
+            losses = self._losses(*features, turns.to(sar.device), batch["paired"])
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _losses(self, sar: Tensor, optical: Tensor, turns: Tensor, paired: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        if self.config.contrastive:
+            contrast = info_nce if self.config.contrastive_form == "infonce" else info_nce_printed
+            z_sar, z_optical = (embed(self.net, features, self.config.contrast_over) for features in (sar, optical))
+            losses["contrastive"] = contrast(z_sar, z_optical, self.config.temperature, paired)
+        if self.config.rotation:
+            logits = self.rotation_heads["sar"](sar), self.rotation_heads["optical"](optical)
+            losses["rotation"] = rotation_loss(*logits, turns[0], turns[1])
+        return losses
+
+
+def encode(net: SarOpticalNet, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+    """F of both modalities in 32 bits, each (B, feature_width, H/4, W/4)."""
+    sar_encoder: Any = net.sar_encoder
+    optical_encoder: Any = net.optical_encoder
+    return sar_encoder.encode(sar).float(), optical_encoder.encode(optical).float()
+
+
+def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn each image of (B, C, H, H) by its own number (B,) of quarter turns, counter-clockwise."""
+    return torch.stack([torch.rot90(image, k, (-2, -1)) for image, k in zip(images, turns.tolist(), strict=True)])
+
+
+def embed(net: SarOpticalNet, features: Tensor, over: ContrastOver) -> Tensor:
+    """One unit vector an image, whose inner products are the similarities of eq. 3.
+
+    Args:
+        features: F, (B, C, h, w).
+        over: `image` projects the pooled features, (B, descriptor_dim). `cells` projects every cell and puts the
+            descriptors side by side, (B, descriptor_dim h w): the similarity of two images is then the mean over cells.
+    """
+    if over == "image":
+        return net.head.embed(features)
+    cells = net.head(features)
+    return cells.flatten(1) / math.sqrt(cells.shape[-2] * cells.shape[-1])
+
+
+def embed_pairs(
+    net: SarOpticalNet, pairs: Pairs, crop_size: int, over: ContrastOver = "cells"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of the central, aligned windows of all pairs, without gradients or dropout.
+
+    Args:
+        crop_size: side of the windows, px; a multiple of 16.
+        over: as for `embed`.
+
+    Returns:
+        L2-normalised, of the SAR and of the optical images, on the CPU; shapes as from `embed`.
+
+    Raises:
+        ValueError: a pair is smaller than the window.
+    """
+    chunks = []
+    with torch.no_grad(), evaluating(net):
+        for sar, optical in _windows(pairs, crop_size, _device(net)):
+            chunks.append([embed(net, features, over).cpu() for features in encode(net, sar, optical)])
+    z_sar, z_optical = (torch.cat(z) for z in zip(*chunks, strict=True))
+    return z_sar, z_optical
+
+
+def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
+    """Share of images whose partner is among the k most similar ones, the mean of both directions, in [0, 1].
+
+    Ties are broken at random in expectation, so that equal embeddings score k / N and no more.
+
+    Args:
+        z_sar, z_optical: embeddings (N, D); row i of both belongs together.
+
+    Raises:
+        ValueError: k is not positive.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    similarity = z_sar @ z_optical.T
+    recalls = []
+    for scores in (similarity, similarity.T):
+        own = scores.diagonal()[:, None]
+        better = (scores > own).sum(dim=1)
+        equal = (scores == own).sum(dim=1)  # the partner itself is one of them
+        recalls.append(((k - better) / equal).clamp(0, 1).mean())
+    return float(torch.stack(recalls).mean())
+
+
+def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
+    """Share of quarter turns told right, over all four turns of the central window of every image.
+
+    Returns:
+        `rotation_sar` and `rotation_optical` in [0, 1]; 0.25 is chance.
+
+    Raises:
+        ValueError: the objective has no rotation heads, or a pair is smaller than the window.
+    """
+    if not objective.rotation_heads:
+        raise ValueError("rotation accuracy needs rotation heads; pretrain with rotation=True")
+    right: dict[str, list[Tensor]] = {"sar": [], "optical": []}
+    with torch.no_grad(), evaluating(objective):
+        for windows in _windows(pairs, crop_size, _device(objective)):
+            for k in range(TURNS):
+                turned = [torch.rot90(images, k, (-2, -1)) for images in windows]
+                for name, features in zip(right, encode(objective.net, *turned), strict=True):
+                    right[name].append(objective.rotation_heads[name](features).argmax(dim=1) == k)
+    return {f"rotation_{name}": float(torch.cat(hits).float().mean()) for name, hits in right.items()}
+
+
+def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
+    """What validation logs: `recall_1`, `recall_5`, and the accuracies of `rotation_accuracy` where that task is on."""
+    embeddings = embed_pairs(objective.net, pairs, crop_size, objective.config.contrast_over)
+    scores = {f"recall_{k}": retrieval_recall(*embeddings, k) for k in (1, 5)}
+    return scores | (rotation_accuracy(objective, pairs, crop_size) if objective.rotation_heads else {})
+
+
+def save_rotation_heads(objective: PretrainingObjective, path: Path) -> None:
+    """The heads as safetensors; matching does not need them, measuring the rotation accuracy again does."""
+    with atomic_path(path) as partial:
+        save_file({name: t.detach().cpu() for name, t in objective.rotation_heads.state_dict().items()}, partial)
+
+
+def load_rotation_heads(net: SarOpticalNet, config: PretrainingConfig, path: Path) -> PretrainingObjective:
+    """The objective of a finished pretraining, from its network and the file that `save_rotation_heads` wrote."""
+    objective = PretrainingObjective(net, config)
+    objective.rotation_heads.load_state_dict(load_file(path))
+    return objective.eval()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _windows(pairs: Pairs, crop_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Central windows of both images, in chunks."""
+    for start in range(0, len(pairs), CHUNK):
+        rows = range(start, min(start + CHUNK, len(pairs)))
+        chunk = [_window(pairs[i], crop_size) for i in rows]
+        sar, optical, valid = (torch.stack(part).to(device) for part in zip(*chunk, strict=True))
+        yield fill_invalid(sar, valid), fill_invalid(optical, valid)
+
+
+def _window(pair: Pair, crop_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
+    part = (..., slice(y, y + crop_size), slice(x, x + crop_size))
+    return pair.sar[part], pair.optical[part], pair.valid[part]

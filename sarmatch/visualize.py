@@ -1,0 +1,143 @@
+"""Images and matches drawn on given matplotlib axes."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from sarmatch.matching.matches import Matches
+
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494")
+"""Seaborn's colour-blind palette without its palest colours, told apart on white and on black."""
+
+
+ERROR_LIMITS_PX = (1.0, 3.0)
+"""Limits between good, fair and wrong matches in drawings, px."""
+
+
+ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")
+"""Colours of the three, told apart by everyone on a grey or coloured image."""
+
+
+NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
+
+
+def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
+    """An image for the eye: its first or first three channels, 1st to 99th percentile of valid pixels to [0, 1].
+
+    Args:
+        image: (C, H, W) float.
+        valid: (H, W) bool; None takes all pixels.
+
+    Returns:
+        (H, W) for fewer than three channels, else (H, W, 3); invalid pixels are 1 (white).
+    """
+    channels = 3 if image.shape[0] >= 3 else 1
+    values = image[:channels].permute(1, 2, 0).numpy().astype(np.float64)
+    mask = np.ones(values.shape[:2], dtype=bool) if valid is None else valid.numpy()
+    low, high = np.percentile(values[mask], (1, 99)) if mask.any() else (0.0, 1.0)
+    stretched = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    stretched[~mask] = 1
+    return stretched if channels == 3 else stretched[..., 0]
+
+
+def show_image(ax: Axes, image: Tensor, valid: Tensor | None = None, title: str = "") -> Axes:
+    """One image without ticks, stretched as `display_range` does; `image` (C, H, W), `valid` (H, W) or None."""
+    ax.imshow(display_range(image, valid), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[], title=title)
+    return neutral(ax)
+
+
+def show_sar(ax: Axes, sar: Tensor, title: str = "SAR") -> Axes:
+    """The first band of a SAR image (C, H, W) in grey."""
+    return show_image(ax, sar[:1], title=title)
+
+
+def show_optical(ax: Axes, optical: Tensor, title: str = "optical") -> Axes:
+    """The first three bands of an optical image (C, H, W) as red, green and blue; one band in grey."""
+    return show_image(ax, optical, title=title)
+
+
+def draw_matches(
+    ax: Axes,
+    sar: Tensor,
+    optical: Tensor,
+    matches: Matches,
+    errors: np.ndarray | None = None,
+    max_lines: int = 60,
+    gap: int = 12,
+) -> Axes:
+    """SAR and optical image side by side, with a line a match.
+
+    Args:
+        sar, optical: (C, H, W) float.
+        errors: (N,) px; lines take the `ERROR_COLOURS`, and the legend says which share of all matches lies between
+            which `ERROR_LIMITS_PX`. None colours them by confidence.
+        max_lines: of more matches an even sample in the order given is drawn, neither the best nor the worst.
+        gap: px between the images.
+    """
+    offset = sar.shape[-1] + gap
+    for image, left in ((sar, 0), (optical, offset)):
+        height, width = image.shape[-2:]
+        extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)  # pixel centres at whole numbers
+        ax.imshow(display_range(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    shown = np.unique(np.linspace(0, max(len(matches) - 1, 0), min(max_lines, len(matches))).round().astype(int))
+    segments = np.stack([matches.xy_sar, matches.xy_optical + np.array([offset, 0])], axis=1)[shown]
+    lines = LineCollection(list(segments), linewidths=0.8, alpha=0.9, capstyle="round")
+    if errors is None:
+        lines.set(array=matches.confidence[shown], cmap="spring", clim=(0, 1))  # bright at both ends: images are dark
+        neutral(ax.figure.colorbar(lines, ax=ax, label="confidence", shrink=0.8).ax)
+    else:
+        lines.set_color([ERROR_COLOURS[i] for i in np.searchsorted(ERROR_LIMITS_PX, errors[shown])])
+        ax.legend(handles=_error_handles(errors), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
+    ax.add_collection(lines)
+    ax.set(xticks=[], yticks=[], xlim=(-0.5, offset + optical.shape[-1] - 0.5), frame_on=False)
+    ax.set_ylim(max(sar.shape[-2], optical.shape[-2]) - 0.5, -0.5)
+    return neutral(ax)
+
+
+def _error_handles(errors: np.ndarray) -> list[Line2D]:
+    """Legend entries with the share of all matches that has each of the `ERROR_COLOURS`."""
+    good, fair = ERROR_LIMITS_PX
+    names = (f"up to {good:g} px", f"{good:g} to {fair:g} px", f"over {fair:g} px")
+    shares = np.bincount(np.searchsorted(ERROR_LIMITS_PX, errors), minlength=3) / max(len(errors), 1)
+    entries = zip(names, shares, ERROR_COLOURS, strict=True)
+    return [Line2D([], [], color=colour, linewidth=3, label=f"{name}: {share:.0%}") for name, share, colour in entries]
+
+
+def checkerboard(ax: Axes, sar: Tensor, optical_warped: Tensor, tiles: int = 8) -> Axes:
+    """SAR and the optical image resampled onto it, in alternating tiles: edges run on where registration is right.
+
+    Args:
+        sar, optical_warped: (C, H, W) and (C', H, W) float of the same size.
+        tiles: number of tiles along the longer side.
+    """
+    if sar.shape[-2:] != optical_warped.shape[-2:]:
+        raise ValueError(
+            f"checkerboard needs images of one size, got {tuple(sar.shape)} and {tuple(optical_warped.shape)}; "
+            "warp the optical image onto the SAR image first"
+        )
+    rows, columns = np.indices(sar.shape[-2:]) * tiles // max(sar.shape[-2:])
+    take_sar = ((rows + columns) % 2 == 0)[..., None]
+    grey, colour = (np.dstack([display_range(image)] * n) for image, n in ((sar[:1], 3), (optical_warped, 1)))
+    ax.imshow(np.where(take_sar, grey, colour), interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    return neutral(ax)
+
+
+def neutral(ax: Axes) -> Axes:
+    """Text and frame in a grey that can be read on a light and on a dark page, nothing painted behind the data."""
+    ax.set_facecolor("none")
+    ax.tick_params(colors=NEUTRAL, labelcolor=NEUTRAL)
+    for spine in ax.spines.values():
+        spine.set_color(NEUTRAL)
+    texts = [ax.title, ax.xaxis.label, ax.yaxis.label]
+    legend = ax.get_legend()
+    if legend is not None:
+        texts += [legend.get_title(), *legend.get_texts()]
+    for text in texts:
+        text.set_color(NEUTRAL)
+    return ax

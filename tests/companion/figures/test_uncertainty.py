@@ -1,0 +1,198 @@
+"""What the figures of uncertainty draw, read back from the axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+from companion.figures import uncertainty as plots
+from sarmatch.calibration.scores import reliability_table, risk_coverage
+from sarmatch.visualize import COLOURS, NEUTRAL
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def labels(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def matches() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 0.8, 2000)
+    return confidence, rng.random(2000) < confidence
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    confidence, correct = matches()
+    return {"raw": reliability_table(confidence, correct), "halved": reliability_table(confidence / 2, correct)}
+
+
+def test_reliability_diagram_draws_accuracy_with_its_interval_and_leaves_out_empty_bins() -> None:
+    given = tables()
+    ax = plots.reliability_diagram(plt.subplots()[1], given)
+    assert labels(ax) == ["calibrated", "raw", "halved"]
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
+    for container, table in zip(ax.containers, given.values(), strict=True):
+        full = table[table["n"] > 0]
+        assert len(full) < len(table)
+        np.testing.assert_allclose(container.lines[0].get_xydata(), full[["confidence", "accuracy"]])
+        ends = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
+        np.testing.assert_allclose(ends, full[["accuracy_low", "accuracy_high"]])
+
+
+def test_counts_histogram_is_logarithmic_and_wants_joined_bins() -> None:
+    given = tables()
+    ax = plots.counts_histogram(plt.subplots()[1], given)
+    assert ax.get_yscale() == "log" and ax.get_ylim()[0] < 1
+    for patch, table in zip(ax.patches, given.values(), strict=True):
+        values, edges, _ = patch.get_data()
+        np.testing.assert_array_equal(values, table["n"])
+        np.testing.assert_allclose(edges, np.linspace(0, 1, 16))
+    with pytest.raises(ValueError, match="bins of 'mass' do not join"):
+        plots.counts_histogram(plt.subplots()[1], {"mass": reliability_table(*matches(), equal_mass=True)})
+
+
+def test_risk_coverage_curves_draw_few_points_and_keep_the_last() -> None:
+    confidence, correct = matches()
+    ax = plots.risk_coverage_curves(plt.subplots()[1], {"raw": risk_coverage(confidence, correct)}, 1 - correct.mean())
+    base, curve = ax.lines
+    assert len(curve.get_xdata()) == plots.MAX_POINTS < len(correct)
+    np.testing.assert_allclose(curve.get_xydata()[-1], [1, 1 - correct.mean()])
+    np.testing.assert_allclose(base.get_ydata(), 1 - correct.mean())
+    assert labels(ax) == ["constant confidence", "raw"]
+    few = {"few": (np.array([0.5, 1.0]), np.array([0.0, 0.5])), "same": (np.array([0.5, 1.0]), np.array([0.0, 0.5]))}
+    ax = plots.risk_coverage_curves(plt.subplots()[1], few)
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.5, 0], [1, 0.5]])
+    assert labels(ax) == ["few", "same"]
+
+
+def passes() -> pd.DataFrame:
+    scores = {"ece": [0.1, 0.2, 0.3], "brier": [0.2] * 3, "auroc": [0.7] * 3, "aurc": [0.4] * 3}
+    return pd.DataFrame({"passes": [20, 1, 5], **scores, "seconds": [20.0, 1.0, 5.0]})
+
+
+def test_score_by_passes_sorts_and_deals_scores_to_the_axes() -> None:
+    axes = plt.subplots(1, 2)[1]
+    assert plots.score_by_passes(axes, passes()) is axes
+    assert labels(axes[0]) == ["ECE", "Brier score", "AUROC", "AURC"]
+    np.testing.assert_allclose(axes[0].containers[0].lines[0].get_xydata(), [[1, 0.2], [5, 0.3], [20, 0.1]])
+    np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[1, 1], [5, 5], [20, 20]])
+    apart = plots.score_by_passes(plt.subplots(1, 5)[1], passes())
+    assert [ax.get_ylabel() for ax in apart] == ["ECE", "Brier score", "AUROC", "AURC", "seconds"]
+
+
+def test_score_by_passes_draws_the_intervals_it_is_given() -> None:
+    table = passes().assign(ece_low=[0.05, 0.1, np.nan], ece_high=[0.15, 0.25, np.nan])
+    (ece, *_) = plots.score_by_passes(plt.subplots(1, 2)[1], table)[0].containers
+    ends = np.array([segment[:, 1] for segment in ece.lines[2][0].get_segments()])
+    np.testing.assert_allclose(ends, [[0.1, 0.25], [0.3, 0.3], [0.05, 0.15]])
+    with pytest.raises(ValueError, match="needs 2 to 5 axes, got 1"):
+        plots.score_by_passes([plt.subplots()[1]], passes())
+
+
+def test_uncertainty_maps_lie_on_the_image_and_share_their_colours() -> None:
+    figure, axes = plt.subplots(1, 4)
+    images = {"SAR": torch.rand(1, 34, 50), "optical": torch.rand(3, 34, 50)}
+    maps = {"aleatoric": np.linspace(0, 0.5, 96).reshape(8, 12), "epistemic": np.full((8, 12), 0.9)}
+    maps["aleatoric"][0, 0] = np.nan
+    assert plots.uncertainty_maps(axes, images, maps) is axes
+    assert [ax.get_title() for ax in axes] == ["SAR", "optical", "aleatoric", "epistemic"]
+    drawn = [ax.images[0] for ax in axes[2:]]
+    assert drawn[0].get_extent() == [-0.5, 47.5, 31.5, -0.5]  # 12 x 8 cells of 4 px
+    assert drawn[0].get_clim() == drawn[1].get_clim() == (pytest.approx(0.5 / 95), 0.9)
+    assert drawn[0].get_array().mask.sum() == 1
+    assert axes[2].get_xlim() == axes[0].get_xlim() and axes[2].get_ylim() == axes[0].get_ylim()
+    assert len(figure.axes) == 5
+    plots.uncertainty_maps(axes, images, maps, limits=(0, 2))
+    assert axes[3].images[-1].get_clim() == (0, 2)
+
+
+def test_uncertainty_maps_reject_what_does_not_fit() -> None:
+    axes, image, field = plt.subplots(1, 2)[1], torch.rand(1, 32, 32), np.zeros((8, 8))
+    with pytest.raises(ValueError, match="2 axes cannot hold 1 images and 2 maps"):
+        plots.uncertainty_maps(axes, {"a": image}, {"b": field, "c": field})
+    with pytest.raises(ValueError, match="images must have one size"):
+        plots.uncertainty_maps(plt.subplots(1, 3)[1], {"a": image, "b": image[:, :16]}, {"c": field})
+    for shape in ((8, 4), (8,), (80, 80)):
+        with pytest.raises(ValueError, match="does not cover an image"):
+            plots.uncertainty_maps(axes, {"a": image}, {"b": np.zeros(shape)})
+
+
+def doses() -> pd.DataFrame:
+    rows = [
+        ("cloud_cover", 1.0, "optical", 0.8), ("cloud_cover", 0.0, "optical", 0.2), ("speckle", 0.0, "SAR", 0.3),
+        ("speckle", 0.0, "optical", 0.1),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["nuisance", "dose", "source", "value"])
+    return table.assign(low=table["value"] - 0.1, high=table["value"] + 0.05)
+
+
+def test_dose_response_has_an_axes_a_nuisance_and_a_source_looks_the_same_on_all() -> None:
+    axes = plots.dose_response(plt.subplots(1, 2)[1], doses())
+    assert [ax.get_title() for ax in axes] == ["cloud cover", "speckle"]
+    optical = axes[0].containers[0]
+    np.testing.assert_allclose(optical.lines[0].get_xydata(), [[0, 0.2], [1, 0.8]])
+    np.testing.assert_allclose(optical.lines[2][0].get_segments()[1][:, 1], [0.7, 0.85])
+    assert labels(axes[1]) == ["optical", "SAR"]
+    colours = [container.lines[0].get_color() for container in axes[1].containers]
+    assert colours == [COLOURS[1], optical.lines[0].get_color()] == [COLOURS[1], COLOURS[0]]
+    with pytest.raises(ValueError, match=r"got 1 for \['cloud_cover', 'speckle'\]"):
+        plots.dose_response([axes[0]], doses())
+
+
+def test_dose_response_names_every_source_though_the_last_nuisance_lacks_some() -> None:
+    reordered = doses().iloc[[2, 3, 1, 0]]  # the last axes has no SAR
+    axes = plots.dose_response(plt.subplots(1, 2)[1], reordered)
+    assert labels(axes[1]) == ["SAR", "optical"]
+
+
+def test_true_false_rates_marks_an_even_choice_of_thresholds() -> None:
+    threshold = np.linspace(0, 1, 11)
+    rates = pd.DataFrame({"threshold": threshold, "true_accept": 1 - threshold**2, "false_accept": 1 - threshold})
+    ax = plots.true_false_rates(plt.subplots()[1], rates.sample(frac=1, random_state=0), marked=3)
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), rates[["false_accept", "true_accept"]])
+    assert [text.get_text() for text in ax.texts] == ["0", "0.5", "1"]
+    np.testing.assert_allclose([text.xy for text in ax.texts], [[1, 1], [0.5, 0.75], [0, 0]])
+
+
+def test_tables_that_lack_something_and_too_many_lines_are_refused() -> None:
+    ax = plt.subplots()[1]
+    with pytest.raises(ValueError, match=r"tables\['raw'\] needs rows and the columns"):
+        plots.reliability_diagram(ax, {"raw": tables()["raw"].drop(columns="accuracy_low")})
+    with pytest.raises(ValueError, match="rates needs rows"):
+        plots.true_false_rates(ax, pd.DataFrame({"threshold": [], "true_accept": [], "false_accept": []}))
+    with pytest.raises(ValueError, match="1 to 6 lines apart, got 7"):
+        plots.counts_histogram(ax, {str(i): tables()["raw"] for i in range(7)})
+
+
+def test_text_can_be_read_on_white_and_on_black() -> None:
+    figure, axes = plt.subplots(3, 4)
+    plots.reliability_diagram(axes[0, 0], tables())
+    plots.counts_histogram(axes[0, 1], tables())
+    plots.risk_coverage_curves(axes[0, 2], {"raw": risk_coverage(*matches())}, 0.5)
+    plots.true_false_rates(
+        axes[0, 3], pd.DataFrame({"threshold": [0.0, 1.0], "true_accept": [1.0, 0.0], "false_accept": [1.0, 0.0]})
+    )
+    plots.score_by_passes(axes[1, :2], passes())
+    plots.dose_response(axes[1, 2:], doses())
+    plots.uncertainty_maps(axes[2, :2], {"SAR": torch.rand(1, 8, 8)}, {"u": np.eye(2)})
+    for ax in (*axes[:2].flat, *axes[2, :2], figure.axes[-1]):
+        legend = ax.get_legend()
+        texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *ax.get_yticklabels()]
+        for text in [*texts, *(legend.get_texts() if legend else [])]:
+            assert to_rgb(text.get_color()) == to_rgb(NEUTRAL), (ax.get_title(), text.get_text())
+        assert ax.get_facecolor()[3] == 0
