@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import mutual_info_score
 
 from companion.baselines import MutualInformationMatcher, PhaseCorrelationMatcher, RiftMatcher
+from companion.baselines.local_features import GRID, PATCH_PX, maximum_index_histograms
 from companion.baselines.phase_correlation import _FLOOR
-from companion.baselines.rift import GRID, PATCH_PX, maximum_index_histograms
 from sarmatch.model.oriented_gradients import Features
 
 
