@@ -85,7 +85,7 @@ class LearnedMatcher(Baseline):
 
     Attributes:
         net: matches in evaluation mode and keeps the mode it has.
-        name: of the training, which tells stored matches apart.
+        name: of the training, which keeps stored matches apart.
     """
 
     net: PeerNet = field(repr=False)

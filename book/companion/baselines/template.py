@@ -26,7 +26,7 @@ from sarmatch.model.oriented_gradients import (
 )
 
 STRIDE = 4  # px between keypoints, the same grid as our matcher's
-_PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
+_PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel suffices at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
 _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are worked off in strips

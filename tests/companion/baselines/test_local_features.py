@@ -13,7 +13,7 @@ from sarmatch.geometry import rotation_scale, translation, warp
 
 
 class Given(LocalFeatureMatcher):
-    """Reads keypoint and descriptor from pixel values, so that a test can say what is described."""
+    """Reads keypoint and descriptor from pixel values, so that a test can set what is described."""
 
     def describe(self, image: torch.Tensor) -> LocalFeatures:
         row, column = np.nonzero(image.numpy())
