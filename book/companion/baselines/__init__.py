@@ -1,25 +1,25 @@
-"""Methods to compare with, one file each, all called like our matcher.
+"""Methods to compare with, all called like our matcher: `TemplateMatcher().match(sar, optical, search_radius=32)`.
 
-    matches = TemplateMatcher().match(sar, optical, search_radius=32)
-
-`sar` (1 or 2, H, W) and `optical` (C, H', W') are float tensors in [0, 1]; `search_radius` is the largest distance in
-px between the position in the SAR image and the position in the optical image, None where nothing is known of it; the
-result is `sarmatch.matching.matches.Matches`. A new method is one more file with one more subclass of `Baseline`, or of
-`learned.PeerNet` and a name in `learned_baselines.PEERS` where it has to be trained.
+To add a baseline, write a subclass of `Baseline` with `match` in a file of its own and name it below.
+One that is trained here is a subclass of `learned.PeerNet`, named in `studies.learned_baselines.PEERS`.
+`studies.comparison.methods` then makes it a row of the comparison, `STANDS_FOR` describes the row.
 """
 
-from companion.baselines.akaze import AkazeMatcher
 from companion.baselines.base import Baseline
-from companion.baselines.brisk import BriskMatcher
 from companion.baselines.edge_orientation import EdgeOrientationMatcher
 from companion.baselines.learned import LearnedMatcher
 from companion.baselines.lightglue import LightGlueMatcher
-from companion.baselines.local_features import LocalFeatureMatcher, LocalFeatures
+from companion.baselines.local_features import (
+    AkazeMatcher,
+    BriskMatcher,
+    LocalFeatureMatcher,
+    LocalFeatures,
+    OrbMatcher,
+    RiftMatcher,
+    SiftMatcher,
+)
 from companion.baselines.mutual_information import MutualInformationMatcher
-from companion.baselines.orb import OrbMatcher
 from companion.baselines.phase_correlation import PhaseCorrelationMatcher
-from companion.baselines.rift import RiftMatcher
-from companion.baselines.sift import SiftMatcher
 from companion.baselines.template import TemplateMatcher
 
 __all__ = [

@@ -32,15 +32,14 @@ class Baseline(ABC):
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol; matches that lie on pixels without data are left out."""
         matches = self.match(crops.sar, crops.optical, search_radius)
-        seen = _on_data(matches.xy_sar, crops.sar_valid) & _on_data(matches.xy_optical, crops.optical_valid)
-        return matches.select(seen)
+        return matches.select(
+            _on_data(matches.xy_sar, crops.sar_valid) & _on_data(matches.xy_optical, crops.optical_valid)
+        )
 
 
 def _on_data(xy: np.ndarray, valid: Tensor) -> np.ndarray:
     """Whether the nearest pixel of each position is valid, (N,) bool."""
-    height, width = valid.shape
-    column = np.clip(np.rint(xy[:, 0]).astype(int), 0, width - 1)
-    row = np.clip(np.rint(xy[:, 1]).astype(int), 0, height - 1)
+    column, row = np.clip(np.rint(xy).astype(int), 0, np.array(valid.shape[::-1]) - 1).T
     return valid.cpu().numpy()[row, column]
 
 

@@ -1,27 +1,23 @@
-"""Descriptors that look at the other image before they are compared (Chen et al. 2023, ref. 3: CAM-Net with CAMM)."""
+"""Descriptors that attend to the other image before they are compared (Chen et al. 2023, ref. 3: CAM-Net with CAMM)."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, all_pairs, contrast, learned_volume
+from companion.baselines.learned import PeerSize, ScoringNet, Truth, all_pairs, contrast, learned_volume, log_scale
 from sarmatch.data.crops import Sample
-
-INITIAL_SCALE = 1 / 0.1
 
 
 class CoAttention(nn.Module):
-    """Each cell takes over what the cells of the other image say that resemble it, weighted by a softmax."""
+    """Each cell takes over the features of the cells of the other image that resemble it, weighted by a softmax."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.query, self.key = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
         self.mix = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.log_scale = log_scale(1 / 0.1)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """Maps (B, C, h, w) and (B, C, h', w') to (B, C, h, w)."""
@@ -35,17 +31,14 @@ class CoAttention(nn.Module):
 class CoAttentionNet(ScoringNet):
     """Pseudo-siamese features, one co-attention module that both images share, mutual nearest neighbours.
 
-    Adapted: dense cells in place of a keypoint detector, so that all methods have the same budget; the detector's
-    repeatability, which table 1 quotes, has no counterpart. Trained by cross-entropy over a window as ours is, on the
-    descriptors before and after they have looked at each other.
+    Adapted: dense cells in place of a keypoint detector, for an equal budget. Trained by cross-entropy over a window as
+    ours is, on the descriptors before and after co-attention.
     """
 
     def __init__(self, config: PeerSize) -> None:
         super().__init__(config)
-        self.sar_branch = Branch(config.sar_channels, config.width)
-        self.optical_branch = Branch(config.optical_channels, config.width)
         self.attention = CoAttention(config.width)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.log_scale = log_scale(1 / 0.1)
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Descriptors (B, width, h, w) of both images after co-attention, then those before."""

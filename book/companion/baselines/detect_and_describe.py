@@ -9,26 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.baselines.base import mutual_best
-from companion.baselines.learned import PeerNet, PeerSize, Truth, grid_points
+from companion.baselines.learned import PeerNet, PeerSize, Truth, grid_points, log_scale
 from sarmatch.config import ModelConfig
 from sarmatch.data.crops import Sample
 from sarmatch.matching.correlation import MASKED
 from sarmatch.matching.matches import Matches
 from sarmatch.model import OpticalEncoder, SarEncoder
 
-FAR_CELLS = 2
-"""Cells further than this from the true place, along either axis, are wrong ones in training."""
-INITIAL_SCALE = 1 / 0.1
+FAR_CELLS = 2  # from the true place along either axis; cells further away are wrong ones in training
 
 
 class DetectAndDescribeNet(PeerNet):
     """Channels of a map are detectors, its vectors are descriptors; a loss weighted by detection trains both.
 
-    Adapted: the encoders of section 3.1 at reduced width, one for each modality, in place of a VGG pretrained on
-    photographs; the map has a cell every 4 px, and keypoints stay at the centres of cells, without the original's
-    refinement; cross-entropy over all far cells in place of the hardest negative's triplet, which from scratch did not
-    leave its margin. Matches are mutual nearest neighbours;
-    confidence is one minus the distance ratio to the next neighbour.
+    Adapted: the encoders of section 3.1 at reduced width, one for each modality, in place of a VGG; keypoints
+    stay at the centres of cells of 4 px; cross-entropy over all far cells in place of the hardest negative's triplet,
+    which from scratch did not leave its margin. Confidence is one minus the distance ratio to the next neighbour.
     """
 
     def __init__(self, config: PeerSize) -> None:
@@ -49,7 +45,7 @@ class DetectAndDescribeNet(PeerNet):
         self.sar_encoder, self.optical_encoder = SarEncoder(model), OpticalEncoder(model)
         for encoder in (self.sar_encoder, self.optical_encoder):
             encoder.fine = nn.Identity()  # type: ignore[assignment]  # the original has no such level
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.log_scale = log_scale(1 / 0.1)
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, width, h, w) of both images, at least 0."""
@@ -87,8 +83,8 @@ class DetectAndDescribeNet(PeerNet):
         if search_radius is not None:
             distance = distance.masked_fill(torch.cdist(points[0], points[1]) > search_radius, math.inf)
         rows, columns = mutual_best(-distance)
-        seen = distance[rows, columns].isfinite()
-        rows, columns = rows[seen], columns[seen]
+        candidate = distance[rows, columns].isfinite()
+        rows, columns = rows[candidate], columns[candidate]
         best, second = distance[rows].topk(2, dim=1, largest=False).values.T
         confidence = (1 - best / second.clamp(min=1e-9)).clamp(0, 1)
         return Matches(points[0][rows].cpu().numpy(), points[1][columns].cpu().numpy(), confidence.cpu().numpy())

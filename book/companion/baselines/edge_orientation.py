@@ -17,8 +17,7 @@ from sarmatch.model.oriented_gradients import Features, eroded
 class EdgeOrientationMatcher(TemplateMatcher):
     """Amplitudes of log-Gabor filters at six orientations, each pixel's of unit length, correlated over the template.
 
-    Stands for MOEFC, whose code is not published: edges of several orientations and widths in both images, matched by
-    templates. Its own filters and its removal of outliers are not rebuilt.
+    Stands for MOEFC, whose code is not published; its own filters and its removal of outliers are not rebuilt.
     """
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
@@ -27,8 +26,8 @@ class EdgeOrientationMatcher(TemplateMatcher):
 
 def _orientations(image: Tensor) -> Features:
     amplitude = torch.from_numpy(phase_congruency(image.double().numpy()).amplitude.astype(np.float32))
-    centred = amplitude - amplitude.mean(dim=0)  # what all orientations share says nothing about direction
+    centred = amplitude - amplitude.mean(dim=0)  # what all orientations share has no direction
     strength = centred.norm(dim=0)
     usable = eroded(torch.ones_like(image, dtype=torch.bool))
-    # Where edges are weak, so is what they say; 1e-6 stands for rounding in an image without any.
+    # Weak edges weigh little; 1e-6 stands for rounding in an image without any.
     return Features(centred / (strength + strength.mean() / 2 + 1e-6) * (strength > 1e-6) * usable, usable)

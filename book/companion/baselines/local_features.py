@@ -6,12 +6,18 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
 from companion.baselines.base import Baseline, mutual_best
+from companion.baselines.phase_congruency import N_ORIENTATIONS, phase_congruency
 from sarmatch.matching.matches import Matches
+
+PATCH_PX = 96  # described around each of RIFT's keypoints
+GRID = 6  # cells along each side of a patch
 
 
 class LocalFeatures(NamedTuple):
@@ -23,77 +29,164 @@ class LocalFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFeatureMatcher(Baseline):
-    """What all detectors with descriptors share; a new one implements `describe`.
+    """What all detectors with descriptors share; a new one implements `describe`, or `detector` where OpenCV has it.
 
     Attributes:
         max_keypoints: strongest keypoints kept in each image.
-        ratio: a match is kept when its descriptor distance is below this share of the second smallest (Lowe 2004); 1
-            keeps all mutual neighbours.
+        ratio: largest share of the second smallest descriptor distance (Lowe 2004); 1 keeps all mutual neighbours.
     """
 
     max_keypoints: int = 4000
     ratio: float = 0.9
-    binary: ClassVar[bool] = False
-    """Whether descriptors are bits, compared by the number in which they differ."""
+    binary: ClassVar[bool] = False  # descriptors are bits, compared by the number in which they differ
 
     @abstractmethod
     def describe(self, image: Tensor) -> LocalFeatures:
-        """Keypoints of a grey image (H, W) float in [0, 1], the strongest `max_keypoints`."""
+        """The strongest `max_keypoints` of a grey image (H, W) float in [0, 1]."""
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Mutual nearest neighbours among the keypoints of both images.
-
-        Args:
-            sar: (C, H, W) float in [0, 1]; the first band is used.
-            optical: (C, H', W') float in [0, 1]; the mean of its bands is used.
-            search_radius: keypoints further apart than this, px, are no candidates.
-
-        Returns:
-            matches; confidence is one minus the distance ratio of the ratio test, not a probability.
-        """
+        """Match the first SAR band with the mean optical band; confidence is one minus the ratio of the ratio test."""
         in_sar, in_optical = self.describe(sar[0]), self.describe(optical.mean(dim=0))
         if len(in_sar.xy) < 2 or len(in_optical.xy) < 2:
             return Matches.empty()
-        distance = squared_distances(in_sar.descriptors, in_optical.descriptors)
+        distance = _squared_distances(in_sar.descriptors, in_optical.descriptors)
         if not self.binary:  # of bits, the squared distance is the number in which they differ
             distance = np.sqrt(distance)
         if search_radius is not None:
-            distance[squared_distances(in_sar.xy, in_optical.xy) > search_radius**2] = np.inf
-        rows, columns, ratio = mutual_neighbours(distance)
-        keep = ratio < self.ratio if self.ratio < 1 else np.ones(len(rows), bool)
+            distance[_squared_distances(in_sar.xy, in_optical.xy) > search_radius**2] = np.inf
+        rows, columns = (index.numpy() for index in mutual_best(torch.from_numpy(-distance)))
+        candidate = np.isfinite(distance[rows, columns])
+        rows, columns = rows[candidate], columns[candidate]
+        best, second = np.partition(distance[rows], 1, axis=1)[:, :2].T  # a single candidate's ratio is 0
+        ratio = best / np.maximum(second, 1e-12)
+        keep = (ratio < self.ratio) | (self.ratio >= 1)
         return Matches(in_sar.xy[rows[keep]], in_optical.xy[columns[keep]], 1 - ratio[keep])
 
 
-def opencv_features(detector: Any, image: Tensor, max_keypoints: int) -> LocalFeatures:
-    """Keypoints and descriptors of an OpenCV feature on an 8-bit version of a grey image; bits come as 0 and 1."""
-    keypoints, descriptors = detector.detectAndCompute(eight_bit(image), None)
-    if descriptors is None:
-        return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 1)))
-    strongest = np.argsort([-keypoint.response for keypoint in keypoints], kind="stable")[:max_keypoints]
-    xy = np.array([keypoints[i].pt for i in strongest])
-    if descriptors.dtype == np.uint8:
-        descriptors = np.unpackbits(descriptors, axis=1)
-    return LocalFeatures(xy, descriptors[strongest].astype(np.float32))
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    distances: np.ndarray = euclidean_distances(a.astype(np.float64), b.astype(np.float64), squared=True)
+    return distances
 
 
-def eight_bit(image: Tensor) -> np.ndarray:
-    """A float image in [0, 1] as uint8."""
-    return (image.clamp(0, 1) * 255).round().to("cpu").byte().numpy()
+class OpenCvMatcher(LocalFeatureMatcher):
+    """Features of OpenCV. Default thresholds lie below its own, because SAR images have little contrast at edges."""
+
+    @abstractmethod
+    def detector(self) -> Any:
+        """The object of OpenCV that detects and describes."""
+
+    def describe(self, image: Tensor) -> LocalFeatures:
+        eight_bit = (image.clamp(0, 1) * 255).round().to("cpu").byte().numpy()
+        keypoints, descriptors = self.detector().detectAndCompute(eight_bit, None)
+        if descriptors is None:
+            return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 1)))
+        strongest = np.argsort([-keypoint.response for keypoint in keypoints], kind="stable")[: self.max_keypoints]
+        xy = np.array([keypoints[i].pt for i in strongest])
+        if self.binary:
+            descriptors = np.unpackbits(descriptors, axis=1)
+        return LocalFeatures(xy, descriptors[strongest].astype(np.float32))
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances (N, M) of the rows of (N, D) and (M, D)."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+@dataclass(frozen=True)
+class SiftMatcher(OpenCvMatcher):
+    """SIFT (Lowe 2004, ref. 16), the classical yardstick; ref. 10 in table 1.
 
-
-def mutual_neighbours(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mutual nearest neighbours of an (N, M) distance matrix: rows, columns, and nearest over second nearest distance.
-
-    A row with a single candidate has nothing to be confused with: its ratio is 0.
+    Attributes:
+        contrast: keypoints weaker than this are dropped.
+        root: RootSIFT, descriptors compared by the Hellinger kernel (Arandjelovic and Zisserman 2012).
     """
-    rows, columns = (index.numpy() for index in mutual_best(torch.from_numpy(-distance)))
-    candidate = np.isfinite(distance[rows, columns])
-    rows, columns = rows[candidate], columns[candidate]
-    best, second = np.partition(distance[rows], 1, axis=1)[:, :2].T
-    return rows, columns, best / np.maximum(second, 1e-12)
+
+    contrast: float = 0.01
+    root: bool = True
+
+    def detector(self) -> Any:
+        return cv2.SIFT.create(nfeatures=self.max_keypoints, contrastThreshold=self.contrast)
+
+    def describe(self, image: Tensor) -> LocalFeatures:
+        xy, descriptors = super().describe(image)
+        if self.root:
+            descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
+        return LocalFeatures(xy, descriptors)
+
+
+@dataclass(frozen=True)
+class OrbMatcher(OpenCvMatcher):
+    """ORB: corners at several scales with rotated binary tests (Rublee et al. 2011); threshold in 8-bit grey values."""
+
+    fast_threshold: int = 5
+    binary: ClassVar[bool] = True
+
+    def detector(self) -> Any:
+        return cv2.ORB.create(nfeatures=self.max_keypoints, fastThreshold=self.fast_threshold)
+
+
+@dataclass(frozen=True)
+class AkazeMatcher(OpenCvMatcher):
+    """AKAZE: a nonlinear scale space, which smooths speckle but not edges (Alcantarilla et al. 2013)."""
+
+    threshold: float = 1e-4
+    binary: ClassVar[bool] = True
+
+    def detector(self) -> Any:
+        return cv2.xfeatures2d.AKAZE.create(threshold=self.threshold)
+
+
+@dataclass(frozen=True)
+class BriskMatcher(OpenCvMatcher):
+    """BRISK: corners at several scales, binary tests on rings (Leutenegger et al. 2011); threshold in grey values."""
+
+    threshold: int = 10
+    binary: ClassVar[bool] = True
+
+    def detector(self) -> Any:
+        return cv2.xfeatures2d.BRISK.create(thresh=self.threshold)
+
+
+@dataclass(frozen=True)
+class RiftMatcher(LocalFeatureMatcher):
+    """RIFT (ref. 13): corners and edge points of phase congruency, described by which orientation is strongest.
+
+    Without its search over rotations: images are co-oriented here. Half of the keypoints are FAST corners of the
+    smallest moment, half of the largest. As in the original there is no ratio test.
+    """
+
+    ratio: float = 1.0
+
+    def describe(self, image: Tensor) -> LocalFeatures:
+        found = phase_congruency(image.to("cpu").double().numpy())
+        corners = _fast(found.corners, self.max_keypoints // 2)
+        edges = _fast(found.edges, self.max_keypoints - len(corners))
+        xy = np.unique(np.concatenate([corners, edges]), axis=0)
+        return LocalFeatures(xy, maximum_index_histograms(found.amplitude.argmax(axis=0), xy))
+
+
+def maximum_index_histograms(index: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Histograms of the strongest orientation in GRID x GRID cells around each keypoint, of unit length.
+
+    Args:
+        index: (H, W) int, the maximum index map; nothing counts beyond its border.
+        xy: (N, 2) px.
+
+    Returns:
+        (N, GRID * GRID * N_ORIENTATIONS) float.
+    """
+    half = PATCH_PX // 2
+    one_hot = (index[..., None] == np.arange(N_ORIENTATIONS)).astype(np.float64)
+    padded = np.pad(one_hot, ((half, half + 1), (half, half + 1), (0, 0)))
+    integral = np.pad(padded.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))
+    edges = np.arange(GRID + 1) * (PATCH_PX // GRID)
+    column, row = np.rint(xy).astype(int).T  # of the padded image, where a patch begins
+    x, y = column[:, None, None] + edges, row[:, None, None] + edges[:, None]
+    sums = np.diff(np.diff(integral[y, x], axis=1), axis=2).reshape(len(xy), GRID * GRID * N_ORIENTATIONS)
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def _fast(response: np.ndarray, n: int) -> np.ndarray:
+    """The strongest n FAST corners of a map, (n, 2) float."""
+    span = float(response.max() - response.min())
+    if span <= 0:
+        return np.zeros((0, 2))
+    scaled = np.rint((response - response.min()) / span * 255).astype(np.uint8)
+    keypoints = cv2.FastFeatureDetector.create(threshold=1).detect(scaled, None)
+    strongest = sorted(keypoints, key=lambda keypoint: -keypoint.response)[:n]
+    return np.array([keypoint.pt for keypoint in strongest]).reshape(-1, 2)

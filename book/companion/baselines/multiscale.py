@@ -13,8 +13,7 @@ from sarmatch.geometry import cell_centres, inside, transform_points
 from sarmatch.matching.matches import Matches
 from sarmatch.model.layers import norm_layer
 
-SCALES = (8, 4, 2)
-"""Pixels a cell of each link of the chain, the coarsest first."""
+SCALES = (8, 4, 2)  # pixels a cell of each link of the chain, the coarsest first
 
 
 class Link(nn.Module):
@@ -36,9 +35,8 @@ class MultiscaleNet(PeerNet):
     """A chain of networks: each takes both images, the optical one moved by what is known, and corrects that.
 
     Adapted: three links, at 8, 4 and 2 px a cell, trained together, each from what the coarser ones left and without a
-    gradient to them. The original aligns cadastral maps with images of one place; here the images come with a shift of
-    many cells. Every cell of 4 px has an answer; the original has no confidence, ours is exp(-r) with the length r of
-    the last correction in px: a chain that is still moving has not arrived.
+    gradient to them; the shift is of many cells. Every cell of 4 px has an answer. The original has no confidence, ours
+    is exp(-r) with the length r of the last correction in px.
     """
 
     def __init__(self, config: PeerSize) -> None:
@@ -54,13 +52,13 @@ class MultiscaleNet(PeerNet):
         for link, scale in zip(self.links, SCALES, strict=True):
             small = [F.avg_pool2d(image, scale) for image in (sar, optical)]
             known = F.interpolate(known.detach(), small[0].shape[-2:], mode="bilinear")
-            correction = scale * link(small[0], moved(small[1], known / scale)).float()  # bfloat16 tells 20 px to 0.125
+            correction = scale * link(small[0], moved(small[1], known / scale)).float()  # bfloat16 is too coarse
             known = known + correction
             result.append((known, correction))
         return result
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
-        """Displacements of each scale, as `chain` has them."""
+        """Displacements of each scale, as `chain`."""
         return tuple(found for found, _ in self.chain(sar, optical))
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
@@ -86,7 +84,7 @@ class MultiscaleNet(PeerNet):
 
 
 def moved(image: Tensor, displacement: Tensor) -> Tensor:
-    """The image (B, C, h, w) as seen at p + displacement(p), (B, 2, h, w) in its pixels; 0 outside."""
+    """The image (B, C, h, w) at p + displacement(p), (B, 2, h, w) in its pixels; 0 outside."""
     height, width = image.shape[-2:]
     there = cell_centres(height, width, 1, image.device) + displacement.movedim(1, 3)
     span = torch.tensor([width - 1, height - 1], device=image.device).clamp(min=1)

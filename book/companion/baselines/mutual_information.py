@@ -9,31 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.baselines.template import STRIDE, TemplateMatcher, grid_size
-from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, Features, gaussian_blur
+from companion.baselines.template import STRIDE, TemplateMatcher, grey_features, grid_size
+from sarmatch.matching.correlation import band
+from sarmatch.model.oriented_gradients import Features
 
 
 @dataclass(frozen=True)
 class MutualInformationMatcher(TemplateMatcher):
     """Mutual information of grey values under the template (Viola and Wells 1997), less what chance would give.
 
-    Grey values are cut into bins of equal count over each image, SAR's after smoothing. What independent values have by
-    chance, (bins - 1)^2 / 2 n nats for n pixels, is subtracted: else the fewest pixels would fit best.
-
     Attributes:
-        bins: of grey values of each image.
+        bins: of equal count, of the grey values of each image, SAR's after smoothing.
     """
 
     bins: int = 8
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        smooth = (
-            gaussian_blur(sar[:1], SAR_SIGMA_PX),
-            gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX),
-        )
-        binned = (equal_bins(image, self.bins) for image in smooth)
-        first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in binned)
-        return first, second
+        a, b = grey_features(sar, optical)
+        binned = [equal_bins(image.channels, self.bins) for image in (a, b)]
+        return a._replace(channels=binned[0]), b._replace(channels=binned[1])
 
     def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
         (rows, columns), steps, bins = grid_size(a), 2 * radius + 1, self.bins
@@ -41,13 +35,13 @@ class MutualInformationMatcher(TemplateMatcher):
         cell = (np.arange(height)[:, None] // STRIDE * columns + np.arange(width) // STRIDE) * (bins**2 + 1)
         first = a.channels[0, :height, :width].numpy().astype(np.int64) * bins
         second = window.channels[0].numpy().astype(np.int64)
-        seen = window.usable.numpy()
-        above, beside = _neighbours(rows, side), _neighbours(columns, side)
+        usable = window.usable.numpy()
+        above, beside = (band(n, side, a.channels).numpy() for n in (rows, columns))
         out = np.full((steps, steps, rows, columns), -math.inf, dtype=np.float32)
         for dy, dx in np.ndindex(steps, steps):
             if math.hypot(dy - radius, dx - radius) < radius + 1:
                 part = (slice(dy, dy + height), slice(dx, dx + width))
-                joint = np.where(seen[part], first + second[part], bins**2)  # what is not seen has a bin of its own
+                joint = np.where(usable[part], first + second[part], bins**2)  # pixels without data have their own bin
                 counts = np.bincount((cell + joint).ravel(), minlength=rows * columns * (bins**2 + 1))
                 cells = counts.astype(np.float32).reshape(rows, columns, bins**2 + 1)[..., : bins**2]
                 stacked = (above @ cells.reshape(rows, -1)).reshape(rows, columns, bins**2)
@@ -55,14 +49,11 @@ class MutualInformationMatcher(TemplateMatcher):
         return torch.from_numpy(out)
 
 
-def _neighbours(n: int, side: int) -> np.ndarray:
-    """Which of n cells in a row lie under the template of each, (n, n) of 0 and 1."""
-    cells = np.arange(n)
-    return (np.abs(cells[:, None] - cells) <= side // 2).astype(np.float32)
-
-
 def mutual_information(counts: np.ndarray) -> np.ndarray:
-    """Mutual information in nats of joint counts (..., B * B), less its expectation under independence."""
+    """Mutual information in nats of joint counts (..., B * B), less its expectation under independence.
+
+    That is (B - 1)^2 / 2 n for n pixels; else the fewest pixels would fit best.
+    """
     bins = math.isqrt(counts.shape[-1])
     of_first = np.repeat(np.eye(bins, dtype=np.float32), bins, axis=0)  # (B * B, B): products are faster than sums
     of_second = np.tile(np.eye(bins, dtype=np.float32), (bins, 1))

@@ -9,10 +9,9 @@ from companion.baselines.pseudo_siamese import PseudoSiameseNet
 
 
 class PatchNet(PseudoSiameseNet):
-    """Both images pass through the same layers; their features are concatenated and classified.
+    """Both images pass through the same layers, so these take the first SAR band and the mean of the optical bands.
 
-    Adapted like its successor, the pseudo-siamese network. Since the layers are the same, so is what they take: the
-    first SAR band and the mean of the optical bands.
+    Adapted like its successor, the pseudo-siamese network.
     """
 
     def __init__(self, config: PeerSize) -> None:

@@ -1,8 +1,4 @@
-"""Phase congruency from log-Gabor filters: edges and corners whatever their contrast (Kovesi 1999, 2003).
-
-Where the Fourier components of an image are in phase there is a feature: a step, a line, a corner. How bright it is
-does not matter, which is why RIFT and other multimodal methods are built on it.
-"""
+"""Phase congruency from log-Gabor filters: edges and corners whatever their contrast (Kovesi 1999, 2003)."""
 
 from __future__ import annotations
 
@@ -26,8 +22,7 @@ _EPSILON = 1e-9
 
 class PhaseCongruency(NamedTuple):
     """Attributes:
-    edges: (H, W) largest moment of phase congruency over orientations, at least 0.
-    corners: (H, W) smallest moment: high where several orientations are congruent.
+    edges, corners: (H, W) largest and smallest moment of phase congruency over orientations, at least 0.
     amplitude: (N_ORIENTATIONS, H, W) amplitudes of the filters, summed over scales.
     """
 
@@ -39,7 +34,7 @@ class PhaseCongruency(NamedTuple):
 def phase_congruency(image: np.ndarray) -> PhaseCongruency:
     """Phase congruency of a grey image (H, W)."""
     height, width = image.shape
-    margin = int(_SHORTEST_PX * _STEP ** (N_SCALES - 1))  # else the filters see the opposite border
+    margin = int(_SHORTEST_PX * _STEP ** (N_SCALES - 1))  # else the filters wrap around to the opposite border
     padded = np.pad(image.astype(np.float64), margin, mode="symmetric")
     inner = (slice(margin, margin + height), slice(margin, margin + width))
     spectrum = scipy.fft.fft2(padded)
@@ -61,14 +56,14 @@ def _filters(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     fy, fx = np.meshgrid(*(scipy.fft.fftfreq(n) for n in size), indexing="ij")
     radius, angle = np.hypot(fx, fy), np.arctan2(fy, fx)
     radius[0, 0] = 1.0
-    low_pass = 1 / (1 + (radius / 0.45) ** 30)  # the corners of the spectrum reach further than its sides
+    low_pass = 1 / (1 + (radius / 0.45) ** 30)  # drops the corners of the spectrum
     centres = [1 / (_SHORTEST_PX * _STEP**scale) for scale in range(N_SCALES)]
     radial = np.stack([np.exp(-(np.log(radius / f) ** 2) / (2 * math.log(_SIGMA_ON_F) ** 2)) for f in centres])
-    radial = radial * low_pass
+    radial *= low_pass
     radial[:, 0, 0] = 0.0
-    orientations = [math.pi * i / N_ORIENTATIONS for i in range(N_ORIENTATIONS)]
-    away = [np.abs(np.arctan2(np.sin(angle - o), np.cos(angle - o))) for o in orientations]
-    return radial, np.stack([np.exp(-(a**2) / (2 * _THETA_SIGMA**2)) for a in away])
+    turned = angle - np.pi * np.arange(N_ORIENTATIONS)[:, None, None] / N_ORIENTATIONS
+    away = np.arctan2(np.sin(turned), np.cos(turned))
+    return radial, np.exp(-(away**2) / (2 * _THETA_SIGMA**2))
 
 
 def _energy(responses: np.ndarray, per_scale: np.ndarray) -> np.ndarray:
@@ -85,7 +80,7 @@ def _energy(responses: np.ndarray, per_scale: np.ndarray) -> np.ndarray:
 
 
 def _scale_weight(per_scale: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
-    """Low where one scale alone responds: congruency of a single frequency says nothing."""
+    """Low where one scale alone responds: a single frequency is always congruent."""
     width = (amplitude / (per_scale.max(axis=0) + _EPSILON) - 1) / (N_SCALES - 1)
     return 1 / (1 + np.exp((_CUT_OFF - width) * _GAIN))
 

@@ -1,4 +1,4 @@
-"""Template matching by phase correlation: frequencies vote alike, whatever their amplitude (Kuglin and Hines 1975)."""
+"""Template matching by phase correlation: all frequencies weigh alike (Kuglin and Hines 1975)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.baselines.template import STRIDE, TemplateMatcher, grid_size
-from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, Features, gaussian_blur
+from companion.baselines.template import STRIDE, TemplateMatcher, grey_features, grid_size
+from sarmatch.model.oriented_gradients import Features
 
-_FLOOR = 0.1  # of the mean amplitude; frequencies below have less of a vote
+_FLOOR = 0.1  # of the mean amplitude; frequencies below weigh less
 
 
 @dataclass(frozen=True)
 class PhaseCorrelationMatcher(TemplateMatcher):
-    """Phase correlation of the grey values under a tapered template with those within reach, keypoint by keypoint.
-
-    Images are smoothed as for gradients, so that speckle does not vote in every frequency.
-    """
+    """Phase correlation of the smoothed grey values under a tapered template, keypoint by keypoint."""
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        smooth = (
-            gaussian_blur(sar[:1], SAR_SIGMA_PX),
-            gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX),
-        )
-        centred = [image - image.mean() for image in smooth]  # so that what lies outside, zero, is the mean
-        first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in centred)
-        return first, second
+        a, b = grey_features(sar, optical)  # centred, so that what lies outside, zero, is the mean
+        return a._replace(channels=a.channels - a.channels.mean()), b._replace(channels=b.channels - b.channels.mean())
 
     def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
         (rows, columns), px, steps = grid_size(a), side * STRIDE, 2 * radius + 1

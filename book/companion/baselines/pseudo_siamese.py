@@ -6,21 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, grid_points
+from companion.baselines.learned import PeerSize, ScoringNet, Truth, grid_points
 from sarmatch.data.crops import Sample
 from sarmatch.model import STRIDE
 
-NEGATIVES = 8
-"""Places drawn for each cell that do not match it."""
-FAR_CELLS = 2
-"""Distance from the true place, in cells along either axis, at which a pair counts as no match."""
+NEGATIVES = 8  # places drawn for each cell that do not match it
+FAR_CELLS = 2  # from the true place along either axis; a pair further away counts as no match
 _AT_ONCE = 200_000  # pairs scored at a time
 
 
 class PairHead(nn.Module):
     """Fusion by concatenation, then layers up to one logit: does this SAR cell show what this optical cell shows?
 
-    The first layer of a concatenation is a sum of two layers, so that each cell passes through its own part once.
+    The first layer is a sum of two, so that each cell passes through its own part once.
     """
 
     def __init__(self, width: int) -> None:
@@ -37,16 +35,13 @@ class PairHead(nn.Module):
 class PseudoSiameseNet(ScoringNet):
     """Two unshared branches, fusion, and a score that is a probability to match.
 
-    Adapted: the original takes a pair of patches of 112 px and says yes or no. Here the branches run over whole images
-    once and only the fusion layers run for each pair of cells within reach, which is the same network applied to a
-    patch of about 70 px around every fourth pixel. Trained by binary cross-entropy, matches and non-matches weighing
-    alike.
+    Adapted: the original takes a pair of patches of 112 px. Here the branches run over whole images once and the fusion
+    layers for each pair of candidate cells: the same network on a patch of about 70 px around every fourth pixel.
+    Trained by binary cross-entropy, matches and non-matches weighing alike.
     """
 
     def __init__(self, config: PeerSize) -> None:
         super().__init__(config)
-        self.sar_branch: nn.Module = Branch(config.sar_channels, config.width)
-        self.optical_branch: nn.Module = Branch(config.optical_channels, config.width)
         self.head = PairHead(config.width)
 
     def features(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +60,7 @@ class PseudoSiameseNet(ScoringNet):
         own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
         true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells
         right = torch.minimum(true.round().long().clamp(min=0), size - 1)
-        # Within the window: a place far from the cell is told by where it lies, without a look at what it shows.
+        # Within the window: a place far away would be recognised by its position alone.
         window = self.config.window_cells
         drawn = own.flatten(0, 1).long() + torch.randint(-window, window + 1, (NEGATIVES, *true.shape), device=a.device)
         far = ((drawn - true).abs() > FAR_CELLS).any(dim=-1) & ((drawn >= 0) & (drawn < size)).all(dim=-1)

@@ -13,19 +13,20 @@ from torch import Tensor
 
 from companion.baselines.base import Baseline
 from sarmatch.geometry import cell_centres
+from sarmatch.matching.correlation import box_sums
 from sarmatch.matching.matches import Matches
 from sarmatch.model.oriented_gradients import (
     OPTICAL_SIGMA_PX,
     SAR_SIGMA_PX,
     Features,
+    gaussian_blur,
     oriented_gradients,
     parabola_peak,
     shift_scores,
 )
 
-STRIDE = 4
-"""Spacing of the keypoints, px; the same grid as our matcher's."""
-_PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel says the same at a quarter the cost
+STRIDE = 4  # px between keypoints, the same grid as our matcher's
+_PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel suffices at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak
 _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are worked off in strips
@@ -33,13 +34,10 @@ _MAX_ENTRIES = 12_000_000  # of a score volume held at a time; larger images are
 
 @dataclass(frozen=True)
 class TemplateMatcher(Baseline):
-    """Templates around a grid of SAR keypoints, searched in the optical image.
+    """Templates around a grid of SAR keypoints, searched in the optical image; rotation and scale are not searched.
 
-    The features are those of CFOG (Ye et al. 2019) with the mean over orientations removed, the score is their
-    normalised correlation over the template. All keypoints are scored together, one displacement at a time, by box
-    filters over the product of the two images. Templates move rigidly: rotation and scale are not searched.
-
-    Template matching by another similarity is a subclass with `_features` and `_similarities` of its own.
+    Features of CFOG (Ye et al. 2019) less their mean over orientations, by normalised correlation. Template matching by
+    another similarity is a subclass with `_features` and `_similarities` of its own.
 
     Attributes:
         template_px: side of the square template, px; taken as an odd number of 4 px cells.
@@ -54,19 +52,13 @@ class TemplateMatcher(Baseline):
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """One match for each keypoint of the stride-4 grid, unless `mutual` drops it.
 
-        Args:
-            sar, optical: (C, H, W) and (C', H', W') float in [0, 1].
-            search_radius: px; None takes 32 px around the shift at which the images as a whole correlate best, and so
-                assumes that they differ by little more than a shift.
-
-        Returns:
-            matches with sub-pixel positions; confidence is how far the best score stands above the best one elsewhere,
-            as a share of it, and not a probability.
+        Without a search radius, 32 px around the shift at which the whole images correlate best are searched. The
+        confidence is how far the best score stands above the best one elsewhere, as a share of it.
         """
         offset = (0, 0) if search_radius is not None else _whole_image_shift(*_gradients(sar, optical))
         a, b = self._features(sar, optical)
-        reach = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
-        peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(reach)), reach)
+        limit = float(_UNKNOWN_RADIUS if search_radius is None else search_radius)
+        peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(limit)), limit)
         cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
         xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
         height, width = optical.shape[1:]
@@ -83,22 +75,14 @@ class TemplateMatcher(Baseline):
     def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
         """Similarity of the template of `side` cells around every cell, (K, K, h, w) for displacements (dy, dx).
 
-        Args:
-            a: of the SAR image, or of a strip of it.
-            window: of the optical image around it, `radius` px wider on all sides.
-            radius: K = 2 radius + 1 displacements along each axis.
+        K = 2 radius + 1; `window` is the part of the optical image around `a`, `radius` px wider on all sides.
         """
         return _correlations(a, window, radius, side)
 
-    def _search(self, a: Features, window: Features, reach: float) -> tuple[_Peaks, Tensor]:
-        """Best displacement of every cell, and whether no other cell has a better score for the same place.
-
-        Args:
-            a: (C, H, W) features of the SAR image.
-            window: those of the optical image around it, as `_framed` gives them.
-        """
-        radius, side = math.floor(reach), 2 * (self.template_px // (2 * STRIDE)) + 1
-        height, width = a.size[0] // STRIDE, a.size[1] // STRIDE
+    def _search(self, a: Features, window: Features, limit: float) -> tuple[_Peaks, Tensor]:
+        """Best displacement of every cell, and whether no other cell has a better score for the same place."""
+        radius, side = math.floor(limit), 2 * (self.template_px // (2 * STRIDE)) + 1
+        height, width = grid_size(a)
         margin = radius // STRIDE + 1
         best_at_place = torch.full((height + 2 * margin, width + 2 * margin), -math.inf)
         rows, peaks = max(1, _MAX_ENTRIES // ((2 * radius + 1) ** 2 * width)), []
@@ -108,20 +92,18 @@ class TemplateMatcher(Baseline):
             strip_a = _rows(a, first * STRIDE, last * STRIDE)
             strip_b = _rows(window, first * STRIDE, last * STRIDE + 2 * radius)
             scores = self._similarities(strip_a, strip_b, radius, side)
-            scores = scores.masked_fill(~_possible(strip_a, strip_b, reach, side, self.min_template), -math.inf)
+            scores = scores.masked_fill(~_possible(strip_a, strip_b, limit, side, self.min_template), -math.inf)
             scores = scores[..., top - first : bottom - first, :]
             peaks.append(_peaks(scores))
             _raise_to_scores(best_at_place[top : bottom + 2 * margin], scores)
         joined = _Peaks(*(torch.cat(parts) for parts in zip(*peaks, strict=True)))
         place = torch.floor((joined.displacement + STRIDE / 2) / STRIDE).long() + margin
-        x = place[..., 0] + torch.arange(width)
-        y = place[..., 1] + torch.arange(height)[:, None]
+        y, x = place[..., 1] + torch.arange(height)[:, None], place[..., 0] + torch.arange(width)
         return joined, joined.score >= best_at_place[y, x]
 
 
 class _Peaks(NamedTuple):
-    """The maximum of each cell's scores: its score (h, w), the confidence in it (h, w), its whole-pixel displacement
-    and the sub-pixel refinement of that, both (h, w, 2) as (x, y) px."""
+    """Of each cell: highest score and its confidence (h, w), whole-pixel displacement and refinement (h, w, 2), px."""
 
     score: Tensor
     confidence: Tensor
@@ -158,17 +140,23 @@ def grid_size(features: Features) -> tuple[int, int]:
     return features.size[0] // STRIDE, features.size[1] // STRIDE
 
 
-def _possible(a: Features, window: Features, reach: float, side: int, min_template: float) -> Tensor:
-    """Displacements within reach at which enough of the template lies on the optical image, (K, K, h, w) bool."""
-    radius = math.floor(reach)
+def grey_features(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
+    """The first SAR band and the mean optical band, smoothed as for gradients, for similarities of grey values."""
+    smooth = gaussian_blur(sar[:1], SAR_SIGMA_PX), gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX)
+    first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in smooth)
+    return first, second
+
+
+def _possible(a: Features, window: Features, limit: float, side: int, min_template: float) -> Tensor:
+    """Displacements up to `limit` px at which enough of the template lies on the optical image, (K, K, h, w) bool."""
+    radius = math.floor(limit)
     rows, columns = _spans(a, window, radius, side)
     steps = torch.arange(-radius, radius + 1).square()
-    within = (steps[:, None] + steps).sqrt() <= reach
+    within = (steps[:, None] + steps).sqrt() <= limit
     return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
 
 
 def _spans(a: Features, window: Features, radius: int, side: int) -> tuple[_Spans, _Spans]:
-    """Along the rows and along the columns."""
     height, width = grid_size(a)
     rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), height, side, 2 * radius + 1)
     return rows, _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), width, side, 2 * radius + 1)
@@ -184,7 +172,7 @@ def _correlations(a: Features, window: Features, radius: int, side: int) -> Tens
         if math.hypot(dy - radius, dx - radius) < radius + 1:
             part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
             products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
-    sums = _box_sum(products.flatten(0, 1), side).unflatten(0, size[:2])
+    sums = box_sums(products, side)
     rows, columns = _spans(a, window, radius, side)
     energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
     steps = torch.arange(size[0])[:, None]
@@ -196,8 +184,7 @@ def _correlations(a: Features, window: Features, radius: int, side: int) -> Tens
 
 
 class _Spans(NamedTuple):
-    """Along one axis: which pixels [first, last) of a template are compared at a displacement, each (K, n) for K
-    displacements and n cells, and which share that is of those that could be."""
+    """Along one axis: pixels [first, last) of a template that are compared, and their share of all, each (K, n)."""
 
     first: Tensor
     last: Tensor
@@ -205,7 +192,6 @@ class _Spans(NamedTuple):
 
     @classmethod
     def of(cls, usable_a: Tensor, usable_b: Tensor, n_cells: int, side: int, n_steps: int) -> _Spans:
-        """`usable_a` and `usable_b` say which rows (or columns) of the image and of the window around it are usable."""
         begin_a, end_a = _extent(usable_a)
         begin_b, end_b = _extent(usable_b)
         cells, steps = torch.arange(n_cells), torch.arange(n_steps)[:, None]
@@ -226,17 +212,10 @@ def _extent(usable: Tensor) -> tuple[int, int]:
 def _rectangle_sums(image: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Sums of an image over rectangles: rows [top, bottom) (K, h), columns [left, right) (L, w) -> (K, L, h, w)."""
     integral = F.pad(image.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    (height, width) = image.shape
+    height, width = image.shape
     rows = (integral[bottom.clamp(0, height)] - integral[top.clamp(0, height)]).float()  # (K, h, W + 1)
     sums = rows[..., right.clamp(0, width)] - rows[..., left.clamp(0, width)]  # (K, h, L, w)
     return sums.transpose(1, 2)
-
-
-def _box_sum(x: Tensor, side: int) -> Tensor:
-    """Sums of (N, h, w) over side x side cells, cut off at the border."""
-    half = side // 2
-    x = F.avg_pool2d(x[:, None], (side, 1), stride=1, padding=(half, 0)) * side
-    return F.avg_pool2d(x, (1, side), stride=1, padding=(0, half))[:, 0] * side
 
 
 def _peaks(scores: Tensor) -> _Peaks:

@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import Branch, PeerSize, ScoringNet, Truth, all_pairs, around, contrast, learned_volume
+from companion.baselines.learned import (
+    PeerSize,
+    ScoringNet,
+    Truth,
+    all_pairs,
+    around,
+    contrast,
+    learned_volume,
+    log_scale,
+)
 from sarmatch.data.crops import Sample
 from sarmatch.matching.correlation import MASKED, Volume
 
-TEMPLATE_CELLS = 9
-"""Side of the template whose features are correlated, in cells of 4 px."""
-HEATMAP_HALF = 4
-"""Half-width of the part of a heat map that the outlier network sees, in cells."""
-RIGHT_CELLS = 0.75
-"""An answer within 3 px is right."""
-LEFT_OUT = 0.5
-"""Share of places, those of least goodness, that are not matched."""
-INITIAL_SCALE = 30.0
+TEMPLATE_CELLS = 9  # side of the template whose features are correlated
+HEATMAP_HALF = 4  # half-width of the part of a heat map that the outlier network takes, in cells
+RIGHT_CELLS = 0.75  # an answer within 3 px is right
+LEFT_OUT = 0.5  # share of places, those of least goodness, that are not matched
 
 
 class ThreeStepNet(ScoringNet):
     """Goodness, correspondence and outlier networks after Hughes et al. (2020).
 
     Correspondence: features of two scales from unshared branches, correlated over a template; the heat map is a softmax
-    over the search window. Goodness: from the SAR features alone, whether the heat map will have its maximum in the
-    right place. Outlier: from the heat map around its maximum, whether it has.
+    over the search window. Goodness: from the SAR features alone, whether the maximum of the heat map will be right.
+    Outlier: from the heat map around its maximum, whether it is.
 
-    Adapted: the three learn at once, the latter two from answers that pass no gradient back, in place of one after the
-    other; templates of 36 px stand around every fourth pixel. Matches are the mutual best among good places; their
-    confidence is what the outlier network says.
+    Adapted: the three learn at once, the latter two without a gradient to the first; templates of 36 px stand around
+    every fourth pixel. Matches are the mutual best among good places; the outlier network gives their confidence.
     """
 
     def __init__(self, config: PeerSize) -> None:
         super().__init__(config)
-        self.sar_branch = Branch(config.sar_channels, config.width)
-        self.optical_branch = Branch(config.optical_channels, config.width)
         self.goodness = nn.Sequential(
             nn.Conv2d(2 * config.width, config.width, 3, padding=1), nn.ReLU(), nn.Conv2d(config.width, 1, 1)
         )
         self.outlier = nn.Sequential(
             nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)
         )
-        side = 2 * HEATMAP_HALF + 1
-        self.outlier(torch.zeros(1, 1, side, side))  # fixes the size of the last layer
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.outlier(torch.zeros(1, 1, 2 * HEATMAP_HALF + 1, 2 * HEATMAP_HALF + 1))  # fixes the last layer's size
+        self.log_scale = log_scale(30.0)
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
         """Both scales of both images, (B, 2 width, h, w)."""
-        first, second = (
-            torch.cat([F.normalize(stage, dim=1) for stage in branch.stages(image)], dim=1)
-            for branch, image in ((self.sar_branch, sar), (self.optical_branch, optical))
-        )
-        return first, second
+        return _two_scales(self.sar_branch, sar), _two_scales(self.optical_branch, optical)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         a, b = described
@@ -95,13 +89,16 @@ class ThreeStepNet(ScoringNet):
 
     def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
         """Good places: the better half, since the level of goodness follows the success of the training."""
-        features = torch.cat([F.normalize(stage, dim=1) for stage in self.sar_branch.stages(sar)], dim=1)
-        goodness = self.goodness(features).flatten()
+        goodness = self.goodness(_two_scales(self.sar_branch, sar)).flatten()
         return goodness[cells] >= goodness.quantile(LEFT_OUT)
 
 
+def _two_scales(branch: nn.Module, image: Tensor) -> Tensor:
+    return torch.cat([F.normalize(stage, dim=1) for stage in branch.stages(image)], dim=1)  # type: ignore[operator]
+
+
 def heat_around(maps: Tensor, best: Tensor) -> Tensor:
-    """Probabilities (n, k, k) around the maximum of each map (n, H, W) of logits, times 10 so that they are seen."""
+    """Probabilities (n, k, k) around the maximum of each map (n, H, W) of logits, times 10 to be of order 1."""
     log_total = maps.flatten(1).logsumexp(dim=1)
     return 10 * (around(maps, best, HEATMAP_HALF) - log_total[:, None, None]).exp()
 

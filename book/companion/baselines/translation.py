@@ -11,20 +11,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from companion.baselines.learned import PeerNet, PeerSize
-from companion.baselines.template import TemplateMatcher
+from companion.baselines.template import TemplateMatcher, grey_features
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import warp
 from sarmatch.matching.matches import Matches
 from sarmatch.model.layers import norm_layer, upsample
-from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, Features, gaussian_blur
+from sarmatch.model.oriented_gradients import Features, gaussian_blur
 
-L1_WEIGHT = 100.0
-"""Of the absolute difference against the adversarial loss, as in pix2pix."""
-_LOCAL_SIGMA_PX = 8.0  # structures wider than this are brightness, which correlation must not see
+L1_WEIGHT = 100.0  # against the adversarial loss, as in pix2pix
 
 
 class Generator(nn.Module):
-    """A U-Net of three levels from optical bands to a SAR-like image."""
+    """A U-Net of three levels from optical bands (B, C, H, W) to a SAR-like image (B, sar_channels, H, W)."""
 
     def __init__(self, config: PeerSize) -> None:
         super().__init__()
@@ -37,7 +35,6 @@ class Generator(nn.Module):
         self.last = nn.Conv2d(width + width // 2, config.sar_channels, 3, padding=1)
 
     def forward(self, optical: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, sar_channels, H, W)."""
         maps = [self.first(optical)]
         for layer in self.down:
             maps.append(layer(maps[-1]))
@@ -50,21 +47,21 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class GreyTemplateMatcher(TemplateMatcher):
-    """Normalised correlation of grey values, of which the local mean was taken."""
+    """Normalised correlation of grey values less their local mean."""
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        first, second = (
-            _local_structure(image, sigma) for image, sigma in ((sar, SAR_SIGMA_PX), (optical, OPTICAL_SIGMA_PX))
+        a, b = grey_features(sar, optical)  # structures wider than 8 px are brightness
+        return (
+            a._replace(channels=a.channels - gaussian_blur(sar, 8.0)),
+            b._replace(channels=b.channels - gaussian_blur(optical, 8.0)),
         )
-        return first, second
 
 
 class TranslationNet(PeerNet):
     """A small pix2pix: generator and patch discriminator, both conditional on the optical image.
 
-    Adapted: the generator's and the discriminator's losses are minimised in one step, neither reaching the other's
-    weights. The translated image and the SAR image are then compared by templates of 65 px as the classical methods
-    are, with the confidence of those.
+    Adapted: both losses are minimised in one step, each for its own weights. The translated image and the
+    SAR image are compared by templates of 65 px as the classical methods are, with the confidence of those.
     """
 
     def __init__(self, config: PeerSize) -> None:
@@ -83,27 +80,21 @@ class TranslationNet(PeerNet):
         return (self.generator(optical),)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        optical, size = batch["optical"], batch["optical"].shape[-2:]
+        optical, size = batch["optical"], (batch["optical"].shape[-2], batch["optical"].shape[-1])
         to_sar = torch.linalg.inv(batch["A_sar_to_optical"].float())
-        valid = warp(batch["sar_valid"][:, None].float(), to_sar, (size[0], size[1])) * batch["optical_valid"][:, None]
-        real = warp(batch["sar"], to_sar, (size[0], size[1])) * valid
+        valid = warp(batch["sar_valid"][:, None].float(), to_sar, size) * batch["optical_valid"][:, None]
+        real = warp(batch["sar"], to_sar, size) * valid
         fake = described[0] * valid
         l1 = (fake - real).abs().sum() / valid.sum().clamp(min=1)
         fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         pair = torch.cat([fake, optical], dim=1)
         fooled = functional_call(self.discriminator, fixed, (pair,))
         adversarial = F.softplus(-fooled).mean()
-        told = [self.discriminator(torch.cat([image, optical], dim=1)) for image in (real, fake.detach())]
-        discriminator = (F.softplus(-told[0]).mean() + F.softplus(told[1]).mean()) / 2
+        judged = [self.discriminator(torch.cat([image, optical], dim=1)) for image in (real, fake.detach())]
+        discriminator = (F.softplus(-judged[0]).mean() + F.softplus(judged[1]).mean()) / 2
         losses = {"l1": l1, "adversarial": adversarial, "discriminator": discriminator}
         return {"loss": L1_WEIGHT * l1 + adversarial + discriminator, **losses}
 
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
         translated = self.generator(optical)
         return GreyTemplateMatcher().match(sar[0, :1].cpu(), translated[0, :1].cpu(), search_radius)
-
-
-def _local_structure(image: Tensor, sigma_px: float) -> Features:
-    """Smoothed image (1, H, W) less its local mean."""
-    channels = gaussian_blur(image, sigma_px) - gaussian_blur(image, _LOCAL_SIGMA_PX)
-    return Features(channels, torch.ones_like(image[0], dtype=torch.bool))

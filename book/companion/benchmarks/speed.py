@@ -1,9 +1,8 @@
-"""What other ways to run the encoders cost: seconds, accuracy and calibration on test pairs, one process, in turns.
+"""What other ways to run the encoders cost, on test pairs in turns; makes precision_speed.csv.
 
     python -m companion.benchmarks.speed --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]
 
-Needs `pip install 'sarmatch[onnx]'` and, for torch.compile, a C++ compiler. Weights are those shipped under the
-profile's name. Ranges for 8 bits come from validation pairs.
+Needs `pip install 'sarmatch[onnx]'` and, for torch.compile, a C++ compiler.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ import onnxruntime
 import torch
 import tyro
 
-from companion.benchmarks.tables import report
+from companion.benchmarks.tables import clock, report, split_of
 from companion.studies.backends import backend_table, backends, crops_of, measure_backends
 from sarmatch import load_matcher
-from sarmatch.config import profile as named_profile
-from sarmatch.data import open_pairs, split_pairs
 
 
 def main(
@@ -44,25 +41,16 @@ def main(
         out: also write precision_speed.csv and .json there.
     """
     torch.set_num_threads(threads)
-    config = named_profile(profile, str(data))
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    config, split = split_of(profile, data)
     shipped = load_matcher(profile, device="cpu")
     few = dataclasses.replace(config.evaluation, max_pairs=pairs)
     with tempfile.TemporaryDirectory() as temporary:
-        inputs = crops_of(split.validation, config.evaluation, 8)
+        inputs = crops_of(split.validation, config.evaluation, 8)  # ranges for 8 bits
         matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
         records = measure_backends(matchers, split.test, few, repeats)
-    report(
-        backend_table(records),
-        config,
-        out,
-        "precision_speed",
-        test=f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes",
-        clock="CPU time" if threads == 1 else "wall",
-        threads=threads,
-        repeats=repeats,
-        onnxruntime=onnxruntime.__version__,
-    )
+    about = {"clock": clock(threads), "threads": threads, "repeats": repeats, "onnxruntime": onnxruntime.__version__}
+    test = f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes"
+    report(backend_table(records), config, out, "precision_speed", test=test, **about)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Printing a table of a benchmark with what it was measured on, and keeping both for the book."""
+"""What the measurements share: the data of a profile, the name of the clock, the table with what it was measured on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ import pandas as pd
 import torch
 
 from sarmatch.config import Config
+from sarmatch.config import profile as named_profile
+from sarmatch.data import open_pairs, split_pairs
+from sarmatch.data.splits import Split
 from sarmatch.io import commit
+
+
+def split_of(profile: str, data: Path) -> tuple[Config, Split]:
+    """The configuration of a profile and the split of the pairs in a folder by it."""
+    config = named_profile(profile, str(data))
+    return config, split_pairs(open_pairs(config.data, config.seed), config.data)
+
+
+def clock(threads: int, device: str = "cpu") -> str:
+    """What `companion.timing.interleave` measures with so many threads of PyTorch."""
+    return "CPU time" if device == "cpu" and threads == 1 else "wall"
 
 
 def report(table: pd.DataFrame, config: Config, out: Path | None, name: str, **about: Any) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from companion.baselines import Baseline, SiftMatcher, TemplateMatcher
+from companion.baselines import Baseline
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.matching.matches import Matches
 
@@ -39,11 +38,3 @@ def test_crops_are_matched_and_places_without_data_left_out() -> None:
     matches = baseline.match_crops(crops(sar_valid, optical_valid), None)
     assert matches.xy_sar[:, 0].tolist() == [0, 1, 3, 4, 6, 7]
     assert baseline.asked is None
-
-
-@pytest.mark.parametrize("baseline", [TemplateMatcher(template_px=29), SiftMatcher()])
-def test_every_baseline_answers_the_common_call(baseline: Baseline) -> None:
-    sar, optical = torch.rand(2, 64, 64), torch.rand(3, 64, 64)
-    matches = baseline.match(sar, optical, search_radius=8)
-    assert isinstance(matches, Matches)
-    assert np.isnan(matches.aleatoric).all() and np.isnan(matches.epistemic).all()

@@ -56,7 +56,7 @@ def test_a_known_shift_of_one_image_is_found(matcher: Baseline) -> None:
 def test_matches_of_unrelated_images_are_right_by_chance_alone(matcher: Baseline) -> None:
     matches = matcher.match(texture(128, seed=1), texture(128, seed=2).expand(3, -1, -1), search_radius=10)
     errors = metrics.match_errors(matches, translation(DX, DY))
-    assert metrics.mma(errors, 1.0) < 0.1  # 1 % of the area within reach
+    assert metrics.mma(errors, 1.0) < 0.1  # 1 % of the area searched
 
 
 @pytest.mark.parametrize("matcher", named([*LOCAL, *DENSE]))

@@ -39,11 +39,11 @@ STEPS = {
 DX, DY = 8, -4
 
 
-def batch(seed: int, n: int = 4, side: int = 64, reach: float = 8.0) -> Sample:
+def batch(seed: int, n: int = 4, side: int = 64, max_shift: float = 8.0) -> Sample:
     """Textures and their shifted copies; one image is both modalities."""
     rng = torch.Generator().manual_seed(seed)
     scenes = [texture(side + 40, seed=1000 + seed * n + i) for i in range(n)]
-    maps = [translation(*((torch.rand(2, generator=rng) * 2 - 1) * reach).tolist()) for _ in range(n)]
+    maps = [translation(*((torch.rand(2, generator=rng) * 2 - 1) * max_shift).tolist()) for _ in range(n)]
     size, valid = (side, side), torch.ones(n, side, side, dtype=torch.bool)
     sar = torch.stack([warp(scene, translation(20, 20), size) for scene in scenes])
     optical = [warp(s, translation(20, 20) @ torch.linalg.inv(A), size) for s, A in zip(scenes, maps, strict=True)]

@@ -1,35 +1,23 @@
-"""Mutual neighbours, distances and binary descriptors by hand."""
+"""Local features: neighbours and bits by hand; SIFT finds shifts and rotations of one image."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
+from patch_net import texture
+from torch import Tensor
 
-from companion.baselines import LocalFeatureMatcher, LocalFeatures, OrbMatcher
-from companion.baselines.local_features import mutual_neighbours, squared_distances
+from companion.baselines import LocalFeatureMatcher, LocalFeatures, OrbMatcher, SiftMatcher
+from sarmatch.evaluation import metrics
+from sarmatch.geometry import rotation_scale, translation, warp
 
 
 class Given(LocalFeatureMatcher):
-    """Reads keypoint and descriptor from pixel values, so that a test can say what is described."""
+    """Reads keypoint and descriptor from pixel values, so that a test can set what is described."""
 
     def describe(self, image: torch.Tensor) -> LocalFeatures:
         row, column = np.nonzero(image.numpy())
         return LocalFeatures(np.stack([column, row], axis=1).astype(float), image.numpy()[row, column][:, None])
-
-
-def test_mutual_neighbours_by_hand() -> None:
-    distance = np.array([[1.0, 4.0, np.inf], [2.0, 3.0, np.inf], [np.inf, np.inf, np.inf]])
-    rows, columns, ratio = mutual_neighbours(distance)
-    assert (rows.tolist(), columns.tolist(), ratio.tolist()) == ([0], [0], [0.25])
-
-
-def test_squared_distances_are_those_of_scipy() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(5, 7)), rng.normal(size=(4, 7))
-    np.testing.assert_allclose(squared_distances(a, b), cdist(a, b, "sqeuclidean"), atol=1e-12)
-    bits = rng.integers(0, 2, (2, 6, 32))
-    np.testing.assert_allclose(squared_distances(*bits), cdist(*bits, "hamming") * 32)
 
 
 def test_ratio_test_and_search_radius_by_hand() -> None:
@@ -50,3 +38,30 @@ def test_bits_are_unpacked() -> None:
     found = OrbMatcher(max_keypoints=50).describe(image)
     assert found.descriptors.shape == (len(found.xy), 256)
     assert set(np.unique(found.descriptors)) == {0.0, 1.0}
+
+
+def moved_pair(sar_to_optical: Tensor) -> tuple[Tensor, Tensor]:
+    scene = texture(256)
+    sar = warp(scene, translation(64, 64), (128, 128))
+    optical = warp(scene, translation(64, 64) @ torch.linalg.inv(sar_to_optical), (128, 128))
+    return sar, optical.expand(3, -1, -1)
+
+
+def test_finds_a_rotation_without_a_search_radius() -> None:
+    truth = rotation_scale(35, 1.1, (63.5, 63.5))
+    matches = SiftMatcher().match(*moved_pair(truth))
+    assert len(matches) > 30
+    assert metrics.mma(metrics.match_errors(matches, truth), 2.0) > 0.9
+    assert metrics.corner_error(matches.affine().matrix, truth, (128, 128)) < 1
+
+
+def test_search_radius_is_honoured() -> None:
+    matches = SiftMatcher(ratio=1.0).match(*moved_pair(translation(20, 0)), search_radius=8)
+    assert len(matches) > 0
+    assert np.linalg.norm(matches.xy_optical - matches.xy_sar, axis=1).max() <= 8.001
+
+
+def test_images_without_keypoints_give_no_matches() -> None:
+    flat = torch.full((1, 64, 64), 0.5)
+    assert len(SiftMatcher().match(flat, texture(64))) == 0
+    assert len(SiftMatcher().match(texture(64), flat, search_radius=10)) == 0

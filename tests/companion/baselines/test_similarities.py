@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import mutual_info_score
 
 from companion.baselines import MutualInformationMatcher, PhaseCorrelationMatcher, RiftMatcher
+from companion.baselines.local_features import GRID, PATCH_PX, maximum_index_histograms
 from companion.baselines.phase_correlation import _FLOOR
-from companion.baselines.rift import GRID, PATCH_PX, maximum_index_histograms
 from sarmatch.model.oriented_gradients import Features
 
 
@@ -29,8 +29,8 @@ def test_mutual_information_is_that_of_scikit_learn_less_its_bias() -> None:
         y, x = np.mgrid[4 * row - 4 : 4 * row + 8, 4 * column - 4 : 4 * column + 8].reshape(2, -1)
         keep = (y >= 0) & (y < 24) & (x >= 0) & (x < 24)
         y, x = y[keep], x[keep]
-        seen = usable[y + dy + 5, x + dx + 5]
-        y, x = y[seen], x[seen]
+        visible = usable[y + dy + 5, x + dx + 5]
+        y, x = y[visible], x[visible]
         expected = mutual_info_score(a[y, x], b[y + dy + 5, x + dx + 5]) - 9 / (2 * len(y))
         assert scores[dy + 5, dx + 5, row, column] == pytest.approx(expected, abs=1e-5)
     best = scores[:, :, 3, 3].argmax()
