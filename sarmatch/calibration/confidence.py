@@ -23,16 +23,11 @@ SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")  #: Found less true 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The decision whether two images show the same ground, from how confident their matches are.
+    """The decision whether two images show the same ground, from the confidence of their matches."""
 
-    Attributes:
-        threshold: least mean confidence of pairs that are accepted.
-        n_unrelated, n_accepted: unrelated validation pairs that it was chosen on, and how many of them pass.
-    """
-
-    threshold: float
-    n_unrelated: int
-    n_accepted: int
+    threshold: float  #: Least mean confidence of accepted pairs.
+    n_unrelated: int  #: Unrelated validation pairs that the threshold was chosen on.
+    n_accepted: int  #: How many of them it accepts.
 
     def accepts(self, confidence: np.ndarray) -> bool:
         return agreement(confidence) >= self.threshold

@@ -14,17 +14,11 @@ CLIP = 1e-7  #: Probabilities are kept this far from 0 and 1 before a logarithm:
 
 
 class Groups(NamedTuple):
-    """Matches pooled by equal confidence: (G,) float64 each.
+    """Matches pooled by equal confidence: (G,) float64 each."""
 
-    Attributes:
-        confidence: distinct and ascending.
-        n: matches (or their weight) with that confidence, > 0.
-        correct: how many of them are correct.
-    """
-
-    confidence: np.ndarray
-    n: np.ndarray
-    correct: np.ndarray
+    confidence: np.ndarray  #: Distinct and ascending.
+    n: np.ndarray  #: Matches (or their weight) with that confidence, > 0.
+    correct: np.ndarray  #: How many of them are correct.
 
 
 def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:

@@ -19,19 +19,13 @@ FEWEST_CLUSTERS = 5  #: With fewer clusters an interval carries no verdict: its 
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its confidence interval.
-
-    Attributes:
-        mean: the statistic of all records.
-        low, high: ends; NaN where a single cluster leaves nothing to resample.
-        n_pairs, n_clusters: records used, and the clusters they come from.
-    """
+    """A statistic with its confidence interval; the ends are NaN where a single cluster leaves nothing to resample."""
 
     mean: float
     low: float
     high: float
-    n_pairs: int
-    n_clusters: int
+    n_pairs: int  #: Records used.
+    n_clusters: int  #: Clusters they come from.
 
     def named(self, name: str, prefix: str | None = None) -> dict[str, float]:
         """As the columns `name`, `<prefix>low` and `<prefix>high`; the prefix is `<name>_` unless given."""
@@ -189,7 +183,7 @@ class Crossed(NamedTuple):
 
 
 def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
-    """A statistic of sums over records, for all, for each level of the first factor and for draws of the second.
+    """A statistic of sums over records: of all, of each level of the first factor, of draws of the second.
 
     Args:
         sums: as `crossed_sums` returns, (A, B, V).
@@ -271,8 +265,7 @@ def summarise(
     """`cluster_bootstrap` of several columns, a row a group in order of appearance.
 
     Returns:
-        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`; NaN
-        where a group holds no value.
+        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`.
     """
 
     def of(group: pd.DataFrame, value: str) -> Interval:

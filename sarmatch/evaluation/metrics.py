@@ -87,16 +87,12 @@ def rmse(errors: np.ndarray) -> float:
 
 
 def normalised_rmse(errors: np.ndarray, size: tuple[int, int]) -> float:
-    """RMSE (eq. 7) over the diagonal of an image of (height, width) px, dimensionless (section 4.3.2)."""
+    """RMSE (eq. 7) over the diagonal of an image of (height, width) px (section 4.3.2)."""
     return rmse(errors) / float(np.hypot(*size))
 
 
 def anm(confidences: Sequence[np.ndarray], threshold: float) -> float:
-    """Average number of matched pairs per image (eq. 9): matches whose confidence exceeds `threshold`.
-
-    Args:
-        confidences: one (N_i,) array for each pair.
-    """
+    """Average number of matches above a confidence (eq. 9), from one (N_i,) array for each pair."""
     if not len(confidences):
         raise ValueError("anm needs the confidences of at least one pair, got none")
     return float(np.mean([np.sum(np.asarray(values) > threshold) for values in confidences]))
@@ -127,6 +123,7 @@ def registration_success(
     return {float(threshold): float(np.mean(errors <= threshold)) for threshold in thresholds}
 
 
+# long because it documents the columns of every table of records
 def pair_record(
     matches: Matches,
     A_true: Any,

@@ -48,16 +48,15 @@ def load_matcher(
     onnx: str | Path | None = None,
     mc_seed: int = 0,
 ) -> Matcher:
-    """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
+    """A matcher from shipped weights, a run folder or a safetensors file; warns if no confidence was fitted for them.
 
     Args:
-        source: name of shipped weights, folder with `model.safetensors`, or path of such a file. Weights for which no
-            confidence was fitted come with a warning.
-        device, use_consensus, mc_passes, distilled, coverage, mc_seed: as for `Matcher`.
+        source: name of shipped weights, folder with `model.safetensors`, or path of such a file.
         onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs.
+        device, use_consensus, mc_passes, distilled, coverage, mc_seed: as for `Matcher`.
 
     Raises:
-        FileNotFoundError: nothing of that name; the message lists what is shipped.
+        FileNotFoundError: nothing of that name.
         ValueError: an ONNX file of other weights.
     """
     candidates = [WEIGHTS / f"{source}.safetensors", Path(source) / "model.safetensors", Path(source)]

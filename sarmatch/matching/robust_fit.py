@@ -24,17 +24,11 @@ class RegistrationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class AffineFit:
-    """A robustly estimated map from SAR to optical pixel coordinates.
+    """A robustly estimated map from SAR to optical pixel coordinates."""
 
-    Attributes:
-        matrix: (3, 3) float64, acts on column vectors (x, y, 1).
-        inliers: (N,) bool, which of the matches lie within the threshold of the map.
-        rmse_px: root mean square distance of the inliers to the map, px.
-    """
-
-    matrix: np.ndarray
-    inliers: np.ndarray
-    rmse_px: float
+    matrix: np.ndarray  #: (3, 3) float64, acts on column vectors (x, y, 1).
+    inliers: np.ndarray  #: (N,) bool, the matches within the threshold of the map.
+    rmse_px: float  #: Root mean square distance of the inliers to the map, px.
 
     @property
     def n_inliers(self) -> int:
