@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import PROFILES, Config, from_dict
+from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, from_dict
 from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 from sarmatch.training.command import train_command
@@ -107,7 +107,7 @@ def evaluate(
     profile: ProfileName | None = None,
     data: Path | None = None,
     protocol: ProtocolName = "shift",
-    search_radius: float | None = 32.0,
+    search_radius: float | None = SEARCH_RADIUS_PX,
     part: Part = "test",
     max_pairs: int | None = None,
     device: str = "auto",

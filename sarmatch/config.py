@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
 Norm = Literal["group", "batch"]
+CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confidence is the probability of.
+SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
 N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
 Protocol = Literal["aligned", "shift", "affine"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
@@ -198,7 +200,7 @@ class EvaluationConfig:
     max_rotation_deg: float = 30.0  #: Largest turn under `affine`.
     scale_range: tuple[float, float] = (0.9, 1.1)  #: Of scales under `affine`.
     search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)  #: px around the prediction; None: everywhere.
-    headline_radius: float = 32.0  #: Search radius of validation and of the headline, px.
+    headline_radius: float = SEARCH_RADIUS_PX  #: Search radius of validation and of the headline, px.
     thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  #: Errors up to which a match counts as right.
     seed: int = 2026  #: Of the transforms.
     # Nothing that is measured depends on it, so that it is no part of the digests of tables.

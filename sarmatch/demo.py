@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rasterio import Affine
 from torch import Tensor
 
+from sarmatch.config import CONFIDENT_PX
 from sarmatch.data.raster import read_optical, read_sar
 from sarmatch.data.synthetic import render_pair
 from sarmatch.evaluation.metrics import match_errors, mma
@@ -37,7 +38,7 @@ SIZE = 224
 """Side of both images, px."""
 SHIFT_PX = (9.5, -6.25)
 """Where the optical image shows what the SAR image shows at (0, 0): (x, y), px."""
-WITHIN_PX = 3.0
+WITHIN_PX = CONFIDENT_PX
 """Matches up to this far from the truth count as right, px."""
 CRS = "EPSG:32631"
 TRANSFORM = Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 2_240.0)

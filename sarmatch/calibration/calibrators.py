@@ -1,7 +1,6 @@
-"""Calibrators: from raw scores of a match to the probability that it is correct; and cross-fitting over scenes.
+"""Calibrators: from raw scores of a match to the probability that it is correct; and cross-fitting over scenes."""
 
-scikit-learn is imported where something is fitted only: matching does not wait for it.
-"""
+# scikit-learn is imported only where something is fitted: matching does not wait for it.
 
 from __future__ import annotations
 
@@ -16,12 +15,9 @@ import scipy.special
 
 from sarmatch.calibration.scores import CLIP, bin_ends, bin_sums, checked_numbers, pool
 
-TEMPERATURES = (0.01, 100.0)
-"""Limits of a fitted temperature; it reaches the upper one where probabilities say nothing or the opposite."""
-MAX_KNOTS = 100
-"""Knots of a fitted isotonic map, so that it fits into the header of a file."""
-FOLDS = 8
-"""Groups of scenes for cross-fitting."""
+TEMPERATURES = (0.01, 100.0)  #: Limits of a fitted temperature.
+MAX_KNOTS = 100  #: Of a fitted isotonic map, so that it fits into the header of a file.
+FOLDS = 8  #: Groups of scenes for cross-fitting.
 
 Features: TypeAlias = Mapping[str, Any] | pd.DataFrame
 """Arrays (N,) named `probability` and `aleatoric`, in [0, 1], and `epistemic`, at least 0; a match table is one."""
@@ -41,7 +37,7 @@ FEATURES: Mapping[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divides the logit of the probability by one number > 0; it changes no order and cannot move the middle, 0.5."""
+    """Divides the logit of the probability by one number > 0."""
 
     temperature: float
 
@@ -85,8 +81,7 @@ class Isotonic:
     def fit(cls, features: Features, correct: Any, weights: Any = None) -> Isotonic:
         """Isotonic regression; arguments as `Logistic.fit`.
 
-        More than `MAX_KNOTS` distinct probabilities are first pooled into that many bins of equal mass, each standing
-        at its mean. An end where all matches of a bin are wrong (or correct) is mapped to 0 (or 1).
+        More than `MAX_KNOTS` distinct probabilities are first pooled into that many bins of equal mass.
         """
         probability = _column(features, "probability", 1.0)
         correct, weights = _targets(correct, weights, len(probability))
@@ -112,7 +107,7 @@ class Logistic:
     """Logistic regression on standardised features, with an isotonic map of its result where there is one.
 
     Attributes:
-        names: keys of `FEATURES`; their columns must not hold NaN, others are not looked at.
+        names: keys of `FEATURES`, whose columns must not hold NaN.
         mean, scale, weights: one value a feature; scale > 0.
         bias: log-odds where all features have their mean.
         isotonic: applied to the probability, or None.
@@ -146,8 +141,7 @@ class Logistic:
         Args:
             features: see `Features`.
             correct: (N,) bool, both of which must occur.
-            weights: (N,) > 0; only their ratios count. None weighs all matches alike.
-            names: features to use. The penalty is half the squared norm of their weights, against N matches.
+                names: features to use. The penalty is half the squared norm of their weights, against N matches.
             isotonic: whether to fit an `Isotonic` on top.
 
         Raises:

@@ -1,8 +1,4 @@
-"""Calibrated confidence of matches, and the decision whether two images overlap (section 4.3.3).
-
-A confidence means the probability of lying within 3 px of the truth. Calibrators are fitted on validation scenes under
-`shift` at the headline radius, travel in the header of the weights, and are applied by `Matcher`.
-"""
+"""Calibrated confidence of matches, the probability of an error up to 3 px, and the decision on overlap."""
 
 from __future__ import annotations
 
@@ -21,24 +17,17 @@ from sarmatch.calibration.position_error import CONFIDENT_PX, COVERAGE, Precisio
 
 CONFIDENCE_FILE = "confidence.json"
 
-SCORES = ("probability", "aleatoric", "epistemic")
-"""Raw scores of a match, of which confidence is made."""
-SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")
-"""Found less true optical position, px, and the raw covariance of the found one, px^2."""
+SCORES = ("probability", "aleatoric", "epistemic")  #: Raw scores of a match, of which confidence is made.
+SPREAD = ("error_x", "error_y", "var_x", "var_xy", "var_y")  #: Found less true position, px; raw covariance, px^2.
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The decision whether two images show the same ground, from how confident their matches are.
+    """The decision whether two images show the same ground, from the confidence of their matches."""
 
-    Attributes:
-        threshold: least mean confidence of pairs that are accepted.
-        n_unrelated, n_accepted: unrelated validation pairs that it was chosen on, and how many of them pass.
-    """
-
-    threshold: float
-    n_unrelated: int
-    n_accepted: int
+    threshold: float  #: Least mean confidence of accepted pairs.
+    n_unrelated: int  #: Unrelated validation pairs that the threshold was chosen on.
+    n_accepted: int  #: How many of them it accepts.
 
     def accepts(self, confidence: np.ndarray) -> bool:
         return agreement(confidence) >= self.threshold
@@ -51,12 +40,10 @@ class Confidence:
     Attributes:
         calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
         overlaps: the decision on a pair, by mode.
-        search_radius: px, with which both were fitted; the decision is not taken with another, since fewer candidates
-            make any match look likelier.
-        mc_passes: of the mode `monte_carlo`; with another number, whose mutual information has another scale, the
-            calibrator of a single pass serves.
-        precision: what covariances and radii are made with, by mode; empty in files of before they were fitted.
-        fitted_on: digits of the weights, pairs and settings of the fit; empty in files of before they were kept.
+        search_radius: px, of the fit; no decision with another: fewer candidates make any match likelier.
+        mc_passes: of the mode `monte_carlo`; with another number the calibrator of a single pass serves.
+        precision: error models, by mode; may be empty in older files, as `fitted_on`.
+        fitted_on: digest of the weights, pairs and settings of the fit.
     """
 
     calibrators: Mapping[str, Calibrator]
@@ -117,10 +104,9 @@ def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, ids: pd.Series)
 
 
 def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
-    """The lowest threshold that lets at most this share of unrelated validation pairs through.
+    """The lowest threshold that accepts at most this share of unrelated validation pairs.
 
-    It lies halfway between the most confident unrelated pair that it refuses and the next related one above. With fewer
-    than 1 / `false_accept` pairs it refuses all of them, which does not show that the rate is that low.
+    It lies halfway between the most confident unrelated pair that it refuses and the next related one above.
 
     Args:
         related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
@@ -135,11 +121,7 @@ def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float 
 
 
 def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
-    """Shares of related and of unrelated pairs (or matches) accepted at every threshold: a ROC curve.
-
-    Returns:
-        columns threshold, true_accept, false_accept; thresholds fall.
-    """
+    """ROC curve: true_accept and false_accept, shares of pairs (or matches) accepted at each falling threshold."""
     thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
     shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
     return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
@@ -152,14 +134,13 @@ def rate(
     search_radius: float | None,
     coverage: float = COVERAGE,
 ) -> dict[str, Any]:
-    """Calibrated confidence, covariance and radius of matches, and the decision on the pair; raw probabilities and
-    spreads where nothing is fitted.
+    """Calibrated confidence, covariance and radius of matches, and the decision; raw where nothing is fitted.
 
     Args:
         raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
-        mode: key of `confidence`.
-        search_radius: px, with which the matches were found; None where they were found otherwise. With another one
-            than was fitted, nothing is decided and radii are NaN: how far off wrong matches are is not known then.
+        mode: key of the calibrators.
+        search_radius: px, with which the matches were found; with another one than was fitted, or None, nothing is
+            decided and radii are NaN.
         coverage: of the radii.
 
     Returns:
@@ -179,7 +160,6 @@ def rate(
 
 
 def warn_of_missing_confidence(source: str) -> None:
-    """Say that what `Matches.confidence` holds is no confidence."""
     warnings.warn(
         f"{source}: no confidence was fitted for these weights; `confidence` of matches is then the raw dual-softmax "
         "probability, not the probability of lying within 3 px, and `overlaps` is not decided. `sarmatch train` fits "
@@ -189,6 +169,6 @@ def warn_of_missing_confidence(source: str) -> None:
 
 
 def read_confidence(folder: Path) -> Confidence | None:
-    """What was fitted for the run in a folder, or None."""
+    """The confidence fitted for the run in a folder, or None."""
     path = folder / CONFIDENCE_FILE
     return Confidence.from_json(path.read_text()) if path.is_file() else None

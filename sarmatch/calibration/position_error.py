@@ -1,14 +1,7 @@
-"""Error model of matches: calibrated covariances, and conformal radii that hold the true position.
+"""Error model of matches: calibrated covariances and conformal radii (distributional: Chernozhukov et al., PNAS 2021).
 
-Both are fitted on validation scenes and travel with `confidence.Confidence`. A match is correct (within 3 px)
-with the probability that its confidence states; then its error follows its covariance. Else its error is distributed as
-those of wrong matches. This gives, for every match, the radius of any coverage; conformal prediction on scenes that
-fitted none of it corrects it on average (the error model's probability at the error is the score; "distributional" in
-the words of Chernozhukov et al., PNAS 2021).
-
-Guaranteed: on scenes drawn as the validation scenes were, the mean over scenes of the share of matches within their
-radius tends to the coverage as the number of validation scenes grows. Not guaranteed: that it holds in a single scene,
-for a kind of land or another source, or exactly with the few scenes there are.
+A match is correct with the probability that its confidence states; then its error follows its covariance, else the
+distribution of wrong matches. Coverage holds on average over scenes like the validation scenes, not in each of them.
 """
 
 from __future__ import annotations
@@ -22,25 +15,22 @@ import pandas as pd
 import scipy.optimize
 
 from sarmatch.calibration.calibrators import FOLDS, Calibrator, cross_fitted
+from sarmatch.config import CONFIDENT_PX
 
-COVERAGE = 0.9
-"""Of radii, unless another is asked for."""
-CONFIDENT_PX = 3.0
-"""A match is correct with an error up to this: what confidence is the probability of, and covariance given."""
-LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())
-"""Coverages for which a threshold is fitted; between them it is interpolated."""
+COVERAGE = 0.9  #: Of radii, unless another is asked for.
+LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())  #: Coverages with a threshold; interpolated in between.
 WRONG_KNOTS = 41
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The law of a match's error, and how far to trust it.
+    """The error model of a match, and its conformal correction.
 
     Attributes:
-        scale, floor: a covariance is `scale` times the raw spread plus `floor` px^2 on both axes: what the surface of
-            similarities cannot know, such as the error of the ground truth.
-        wrong: errors of wrong matches, px: their quantiles at evenly spaced probabilities from 0 to 1, ascending.
-        levels, thresholds: for each coverage, the value that the law must reach at the radius.
+        scale, floor: a covariance is `scale` times the raw spread plus `floor` px^2 on both axes, such as the error of
+            the ground truth.
+        wrong: quantiles of the errors of wrong matches, px, at evenly spaced probabilities from 0 to 1.
+        levels, thresholds: for each coverage, the probability that the error model must reach at the radius.
     """
 
     scale: float
@@ -62,8 +52,8 @@ class Precision:
         """Covariances (N, 2, 2) px^2 of correct matches from their raw spread."""
         return self.scale * np.asarray(raw, dtype=np.float64) + self.floor * np.eye(2)
 
-    def law(self, error: Any, confidence: Any, raw: np.ndarray) -> np.ndarray:
-        """Stated probability (N,) that matches are off by `error` px (N,) at most.
+    def error_cdf(self, error: Any, confidence: Any, raw: np.ndarray) -> np.ndarray:
+        """Modelled probability (N,) that matches are off by `error` px (N,) at most.
 
         Args:
             confidence: (N,) calibrated probability of an error up to 3 px.
@@ -82,13 +72,13 @@ class Precision:
             ValueError: a coverage outside `LEVELS`.
         """
         check_coverage(coverage)
-        reach = np.interp(coverage, self.levels, self.thresholds)
+        needed = np.interp(coverage, self.levels, self.thresholds)
         confidence, variance = np.asarray(confidence, dtype=np.float64), self._variance(raw)
-        share = np.minimum(reach / np.maximum(confidence, 1e-12), 1 - 1e-12)  # of all, no radius but infinity
+        share = np.minimum(needed / np.maximum(confidence, 1e-12), 1 - 1e-12)  # of all, no radius but infinity
         near = np.sqrt(-2 * variance * np.log1p(-share * _rayleigh(CONFIDENT_PX, variance)))
-        rest = np.clip((reach - confidence) / np.maximum(1 - confidence, 1e-12), 0, 1)
+        rest = np.clip((needed - confidence) / np.maximum(1 - confidence, 1e-12), 0, 1)
         far = np.interp(rest, np.linspace(0, 1, len(self.wrong)), self.wrong)
-        return np.where(reach <= confidence, np.minimum(near, CONFIDENT_PX), np.maximum(far, CONFIDENT_PX))
+        return np.where(needed <= confidence, np.minimum(near, CONFIDENT_PX), np.maximum(far, CONFIDENT_PX))
 
     def _variance(self, raw: np.ndarray) -> np.ndarray:
         """Of one axis, the mean of both: a radius knows no direction."""
@@ -118,7 +108,7 @@ def check_coverage(coverage: float) -> float:
 
 
 def raw_covariance(table: pd.DataFrame) -> np.ndarray:
-    """Spread (N, 2, 2) px^2 of the matches of a table, see `sarmatch.evaluation.confidence_fit.match_table`."""
+    """Spread (N, 2, 2) px^2 of the matches of a `match_table`."""
     return table[["var_x", "var_xy", "var_xy", "var_y"]].to_numpy(np.float64).reshape(-1, 2, 2)
 
 
@@ -131,14 +121,13 @@ def scene_weights(table: pd.DataFrame) -> np.ndarray:
 def fit_precision(
     table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator], folds: int = FOLDS
 ) -> Precision:
-    """The error model of all scenes, and thresholds from scenes that neither it nor its confidence was fitted on.
+    """The error model of all scenes, with cross-conformal thresholds: each fold is scored by the model of the others.
 
-    Cross-conformal over scenes: each fold of scenes is judged by the error model of the others, and a threshold is the
-    quantile of all these judgements. Scenes count alike, not matches: those of one scene are not exchangeable.
+    Scenes count alike, not matches: those of one scene are not exchangeable.
 
     Args:
         table: matches of validation pairs, see `sarmatch.evaluation.confidence_fit.match_table`.
-        fit_calibrator: fits to matches a confidence like the one that radii will be made with.
+        fit_calibrator: fits the confidence that the radii are made with.
 
     Raises:
         ValueError: no match has a spread.
@@ -147,16 +136,16 @@ def fit_precision(
     if not len(table):
         raise ValueError("none of the matches has a spread to fit a precision on; take a matcher that refines them")
 
-    def judge(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
-        model, calibrator = Precision(*_law(known), LEVELS, LEVELS), fit_calibrator(known)
-        return lambda own: model.law(own["error_px"], calibrator(own), raw_covariance(own))
+    def scorer(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
+        model, calibrator = Precision(*_error_model(known), LEVELS, LEVELS), fit_calibrator(known)
+        return lambda own: model.error_cdf(own["error_px"], calibrator(own), raw_covariance(own))
 
-    judged = cross_fitted(table, table, judge, folds)
-    thresholds = weighted_quantiles(judged, scene_weights(table), LEVELS)
-    return Precision(*_law(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
+    scores = cross_fitted(table, table, scorer, folds)
+    thresholds = weighted_quantiles(scores, scene_weights(table), LEVELS)
+    return Precision(*_error_model(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
 
 
-def _law(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
+def _error_model(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
     """Scale, floor and quantiles of wrong errors."""
     right = table["error_px"].to_numpy() <= CONFIDENT_PX
     weights = scene_weights(table)
@@ -195,5 +184,5 @@ def weighted_quantiles(values: np.ndarray, weights: np.ndarray, levels: Any) -> 
 
 
 def _rayleigh(radius: Any, variance: np.ndarray) -> np.ndarray:
-    """Share of an isotropic normal law within a radius."""
+    """Share of an isotropic normal distribution within a radius."""
     return -np.expm1(-(np.asarray(radius) ** 2) / (2 * variance))

@@ -1,8 +1,4 @@
-"""Scores of a confidence (eq. 8 and others) and their intervals.
-
-Every score pools matches of equal confidence first, so none depends on the order of the rows. A match is correct when
-its error is at most a threshold in px; the caller decides which.
-"""
+"""Scores of a confidence (eq. 8 and others); equal confidences are pooled, so the order of rows does not matter."""
 
 from __future__ import annotations
 
@@ -13,43 +9,30 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-BINS = 15
-"""Bins of eq. 8 unless told otherwise."""
-
-
-CLIP = 1e-7
-"""Probabilities are kept this far from 0 and 1 before a logarithm: about the step of float32 below 1."""
+BINS = 15  #: Default number of bins of eq. 8.
+CLIP = 1e-7  #: Probabilities are kept this far from 0 and 1 before a logarithm: about the step of float32 below 1.
 
 
 class Groups(NamedTuple):
-    """Matches pooled by equal confidence: (G,) float64 each.
+    """Matches pooled by equal confidence: (G,) float64 each."""
 
-    Attributes:
-        confidence: distinct and ascending.
-        n: matches (or their weight) with that confidence, > 0.
-        correct: how many of them are correct.
-    """
-
-    confidence: np.ndarray
-    n: np.ndarray
-    correct: np.ndarray
+    confidence: np.ndarray  #: Distinct and ascending.
+    n: np.ndarray  #: Matches (or their weight) with that confidence, > 0.
+    correct: np.ndarray  #: How many of them are correct.
 
 
 def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
     """Mean confidence and accuracy of the matches in each bin of confidence.
 
-    The intervals take matches as independent. Matches of one scene are not, so these are narrower than the truth.
-
     Args:
         confidence: (N,) in [0, 1].
         correct: (N,) bool.
         bins: number of bins; empty ones are kept. A bin holds low <= confidence < high, the last one also 1.
-        equal_mass: cut at equal shares of the matches instead of equal widths; equal confidences stay together, in the
-            bin of their middle rank.
+        equal_mass: cut at equal shares of the matches; equal confidences stay together.
 
     Returns:
         a row a bin: `low` and `high` (its edges; with `equal_mass` the extremes in it), `n`, `confidence` and
-        `accuracy` (means in [0, 1]), `accuracy_low` and `accuracy_high` (Wilson, 95 %); NaN where there are no matches.
+        `accuracy` (means in [0, 1]), `accuracy_low` and `accuracy_high` (Wilson, 95 %, as if matches were independent).
 
     Raises:
         ValueError: no matches, lengths that differ, NaN, values out of range, or no bins; so do all scores below.
@@ -70,17 +53,14 @@ def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mas
 def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
     """Eq. 8: mean over matches of the gap between confidence and accuracy of their bin, in [0, 1].
 
-    "Equally-sized bins based on confidence values" is read as bins of equal width, the common definition; `equal_mass`
-    is the other reading. Arguments as in `reliability_table`.
+    "Equally-sized bins" is read as bins of equal width; `equal_mass` is the other reading. Arguments as in
+    `reliability_table`.
     """
     return _gaps(pool(confidence, correct), bins, equal_mass)[0]
 
 
 def auroc(confidence: Any, correct: Any) -> float:
-    """Chance that a correct match has more confidence than a wrong one, ties counting half, in [0, 1].
-
-    0.5 is no information; NaN where all matches are correct or all wrong.
-    """
+    """Chance that a correct match has more confidence than a wrong one, ties counting half; NaN with one outcome."""
     return _auroc(pool(confidence, correct))
 
 
@@ -97,20 +77,12 @@ def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def pooled_aurc(groups: Groups) -> float:
-    """Area under `risk_coverage` as the mean of its N risks, in [0, 1]; the lower the better.
-
-    A constant confidence has the base error rate e, the best order about e + (1 - e) log(1 - e). As e is part of it,
-    compare it between confidences of the same matches only.
-    """
+    """Area under `risk_coverage` as the mean of its N risks, in [0, 1]; comparable for the same matches only."""
     return float(_risk_coverage(groups)[1].mean())
 
 
 def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
-    """All scores of matches by name, and their `accuracy` and number `n`.
-
-    Args:
-        confidence: (N,) in [0, 1].
-        correct: (N,) bool.
+    """All scores of matches by name, and their `accuracy` and number `n`; arguments as in `reliability_table`.
 
     Returns:
         `ece` (eq. 8), `ece_equal_mass` (with bins of equal mass), `mce` (the largest gap among bins that hold matches),
@@ -141,7 +113,7 @@ def _checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checked_numbers(values: Any, name: str, high: float = 1.0, remedy: str = "") -> np.ndarray:
-    """`values` as finite float64 in [0, high], shape (N,); the message says `name` and `remedy`."""
+    """`values` as finite float64 in [0, high], shape (N,)."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), got {array.shape}; flatten it")

@@ -21,20 +21,18 @@ from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation.metrics import match_residuals
 from sarmatch.evaluation.protocols import evaluation_crops, mismatched, spread
 from sarmatch.io import digest
-from sarmatch.matching.assignment import RawMatches
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import RawMatches
 from sarmatch.model import SarOpticalNet
 
-MC_PASSES = 20
-"""Of section 3.2.4."""
+MC_PASSES = 20  #: Of section 3.2.4.
 MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "single": ({}, ("logit_probability", "aleatoric")),
     "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic")),
     "monte_carlo": ({"mc_passes": MC_PASSES}, ("logit_probability", "aleatoric", "epistemic")),
 }
 """Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
-SINGLE_PAIRS = 10
-"""One pass is fitted on up to so many times as many pairs as the passes with dropout, which take longer."""
+SINGLE_PAIRS = 10  #: One pass is fitted on so many times as many pairs as the slower passes with dropout.
 RawMatcher: TypeAlias = Callable[[EvaluationCrops], RawMatches]
 Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig], pd.DataFrame]
 """Gives the `match_table` of a matcher and pairs under `shift` at the headline radius; the string names the table."""
@@ -75,26 +73,25 @@ def collect_matches(
 
 
 def fitted_on(net: SarOpticalNet, config: Config, pairs: Pairs) -> str:
-    """Digits of what a confidence is fitted on and how; the head of the distilled mode may be taught in between."""
+    """Digest of what a confidence is fitted on and how."""
     sizes = [config.evaluation.calibration_pairs, MC_PASSES, SINGLE_PAIRS]
     return digest([trained_weights(net), net.config, pairs, config.evaluation, sizes])
 
 
 def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
-    """All but the head of the distilled mode, which is taught after training."""
+    """All but the head of the distilled mode, which is distilled after training."""
     return {name: t for name, t in net.state_dict().items() if not name.startswith("epistemic_head.")}
 
 
 def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Collect = collect_matches) -> Confidence:
     """Calibrators, decisions on overlap and precision of a network, under `shift` at the headline radius.
 
-    What is stated of one of these scenes (whether its pairs are accepted, how far its matches lie off) comes from
-    calibrators that were fitted without it. The distilled mode is left out where the head was not distilled.
+    Decisions and precision are cross-fitted over scenes. The distilled mode is left out where the head was not
+    distilled.
 
     Args:
         pairs: of scenes that had no part in the choice of the weights, at most `evaluation.calibration_pairs` for
             passes with dropout and `SINGLE_PAIRS` times as many for one pass.
-        collect: the source of match tables, such as a cache.
     """
     calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():

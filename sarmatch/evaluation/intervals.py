@@ -1,7 +1,6 @@
 """Intervals over scenes, paired tests and verdicts, for tables of one row a pair.
 
-Pairs of one scene share terrain, season and acquisition, so whole scenes are resampled. The paper's paired t-test
-(section 4.4) takes pairs as independent.
+Pairs of one scene are not independent, so whole scenes are resampled.
 """
 
 from __future__ import annotations
@@ -15,25 +14,18 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-FEWEST_CLUSTERS = 5
-"""Clusters below which an interval carries no verdict: with two it misses three times as often as its level says."""
+FEWEST_CLUSTERS = 5  #: With fewer clusters an interval carries no verdict: its coverage is far below its level.
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its confidence interval.
-
-    Attributes:
-        mean: the statistic of all records.
-        low, high: ends; NaN where a single cluster leaves nothing to resample.
-        n_pairs, n_clusters: records used, and the clusters they come from.
-    """
+    """A statistic with its confidence interval; the ends are NaN where a single cluster leaves nothing to resample."""
 
     mean: float
     low: float
     high: float
-    n_pairs: int
-    n_clusters: int
+    n_pairs: int  #: Records used.
+    n_clusters: int  #: Clusters they come from.
 
     def named(self, name: str, prefix: str | None = None) -> dict[str, float]:
         """As the columns `name`, `<prefix>low` and `<prefix>high`; the prefix is `<name>_` unless given."""
@@ -45,7 +37,7 @@ class Interval:
 
 
 def cluster_draws(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """Clusters drawn with replacement for each resample, (n, n_clusters) int. All intervals over scenes use these."""
+    """Clusters drawn with replacement for each resample, (n, n_clusters) int."""
     return np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
 
 
@@ -61,16 +53,13 @@ def bootstrap(
 ) -> np.ndarray:
     """A statistic with its 95 % percentile interval under resampling of whole clusters with replacement.
 
-    Percentile intervals are somewhat too narrow below about 20 clusters.
-
     Args:
-        statistic: of a matrix of counts (m, n_clusters), how often each cluster is there; returns (m, ...). For a
-            paired comparison, the difference of two statistics of the same counts.
+        statistic: of a matrix of counts (m, n_clusters), how often each cluster is there; returns (m, ...).
         n, seed: number of resamples, and the seed of the drawing.
 
     Returns:
-        (3, ...): the statistic of every cluster once, and the ends; these are NaN where there is a single cluster.
-        Resamples with the value NaN do not count.
+        (3, ...): the statistic of every cluster once, and the ends, NaN where there is a single cluster. Resamples with
+        the value NaN do not count.
     """
     counts = np.ones((1, n_clusters))
     if n_clusters > 1:
@@ -86,10 +75,9 @@ def cluster_bootstrap(
     """Mean of a column over pairs, with the interval of `bootstrap` over clusters of any size.
 
     Args:
-        records: one row a pair, with the columns `value` and `cluster`.
+        records: one row a pair.
         value: numeric column; rows where it is NaN are left out.
         cluster: column naming the group that stays together.
-        n, seed: as in `bootstrap`.
 
     Raises:
         ValueError: missing columns, no values, or an unnamed cluster.
@@ -107,14 +95,13 @@ def _quotient(sums: np.ndarray) -> np.ndarray:
 
 
 def check_columns(records: pd.DataFrame, names: Iterable[str]) -> None:
-    """Raises ValueError where a table lacks columns."""
+    """ValueError where a table lacks columns."""
     missing = set(names) - set(records.columns)
     if missing:
         raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records.columns)}")
 
 
 def _known(records: pd.DataFrame, value: str, names: Sequence[str]) -> pd.DataFrame:
-    """The rows that have a value."""
     check_columns(records, (value, *names))
     known = records[[*names, value]].dropna(subset=[value])
     if known.empty:
@@ -131,8 +118,7 @@ def crossed_sums(
     """Sums of columns over the records of each pair of levels, (levels, levels, values); 0 where there are none.
 
     Args:
-        levels: those of both factors; None takes what the records have, sorted. Tables that are to be resampled alike
-            need the same.
+        levels: those of both factors; None takes what the records have, sorted.
     """
     check_columns(records, (*values, *factors))
     sums = records.groupby(list(factors))[list(values)].sum()
@@ -148,12 +134,11 @@ def verdict(
     n_seeds: int | None = None,
     words: tuple[str, str, str] = ("better", "worse", "undecided"),
 ) -> str:
-    """What the interval of a difference says.
+    """Verdict of the interval of a difference.
 
     Args:
-        n_clusters: scenes behind the interval; fewer than `FEWEST_CLUSTERS` give "too few scenes", and so does NaN.
-        n_seeds: of the trainings that are compared, fewer than 2 give "one seed"; None where one and the same network
-            was used in two ways.
+        n_clusters: scenes behind the interval; fewer than `FEWEST_CLUSTERS` give "too few scenes", as does a NaN.
+        n_seeds: trainings compared, fewer than 2 give "one seed"; None where one network was used in two ways.
         words: for an interval above 0, below 0, and one that holds it.
     """
     if n_seeds is not None and n_seeds < 2:
@@ -179,13 +164,10 @@ class Crossed(NamedTuple):
     n_second: int
 
     def interval(self) -> tuple[float, float]:
-        """95 % interval for other levels of both factors.
+        """95 % interval for other levels of both factors; NaN twice where the second factor has a single level.
 
         The variance is that of the mean over the first factor plus that of the bootstrap over the second, with t of
-        Satterthwaite's degrees of freedom: resampling few seeds would miss several times as often as the level says.
-
-        Returns:
-            NaN twice where the second factor has a single level; the interval of the second alone where the first has.
+        Satterthwaite's degrees of freedom: resampling few seeds would be too narrow.
         """
         if self.n_second < 2:
             return float("nan"), float("nan")
@@ -201,12 +183,11 @@ class Crossed(NamedTuple):
 
 
 def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
-    """A statistic of sums over records, for all, for each level of the first factor and for draws of the second.
+    """A statistic of sums over records: of all, of each level of the first factor, of draws of the second.
 
     Args:
-        sums: as `crossed_sums` returns, (A, B, V). Equal shapes see equal draws.
+        sums: as `crossed_sums` returns, (A, B, V).
         statistic: of rows of sums (m, V), returns (m,).
-        n, seed: of the resampling.
     """
     counts = draw_counts(cluster_draws(sums.shape[1], n, seed))
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
@@ -229,8 +210,7 @@ def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: s
     """`cluster_bootstrap` over scenes of a - b on the same pairs.
 
     Args:
-        records_a, records_b: tables of two methods over the same pairs and protocol, one row a pair, with `id`.
-        value: as in `cluster_bootstrap`.
+        records_a, records_b: of two methods over the same pairs and protocol, one row a pair, with `id`.
 
     Raises:
         ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
@@ -285,8 +265,7 @@ def summarise(
     """`cluster_bootstrap` of several columns, a row a group in order of appearance.
 
     Returns:
-        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`; NaN
-        where a group holds no value.
+        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`.
     """
 
     def of(group: pd.DataFrame, value: str) -> Interval:

@@ -1,7 +1,6 @@
-"""Metrics of matching (section 4.3 of the paper) and of registration.
+"""Metrics of matching (section 4.3 of the paper) and of registration, of one pair unless they say otherwise.
 
-All take the matches of one pair unless they say otherwise. Matches are judged in the optical image: the error of a
-match is the distance between its optical position and the true place of its SAR position.
+The error of a match is the distance between its optical position and the true place of its SAR position.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ import numpy as np
 
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError
+from sarmatch.model import STRIDE
 
-INLIER_PX = 5.0
-"""`rmse_inlier_px` of a record is taken over the matches within this error."""
-THINNING_PX = 16.0
-"""Spacing at which a record also counts matches, because neighbouring dense matches are not independent."""
-GRID_STRIDE = 4
-"""Spacing of the keypoints that eq. 6 takes for its ground truth, px."""
+INLIER_PX = 5.0  #: `rmse_inlier_px` of a record is taken over the matches within this error.
+THINNING_PX = 16.0  #: A record also counts matches so far apart: neighbouring dense matches are not independent.
 
 
 def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
@@ -39,10 +35,7 @@ def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_o
 
 
 def mma(errors: np.ndarray, threshold: float) -> float:
-    """Mean matching accuracy of the field: matches within `threshold` px, as a share of all predicted, in [0, 1].
-
-    No matches at all count as 0, so that a method gains nothing by staying silent on difficult pairs.
-    """
+    """Mean matching accuracy of the field: share of all matches within `threshold` px, in [0, 1]; 0 without matches."""
     return float(np.mean(errors <= threshold)) if len(errors) else 0.0
 
 
@@ -51,21 +44,13 @@ def maximum_mean_accuracy(
 ) -> float:
     """Eq. 6 for one pair, as printed: the maximum over thresholds j of |C_j n G_j| / |G_j|, in [0, 1].
 
-    C_j are the matches whose confidence is at least j, where j runs over the confidences of the pair's own matches;
-    a match belongs to G when it lies within `threshold` px. The paper does not say how many correspondences G_j has.
-    We take every keypoint of the grid whose true counterpart lies in the optical image (`visible_keypoints`), for
-    every j. Then lowering j can only add correct matches: the maximum is always reached at the lowest confidence,
-    confidences do not matter, false matches cost nothing, and the number is a recall. The other reading, G_j limited
-    to the keypoints above the threshold, would make it the best precision at any threshold, which is 1 as soon as
-    the most confident match is right. `mma` is what the published 0.145 is more plausibly comparable to.
+    C_j are the matches whose confidence is at least j; G_j is read as all `visible_keypoints`, for every j. Then the
+    maximum is reached at the lowest confidence, and the number is a recall.
 
     Args:
         errors, confidences: (N,) each.
         n_ground_truth: |G|, the number of ground-truth correspondences.
         threshold: px.
-
-    Returns:
-        the maximum; 0 without matches; never above 1, even where a sparse method puts several matches in a grid cell.
     """
     if n_ground_truth <= 0:
         raise ValueError(f"n_ground_truth must be positive, got {n_ground_truth}; leave out pairs that do not overlap")
@@ -80,14 +65,13 @@ def visible_keypoints(
     A_sar_to_optical: Any,
     size: tuple[int, int],
     optical_size: tuple[int, int] | None = None,
-    stride: int = GRID_STRIDE,
+    stride: int = STRIDE,
 ) -> int:
     """Number of grid cells of the SAR image whose centres' true counterparts lie on the optical image; |G| of eq. 6.
 
     Args:
         A_sar_to_optical: (3, 3) true map.
-        size: (height, width) of the SAR image, px.
-        optical_size: (height, width) of the optical image; None takes `size`.
+        size, optical_size: (height, width) of the images, px; None takes `size` for both.
         stride: spacing of the grid, px.
     """
     rows, columns = (np.arange(side // stride) * stride + (stride - 1) / 2 for side in size)
@@ -98,21 +82,17 @@ def visible_keypoints(
 
 
 def rmse(errors: np.ndarray) -> float:
-    """Root mean square error of the matches, px (eq. 7); NaN without matches. One gross error dominates it."""
+    """Root mean square error of the matches, px (eq. 7); NaN without matches."""
     return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
 
 
 def normalised_rmse(errors: np.ndarray, size: tuple[int, int]) -> float:
-    """RMSE (eq. 7) over the diagonal of an image of (height, width) px, dimensionless (section 4.3.2)."""
+    """RMSE (eq. 7) over the diagonal of an image of (height, width) px (section 4.3.2)."""
     return rmse(errors) / float(np.hypot(*size))
 
 
 def anm(confidences: Sequence[np.ndarray], threshold: float) -> float:
-    """Average number of matched pairs per image (eq. 9): matches whose confidence exceeds `threshold`.
-
-    Args:
-        confidences: one (N_i,) array for each pair.
-    """
+    """Average number of matches above a confidence (eq. 9), from one (N_i,) array for each pair."""
     if not len(confidences):
         raise ValueError("anm needs the confidences of at least one pair, got none")
     return float(np.mean([np.sum(np.asarray(values) > threshold) for values in confidences]))
@@ -123,7 +103,6 @@ def corner_error(A_estimated: Any | None, A_true: Any, size: tuple[int, int]) ->
 
     Args:
         A_estimated: (3, 3) map of SAR to optical pixels; None where the registration failed, which gives inf.
-        A_true: (3, 3).
         size: (height, width) of the SAR image.
     """
     if A_estimated is None:
@@ -144,6 +123,7 @@ def registration_success(
     return {float(threshold): float(np.mean(errors <= threshold)) for threshold in thresholds}
 
 
+# long because it documents the columns of every table of records
 def pair_record(
     matches: Matches,
     A_true: Any,
@@ -164,17 +144,13 @@ def pair_record(
     - `n_matches`; `n_confident`: those above `confidence_threshold`, whose mean over pairs is aNM (eq. 9);
       `n_thinned_16px`: after keeping the most confident match per 16 px;
     - `mma_eq6_1px`: eq. 6 with all visible grid keypoints as ground truth, a recall; see `maximum_mean_accuracy`;
-    - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal;
-      `rmse_inlier_px`: over the matches within 5 px only, so it is bounded by 5 and says nothing about the others;
-    - `median_error_px`; the last four are NaN without matches (`rmse_inlier_px` without any within 5 px);
+    - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal; `rmse_inlier_px`: over the
+      matches within 5 px only; `median_error_px`; all NaN without matches;
     - `corner_error_px`: of a robust affine map from all matches, inf where there is none.
 
     Args:
-        matches: of one pair.
         A_true: (3, 3) true map from SAR to optical pixels.
-        size: (height, width) of the SAR image, px.
-        thresholds: px.
-        optical_size: (height, width) of the optical image; None takes `size`.
+        size, optical_size: (height, width) of the images, px; None takes `size` for both.
         confidence_threshold: tau of eq. 9.
     """
     errors = match_errors(matches, A_true)

@@ -32,9 +32,8 @@ from sarmatch.matching.matches import Matches
 def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -> EvaluationCrops:
     """Cut the two images of a protocol from a pair, the same for every method.
 
-    The SAR crop is a plain window at the centre. `aligned`: so is the optical one. `shift`: it is displaced by up to
-    `max_shift_px` each axis, to the fraction of a pixel. `affine`: also turned and scaled, at `affine_crop_size`. No
-    border is invented: a transform that would leave the pair is drawn again.
+    The SAR crop is the central window. The optical one is it too (`aligned`), displaced by up to `max_shift_px` on each
+    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn.
 
     Raises:
         ValueError: the pair is too small for the protocol.
@@ -144,7 +143,7 @@ def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
 
 
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
-    """Mean scores under `shift` at the headline radius, without the robust estimation that records carry."""
+    """Mean accuracies and number of matches under `shift` at the headline radius."""
     errors = []
     for pair in spread(pairs, config.max_pairs):
         crops = evaluation_crops(pair, "shift", config)
@@ -155,7 +154,7 @@ def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConf
 
 
 def spread(pairs: Pairs, at_most: int | None) -> Pairs:
-    """At most so many pairs, evenly spaced over the index sorted by scene, so that every scene is represented."""
+    """At most so many pairs, evenly spaced over the index sorted by scene."""
     if at_most is None or len(pairs) <= at_most:
         return pairs
     by_scene = np.lexsort((pairs.index["id"], pairs.index["scene"]))

@@ -1,13 +1,8 @@
-"""The coarse global stage: where, how turned and how large the optical image is, before any single match.
-
-The descriptors of both images are correlated over all shifts at once, for each of a few
-rotations and scales of the optical image. It exploits that the image moves as one.
-"""
+"""Coarse global alignment: descriptors correlated over all shifts, for a few rotations and scales of one image."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -19,22 +14,8 @@ from sarmatch.model.oriented_gradients import correlation_surface
 
 ROTATION_STEP_DEG = 7.5
 SCALE_STEP = 1.1
-MIN_OVERLAP = 0.25
-"""Shifts that leave less of the SAR image on the optical one are not considered."""
+MIN_OVERLAP = 0.25  #: Shifts that leave less of the SAR image on the optical one are not considered.
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A predicted map from SAR to optical pixels, (3, 3) float64, and how far it stands out.
-
-    Attributes:
-        score: correlation at the best shift over its expectation by chance, in standard deviations if cells were
-            independent; compare within one image only.
-    """
-
-    A_sar_to_optical: Tensor
-    score: float
 
 
 def hypotheses(max_rotation_deg: float, scale_range: tuple[float, float]) -> list[tuple[float, float]]:
@@ -49,8 +30,8 @@ def hypotheses(max_rotation_deg: float, scale_range: tuple[float, float]) -> lis
 
 
 @torch.no_grad()
-def global_prior(net: SarOpticalNet, images: PairInput, search: Search) -> Prior:
-    """The rotation, scale and shift under which most of the two images agrees.
+def global_prior(net: SarOpticalNet, images: PairInput, search: Search) -> Tensor:
+    """Map from SAR to optical pixels, (3, 3) float64: rotation, scale and shift under which the images agree best.
 
     Args:
         images: of one size, B = 1.
@@ -63,24 +44,21 @@ def global_prior(net: SarOpticalNet, images: PairInput, search: Search) -> Prior
     candidates = hypotheses(search.max_rotation_deg, search.scale_range)
     maps = torch.stack([rotation_scale(angle, scale, centre) for angle, scale in candidates])
     described = _described(net, net.sar_encoder, sar, sar_valid)
-    best = Prior(torch.eye(3, dtype=torch.float64), -math.inf)
+    best, best_score = torch.eye(3, dtype=torch.float64), -math.inf
     for chunk in maps.split(BATCH):
         turned = warp(optical.expand(len(chunk), -1, -1, -1), chunk, (height, width))
         mask = optical_valid[:, None].float().expand(len(chunk), -1, -1, -1)
-        seen = warp(mask, chunk, (height, width))[:, 0] > 0.999
-        scores, shifts = correlate(described, _described(net, net.optical_encoder, turned, seen), search.radius)
+        valid = warp(mask, chunk, (height, width))[:, 0] > 0.999
+        scores, shifts = correlate(described, _described(net, net.optical_encoder, turned, valid), search.radius)
         i = int(scores.argmax())
-        if float(scores[i]) > best.score:
+        if float(scores[i]) > best_score:
             dx, dy = (float(v) * STRIDE for v in shifts[i])
-            best = Prior(chunk[i] @ translation(dx, dy), float(scores[i]))
+            best, best_score = chunk[i] @ translation(dx, dy), float(scores[i])
     return best
 
 
 def _described(net: SarOpticalNet, encoder: DenseEncoder, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Coarse descriptors less their mean over the image, zero where invalid, and the mask of cells (B, 1, h, w) float.
-
-    What all cells share says nothing of their place.
-    """
+    """Coarse descriptors less their mean over the image, zero where invalid, and the float mask (B, 1, h, w)."""
     encoded = encode_image(net, encoder, image, valid, fine=False, whole_cells=False)
     descriptors, mask = encoded.descriptors.coarse, encoded.valid[:, None].float()
     total = mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
@@ -104,7 +82,7 @@ def correlate(
     size = (products.shape[-2], products.shape[-1])
     enough = overlap >= MIN_OVERLAP * sar[1].sum()
     if max_shift_px is not None:
-        enough &= within_reach(size, max_shift_px, sar[0].device)
+        enough &= within_shift(size, max_shift_px, sar[0].device)
     score = (products / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
     value, index = score.flatten(1).max(1)
     return value, shift_of(index, size)
@@ -126,10 +104,10 @@ def cross_correlation(sar: tuple[Tensor, Tensor], optical: tuple[Tensor, Tensor]
     return products, overlap.round()
 
 
-def within_reach(size: tuple[int, int], max_shift_px: float, device: torch.device | str | None = None) -> Tensor:
+def within_shift(size: tuple[int, int], max_shift_px: float, device: torch.device | str | None = None) -> Tensor:
     """Which entries of a cross-correlation of this size are shifts up to a distance on each axis, (2 h, 2 w) bool."""
-    reach = math.ceil(max_shift_px / STRIDE)
-    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=device).round().abs() <= reach for n in size)
+    most = math.ceil(max_shift_px / STRIDE)
+    dy, dx = (torch.fft.fftfreq(n, 1 / n, device=device).round().abs() <= most for n in size)
     return dy[:, None] & dx[None, :]
 
 

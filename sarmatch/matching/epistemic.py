@@ -1,9 +1,6 @@
 """Epistemic uncertainty from one pass instead of twenty (future work of section 5.5).
 
-Three estimates of what Monte Carlo dropout measures, none of which draws anything: a head that was taught the mutual
-information of passes over training crops (`distillation`), the distance of features from those of training (`density`),
-and, as what these must beat, the entropy of the softmax itself. Each is a map (1, h, w) >= 0 that `attach` puts in the
-place of the mutual information; only the first is in its unit.
+Each estimate is a map (1, h, w) >= 0 that `attach` puts in the place of the mutual information of Monte Carlo passes.
 """
 
 from __future__ import annotations
@@ -13,23 +10,20 @@ import math
 import torch
 from torch import Tensor
 
-from sarmatch.matching.assignment import Prediction
-from sarmatch.matching.correlation import best, cell_grid, optical_cells
+from sarmatch.matching.assignment import Prediction, best
+from sarmatch.matching.correlation import cell_grid, optical_cells
 from sarmatch.model import Descriptors, SarOpticalNet
 
-FLOOR = 1e-6
-"""Mutual information in nats below which differences do not matter; it keeps the logarithm finite."""
-ENTROPY = -3
-"""Column of `match_inputs` that holds the entropy of the row."""
+FLOOR = 1e-6  #: Mutual information in nats below which differences do not matter; it keeps the logarithm finite.
+ENTROPY = -3  #: Column of `match_inputs` that holds the entropy of the row.
 
 
 def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
-    """What an `EpistemicHead` looks at: each SAR cell and the optical cell that its best displacement leads to.
+    """Inputs of an `EpistemicHead`: each SAR cell and the optical cell that its best displacement leads to.
 
     Returns:
         (h*w, 2 descriptor_dim + 4), rows in the order of the SAR image's cells: descriptors of both ends, log-
-        probability of the best displacement, entropy of the row (nats), U_sar and U_opt (0 without such modules). Where
-        the best displacement leads off the optical image, the nearest cell stands for the other end.
+        probability of the best displacement, entropy of the row (nats), U_sar and U_opt (0 without such modules).
 
     Raises:
         ValueError: more than one pair, or descriptors of another size than the prediction.
@@ -37,20 +31,14 @@ def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors)
     there, _ = other_end(prediction, sar.coarse, optical.coarse)
     log_best = prediction.forward.max(1).values.flatten()
     none = torch.zeros_like(log_best)
-    doubts = [none if d.uncertainty is None else d.uncertainty.fused.flatten() for d in (sar, optical)]
-    numbers = torch.stack([log_best, row_entropy(prediction).flatten(), doubts[0], doubts[1][there]], 1)
+    aleatoric = [none if d.uncertainty is None else d.uncertainty.fused.flatten() for d in (sar, optical)]
+    numbers = torch.stack([log_best, row_entropy(prediction).flatten(), aleatoric[0], aleatoric[1][there]], 1)
     return torch.cat([by_cell(sar.coarse), by_cell(optical.coarse)[there], numbers], 1)
 
 
 def row_entropy(prediction: Prediction) -> Tensor:
-    """Entropy of each SAR cell's displacement, nats, (1, h, w): the total uncertainty of one pass, what any estimate of
-    its epistemic part must add to."""
+    """Entropy of each SAR cell's displacement, nats, (1, h, w): the total uncertainty of one pass."""
     return -(prediction.forward.exp() * prediction.forward).sum(1)
-
-
-def row_doubt(prediction: Prediction) -> Tensor:
-    """One less the greatest probability of each SAR cell's row, (1, h, w) in [0, 1): the simplest of baselines."""
-    return 1 - prediction.forward.max(1).values.exp()
 
 
 def attach(prediction: Prediction, information: Tensor) -> Prediction:
@@ -68,14 +56,12 @@ def attach(prediction: Prediction, information: Tensor) -> Prediction:
 def distilled_information(net: SarOpticalNet, prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
     """Estimate of the mutual information that Monte Carlo passes would find, nats, (1, h, w).
 
-    It lies between 0 and the logarithm of the number of displacements, as mutual information does.
-
     Raises:
-        ValueError: the head of the network has learned nothing yet.
+        ValueError: the head of the network is untrained.
     """
     if not net.epistemic_head.distilled:
         raise ValueError(
-            "the network's epistemic_head is untrained; teach it with `sarmatch.training.distillation.distil` first"
+            "the network's epistemic_head is untrained; train it with `sarmatch.training.distillation.distil` first"
         )
     log_information = net.epistemic_head(match_inputs(prediction, sar, optical))
     at_most = math.log(prediction.forward.shape[1])
@@ -88,8 +74,7 @@ def by_cell(values: Tensor) -> Tensor:
 
 
 def other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat optical cell that each SAR cell's best displacement leads to, (h*w,) long, the nearest one where it leads
-    off the image, and whether it does not, (h*w,) bool. The images are only checked, (1, C, h, w)."""
+    """`optical_cells` of each SAR cell's best displacement, (h*w,) each; the images (1, C, h, w) are checked."""
     n, (height, width) = len(prediction.forward), prediction.forward.shape[-2:]
     for name, shape in (("sar", tuple(sar.shape)), ("optical", tuple(optical.shape))):
         if n != 1 or (shape[0], *shape[2:]) != (1, height, width):

@@ -17,23 +17,24 @@ from torch import Tensor
 
 from sarmatch.calibration.confidence import Confidence, rate, read_confidence, warn_of_missing_confidence
 from sarmatch.calibration.position_error import COVERAGE, check_coverage
+from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.raster import Raster, check_same_grid, load_optical, load_sar
 from sarmatch.geometry import Search, cell_valid, inside, transform_points, warp
-from sarmatch.matching.assignment import RawMatches, coarse_logits, pick_matches, predict, select
+from sarmatch.matching.aggregation import coarse_logits
+from sarmatch.matching.assignment import predict
 from sarmatch.matching.coarse_alignment import global_prior
 from sarmatch.matching.correlation import Volume
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.monte_carlo import predict_monte_carlo
+from sarmatch.matching.refinement import RawMatches, pick_matches
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.matching.tiling import MULTIPLE, TILE, tile_seed, tiles
 from sarmatch.model import STRIDE, PairEncoder, PairInput, SarOpticalNet, encode_pair, prepare
 from sarmatch.model.checkpoints import load_weights
 
-GLOBAL_SIDE = 2048
-"""Largest side for the global stage, px: it holds the descriptors of the whole image, about 3 GB."""
-LOCAL_RADIUS = 16.0
-"""Search radius around a prior that the coarse global stage found, px."""
+GLOBAL_SIDE = 2048  #: Largest side for the global stage, px: it holds descriptors of the whole image, about 3 GB.
+LOCAL_RADIUS = 16.0  #: Search radius around a prior that the coarse global stage found, px.
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
@@ -47,18 +48,15 @@ def load_matcher(
     onnx: str | Path | None = None,
     mc_seed: int = 0,
 ) -> Matcher:
-    """A matcher from shipped weights, a run folder or a safetensors file; no network connection is used.
+    """A matcher from shipped weights, a run folder or a safetensors file; warns if no confidence was fitted for them.
 
     Args:
-        source: name of shipped weights, path of a folder with `model.safetensors`, or path of such a file.
+        source: name of shipped weights, folder with `model.safetensors`, or path of such a file.
+        onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs.
         device, use_consensus, mc_passes, distilled, coverage, mc_seed: as for `Matcher`.
-        onnx: file of `sarmatch export` of the same weights, whose encoders ONNX Runtime then runs; see
-            `sarmatch.model.onnx`.
-
-    Weights for which no confidence was fitted come with a warning.
 
     Raises:
-        FileNotFoundError: nothing of that name; the message lists what is shipped.
+        FileNotFoundError: nothing of that name.
         ValueError: an ONNX file of other weights.
     """
     candidates = [WEIGHTS / f"{source}.safetensors", Path(source) / "model.safetensors", Path(source)]
@@ -100,20 +98,17 @@ class Matcher:
     """A trained network and the device it runs on.
 
     Args:
-        net: stays as it is; where it lies on another device or trains, the matcher has a copy of its own.
+        net: not changed; where it lies on another device or trains, the matcher works on a copy.
         device: `auto` takes CUDA or Apple's MPS where there is one, else the CPU.
-        use_consensus: False gives the paper-literal matcher, in which each cell decides by itself.
+        use_consensus: False gives the paper-literal matcher, each cell by itself.
         mc_passes: passes with dropout (section 3.2.4 takes 20); 0 makes one deterministic pass.
-        confidence: how raw scores become the calibrated probability of lying within 3 px, and the decision whether two
-            images overlap; None leaves the raw dual-softmax probability. Fitted for shifts within one search radius:
+        confidence: turns raw scores into the calibrated probability of lying within 3 px and decides whether images
+            overlap; None leaves the raw dual-softmax probability. It was fitted for shifts within one search radius:
             elsewhere the probability is an extrapolation, and nothing is decided.
         distilled: estimate the epistemic uncertainty of one pass by the network's distilled head.
-        coverage: share of matches whose true position is to lie within their `radius`; radii are known for shifts
-            within the search radius that confidence was fitted with.
-        encoders: run instead of the network's own encoders, see `sarmatch.model.onnx.OnnxEncoders`; the global stage
-            keeps the network's.
-        mc_seed: of the dropout masks, at least 0. Masks follow from it, the number of the pass and the place of the
-            tile, whatever the device.
+        coverage: share of matches whose true position is to lie within their `radius`.
+        encoders: run instead of the network's own (`sarmatch.model.onnx.OnnxEncoders`), but for the global stage.
+        mc_seed: of the dropout masks, at least 0; they do not depend on the device.
     """
 
     def __init__(
@@ -134,7 +129,7 @@ class Matcher:
         self.mc_passes, self.mc_seed = _not_negative("mc_passes", mc_passes), _not_negative("mc_seed", mc_seed)
         if distilled and not net.epistemic_head.distilled:
             raise ValueError(
-                "distilled=True needs a network whose epistemic_head was taught; see `training.distillation.distil`"
+                "distilled=True needs a network whose epistemic_head was distilled; see `training.distillation.distil`"
             )
         self.confidence, self.distilled = confidence, distilled
         self.coverage = check_coverage(coverage)
@@ -146,7 +141,7 @@ class Matcher:
         self,
         sar: Any,
         optical: Any,
-        search_radius: float | None = 32.0,
+        search_radius: float | None = SEARCH_RADIUS_PX,
         max_rotation_deg: float = 0.0,
         scale_range: tuple[float, float] = (1.0, 1.0),
         mc_passes: int | None = None,
@@ -182,11 +177,10 @@ class Matcher:
         return dataclasses.replace(matches, **of_sar, **of_optical)
 
     def match_rasters(self, sar: Raster, optical: Raster, search: Search, window: int = 0) -> Matches:
-        """The same of images already read and scaled; where they lie on the ground is ignored.
+        """The same of images already read and scaled, without their georeference.
 
         Args:
-            window: number of these images among the windows of larger ones, each of which draws dropout masks of its
-                own.
+            window: number of these images among the windows of larger ones; each draws its own dropout masks.
         """
         raw = self._match(sar, optical, search, window)
         return apply(raw, self.confidence, self.mode, search.shift_radius, self.coverage)
@@ -197,7 +191,7 @@ class Matcher:
 
     @property
     def mode(self) -> str:
-        """How this matcher infers, a key of `Confidence`; the matcher without consensus has no calibration."""
+        """Mode of inference, a key of `Confidence`; the matcher without consensus has no calibration."""
         if not self.use_consensus:
             return "per cell"
         if self.mc_passes:
@@ -206,12 +200,12 @@ class Matcher:
         return "distilled" if self.distilled else "single"
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
-        """The same before calibration, with the parts of which confidence is made."""
+        """`match_crops` before calibration."""
         return self._match(*_of_crops(crops, search_radius))
 
     @torch.no_grad()
     def similarity_volumes(self, crops: EvaluationCrops, search_radius: float) -> tuple[Volume, Volume]:
-        """Coarse logits over displacements with each cell by itself, and with consensus; for looking at."""
+        """Coarse logits over displacements with each cell by itself, and with consensus."""
         sar, optical = self.net(crops.sar[None].to(self.device), crops.optical[None].to(self.device))
         logits = partial(coarse_logits, self.net, sar, optical, search_radius)
         return logits(use_consensus=False), logits(use_consensus=True)
@@ -231,9 +225,9 @@ class Matcher:
                 f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
                 f"{TILE // 4} px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
             )
-        prior = global_prior(self.net, images, search).A_sar_to_optical
+        prior = global_prior(self.net, images, search)
         if search.turned:
-            # The best of a few rotations is off by some degrees; a robust affine of first matches mends that.
+            # The best of a few rotations is off by some degrees; a robust affine of first matches corrects it.
             one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
             prior = _refit(one_pass._match_warped(images, prior, window), prior)
         return self._match_warped(images, prior, window)
@@ -248,7 +242,7 @@ class Matcher:
         xy_optical = transform_points(prior, raw.xy_optical)
         linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
         raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
-        return select(raw, inside(xy_optical, size))
+        return raw.select(inside(xy_optical, size))
 
     def _match_tiles(self, images: PairInput, search_radius: float, number: int = 0) -> RawMatches:
         """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
@@ -265,14 +259,14 @@ class Matcher:
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
             xy_sar = raw.xy_sar + origin
             raw = raw._replace(xy_sar=xy_sar, xy_optical=raw.xy_optical + origin)
-            parts.append(select(raw, ((xy_sar >= low) & (xy_sar < high)).all(-1)))
+            parts.append(raw.select(((xy_sar >= low) & (xy_sar < high)).all(-1)))
         if not parts:
             empty, points = sar.new_zeros(0), sar.new_zeros(0, 2)
             return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
-        """Match two images (1, C, H, W) of one tile; masks (1, H, W) are of pixels, the seed is of dropout."""
+        """Match two images (1, C, H, W) of one tile with masks (1, H, W) of pixels."""
         net, aggregate = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         prediction = None
         if self.encoders is not None:
@@ -303,7 +297,7 @@ def _not_negative(name: str, value: int) -> int:
 
 
 def _in_evaluation(net: SarOpticalNet, device: torch.device) -> SarOpticalNet:
-    """The network itself where it lies on the device and evaluates, else a copy that does."""
+    """The network itself if it lies on the device and evaluates, else a copy that does."""
     places = {t.device for t in net.state_dict().values()}
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     there = all(p.type == device.type and index in (None, p.index) for p in places)

@@ -12,17 +12,14 @@ import numpy as np
 import pandas as pd
 from rasterio import Affine
 
+from sarmatch.config import CONFIDENT_PX
 from sarmatch.matching.robust_fit import AffineFit, AffineModel, fit_affine
 from sarmatch.matching.vector_files import GEOREFERENCE, write_matches
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
-"""Columns of every table of matches."""
-MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")
-"""Further columns where the images are georeferenced, in the units of each image's reference system."""
-COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")
-"""Further columns where the covariance of any match is known, px^2."""
-RADIUS_COLUMN = "radius_px"
-"""Further column where the radius of any match is known."""
+MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")  #: Where the images are georeferenced.
+COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")  #: Where the covariance of any match is known, px^2.
+RADIUS_COLUMN = "radius_px"  #: Where the conformal radius of any match is known.
 _ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
 
 
@@ -34,15 +31,13 @@ class Matches:
         xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
         confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
         aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
-        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, for a match that is correct (within 3 px);
-            NaN where unknown (the default). How likely it is to be correct is `confidence`.
-        radius: (N,) float32, px, within which the true position lies with the coverage that was asked for, right or
-            wrong match; NaN where nothing is calibrated (the default). See `sarmatch.calibration.position_error`.
-        sar_transform, optical_transform: pixel-to-map affine of the upper left corner of the upper left pixel
-            (rasterio's), or None.
+        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, if the match is correct (within 3 px); NaN
+            where unknown (the default).
+        radius: (N,) float32, px, conformal radius: holds the true position with the coverage asked for; NaN where
+            nothing is calibrated (the default).
+        sar_transform, optical_transform: rasterio's pixel-to-map affine (from the pixel's corner), or None.
         sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
-        overlaps: whether the images seem to show the same ground at all; None where nobody decided. It was said of all
-            matches, and stays with a selection of them.
+        overlaps: whether the images show the same ground, decided on all matches; None where undecided.
 
     Raises:
         ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1],
@@ -101,10 +96,7 @@ class Matches:
         return self.select(self.confidence > confidence)
 
     def thin(self, spacing_px: float) -> Matches:
-        """The most confident match of every square cell of `spacing_px` of the SAR image; the order is kept.
-
-        Dense matches of one neighbourhood are not independent; the number left after thinning is easier to compare.
-        """
+        """The most confident match of every square cell of `spacing_px` of the SAR image; the order is kept."""
         if not spacing_px > 0:
             raise ValueError(f"spacing_px must be positive, got {spacing_px}")
         order = np.argsort(-self.confidence, kind="stable")
@@ -112,7 +104,9 @@ class Matches:
         _, first = np.unique(cells, axis=0, return_index=True)
         return self.select(np.sort(order[first]))
 
-    def affine(self, model: AffineModel = "affine", threshold_px: float = 3.0, min_inliers: int = 8) -> AffineFit:
+    def affine(
+        self, model: AffineModel = "affine", threshold_px: float = CONFIDENT_PX, min_inliers: int = 8
+    ) -> AffineFit:
         """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`.
 
         Raises:
@@ -121,7 +115,7 @@ class Matches:
         return fit_affine(self.xy_sar, self.xy_optical, model, threshold_px, min_inliers)
 
     def map_coordinates(self) -> dict[str, np.ndarray]:
-        """Map positions of the pixel positions, (N,) float64 each, named as `MAP_COLUMNS`; only those known."""
+        """Map positions of the pixel positions, (N,) float64 each, by those `MAP_COLUMNS` that are known."""
         known = {}
         for image in ("sar", "optical"):
             transform, xy = getattr(self, f"{image}_transform"), getattr(self, f"xy_{image}").astype(np.float64)
@@ -147,9 +141,8 @@ class Matches:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
 
-        Parquet keeps the transforms and reference systems; CSV keeps the map coordinates only. `overlaps` is a member
-        of the GeoJSON collection (null where nobody decided); in tables it is a column, the same in every row, where
-        somebody decided. Of a table without rows only Parquet keeps it.
+        Parquet keeps the transforms and reference systems, CSV the map coordinates only. `overlaps` is a member of the
+        GeoJSON collection; in tables it is a column where it was decided.
 
         Raises:
             ValueError: another suffix.
@@ -159,9 +152,7 @@ class Matches:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matches:
-        """Read matches from a .csv or .parquet file written by `save`.
-
-        `overlaps` is None where rows disagree, as in a table put together from several pairs.
+        """Read matches from a .csv or .parquet file written by `save`; `overlaps` is None where rows disagree.
 
         Raises:
             FileNotFoundError: no such file.
@@ -195,7 +186,7 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _precision(frame: pd.DataFrame) -> dict[str, Any]:
-    """Covariance (N, 2, 2) and radius (N,) of a table, those that it has columns of."""
+    """Covariance (N, 2, 2) and radius (N,) of a table that has columns of them."""
     known: dict[str, Any] = {}
     if set(COVARIANCE_COLUMNS) <= set(frame.columns):
         var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
@@ -206,11 +197,10 @@ def _precision(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _overlaps(frame: pd.DataFrame) -> bool | None:
-    """The decision that all rows of a table share; that of its attributes where it has no rows."""
     if len(frame) == 0:
         return frame.attrs.get("overlaps")
-    said = frame["overlaps"].unique() if "overlaps" in frame else []
-    return bool(said[0]) if len(said) == 1 and isinstance(said[0], bool | np.bool_) else None
+    values = frame["overlaps"].unique() if "overlaps" in frame else []
+    return bool(values[0]) if len(values) == 1 and isinstance(values[0], bool | np.bool_) else None
 
 
 def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:

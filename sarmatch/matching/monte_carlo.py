@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sarmatch.matching.assignment import Prediction, pair_maps, volume_logits
-from sarmatch.matching.correlation import Volume, coarse_similarity, coarse_valid, disc, log_softmax, swap
-from sarmatch.model import STRIDE, DenseEncoder, Descriptors, Prefix, SarOpticalNet
+from sarmatch.matching.aggregation import pair_maps, volume_logits
+from sarmatch.matching.assignment import Prediction, dual_log_softmax
+from sarmatch.matching.correlation import Volume, coarse_similarity, coarse_valid
+from sarmatch.model import STRIDE, Prefix, SarOpticalNet
 
-PASSES_AT_ONCE = 1
-"""Passes in one batch on a CPU: larger batches are measured to be slower, since their volumes come from fresh pages."""
-PASSES_AT_ONCE_ON_GPU = 5
-"""Passes in one batch elsewhere, so that small maps fill the processor."""
+PASSES_AT_ONCE = 1  #: In one batch on a CPU: larger ones are slower, since their volumes come from fresh pages.
+PASSES_AT_ONCE_ON_GPU = 5  #: In one batch elsewhere, so that small maps fill the processor.
 DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
@@ -30,8 +29,8 @@ def active_dropout(net: nn.Module, generators: Sequence[torch.Generator]) -> Ite
     """Dropout active and everything else in evaluation mode; all as before afterwards.
 
     Args:
-        generators: on the CPU, as `pass_generators` makes them: sample i of every batch draws its masks from the ith.
-            So they are the same on every device, and however many passes make a batch.
+        generators: on the CPU, see `pass_generators`; sample i of every batch draws its masks from the ith, so that
+            masks depend neither on the device nor on the size of batches.
     """
 
     def drop(module: nn.Dropout | nn.Dropout2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -58,16 +57,13 @@ def active_dropout(net: nn.Module, generators: Sequence[torch.Generator]) -> Ite
 
 
 def pass_generators(seed: int | Sequence[int], passes: range) -> list[torch.Generator]:
-    """What the masks of some passes are drawn from; the seed and the number of a pass alone decide.
-
-    Args:
-        seed: one or more integers of at least 0.
-    """
+    """What the masks of some passes are drawn from: a function of the seed (integers >= 0) and a pass's number."""
     entropy = (seed,) if isinstance(seed, int) else tuple(seed)
     states = [np.random.SeedSequence([*entropy, number]).generate_state(1, np.uint64)[0] for number in passes]
     return [torch.Generator().manual_seed(int(state)) for state in states]
 
 
+# long because of its documented arguments
 @torch.no_grad()
 def predict_monte_carlo(
     net: SarOpticalNet,
@@ -82,35 +78,35 @@ def predict_monte_carlo(
 ) -> Prediction:
     """Predictive mean, variance and mutual information of one pair over passes with dropout.
 
-    Dropout zeroes whole channels, so that a pass is one network for the whole image. The mutual information between a
-    cell's displacement and the weights is the entropy of the mean less the mean entropy (row softmax).
+    Dropout zeroes whole channels, so a pass is one network for the whole image. The mutual information between a cell's
+    displacement and the weights is the entropy of the mean less the mean entropy (row softmax).
 
     Args:
         sar, optical: what the encoders' `prefix` made of one image each.
         search_radius: px.
-        passes: number of passes, at least 1; the paper takes 20.
+        passes: at least 1; the paper takes 20.
         sar_valid, optical_valid: (1, h, w) bool, cells that carry data; None takes all.
-        seed: of the masks, one integer or several; the same one gives the same masks on any device.
+        seed: of the masks, one integer or several.
 
     Raises:
         ValueError: fewer than one pass.
     """
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}; a single deterministic pass is `predict`")
-    sums, valid = _Sums(), None
+    totals: list[Tensor] = []
+    valid, radius = None, math.ceil(search_radius / STRIDE)
     at_once = PASSES_AT_ONCE if sar.image.device.type == "cpu" else PASSES_AT_ONCE_ON_GPU
     for first in range(0, passes, at_once):
         batch = range(first, min(first + at_once, passes))
         with active_dropout(net, pass_generators(seed, batch)):
-            dropped = (
-                _dropped(net, net.sar_encoder, sar, len(batch)),
-                _dropped(net, net.optical_encoder, optical, len(batch)),
-            )
+            a = net.describe(net.sar_encoder.coarse(sar.expand(len(batch))))
+            b = net.describe(net.optical_encoder.coarse(optical.expand(len(batch))))
             if valid is None:
-                valid = _valid(dropped[0].coarse, dropped[1].coarse, search_radius, sar_valid, optical_valid)
-            logits = _logits(net, *dropped, valid, use_consensus)
-            sums.add(logits, disc(logits.radius, search_radius / STRIDE, valid.device), pair_maps(net, *dropped))
-    row, column, squares, entropy, *maps = (total.div_(passes) for total in sums.totals)
+                valid = coarse_valid(a.coarse, b.coarse, radius, sar_valid, optical_valid)
+            volume = Volume(coarse_similarity(a.coarse, b.coarse, radius).mul_(valid), valid)
+            logits = volume_logits(net, volume, a, b, use_consensus)
+            _add(totals, *dual_log_softmax(logits, search_radius), pair_maps(net, a, b))
+    row, column, squares, entropy, *maps = (total.div_(passes) for total in totals)
     p_best, best = row.max(1)
     variance = (squares.gather(1, best[:, None])[:, 0] - p_best**2).clamp(min=0)
     log_row = _log(row)
@@ -118,53 +114,25 @@ def predict_monte_carlo(
     return Prediction(log_row, _log(column), (maps[0], maps[1]) if maps else None, variance, information)
 
 
-def _dropped(net: SarOpticalNet, encoder: DenseEncoder, prefix: Prefix, n: int) -> Descriptors:
-    """Descriptors of n passes over one image, each with masks of its own; without the fine level."""
-    return net.describe(encoder.coarse(prefix.expand(n)))
+def _add(totals: list[Tensor], log_row: Tensor, log_column: Tensor, maps: tuple[Tensor, Tensor] | None) -> None:
+    """Add the passes of a batch to sums over passes, in place: a volume is large beside a processor's caches.
 
-
-def _valid(
-    sar: Tensor, optical: Tensor, search_radius: float, sar_valid: Tensor | None, optical_valid: Tensor | None
-) -> Tensor:
-    """Which entries of the volume are defined, the same in all passes."""
-    sizes = [(cells.shape[-2], cells.shape[-1]) for cells in (sar, optical)]
-    return coarse_valid(sizes[0], sizes[1], math.ceil(search_radius / STRIDE), sar.device, sar_valid, optical_valid)
-
-
-def _logits(net: SarOpticalNet, sar: Descriptors, optical: Descriptors, valid: Tensor, use_consensus: bool) -> Volume:
-    """What `coarse_logits` gives where the mask of the volume is known."""
-    radius = (valid.shape[1] - 1) // 2
-    volume = Volume(coarse_similarity(sar.coarse, optical.coarse, radius).mul_(valid), valid)
-    return volume_logits(net, volume, sar, optical, use_consensus)
-
-
-class _Sums:
-    """Sums over passes, added to in place: a volume is large beside a processor's caches.
-
-    Attributes:
+    Args:
         totals: of the row and of the column probabilities, of the squares of the former, (1, K*K, h, w) each; of the
-            entropy, (1, h, w); and of the maps of the pair where there are any, (1, h, w) each.
+            entropy, (1, h, w); and of the maps of the pair where there are any, (1, h, w) each. Empty at first.
     """
-
-    def __init__(self) -> None:
-        self.totals: list[Tensor] = []
-
-    def add(self, logits: Volume, within: Tensor, maps: tuple[Tensor, Tensor] | None) -> None:
-        """Add the passes of a batch."""
-        log_row = log_softmax(logits, within)
-        row = log_row.exp()
-        column = log_softmax(swap(logits), within).exp_()
-        entropy = log_row.mul_(row).sum(1).neg_()
-        if not self.totals:
-            self.totals = [torch.zeros_like(t[:1]) for t in (row, column, row, entropy, *(maps or ()))]
-        rows, columns, squares, entropies, *of_maps = self.totals
-        for i in range(len(row)):
-            rows += row[i]
-            columns += column[i]
-            squares.addcmul_(row[i], row[i])
-        entropies += entropy.sum(0)
-        for total, part in zip(of_maps, maps or (), strict=True):
-            total += part.sum(0)
+    row, column = log_row.exp(), log_column.exp_()
+    entropy = log_row.mul_(row).sum(1).neg_()
+    if not totals:
+        totals.extend(torch.zeros_like(t[:1]) for t in (row, column, row, entropy, *(maps or ())))
+    rows, columns, squares, entropies, *of_maps = totals
+    for i in range(len(row)):
+        rows += row[i]
+        columns += column[i]
+        squares.addcmul_(row[i], row[i])
+    entropies += entropy.sum(0)
+    for total, part in zip(of_maps, maps or (), strict=True):
+        total += part.sum(0)
 
 
 def _log(probability: Tensor) -> Tensor:

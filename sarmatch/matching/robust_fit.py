@@ -9,32 +9,26 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
-AffineModel = Literal["affine", "similarity", "shift"]
-MINIMAL_SAMPLE: dict[AffineModel, int] = {"affine": 3, "similarity": 2, "shift": 1}
-"""Number of point pairs that determine each model."""
+from sarmatch.config import CONFIDENT_PX
 
+AffineModel = Literal["affine", "similarity", "shift"]
+MINIMAL_SAMPLE: dict[AffineModel, int] = {"affine": 3, "similarity": 2, "shift": 1}  #: Point pairs a model needs.
 _REFITS = 10
 _CANDIDATES = 512
 _CELLS_PER_RADIUS = 4
 
 
 class RegistrationError(ValueError):
-    """The matches do not determine a map: too few of them, or too few that agree."""
+    """The matches do not determine a map: too few, or too few that agree."""
 
 
 @dataclass(frozen=True, eq=False)
 class AffineFit:
-    """A robustly estimated map from SAR to optical pixel coordinates.
+    """A robustly estimated map from SAR to optical pixel coordinates."""
 
-    Attributes:
-        matrix: (3, 3) float64, acts on column vectors (x, y, 1).
-        inliers: (N,) bool, which of the matches lie within the threshold of the map.
-        rmse_px: root mean square distance of the inliers to the map, px.
-    """
-
-    matrix: np.ndarray
-    inliers: np.ndarray
-    rmse_px: float
+    matrix: np.ndarray  #: (3, 3) float64, acts on column vectors (x, y, 1).
+    inliers: np.ndarray  #: (N,) bool, the matches within the threshold of the map.
+    rmse_px: float  #: Root mean square distance of the inliers to the map, px.
 
     @property
     def n_inliers(self) -> int:
@@ -45,17 +39,16 @@ def fit_affine(
     xy_from: np.ndarray,
     xy_to: np.ndarray,
     model: AffineModel = "affine",
-    threshold_px: float = 3.0,
+    threshold_px: float = CONFIDENT_PX,
     min_inliers: int = 8,
 ) -> AffineFit:
     """Estimate the map that most matches agree with, then refit it by least squares to those matches.
 
-    The consensus is found by MAGSAC++ (affine), RANSAC (similarity; OpenCV has no MAGSAC++ for it) or by the densest
-    place among the displacements (shift). All three are deterministic.
+    By MAGSAC++ (affine), RANSAC (similarity; OpenCV has no MAGSAC++ for it) or the densest place among the
+    displacements (shift); all are deterministic.
 
     Args:
         xy_from, xy_to: (N, 2) matched points, px.
-        model: `affine` (6 parameters), `similarity` (4) or `shift` (2).
         threshold_px: a match agrees with a map when it lies within this distance of it.
         min_inliers: fewer agreeing matches than this are taken for chance.
 
@@ -74,8 +67,9 @@ def fit_affine(
             f"{len(source)} matches, but a robust {model} needs at least {needed}; lower min_inliers or the "
             "confidence threshold, or match a larger overlap"
         )
-    matrix = _shift_consensus(source, target, threshold_px) if model == "shift" else None
-    if model != "shift":
+    if model == "shift":
+        matrix: np.ndarray | None = _densest_shift(source, target, threshold_px)
+    else:
         matrix = _sample_consensus(source, target, model, threshold_px)
     if matrix is None:
         raise RegistrationError(f"no {model} agrees with the {len(source)} matches within {threshold_px} px")
@@ -101,11 +95,10 @@ def _sample_consensus(
     return matrix
 
 
-def _shift_consensus(source: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
+def _densest_shift(source: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
     """The displacement of the match that most others agree with, as a map; exact up to `_CANDIDATES` matches.
 
-    To count the neighbours of every displacement would take N^2 steps where most agree. So they are counted on a grid
-    finer than the threshold first, and exactly only around the matches where that finds most.
+    Counting the neighbours of every displacement would take N^2 steps: a fine grid chooses candidates first.
     """
     shift = target - source
     candidates = np.sort(np.argsort(-_density(shift, threshold), kind="stable")[:_CANDIDATES])

@@ -8,10 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-MULTIPLE = 16
-"""Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level)."""
-TILE = 256
-"""Largest side that is matched in one volume, px; memory grows with its fourth power."""
+MULTIPLE = 16  #: Sides of what the encoders take are multiples of this (stride of the coarsest pyramid level).
+TILE = 256  #: Largest side that is matched in one volume, px; memory grows with its fourth power.
 Tile: TypeAlias = tuple[tuple[slice, slice], tuple[float, float, float, float]]
 
 
@@ -24,7 +22,7 @@ def tiles(height: int, width: int, margin: float) -> Iterator[Tile]:
 
 
 def tile_seed(seed: int, window: int = 0, x: int = 0, y: int = 0) -> tuple[int, int, int, int]:
-    """What the dropout masks of a tile follow from: a seed, the window of a larger image and the tile's place in it."""
+    """Seed of a tile's dropout masks: the matcher's seed, the window of a larger image, the tile's place in it."""
     return seed, window, x, y
 
 

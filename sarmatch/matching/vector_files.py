@@ -1,4 +1,4 @@
-"""Files of matches: tables and points for a GIS, written part by part so that a scene's matches need not fit memory."""
+"""Files of matches: tables and points for a GIS, written part by part, so matches of a scene need not fit memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from sarmatch.io import atomic_path, check_output
 if TYPE_CHECKING:
     from sarmatch.matching.matches import Matches
 
-GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")
-"""Attributes of `Matches` that Parquet keeps beside the table."""
+GEOREFERENCE = ("sar_transform", "sar_crs", "optical_transform", "optical_crs")  #: Kept beside the table by Parquet.
 
 Writer = Callable[["Iterator[Matches]", "bool | None", Path], None]
 
@@ -28,11 +27,10 @@ def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overla
 
     Args:
         parts: at least one, empty ones included; one at a time is held.
-        overlaps: the decision on the pair, which each part may lack.
+        overlaps: the decision on the pair.
 
     Raises:
-        ValueError: unknown suffix.
-        FileNotFoundError: the folder does not exist.
+        as `matches_writer`.
     """
     write = matches_writer(path)
     with atomic_path(path) as temporary:
@@ -40,7 +38,7 @@ def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overla
 
 
 def matches_writer(path: str | os.PathLike[str]) -> Writer:
-    """The writer for a file of matches; asked before a long computation, it spares the user a late error.
+    """The writer for a file of matches, also to check a path before a long computation.
 
     Raises:
         as `sarmatch.io.check_output`; ValueError also where the suffix needs a package that is not installed.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 from tyro.conf import Positional
 
+from sarmatch.config import SEARCH_RADIUS_PX
+
 if TYPE_CHECKING:
     from sarmatch.geometry import Search
     from sarmatch.scenes.pipeline import MatchSettings
@@ -96,7 +98,7 @@ def match(
     of_matcher = {"device": device, "mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
     of_matcher["coverage"] = coverage
     of_matcher["onnx"] = None if onnx is None else str(onnx)
-    search = Search(32.0 if search_radius == "auto" else search_radius, max_rotation_deg, scale_range)
+    search = Search(SEARCH_RADIUS_PX if search_radius == "auto" else search_radius, max_rotation_deg, scale_range)
     if search.turned:
         return _match_turned(sar, optical, model, search, of_matcher, output)
     bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}

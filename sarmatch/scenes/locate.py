@@ -16,7 +16,7 @@ from sarmatch.matching.coarse_alignment import (
     describe_pair,
     global_prior,
     shift_of,
-    within_reach,
+    within_shift,
 )
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.tiling import MULTIPLE
@@ -91,7 +91,7 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
         return 0, 0
     products, overlap, cells = total
     size = (products.shape[-2], products.shape[-1])
-    enough = (overlap >= MIN_OVERLAP * cells) & within_reach(size, search_radius, products.device)
+    enough = (overlap >= MIN_OVERLAP * cells) & within_shift(size, search_radius, products.device)
     score = (products / overlap.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
     dx, dy = (int(v) * STRIDE for v in shift_of(score.flatten().argmax(), size))
     return dx, dy
@@ -106,7 +106,7 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     reference, moving = (_batch(image, matcher, size) for image in images)
     sar, optical = (reference, moving) if pair.to == "sar" else (moving, reference)
     prior = global_prior(matcher.net, (sar[0], optical[0], sar[1], optical[1]), Search(None))
-    dx, dy = (round(float(v) * factor) for v in prior.A_sar_to_optical[:2, 2])
+    dx, dy = (round(float(v) * factor) for v in prior[:2, 2])
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.spatial import cKDTree
 
+from sarmatch.config import CONFIDENT_PX
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.files import SceneRefusal
 
@@ -24,7 +25,7 @@ THIN_PX = 16.0
 """Matches nearer than this count once."""
 CLUSTER_PX = 128.0
 """Side of the neighbourhoods whose matches may err together, px: a little more than the widest consensus (100 px)."""
-THRESHOLD_PX = 3.0
+THRESHOLD_PX = CONFIDENT_PX
 """A match agrees with a map when it lies within this distance of it, px."""
 CE90 = math.sqrt(-2 * math.log(0.1))
 """Radius that holds 90 % of errors over their standard deviation an axis, for equal normal errors on both axes."""

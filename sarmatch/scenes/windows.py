@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.geometry import Search
 from sarmatch.io import atomic_path
 from sarmatch.matching.matcher import Matcher, load_matcher
@@ -28,7 +29,7 @@ from sarmatch.matching.tiling import MULTIPLE, TILE, tile_intervals
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
 
-RADIUS = 32.0
+RADIUS = SEARCH_RADIUS_PX
 """Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""
 MAX_TILES = 100_000
 _SEAM = RADIUS / 2  # how far beyond its core a window's matches compete with those of its neighbours, px

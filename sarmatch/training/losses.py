@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sarmatch.matching.correlation import Volume, log_softmax, swap
+from sarmatch.matching.assignment import log_softmax
+from sarmatch.matching.correlation import Volume, swap
 
 
 def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) -> tuple[Tensor, Tensor]:

@@ -7,27 +7,24 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sarmatch.config import TrainingConfig
+from sarmatch.config import CONFIDENT_PX, TrainingConfig
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
-from sarmatch.matching.assignment import (
-    FINE_RADIUS,
+from sarmatch.matching.aggregation import (
     aggregated_logits,
     fine_logits,
     pair_maps,
     plain_logits,
     reliability_weights,
 )
-from sarmatch.matching.correlation import best, cell_grid, coarse_volume, disc, fine_volume, log_softmax, optical_cells
+from sarmatch.matching.assignment import best, log_softmax
+from sarmatch.matching.correlation import cell_grid, coarse_volume, disc, fine_volume, optical_cells
+from sarmatch.matching.refinement import FINE_RADIUS
 from sarmatch.model import STRIDE, Descriptors, SarOpticalNet, encode_pair
 from sarmatch.training.losses import attenuated_residual, matching_loss, mismatch_loss, row_loss
 
 FINE_JITTER = 2
 """The fine window is centred up to this many px off the truth in training, as a coarse match would be."""
-
-
-CORRECT_PX = 3.0
-"""Error up to which a match counts as right; a cell's own centre is at most 2.8 px from the truth."""
 
 
 class Objective(nn.Module):
@@ -88,7 +85,7 @@ class Objective(nn.Module):
         both = sar.uncertainty.fused[:, 0] + at_ends(optical.uncertainty.fused[:, 0], displacement)
         floor, growth = self.net.residual_log_scales
         return {
-            "mismatch": mismatch_loss(aleatoric, error <= CORRECT_PX, mask).mean(),
+            "mismatch": mismatch_loss(aleatoric, error <= CONFIDENT_PX, mask).mean(),
             "residual": attenuated_residual(error, floor + growth.exp() * (both - 1), mask).mean(),
         }
 

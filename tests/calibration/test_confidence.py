@@ -25,8 +25,8 @@ from sarmatch.calibration.position_error import LEVELS, Precision
 from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.evaluation.confidence_fit import match_table
-from sarmatch.matching.assignment import RawMatches
 from sarmatch.matching.matcher import Matcher, apply, load_matcher
+from sarmatch.matching.refinement import RawMatches
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights
 

@@ -41,7 +41,7 @@ def test_a_covariance_is_scaled_and_has_a_floor() -> None:
 def test_the_law_by_hand() -> None:
     raw = isotropic(0.0)  # so that the variance is the floor
     near = (1 - np.exp(-1 / 0.2)) / (1 - np.exp(-9 / 0.2))
-    values = [float(LAW.law([error], [0.8], raw)[0]) for error in (0, 1, 3, 10, 25, 40, 99)]
+    values = [float(LAW.error_cdf([error], [0.8], raw)[0]) for error in (0, 1, 3, 10, 25, 40, 99)]
     np.testing.assert_allclose(values, [0, 0.8 * near, 0.8, 0.9, 0.95, 1, 1])
 
 
@@ -62,7 +62,7 @@ def test_the_law_reaches_its_threshold_at_the_radius(
     law = dataclasses.replace(LAW, scale=scale, floor=floor)
     radius = law.radius([confidence], isotropic(variance), coverage)
     assert np.isfinite(radius).all() and radius[0] >= 0
-    assert law.law(radius, [confidence], isotropic(variance))[0] == pytest.approx(coverage, abs=1e-6)
+    assert law.error_cdf(radius, [confidence], isotropic(variance))[0] == pytest.approx(coverage, abs=1e-6)
 
 
 def test_radii_grow_with_coverage_and_doubt() -> None:

@@ -5,18 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
+from sarmatch.matching.aggregation import combine, consensus
+from sarmatch.matching.assignment import best, log_softmax
 from sarmatch.matching.correlation import (
     PIXEL_STEP,
     Volume,
     _WindowProducts,
-    best,
     coarse_volume,
-    combine,
-    consensus,
     disc,
     displaced,
     fine_volume,
-    log_softmax,
     swap,
 )
 

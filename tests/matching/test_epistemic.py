@@ -17,9 +17,10 @@ from sklearn.covariance import LedoitWolf
 from companion.studies.density import Density
 from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
-from sarmatch.matching.assignment import Prediction, pick_matches, predict
+from sarmatch.matching.assignment import Prediction, predict
 from sarmatch.matching.correlation import MASKED
-from sarmatch.matching.epistemic import FLOOR, attach, distilled_information, match_inputs, row_doubt, row_entropy
+from sarmatch.matching.epistemic import FLOOR, attach, distilled_information, match_inputs, row_entropy
+from sarmatch.matching.refinement import pick_matches
 from sarmatch.model import Descriptors, SarOpticalNet, Uncertainty
 from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.model.uncertainty import EpistemicHead
@@ -116,18 +117,16 @@ class TestInputs:
             match_inputs(two, sar, optical)
 
 
-class TestBaselines:
-    def test_entropy_and_doubt_against_scipy(self, described):
+class TestRowEntropy:
+    def test_entropy_against_scipy(self, described):
         prediction = described[1]
         p = prediction.forward.exp().numpy()
         assert np.allclose(row_entropy(prediction), scipy.stats.entropy(p, axis=1), rtol=1e-3, atol=1e-6)
-        assert np.allclose(row_doubt(prediction), 1 - p.max(1))
 
     def test_displacements_that_cannot_be_add_nothing(self):
         forward = torch.tensor([0.0, 0.0, *[MASKED] * 7]).log_softmax(0).reshape(1, 9, 1, 1)
         prediction = Prediction(forward, forward)
         assert row_entropy(prediction).item() == pytest.approx(math.log(2))
-        assert row_doubt(prediction).item() == pytest.approx(0.5)
 
 
 class TestAttach:

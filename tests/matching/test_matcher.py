@@ -15,9 +15,9 @@ from sarmatch.evaluation.metrics import match_errors
 from sarmatch.geometry import Search, rotation_scale, transform_points, translation, warp
 from sarmatch.matching import matcher as inference
 from sarmatch.matching import monte_carlo
-from sarmatch.matching.assignment import RawMatches
 from sarmatch.matching.coarse_alignment import hypotheses
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import RawMatches
 from sarmatch.matching.tiling import TILE, tile_intervals
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights

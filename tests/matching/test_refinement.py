@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarmatch.matching import refinement
-from sarmatch.matching.correlation import consensus, fine_volume
+from sarmatch.matching.aggregation import consensus
+from sarmatch.matching.correlation import fine_volume
 from sarmatch.matching.refinement import fine_consensus
 
 CELL, SIDES = 4, (1, 3, 7)

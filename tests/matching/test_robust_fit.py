@@ -100,7 +100,7 @@ def test_a_shift_is_at_the_densest_place_of_the_displacements(n: int, spread: fl
     xy, target = shifted(n, spread)
     moved = target - xy
     counts = np.array([(np.linalg.norm(moved - one, axis=1) <= 3.0).sum() for one in moved])
-    found = robust_fit._shift_consensus(xy, target, 3.0)
+    found = robust_fit._densest_shift(xy, target, 3.0)
     agreeing = (np.linalg.norm(moved - found[:2, 2], axis=1) <= 3.0).sum()
     assert agreeing >= 0.98 * counts.max() and (n > 512 or agreeing == counts.max())
     best = np.eye(3)

@@ -13,7 +13,8 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
-from sarmatch.matching.correlation import Volume, coarse_volume, log_softmax
+from sarmatch.matching.assignment import log_softmax
+from sarmatch.matching.correlation import Volume, coarse_volume
 from sarmatch.training.losses import (
     attenuated_residual,
     info_nce,

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
-from sarmatch.config import Config, profile
+from sarmatch.config import CONFIDENT_PX, Config, profile
 from sarmatch.data import open_pairs
 from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.geometry import translation
-from sarmatch.matching.assignment import pair_maps
+from sarmatch.matching.aggregation import pair_maps
 from sarmatch.model import Descriptors, SarOpticalNet
-from sarmatch.training.objective import CORRECT_PX, Objective, at_ends, true_displacements
+from sarmatch.training.objective import Objective, at_ends, true_displacements
 
 SMOKE = profile("smoke")
 MATCHING, DOUBT = {"plain", "consensus", "fine"}, {"mismatch", "residual"}
@@ -164,4 +164,4 @@ def test_doubt_rises_where_an_image_is_noise():
 
 
 def test_a_match_at_the_centre_of_its_cell_counts_as_right():
-    assert CORRECT_PX > 2 * 2**0.5  # a corner of a cell of 4 px is that far from its centre
+    assert CONFIDENT_PX > 2 * 2**0.5  # a corner of a cell of 4 px is that far from its centre

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from companion.baselines.base import Baseline, mutual_best
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import cell_centres, cell_valid
-from sarmatch.matching.correlation import MASKED, Volume, coarse_volume, consensus
+from sarmatch.matching.aggregation import consensus
+from sarmatch.matching.correlation import MASKED, Volume, coarse_volume
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
 from sarmatch.model.layers import evaluating, fill_invalid, norm_layer, standardise

@@ -15,6 +15,7 @@ from companion.baselines.base import Baseline
 from sarmatch.geometry import cell_centres
 from sarmatch.matching.correlation import box_sums
 from sarmatch.matching.matches import Matches
+from sarmatch.model import STRIDE
 from sarmatch.model.oriented_gradients import (
     OPTICAL_SIGMA_PX,
     SAR_SIGMA_PX,
@@ -25,7 +26,6 @@ from sarmatch.model.oriented_gradients import (
     shift_scores,
 )
 
-STRIDE = 4  # px between keypoints, the same grid as our matcher's
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel suffices at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
 _PEAK_HALF_WIDTH = 4  # px around a maximum that belong to its peak

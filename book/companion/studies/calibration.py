@@ -28,8 +28,8 @@ from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import match_table
 from sarmatch.evaluation.intervals import bootstrap, verdict
 from sarmatch.evaluation.protocols import spread
-from sarmatch.matching.assignment import RawMatches
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import RawMatches
 from sarmatch.training.runs import Run
 
 SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from companion.timing import Runs, interleave, summary
 from sarmatch.config import ModelConfig
-from sarmatch.matching.assignment import pick_matches, predict
+from sarmatch.matching.assignment import predict
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import pick_matches
 from sarmatch.matching.tiling import MULTIPLE, TILE
 from sarmatch.model import PairInput, SarOpticalNet, prepare
 from sarmatch.model.encoder import DenseEncoder, Encoding, Prefix

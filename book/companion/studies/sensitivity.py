@@ -39,8 +39,9 @@ from sarmatch.evaluation.metrics import match_errors, mma
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.geometry import translation
 from sarmatch.io import commit
-from sarmatch.matching.assignment import RawMatches, pick_matches, predict
+from sarmatch.matching.assignment import predict
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import RawMatches, pick_matches
 from sarmatch.matching.tiling import MULTIPLE
 from sarmatch.model import PairInput, SarOpticalNet, encode_pair
 from sarmatch.training.runs import Run
