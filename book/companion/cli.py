@@ -33,8 +33,15 @@ def study(
         output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
     """
     from companion.settings import book_profile
-    from companion.studies.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
-    from companion.studies.ablation_tables import calibration_table, metrics_table
+    from companion.studies.ablation import (
+        STUDIES,
+        calibration_table,
+        measured_pairs,
+        metrics_table,
+        pair_scores,
+        studied,
+        study_matches,
+    )
     from companion.studies.sensitivity import possible
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.intervals import with_intervals
@@ -82,9 +89,8 @@ def compare(
     """
     from companion.settings import book_profile
     from companion.shipping import shipped_or_trained
-    from companion.studies.comparison import all_methods, without_packages
+    from companion.studies.comparison import all_methods, ranked, registration_table, without_packages
     from companion.studies.comparison import compare as compare_methods
-    from companion.studies.comparison_tables import ranked, registration_table
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
     from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.intervals import with_intervals

@@ -39,11 +39,7 @@ def bars_of_methods(
 
 
 def accuracy_against_time(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
-    """Accuracy of each method against its time for a pair; the line joins those that no other beats in both.
-
-    Args:
-        table: columns method, seconds and `metric`.
-    """
+    """Accuracy of each method against its seconds for a pair; the line joins those that no other beats in both."""
     table = table.sort_values(["seconds", metric], ascending=[True, False])
     best = table[metric].cummax()
     front = table[(table[metric] >= best) & ~best.duplicated()]

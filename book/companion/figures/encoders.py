@@ -20,18 +20,13 @@ from companion.studies.encoders import INPUT, OUTPUT, Part
 from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
 
 Place: TypeAlias = tuple[int, int]
-"""Column and row of a part in a diagram; rows count downwards from 0, so they are not positive."""
+"""Column, and row from 0 downwards, so not positive."""
 BOX = (0.84, 0.76)
 """Width and height of a box, where columns and rows are 1 apart."""
-PORT = 0.2
-"""Arrows enter the side of a box this far above its middle and leave it this far below."""
 
 
 def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
-    """Boxes and arrows of a traced network: depth downwards, coarser resolution to the right.
-
-    A box says name, class, window of the largest convolution or pooling and its dilation, and the shape of the result.
-    The darker a box, the more parameters it has.
+    """Boxes and arrows of a traced network: depth downwards, coarser resolution to the right, darker for more to learn.
 
     Args:
         parts: from `companion.studies.encoders.trace`, any selection; arrows from parts left out are not drawn.
@@ -48,9 +43,14 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
-            ax.add_patch(
-                FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color=NEUTRAL, zorder=0, clip_on=False)
-            )
+            style: dict[str, Any] = {
+                "arrowstyle": "-|>",
+                "mutation_scale": 8,
+                "color": NEUTRAL,
+                "zorder": 0,
+                "clip_on": False,
+            }
+            ax.add_patch(FancyArrowPatch(path=path, **style))
     columns = sorted({part.stride for part in parts})
     ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
     ax.set_xticks(range(len(columns)), [f"stride {stride}" for stride in columns], size=8)
@@ -61,7 +61,6 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
 
 
 def _caption(part: Part, within: str) -> str:
-    """Text of a box, one fact a line."""
     shape = "×".join(map(str, part.shape[1:]))
     if part.kind in (INPUT, OUTPUT):
         return f"{part.name.rpartition('.')[2]}\n{shape}"
@@ -94,22 +93,17 @@ def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, flo
     right = 1 if x1 >= x0 else -1
     side = right if x0 == x1 else -right
     gutter = x0 + right / 2
-    leave, enter = y0 - PORT, y1 + PORT
+    leave, enter = y0 - 0.2, y1 + 0.2  # apart, so that arrows out of a box and into it do not touch
     return [(x0 + right * half_width, leave), (gutter, leave), (gutter, enter), (x1 + side * half_width, enter)]
 
 
 def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Descriptors as colours: their three principal components over all maps together as red, green and blue.
-
-    Each map's mean descriptor is taken off and its spread made one: what all cells share tells none from another, and
-    would otherwise fill the first component with the difference between the modalities.
-
-    Args:
-        maps: (D, h_i, w_i) each, D at least 3.
+    """Three principal components of descriptors (D >= 3, h_i, w_i) over all maps together as red, green and blue.
 
     Returns:
         (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
     """
+    # Without standardising each map, the first component is the difference between the modalities.
     rows = [_standardised(m.detach().flatten(1).T.cpu().numpy()) for m in maps]
     components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
     projected = [components.transform(r) for r in rows]
@@ -128,7 +122,6 @@ def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping
 
     Args:
         axes: (2, 1 + n).
-        images: SAR and optical, (C, H, W).
         descriptors: by name of the network, for SAR and optical, (D, h, w); colours compare within a column.
     """
     for ax, image, what in zip(axes[:, 0], images, ("SAR", "optical"), strict=True):
@@ -148,8 +141,8 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
     """Effective receptive fields (H, W) by name, on one logarithmic colour scale that ends `decades` below 1."""
     scale = LogNorm(10.0**-decades, 1)
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
-        reach = field.shape[-1] / 2
-        extent = (-reach, reach, reach, -reach)
+        half = field.shape[-1] / 2
+        extent = (-half, half, half, -half)
         values = field.clamp(min=10.0**-decades).numpy()
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")

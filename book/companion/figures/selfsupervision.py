@@ -22,24 +22,13 @@ from companion.studies.cost import ONE_PASS
 from sarmatch.training.losses import info_nce, info_nce_printed
 from sarmatch.visualize import COLOURS, NEUTRAL, neutral
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "standard": info_nce,
-    "as printed": info_nce_printed,
-}
-"""Both readings of eq. 4 by the names they have in figures."""
-
 
 class Projection(NamedTuple):
-    """Embeddings of both modalities along their common principal components (figure 7).
+    """Embeddings of both modalities along their common principal components (figure 7)."""
 
-    Attributes:
-        sar, optical: (N, 3); row i of both is one pair.
-        explained: share of the variance of all 2 N embeddings along each component, (3,) in [0, 1].
-    """
-
-    sar: np.ndarray
-    optical: np.ndarray
-    explained: np.ndarray
+    sar: np.ndarray  #: (N, 3); row i of both is one pair.
+    optical: np.ndarray  #: (N, 3).
+    explained: np.ndarray  #: Share of the variance of all 2 N embeddings along each component, (3,) in [0, 1].
 
 
 def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
@@ -48,14 +37,9 @@ def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -
     Args:
         similarity: cosines of the positives, (S,) in [-1, 1].
         batch: number of pairs, at least 2.
-        temperature: tau > 0.
 
     Returns:
-        one row a form and similarity: form, similarity, loss, pull (by how much the loss falls where all positives
-        become more similar, the negative derivative).
-
-    Raises:
-        ValueError: similarities that are no cosines, or fewer than two pairs.
+        one row a form and similarity: form, similarity, loss, pull (minus the derivative of the loss by similarity).
     """
     if batch < 2:
         raise ValueError(f"batch must be at least 2, got {batch}: contrast needs a negative")
@@ -63,7 +47,7 @@ def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -
         raise ValueError(f"similarity must lie in [-1, 1], got up to {np.abs(similarity).max():g}; give cosines")
     axes = torch.eye(2 * batch, dtype=torch.float64)
     rows = []
-    for form, loss in LOSSES.items():
+    for form, loss in (("standard", info_nce), ("as printed", info_nce_printed)):
         for cosine in np.asarray(similarity, dtype=float):
             s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
             # Each pair turns in a plane of its own, so that other pairs stay orthogonal. The part beside it meets no
@@ -76,12 +60,7 @@ def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -
 
 
 def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[Axes]:
-    """Loss on the first axes and pull on the second against the similarity of the positive, a line a form.
-
-    Args:
-        axes: two.
-        curves: as `contrastive_curves` returns.
-    """
+    """Loss and pull of `contrastive_curves` on two axes against the similarity of the positive, a line a form."""
     for ax, column, label in zip(axes, ("loss", "pull"), ("loss (nats)", "pull on the positive"), strict=True):
         for (form, rows), colour, style in zip(curves.groupby("form", sort=False), COLOURS, ("-", "--"), strict=False):
             ax.plot(rows["similarity"], rows[column], style, color=colour, linewidth=1.6, label=str(form))
@@ -93,14 +72,7 @@ def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[A
 
 
 def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
-    """Three principal components of the embeddings of both modalities together, as in figure 7.
-
-    Args:
-        z_sar, z_optical: (N, D), N >= 2, D >= 3; row i of both belongs together.
-
-    Raises:
-        ValueError: embeddings of unequal shape, or too few for three components.
-    """
+    """Three principal components of the embeddings (N >= 2, D >= 3) of both modalities together, as in figure 7."""
     if z_sar.shape != z_optical.shape or z_sar.ndim != 2:
         raise ValueError(
             f"z_sar and z_optical must both be (N, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
@@ -115,16 +87,10 @@ def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
 
 
 def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Sequence[str], title: str = "") -> None:
-    """Two views of an embedding, the first component against the second and the third; a line joins each pair.
-
-    SAR is a circle, optical a square; the axes say which share of the variance a component explains.
+    """First component against second and third on two axes; a line joins each pair, SAR a circle, optical a square.
 
     Args:
-        axes: two.
-        groups: label of each pair, (N,); a colour each, in order of appearance.
-
-    Raises:
-        ValueError: groups of another number than the pairs, or more than there are colours.
+        groups: label of each pair, (N,), at most as many as there are colours; a colour each, in order of appearance.
     """
     names = list(dict.fromkeys(groups))
     if len(groups) != len(projection.sar) or len(names) > len(COLOURS):
@@ -146,10 +112,8 @@ def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Seque
 
 def embedding_legend(figure: Figure, groups: Sequence[str]) -> Legend:
     """What colours and markers of `embedding_panels` mean, below a figure of constrained layout."""
-    handles = [
-        Line2D([], [], linestyle="", color=NEUTRAL, marker=marker, label=name)
-        for marker, name in zip(MARKERS, ("SAR", "optical"), strict=False)
-    ]
+    images = zip(MARKERS, ("SAR", "optical"), strict=False)
+    handles = [Line2D([], [], linestyle="", color=NEUTRAL, marker=m, label=n) for m, n in images]
     names = dict.fromkeys(groups)
     handles += [Line2D([], [], color=c, linewidth=3, label=n) for c, n in zip(COLOURS, names, strict=False)]
     columns = len(handles)
@@ -157,13 +121,7 @@ def embedding_legend(figure: Figure, groups: Sequence[str]) -> Legend:
 
 
 def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px", label: str = "") -> Axes:
-    """Validation scores with and without pretraining: a thin line a seed, a thick one for their mean.
-
-    Args:
-        histories: as `companion.studies.selfsupervision.convergence_histories` returns.
-        score: its column to draw.
-        label: of the vertical axis; the column's name where it is empty.
-    """
+    """A column of `convergence_histories` with and without pretraining: a thin line a seed, a thick one their mean."""
     for (pretrained, rows), colour, marker in zip(histories.groupby("pretrained"), COLOURS, MARKERS, strict=False):
         for _, one in rows.groupby("seed"):
             ax.plot(one["step"], one[score], color=colour, linewidth=0.8, alpha=0.5)
@@ -177,18 +135,14 @@ def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px"
 
 
 def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
-    """Milliseconds of each part of one pass, the first on top, coloured by whether further passes need it again.
-
-    Args:
-        parts: as `companion.studies.cost.measure_parts` returns.
-    """
+    """Milliseconds of each part of `cost.measure_parts`, the first on top; colours for what further passes repeat."""
     times = 1e3 * parts[["seconds", "seconds_low", "seconds_high"]]
     again = (parts["per_pass"] > 0).to_numpy()
     for chosen, colour, label in zip((~again, again), COLOURS, ("computed once", "again in each pass"), strict=False):
         ax.barh(np.flatnonzero(chosen), times["seconds"][chosen], color=colour, height=0.7, label=label)
     error_bars(ax, np.arange(len(parts)), times, "seconds", True, fmt="none", ecolor=NEUTRAL)
-    ax.set(yticks=range(len(parts)), xlabel="ms")
-    ax.set_yticklabels(list(parts.index))
+    ax.set_yticks(range(len(parts)), list(parts.index))
+    ax.set_xlabel("ms")
     ax.invert_yaxis()
     return with_legend(ax)
 
@@ -197,7 +151,7 @@ def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], floa
     """Seconds of Monte Carlo inference against the number of passes, between what sharing allows and none at all.
 
     Args:
-        modes: as `companion.studies.cost.measure_modes` returns, with the one pass with uncertainty.
+        modes: as `cost.measure_modes` returns, with the one pass with uncertainty.
         bound: least ratio to that one pass by the number of passes.
         paper: the paper's ratio for its 20 passes.
     """

@@ -1,13 +1,9 @@
-"""Trainings side by side that differ in one thing each: table 3, data efficiency, transfer, sensitivity (section 4.5).
-
-All are short trainings of a profile (`selfsupervision.study_config`), kept in the run store with what they match, so
-that a study that was stopped goes on where it was.
-"""
+"""Short trainings that differ in one thing each (section 4.5), kept in the run store with their matches; table 3."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,15 @@ from sarmatch.calibration.scores import BINS
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.intervals import crossed_sums
+from sarmatch.evaluation.intervals import (
+    Crossed,
+    crossed,
+    crossed_bootstrap,
+    crossed_sums,
+    intervals,
+    paired_t_test,
+    verdict,
+)
 from sarmatch.evaluation.metrics import mma, rmse
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
@@ -38,25 +42,16 @@ BOTH_TASKS = {"contrastive": True, "rotation": True}
 
 @dataclass(frozen=True)
 class Variant:
-    """What one training of a study changes in the short training of the paper's network.
-
-    Attributes:
-        name: of the row.
-        model, data, training, pretraining: fields of these sections of `Config`; with no tasks there is no pretraining.
-        passes: whether it matches by Monte Carlo passes, whose mutual information is part of its confidence.
-        share: of the training pairs that are labelled; pretraining sees all of them. Contrast over cells learns from
-            their co-registration too, so that only what fine-tuning sees grows with the share.
-        datasets: of the training and validation pairs; empty takes all.
-    """
+    """What one training of a study changes in the short training of the paper's network."""
 
     name: str
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  #: Fields of this section of `Config`, as the next three.
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    pretraining: Mapping[str, Any] = field(default_factory=dict)
-    passes: bool = False
-    share: float = 1.0
-    datasets: tuple[str, ...] = ()
+    pretraining: Mapping[str, Any] = field(default_factory=dict)  #: With no tasks there is no pretraining.
+    passes: bool = False  #: Whether it matches by Monte Carlo passes and has their mutual information as a score.
+    share: float = 1.0  #: Of the training pairs that are labelled; pretraining takes all, and their co-registration.
+    datasets: tuple[str, ...] = ()  #: Of the training and validation pairs; empty takes all.
 
 
 ABLATION = (
@@ -68,11 +63,10 @@ ABLATION = (
     Variant("rotation", pretraining=BOTH_TASKS, passes=True),
 )
 """Rows of table 3 in its order, each with all that the rows before it have, but for the single uncertainties."""
-SHARES = (0.1, 0.25, 0.5, 1.0)
 DATA_EFFICIENCY = tuple(
     Variant(f"{share:.0%} {start}", share=share, pretraining=tasks)
     for start, tasks in (("from scratch", {}), ("pretrained", BOTH_TASKS))
-    for share in SHARES
+    for share in (0.1, 0.25, 0.5, 1.0)
 )
 """Fewer labelled pairs, with and without pretraining on all of them (section 5.3)."""
 TRANSFER = (
@@ -81,13 +75,19 @@ TRANSFER = (
     Variant("ombria, bands as they are", data={"band_mixing": 0.0}, datasets=("ombria",)),
 )
 """Trained on one source, whose optical images are in false colour, and measured on all."""
-SETTINGS = (
-    Variant("group norm"),
-    Variant("batch norm", {"norm": "batch"}),
-)
+SETTINGS = (Variant("group norm"), Variant("batch norm", {"norm": "batch"}))
 """Choices that the paper leaves open and that need a training, one changed at a time."""
 STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, "settings": SETTINGS}
 """What `python -m companion study` runs."""
+PAPER = pd.DataFrame(
+    {
+        "row": ["baseline", "aleatoric", "epistemic", "both", "contrastive", "rotation"],
+        "paper_mma_1px": [0.128, 0.136, 0.132, 0.139, 0.142, 0.145],
+        "paper_ece": [np.nan, 0.13, 0.14, 0.11, 0.10, 0.09],
+        "paper_n_matches": [1156.2, 1198.5, 1180.4, 1225.7, 1256.4, 1298.3],
+    }
+)
+"""Table 3 as printed, MMA as a share."""
 
 
 def studied(config: BookConfig, study: str) -> BookConfig:
@@ -106,31 +106,24 @@ def studied(config: BookConfig, study: str) -> BookConfig:
 
 
 def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Split, runs_dir: str | Path) -> Run:
-    """The finished short training of a variant: loaded, resumed or trained.
-
-    Args:
-        variant: or the name of a row of `ABLATION`.
-    """
+    """The finished short training of a variant, or of a row of `ABLATION` by name: loaded, resumed or trained."""
     if isinstance(variant, str):
         variant = ablation_row(variant)
-    tasks = dict(contrastive=False, rotation=False) | dict(variant.pretraining)
+    tasks = {"contrastive": False, "rotation": False, **variant.pretraining}
     own = study_config(config, seed, tasks, variant.model, variant.data, variant.training)
     return train_or_load(own, runs_dir, "study", labelled(split, variant, seed), unlabelled=split)
 
 
 def ablation_row(name: str) -> Variant:
     """Raises ValueError where `ABLATION` has no such row."""
-    found = [variant for variant in ABLATION if variant.name == name]
-    if not found:
-        raise ValueError(f"no row {name!r} in the ablation; there are {[variant.name for variant in ABLATION]}")
-    return found[0]
+    rows = {variant.name: variant for variant in ABLATION}
+    if name not in rows:
+        raise ValueError(f"no row {name!r} in the ablation; there are {list(rows)}")
+    return rows[name]
 
 
 def labelled(split: Split, variant: Variant, seed: int) -> Split:
-    """The split with only those pairs for training and validation that the variant may learn from.
-
-    Smaller shares of one seed lie within larger ones.
-    """
+    """The split with only the training and validation pairs of a variant; smaller shares of a seed lie in larger."""
     train, validation = split.train, split.validation
     if variant.datasets:
         train, validation = (part.subset(part.index["dataset"].isin(variant.datasets)) for part in (train, validation))
@@ -148,36 +141,46 @@ def study_matches(
     test: Pairs | None = None,
     show_progress: bool = True,
 ) -> pd.DataFrame:
-    """All matches of all variants and seeds of a study under `shift`, with calibrated confidence; resumable.
+    """All matches of all variants and seeds of a study under `shift`; resumable.
 
-    Confidence is fitted on validation pairs of each training by itself. The bar counts trainings with their
-    measurement and says how long the rest will take.
+    Confidence is fitted on validation pairs of each training by itself.
 
     Args:
         test: what to match, at most `studies.test_pairs` of it; None takes the test part.
 
     Returns:
-        one row a match: row, seed, voting (bool: neighbours vote, or each cell by itself), id, dataset, scene,
-        error_px, probability (as the softmax gives it) and confidence (NaN without voting), run.
+        one row a match: row, seed, voting (bool: with local aggregation, or each cell by itself), id, dataset, scene,
+        error_px, probability (of the softmax), confidence (calibrated; NaN without aggregation), run, commit.
     """
-    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
-    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
     _check(config, variants, split)
+    pairs = split.test if test is None else test
+    jobs = [(seed, variant) for seed in config.studies.seeds for variant in variants]  # whole seeds, where stopped
     parts = []
-    for seed, variant in _progress(variants, config.studies.seeds, show_progress):
+    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
+        bar.set_postfix_str(f"{variant.name}, seed {seed}")
         run = study_run(config, variant, seed, split, runs_dir)
-        matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
-        own = labelled(split, variant, seed).calibration
-        validation = matches_or_load(run, matcher, "study validation", own, "shift", fitted)
-        calibrator = fit_calibrator(validation, _scores(run, variant))
-        pairs = split.test if test is None else test
-        voted = matches_or_load(run, matcher, "study", pairs, "shift", measured)
-        per_cell = Matcher(run.net, use_consensus=False)
-        alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
-        for table, voting in ((voted.assign(confidence=calibrator(voted)), True), (alone, False)):
+        known = labelled(split, variant, seed).calibration
+        for voting, table in _run_matches(config, run, variant, known, pairs).items():
             parts.append(table.assign(row=variant.name, seed=seed, voting=voting, run=run.path.name))
     names = ["row", "seed", "voting", "id", "dataset", "scene", "error_px", "probability", "confidence", "run"]
     return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
+
+
+def _run_matches(
+    config: BookConfig, run: Run, variant: Variant, known: Pairs, pairs: Pairs
+) -> dict[bool, pd.DataFrame]:
+    """Matches of one training with local aggregation (True) and without."""
+    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
+    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
+    has = {"logit_probability": True, "aleatoric": run.net.config.uncertainty, "epistemic": variant.passes}
+    scores = tuple(name for name, there in has.items() if there)
+    matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
+    validation = matches_or_load(run, matcher, "study validation", known, "shift", fitted)
+    calibrator = fit_calibrator(validation, scores)
+    aggregated = matches_or_load(run, matcher, "study", pairs, "shift", measured)
+    per_cell = Matcher(run.net, use_consensus=False)
+    alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
+    return {True: aggregated.assign(confidence=calibrator(aggregated)), False: alone}
 
 
 def _check(config: BookConfig, variants: Sequence[Variant], split: Split) -> None:
@@ -192,34 +195,14 @@ def _check(config: BookConfig, variants: Sequence[Variant], split: Split) -> Non
             )
 
 
-def _progress(variants: Sequence[Variant], seeds: Sequence[int], show_progress: bool) -> Iterator[tuple[int, Variant]]:
-    jobs = [(seed, variant) for seed in seeds for variant in variants]  # a study that was stopped has whole seeds
-    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
-        bar.set_postfix_str(f"{variant.name}, seed {seed}")
-        yield seed, variant
-
-
-def _scores(run: Run, variant: Variant) -> tuple[str, ...]:
-    names = ["logit_probability"]
-    if run.net.config.uncertainty:
-        names.append("aleatoric")
-    if variant.passes:
-        names.append("epistemic")
-    return tuple(names)
-
-
 def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """The metrics of section 4.3 for each training and pair.
+    """The metrics of section 4.3 for each training and pair; a pair without a match has an accuracy of 0.
 
     Args:
-        matches: as `study_matches` returns.
-        pairs: that were matched; those without a match count with an accuracy of 0.
+        matches: as `study_matches` returns, of `pairs`; ValueError for those of others.
 
     Returns:
         row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
-
-    Raises:
-        ValueError: matches of other pairs.
     """
     strange = set(matches["id"]) - set(pairs.index["id"])
     if strange:
@@ -240,6 +223,65 @@ def measured_pairs(config: BookConfig, split: Split) -> Pairs:
     return spread(split.test, config.studies.test_pairs)
 
 
+def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean of each metric in each row, with intervals over seeds and scenes.
+
+    Args:
+        scores: one row a training and pair, as `pair_scores` returns, of one way of matching.
+
+    Returns:
+        row, n_seeds, n_pairs, n_scenes, and each metric with its `_low` and `_high`; NaN where no pair has it.
+    """
+    units = {"n_seeds": "seed", "n_pairs": "id", "n_scenes": "scene"}
+    rows: list[dict[str, Any]] = []
+    for name, found in scores.groupby("row", sort=False):
+        counts = {count: found[key].nunique() for count, key in units.items()}
+        rows.append({"row": name} | counts | intervals(found, metrics, crossed_bootstrap))
+    return pd.DataFrame(rows)
+
+
+def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Differences of a metric of which more is better between rows, over the same seeds and pairs.
+
+    The interval resamples seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each pair
+    as independent, which overstates the evidence.
+
+    Args:
+        scores: as for `metrics_table`.
+        steps: (row, the row it is compared with).
+
+    Returns:
+        one row a step: row, against, difference, low, high, verdict (see `intervals.verdict`), relative (the
+        difference over the mean of `against`; NaN where that is zero), t, p.
+
+    Raises:
+        ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
+    """
+    table, known = scores.set_index(["row", "seed", "id"]), set(scores["row"])
+    rows = []
+    for name, against in steps:
+        _check_rows(known, name, against)
+        one, other = (table.loc[wanted].sort_index() for wanted in (name, against))
+        if not one.index.is_unique or not one.index.equals(other.index):
+            raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
+        difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
+        found = crossed_bootstrap(difference, "difference")
+        means = [part.groupby("id")[metric].mean().reset_index() for part in (one, other)]
+        test = paired_t_test(means[0], means[1], metric)
+        row = {"row": name, "against": against} | found.named("difference", "")
+        row["verdict"] = verdict(found.low, found.high, found.n_clusters, difference["seed"].nunique())
+        before = float(other[metric].mean())
+        row["relative"] = found.mean / before if before else np.nan
+        rows.append(row | {"t": float(test.statistic), "p": float(test.pvalue)})
+    return pd.DataFrame(rows)
+
+
+def _check_rows(known: set[str], *wanted: str) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"no row {name!r} among {sorted(known)}")
+
+
 def calibration_score(
     found: pd.DataFrame, score: str, levels: Sequence[Sequence[Any]] | None = None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
@@ -247,11 +289,8 @@ def calibration_score(
 
     Args:
         found: matches with a confidence, as `study_matches` returns.
-        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
-        levels: all seeds and all scenes of a table of several rows, so that each row sees the same draws.
-
-    Raises:
-        ValueError: unknown score.
+        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`; ValueError for others.
+        levels: all seeds and all scenes of a table of several rows, so that each row has the same draws.
     """
     if score not in CALIBRATION:
         raise ValueError(f"score must be among {CALIBRATION}, got {score!r}")
@@ -262,3 +301,36 @@ def calibration_score(
     columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in range(BINS)}
     table = pd.DataFrame({"seed": found["seed"], "scene": found["scene"], "n": 1.0} | columns)
     return crossed_sums(table, [*columns, "n"], levels=levels), lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1]
+
+
+def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
+    """Each score of `CALIBRATION` for each row of `study_matches` that has confidences, with crossed intervals."""
+    rows = []
+    for name, found in matches.dropna(subset=["confidence"]).groupby("row", sort=False):
+        row = {"row": name, "matches": len(found)}
+        for score in CALIBRATION:
+            measured = crossed(*calibration_score(found, score))
+            low, high = measured.interval()
+            row |= {score: measured.value, f"{score}_low": max(low, 0.0), f"{score}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated.
+
+    Returns:
+        one row a step: row, against, difference, low, high, verdict; ValueError for a row that is not in the table.
+    """
+    known = matches.dropna(subset=["confidence"])
+    levels = [sorted(known[factor].unique()) for factor in ("seed", "scene")]
+    found = {name: crossed(*calibration_score(part, score, levels)) for name, part in known.groupby("row", sort=False)}
+    rows = []
+    for name, against in steps:
+        _check_rows(set(found), name, against)
+        one, other = found[name], found[against]
+        n_scenes = min(one.n_second, other.n_second)
+        apart = Crossed(one.value - other.value, one.by_first - other.by_first, one.by_draw - other.by_draw, n_scenes)
+        low, high = apart.interval()
+        rows.append((name, against, apart.value, low, high, verdict(-high, -low, n_scenes, len(levels[0]))))
+    return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])

@@ -1,7 +1,6 @@
 """Every method of the paper's tables over the same pairs, with the same prior and keypoint budget (table 1, figure 9).
 
-One pass over the pairs gives all matches of a method, kept in the run store beside the network that they are compared
-with; accuracy, calibration and registration are computed from them.
+Accuracy, calibration and registration are computed from all matches of a method, which are kept in the run store.
 """
 
 from __future__ import annotations
@@ -15,27 +14,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from companion.baselines import (
-    AkazeMatcher,
-    BriskMatcher,
-    EdgeOrientationMatcher,
-    MutualInformationMatcher,
-    OrbMatcher,
-    PhaseCorrelationMatcher,
-    RiftMatcher,
-    SiftMatcher,
-    TemplateMatcher,
-)
+from companion import baselines
 from companion.baselines.lightglue import Features, LightGlueMatcher, installed
 from companion.cache import cached_table
 from companion.settings import BookConfig
+from companion.studies.calibration import score_table
 from companion.timing import interleave, summary
 from sarmatch.calibration.confidence import fit_calibrator
+from sarmatch.calibration.position_error import CONFIDENT_PX
 from sarmatch.config import EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.metrics import match_errors, pair_record
+from sarmatch.evaluation.intervals import paired_difference, summarise, verdict
+from sarmatch.evaluation.metrics import match_errors, pair_record, registration_success
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.geometry import Search
 from sarmatch.io import commit
@@ -73,7 +65,6 @@ STANDS_FOR: Mapping[str, str] = {
     "DISK + LightGlue": "learned on photographs, with its own weights",
 }
 """What each row is, or what it stands for."""
-
 MISSING: Mapping[str, str] = {
     "SURF (refs. 1, 10)": "patented; the OpenCV packages one can install are built without it",
     "Zhang et al. (ref. 30)": "not run by itself: its attention between features is what the row transformer has; as "
@@ -84,19 +75,45 @@ MISSING: Mapping[str, str] = {
     "of one grid is what our contrastive pretraining does",
 }
 """Systems that the paper names and that have no row, with the reason."""
-
 OFF_THE_SHELF: Mapping[str, Features] = {
     "XFeat + LighterGlue": "xfeat",
     "ALIKED + LightGlue": "aliked",
     "DISK + LightGlue": "disk",
 }
 """Rows that are there only where the packages with their weights are installed."""
+TABLE_1 = pd.DataFrame(
+    [
+        ("SIFT-based", "10", "not stated", "MMA 2.94 % (<2 px), 7.92 % (<3 px), 13.01 % (<4 px); mean error 9.92 px"),
+        ("RIFT", "13", "several multimodal sets", "MMA 8.6 % (<2 px), 25.9 % (<3 px), 53.6 % (<4 px); 2.80 px"),
+        ("pseudo-siamese CNN", "7", "generated patches", "high patch accuracy, no number"),
+        ("CAM-Net + CAMM", "3", "not stated", "repeatability .434; LE 1.96 px; NN mAP .3090; ACE 7.15"),
+        ("three-step CNN", "8", "Sentinel-1/2, urban", "no MMA"),
+        ("MOEFC", "15", "urban and rural pairs", "RMSE .645 px (rural), .489 px (urban)"),
+        ("the paper's own", "", "SEN12MS", "MMA .145 (1 px); aNM 1298.3; ECE .09"),
+    ],
+    columns=["method", "reference", "data", "accuracy as printed"],
+)
+"""Table 1 of the paper."""
+_BESIDE: Mapping[str, tuple[str, str]] = {
+    "SIFT-based": ("SIFT", "its percentages come from distorted photographs (ref. 10)"),
+    "RIFT": ("RIFT", "printed at 2, 3 and 4 px, over image types other than radar too"),
+    "pseudo-siamese CNN": ("pseudo-siamese CNN", "accuracy of yes or no on pairs of patches is no matching accuracy"),
+    "CAM-Net + CAMM": (
+        "co-attention",
+        "repeatability and localisation are of its detector, which has no counterpart",
+    ),
+    "three-step CNN": ("three-step CNN", "nothing printed to compare with"),
+    "MOEFC": ("edge orientations", "RMSE of the matches that were kept, no share of all"),
+    "the paper's own": ("network, cell by cell", "within 1 px; protocol and prior are not stated"),
+}
+CORNER_PX = (1.0, 3.0, 5.0, 10.0)
+"""Corner errors within which an image counts as registered."""
 
 
 def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
     """The rows that need no training but that of `net`, by the names of `STANDS_FOR`.
 
-    Detectors may keep as many keypoints as the others have: one a cell of the grid with a spacing of `STRIDE`.
+    Detectors keep at most one keypoint a cell of the grid, as many as the others have.
 
     Args:
         crop_size: side of the images that are matched, px.
@@ -105,32 +122,28 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
     found: dict[str, CropMatcher] = {
         "network": Matcher(net),
         "network, cell by cell": Matcher(net, use_consensus=False),
-        "oriented gradients": TemplateMatcher(),
-        "edge orientations": EdgeOrientationMatcher(),
-        "mutual information": MutualInformationMatcher(),
-        "phase correlation": PhaseCorrelationMatcher(),
-        "RIFT": RiftMatcher(n),
-        "SIFT": SiftMatcher(n, root=False),
-        "RootSIFT": SiftMatcher(n),
-        "ORB": OrbMatcher(n),
-        "AKAZE": AkazeMatcher(n),
-        "BRISK": BriskMatcher(n),
+        "oriented gradients": baselines.TemplateMatcher(),
+        "edge orientations": baselines.EdgeOrientationMatcher(),
+        "mutual information": baselines.MutualInformationMatcher(),
+        "phase correlation": baselines.PhaseCorrelationMatcher(),
+        "RIFT": baselines.RiftMatcher(n),
+        "SIFT": baselines.SiftMatcher(n, root=False),
+        "RootSIFT": baselines.SiftMatcher(n),
+        "ORB": baselines.OrbMatcher(n),
+        "AKAZE": baselines.AkazeMatcher(n),
+        "BRISK": baselines.BriskMatcher(n),
     }
     return found | {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
 
 
 def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
-    """All rows in the order of `STANDS_FOR`.
-
-    Args:
-        trained: as `learned_baselines.peer_matchers` returns.
-    """
+    """`methods` and those of `learned_baselines.peer_matchers`, in the order of `STANDS_FOR`."""
     found = methods(net, crop_size) | dict(trained)
     return {name: found[name] for name in STANDS_FOR if name in found}
 
 
 def without_packages() -> list[str]:
-    """Rows of `OFF_THE_SHELF` that cannot be had here because their packages are not installed."""
+    """Rows of `OFF_THE_SHELF` whose packages are not installed here."""
     return [name for name, kind in OFF_THE_SHELF.items() if not installed(kind)]
 
 
@@ -142,20 +155,13 @@ def compared_matches(
     search_radius: float | None,
     config: EvaluationConfig,
 ) -> pd.DataFrame:
-    """All matches of a method under `shift`, once; then kept with the run.
-
-    Args:
-        name: of the method, and with the radius of the file.
-        pairs: of which `config.max_pairs` are matched.
+    """All matches of a method under `shift` on `config.max_pairs` of the pairs; kept with the run under its name.
 
     Returns:
         one row a match: id, scene, dataset, x_sar, y_sar, x_optical, y_optical, confidence (as the method gives it),
         error_px, commit.
-
-    Raises:
-        ValueError: a search radius that is not positive.
     """
-    Search(search_radius)  # rejects what makes no sense
+    Search(search_radius)  # raises ValueError where it is not positive
 
     def make() -> pd.DataFrame:
         parts = []
@@ -173,12 +179,7 @@ def compared_matches(
 
 
 def compared_records(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """The records that `sarmatch.evaluate` gives, from the matches of one method.
-
-    Args:
-        matches: as `compared_matches` returns, of these pairs.
-        pairs: that were matched; those without a match have their record too.
-    """
+    """The records that `sarmatch.evaluate` gives, from the `compared_matches` of one method on these pairs."""
     by_pair = dict(list(matches.groupby("id")))
     rows = []
     for pair in spread(pairs, config.max_pairs):
@@ -198,9 +199,7 @@ def _as_matches(table: pd.DataFrame) -> Matches:
 def compare(
     run: Run, matchers: Mapping[str, CropMatcher], split: Split, config: BookConfig, search_radius: float | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All methods on test pairs, and each one's confidence calibrated on validation pairs by itself; resumable.
-
-    The confidence of every method goes through the same steps as ours: logistic regression of its logit, then isotonic.
+    """All methods on test pairs, each one's confidence calibrated like ours on validation pairs by itself; resumable.
 
     Returns:
         records of all methods, as `compared_records`, with columns method and commit; their matches, with columns
@@ -214,9 +213,9 @@ def compare(
         found = compared_matches(run, matcher, name, split.test, search_radius, measured)
         calibrator = fit_calibrator(known.rename(columns={"confidence": "probability"}), ("logit_probability",))
         found = found.rename(columns={"confidence": "probability"})
-        confidence = calibrator(found) if len(found) else np.empty(0)
-        tables.append(found.assign(confidence=confidence, method=name))
-        own = compared_records(found.assign(confidence=confidence), split.test, measured)
+        found["confidence"] = calibrator(found) if len(found) else np.empty(0)
+        tables.append(found.assign(method=name))
+        own = compared_records(found, split.test, measured)
         records.append(own.assign(method=name, commit=found["commit"].iloc[0] if len(found) else commit()))
     return pd.concat(records, ignore_index=True), pd.concat(tables, ignore_index=True)
 
@@ -254,3 +253,92 @@ def seconds_per_pair(
         cv2.setNumThreads(before)
     rows = [{"method": name} | summary(seconds) for name, seconds in measured.items()]
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
+
+
+def ranked(records: pd.DataFrame, metrics: Sequence[str], by: str = "mma_3px") -> pd.DataFrame:
+    """Mean of each metric of each method with intervals over scenes, the best first."""
+    table = summarise(records, ["method"], list(metrics))
+    return table.sort_values(by, ascending=False, kind="stable", ignore_index=True)
+
+
+def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "network") -> pd.DataFrame:
+    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first.
+
+    Returns:
+        against, metric, difference, low, high, n_pairs, n_scenes and `intervals.verdict`.
+    """
+    by_method, rows = dict(list(records.groupby("method", sort=False))), []
+    for name, other in by_method.items():
+        for metric in metrics if name != ours else ():
+            found = paired_difference(by_method[ours], other, metric)
+            row = {"against": name, "metric": metric} | found.named("difference", "")
+            row |= {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters}
+            rows.append(row | {"verdict": verdict(found.low, found.high, found.n_clusters)})
+    return pd.DataFrame(rows).sort_values("difference", kind="stable", ignore_index=True)
+
+
+def leaders(
+    ranking: pd.DataFrame, calibration: pd.DataFrame, registration: pd.DataFrame, ours: str = "network"
+) -> pd.DataFrame:
+    """The best other method by each measure beside ours; those where it is ahead first.
+
+    Args:
+        ranking, calibration, registration: as `ranked`, `calibration_by_method` and `registration_table` return.
+
+    Returns:
+        measure, ours, other, method (which other), ahead (whether the other is).
+    """
+    tables = [table.set_index("method") for table in (ranking, calibration, registration)]
+    accuracy = tables[1]["accuracy"]
+    tables[1] = tables[1][accuracy >= accuracy[ours] / 2]  # a method that is nearly always wrong can have a low ECE
+    measures = [(0, "mma_1px", 1), (0, "mma_3px", 1), (1, "ece", -1), (1, "brier", -1), (1, "auroc", 1)]
+    measures += [(2, f"success_{t:g}px", 1) for t in CORNER_PX[:2]] + [(2, "median_corner_error_px", -1)]
+    rows = []
+    for i, name, sign in measures:
+        column = tables[i][name]
+        others = column[~column.index.str.startswith(ours)].dropna()
+        best = (sign * others).idxmax() if len(others) else None
+        row = {"measure": name, "ours": column[ours], "other": others.get(best, np.nan), "method": best}
+        rows.append(row | {"ahead": best is not None and bool(sign * (others[best] - column[ours]) > 0)})
+    return pd.DataFrame(rows).sort_values("ahead", ascending=False, kind="stable", ignore_index=True)
+
+
+def beside_printed(ranking: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 of the paper beside the MMA of the row that stands for each method; NaN where `ranking` lacks it."""
+    ours = ranking.set_index("method")[["mma_1px", "mma_2px", "mma_3px"]]
+    rows = []
+    for name, printed in zip(TABLE_1["method"], TABLE_1["accuracy as printed"], strict=True):
+        row, remark = _BESIDE[name]
+        measured = ours.reindex([row]).iloc[0].to_dict()
+        rows.append({"method": name, "accuracy as printed": printed, "row": row} | measured | {"remark": remark})
+    return pd.DataFrame(rows)
+
+
+def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
+    """Scores of each method's calibrated confidence within 3 px, with intervals over scenes.
+
+    Returns:
+        method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
+    """
+    parts = []
+    for name, found in matches.groupby("method", sort=False):
+        about = {"method": name, "matches": len(found), "accuracy": (found["error_px"] <= CONFIDENT_PX).mean()}
+        scores = score_table(found, found[["confidence"]], scores=("ece", "brier", "auroc"), n=100)
+        parts.append(pd.DataFrame([about]).join(scores.drop(columns="confidence")))
+    return pd.concat(parts, ignore_index=True)
+
+
+def registration_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Share of pairs whose corners a robust affine map of all matches places within `CORNER_PX`; failures count.
+
+    Returns:
+        method, success_<t>px, failures (pairs without any map), median_corner_error_px (inf where most fail).
+    """
+    rows = []
+    for name, found in records.groupby("method", sort=False):
+        errors = found["corner_error_px"].to_numpy(float)
+        success = {f"success_{t:g}px": share for t, share in registration_success(errors, CORNER_PX).items()}
+        lost = ~np.isfinite(errors)
+        median = float(np.median(np.where(lost, np.inf, errors)))
+        rows.append({"method": name} | success | {"failures": int(lost.sum()), "median_corner_error_px": median})
+    return pd.DataFrame(rows)

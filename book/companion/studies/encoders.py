@@ -1,25 +1,24 @@
-"""What a network is made of: its parts, how a forward pass wires them, and what they cost.
-
-Nothing here knows an encoder by name; figures and tables made from it follow whatever the modules do. Everything works
-on the meta device too, where a network of any width costs neither memory nor time.
-"""
+"""What a network is made of, how a forward pass wires it and what it costs, on the meta device too; what it sees."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sarmatch.config import ModelConfig
-from sarmatch.model import SarOpticalNet
+from sarmatch.geometry import cell_centres
+from sarmatch.model import STRIDE, Descriptors, Encoding, SarOpticalNet
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -31,27 +30,16 @@ CONTAINERS: tuple[type[nn.Module], ...] = (nn.ModuleList,)
 
 @dataclass(frozen=True)
 class Part:
-    """A step of a forward pass: the input, a module that was called, or an output.
+    """A step of a forward pass: the input, a module that was called, or an output."""
 
-    Attributes:
-        name: of the module, as `named_modules` has it; `input`; `output`, or of a named tuple `<type>.<field>`.
-        kind: class of the module; `input` or `output`.
-        sources: names of the parts whose results it takes, in the order in which they ran.
-        shape: of its result, of the first one where there are several.
-        stride: image pixels between neighbouring cells of its result.
-        parameters: number of numbers it learns.
-        kernel: side of its largest convolution or pooling window; 0 where it has none.
-        dilation: largest dilation of its convolutions.
-    """
-
-    name: str
-    kind: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    stride: int
+    name: str  #: Of the module, as `named_modules` has it; `input`; `output`, or of a named tuple `<type>.<field>`.
+    kind: str  #: Class of the module; `input` or `output`.
+    sources: tuple[str, ...]  #: Names of the parts whose results it takes, in the order in which they ran.
+    shape: tuple[int, ...]  #: Of its result, of the first one where there are several.
+    stride: int  #: Image pixels between neighbouring cells of its result.
     parameters: int = 0
-    kernel: int = 0
-    dilation: int = 1
+    kernel: int = 0  #: Side of its largest convolution or pooling window; 0 where it has none.
+    dilation: int = 1  #: Largest of its convolutions.
 
 
 def parts(root: nn.Module, expand: Sequence[type[nn.Module]] = CONTAINERS) -> dict[str, nn.Module]:
@@ -68,15 +56,13 @@ def parts(root: nn.Module, expand: Sequence[type[nn.Module]] = CONTAINERS) -> di
 def trace(
     root: nn.Module, image: Tensor, expand: Sequence[type[nn.Module]] = CONTAINERS, stride: int = 1
 ) -> list[Part]:
-    """Parts of a forward pass in the order in which they ran, and what feeds each of them.
+    """Parts of a forward pass in the order in which they ran, by hooks, and what feeds each, by autograd's graph.
 
-    Hooks see the parts run; the graph that autograd keeps tells where their inputs came from, whatever was done to them
-    on the way (sums, resampling). A part that hands on its input unchanged, as dropout does in evaluation, is left out.
+    A part that hands on its input unchanged, as dropout does in evaluation, is left out.
 
     Args:
         root: a module that returns a tensor or a (named) tuple of tensors.
         image: its only argument, floating point, (B, C, H, W).
-        expand: types of modules to look into.
         stride: of the argument, where it is no image but the result of another part.
     """
     start = image.detach().requires_grad_().clone()
@@ -125,12 +111,12 @@ def _named(outputs: Any) -> dict[str, Any]:
 def _origins(tensors: Iterable[Tensor], owner: Mapping[Any, str]) -> tuple[str, ...]:
     """Owners of the nearest known nodes behind these tensors, in the order of `owner`."""
     waiting = [t.grad_fn for t in tensors]
-    seen, found = set(), set()
+    visited, found = set(), set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if node in owner:
             found.add(owner[node])
         else:
@@ -160,13 +146,7 @@ def _dilation(module: nn.Module) -> int:
 
 
 def count(root: nn.Module, inputs: Sequence[Tensor], expand: Sequence[type[nn.Module]] = CONTAINERS) -> pd.DataFrame:
-    """Parameters and floating point operations of each part in one forward pass.
-
-    FLOP are those of convolutions and matrix products, a multiplication and an addition counted as two. Normalisation,
-    activations, resampling and pooling are not counted.
-
-    Args:
-        inputs: arguments of the forward pass.
+    """Parameters and FLOP of convolutions and matrix products (2 a multiply-add) of each part in one forward pass.
 
     Returns:
         a table indexed by part with integer columns `parameters` and `flops`, parts that have neither left out; the
@@ -193,11 +173,7 @@ def on_meta(config: ModelConfig) -> SarOpticalNet:
 
 
 def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame:
-    """Parameters and operations of the parts of several networks side by side, for one pair of images.
-
-    Args:
-        configs: networks by name.
-        size: side of both images, px.
+    """Parameters and operations of the parts of several networks side by side, for one pair of images of `size` px.
 
     Returns:
         column `part`, then for each name `<name>, M parameters` (millions) and `<name>, GFLOP`; empty where a network
@@ -218,8 +194,111 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
     return table.assign(part=table["part"].str.replace("_encoder.", "."))
 
 
+def receptive_field(
+    encoder: Callable[[Tensor], Encoding], images: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Effective receptive field of the middle cell: how strongly each pixel moves its features (Luo et al. 2016).
+
+    Args:
+        images: (B, C, H, W).
+        generator: of the random direction in feature space, one an image, along which features are differentiated.
+
+    Returns:
+        magnitude of the gradient, mean over images and bands, (H, W), largest value 1.
+    """
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        features = encoder(images).features
+        cell = features[..., features.shape[-2] // 2, features.shape[-1] // 2]
+        direction = torch.randn(cell.shape, generator=generator).to(cell)
+        (gradient,) = torch.autograd.grad((cell * direction).sum(), images)
+    field = gradient.abs().mean(dim=(0, 1))
+    return field / field.max()
+
+
+def field_radius(field: Tensor, share: float = 0.5) -> float:
+    """Radius in px around the centre of the middle cell that holds `share` of a field made by `receptive_field`."""
+    height, width = field.shape
+    centre = cell_centres(height // STRIDE, width // STRIDE, STRIDE)[height // STRIDE // 2, width // STRIDE // 2]
+    distance = (cell_centres(height, width, 1) - centre).norm(dim=-1).flatten()
+    order = distance.argsort()
+    held = field.flatten()[order].double().cumsum(0)
+    return float(distance[order][(held >= share * held[-1]).nonzero()[0, 0]])
+
+
+def mean_field_radius(
+    encoder: Callable[[Tensor], Encoding], images: Tensor, shares: Sequence[float], directions: int = 8
+) -> list[float]:
+    """`field_radius` of each share, mean over seeded random directions in feature space, as one scatters widely."""
+    fields = [receptive_field(encoder, images, torch.Generator().manual_seed(seed)) for seed in range(directions)]
+    return [sum(field_radius(field, share) for field in fields) / directions for share in shares]
+
+
+def place_similarity(sar: Tensor, optical: Tensor) -> tuple[float, float, float]:
+    """Cosine of descriptors of one place in two aligned images, and of places half an image apart on both axes.
+
+    Args:
+        sar, optical: descriptors of any length, (B, D, h, w).
+
+    Returns:
+        mean cosine at the same place, mean cosine elsewhere, and the share of cells where the former is larger.
+    """
+    height, width = sar.shape[-2:]
+    sar, optical = F.normalize(sar, dim=1), F.normalize(optical, dim=1)
+    same = (sar * optical).sum(dim=1)
+    elsewhere = (sar * optical.roll((height // 2, width // 2), (-2, -1))).sum(dim=1)
+    return same.mean().item(), elsewhere.mean().item(), (same > elsewhere).float().mean().item()
+
+
+def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> Tensor:
+    """How far the mean descriptor of each cell lies from that of the middle of the image, over images of white noise.
+
+    Without absolute position in the features, the mean descriptor is the same everywhere.
+
+    Args:
+        describe: an image (1, C, H, W) to its descriptors, of which the coarse ones count.
+        noise: independent images (N, C, H, W), N > 1.
+
+    Returns:
+        (H/4, W/4), in units of the spread of a single descriptor (root of the mean squared distance to the mean) in
+        the middle. Chance gives about 1 / sqrt(N).
+    """
+    with torch.no_grad():
+        descriptors = torch.cat([describe(image[None]).coarse for image in noise])
+    height, width = descriptors.shape[-2:]
+    middle = descriptors[..., height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
+    mean = middle.mean(dim=(0, 2, 3), keepdim=True)
+    spread = (middle - mean).square().sum(dim=1).mean().sqrt()
+    return (descriptors.mean(dim=0) - mean[0]).norm(dim=0) / spread
+
+
+def without_learned_channels(net: SarOpticalNet) -> SarOpticalNet:
+    """A copy of a network with zero for its learned channels; ValueError where it has no oriented gradients.
+
+    Reliability weights and scales stay as they were learned.
+    """
+    if not net.config.oriented_gradients:
+        raise ValueError("without its learned channels nothing is left of a network with oriented_gradients=False")
+    muted = copy.deepcopy(net)
+    for layer in (muted.head.out, muted.sar_encoder.fine.out, muted.optical_encoder.fine.out):
+        layer.requires_grad_(False).weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return muted
+
+
+def border_profile(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of a map (H/4, W/4) over cells equally far from the border, after that distance in px; both (n,)."""
+    height, width = cells.shape
+    rows = torch.minimum(torch.arange(height), torch.arange(height).flip(0))
+    columns = torch.minimum(torch.arange(width), torch.arange(width).flip(0))
+    ring = torch.minimum(rows[:, None], columns[None, :])
+    means = torch.stack([cells[ring == i].mean() for i in range(int(ring.max()) + 1)])
+    return torch.arange(len(means)) * STRIDE + STRIDE / 2, means
+
+
 def source(*objects: Any) -> Markdown:
-    """The code of functions or classes as it runs, for a notebook to show; a method is headed by its full name."""
+    """The code of functions or classes, for a notebook to show; a method is headed by its full name."""
     from IPython.display import Markdown
 
     listings = []

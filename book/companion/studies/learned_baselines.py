@@ -1,7 +1,4 @@
-"""Learned methods to compare with: each trained with the data, crops, steps and rate of our short trainings.
-
-A training is kept as `<runs>/<profile>/peer-<name>-<hash>/` and goes on where it was stopped, as all runs do.
-"""
+"""Learned baselines, each trained with the data, crops, steps and rate of our short trainings."""
 
 from __future__ import annotations
 
@@ -55,18 +52,12 @@ PEERS: Mapping[str, type[PeerNet]] = {
 OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
 """Rows of our own network at the same budget: whether it has oriented gradients."""
 PER_CELL = "network, short, cell by cell"
-"""The row of the last of these where no neighbours vote: what stands beside others that judge each cell by itself."""
+"""The last of these without local aggregation, beside others that judge each cell by itself."""
 
 
 @dataclass(frozen=True)
 class PeerRun:
-    """A finished training of a peer.
-
-    Attributes:
-        path: its folder.
-        loaded: True where it was found in the store.
-        history, provenance: as those of `runs.Run`.
-    """
+    """A finished training of a peer, with the attributes of `sarmatch.training.runs.Run`."""
 
     path: Path
     net: PeerNet
@@ -87,43 +78,17 @@ class Named:
 
 
 def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookConfig:
-    """What every method with a row at equal budget is trained with: `studies.steps` steps from scratch, the last
-    weights kept, the rate falling along a half cosine.
-
-    Args:
-        oriented_gradients: of our own network, which goes without pretraining here.
-    """
-    training = {
-        "validate_every": config.studies.steps,
-        "warmup_steps": config.studies.label_warmup_steps,
-        "cosine": True,
-    }
-    from_scratch = {"contrastive": False, "rotation": False}
-    return study_config(
-        config, config.seed, from_scratch, {"oriented_gradients": oriented_gradients}, training=training
-    )
-
-
-def short_network(
-    config: BookConfig,
-    oriented_gradients: bool,
-    split: Split,
-    runs_dir: str | Path = "runs",
-    show_progress: bool = True,
-) -> Run:
-    """Our own network at the budget of the others: loaded, resumed or trained."""
-    own = peer_config(config, oriented_gradients)
-    return train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
+    """The equal budget: `studies.steps` steps from scratch, the last weights kept, half a cosine of the rate."""
+    steps, warmup = config.studies.steps, config.studies.label_warmup_steps
+    training = {"validate_every": steps, "warmup_steps": warmup, "cosine": True}
+    from_scratch, model = {"contrastive": False, "rotation": False}, {"oriented_gradients": oriented_gradients}
+    return study_config(config, config.seed, from_scratch, model, training=training)
 
 
 def peer_size(config: BookConfig) -> PeerSize:
     """Descriptors as wide as ours, over the same window."""
-    return PeerSize(
-        config.model.sar_channels,
-        config.model.optical_channels,
-        config.model.descriptor_dim,
-        math.ceil(config.training.window_px / STRIDE),
-    )
+    model, radius = config.model, math.ceil(config.training.window_px / STRIDE)
+    return PeerSize(model.sar_channels, model.optical_channels, model.descriptor_dim, radius)
 
 
 class PeerObjective(nn.Module):
@@ -141,15 +106,7 @@ class PeerObjective(nn.Module):
 def train_or_load_peer(
     config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> PeerRun:
-    """The finished training of a peer at `peer_config`: loaded, resumed or trained.
-
-    Args:
-        config: of the profile.
-        name: among `PEERS`.
-
-    Raises:
-        ValueError: no such peer.
-    """
+    """The finished training of one of `PEERS` at `peer_config`, or ValueError: loaded, resumed or trained."""
     if name not in PEERS:
         raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
     own, fingerprint = peer_config(config), split_fingerprint(split)
@@ -170,11 +127,7 @@ def train_or_load_peer(
 
 
 def load_peer(name: str, path: Path) -> PeerNet:
-    """A peer with the weights of its run.
-
-    Raises:
-        ValueError: the weights are of another version of the network.
-    """
+    """A peer with the weights of its run; ValueError where they are of another version of the network."""
     with safe_open(path, framework="pt") as file:
         size = from_dict(PeerSize, json.loads(file.metadata()["model"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -190,16 +143,17 @@ def trained_peers(
     config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> dict[str, Run | PeerRun]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
-    runs: dict[str, Run | PeerRun] = {
-        name: short_network(config, gradients, split, runs_dir, show_progress) for name, gradients in OURS.items()
-    }
+    runs: dict[str, Run | PeerRun] = {}
+    for name, gradients in OURS.items():
+        own = peer_config(config, gradients)
+        runs[name] = train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
     for name in PEERS:
         runs[name] = train_or_load_peer(config, name, split, runs_dir, show_progress)
     return runs
 
 
 def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
-    """What matches with the weights of each training; those of our network without votes are one row more."""
+    """What matches with the weights of each training; our last network is `PER_CELL` too."""
     matchers: dict[str, CropMatcher] = {}
     for name, run in runs.items():
         if isinstance(run, PeerRun):
@@ -214,21 +168,12 @@ def training_table(runs: Mapping[str, Run | PeerRun], config: BookConfig) -> pd.
     """What each training at equal budget cost.
 
     Returns:
-        method, parameters, steps, crops (that its steps saw), seconds, hardware, commit, run.
+        method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run.
     """
     rows = []
     for name, run in runs.items():
         about, steps = run.provenance, int(run.provenance["steps"])
-        rows.append(
-            {
-                "method": name,
-                "parameters": sum(p.numel() for p in run.net.parameters()),
-                "steps": steps,
-                "crops": steps * config.training.batch_size,
-                "seconds": float(about["training_seconds"]),
-                "hardware": about["hardware"],
-                "commit": about["commit"],
-                "run": run.path.name,
-            }
-        )
+        row = {"method": name, "parameters": sum(p.numel() for p in run.net.parameters()), "steps": steps}
+        row |= {"crops": steps * config.training.batch_size, "seconds": float(about["training_seconds"])}
+        rows.append(row | {"hardware": about["hardware"], "commit": about["commit"], "run": run.path.name})
     return pd.DataFrame(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,31 @@ from sarmatch.data.splits import Split
 from sarmatch.training.runs import pretrain_or_load, train_or_load
 
 LEVELS = (0.5, 0.75, 0.9)
-"""Shares of the score that training from scratch reaches in the end, at which times are compared."""
-NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+"""Shares of the best score of training from scratch, at which times are compared."""
 
 
 def study_config(
     config: BookConfig,
     seed: int,
     pretraining: Mapping[str, Any],
-    model: Mapping[str, Any] = NOTHING,
-    data: Mapping[str, Any] = NOTHING,
-    training: Mapping[str, Any] = NOTHING,
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> BookConfig:
     """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
     Args:
         pretraining, model, data, training: fields of these sections that this training has of its own.
     """
-    study = config.studies
-    changed = dict(max_steps=study.pretraining_steps, validate_every=study.pretraining_steps) | dict(pretraining)
-    training = dict(max_steps=study.steps, validate_every=study.validate_every, cosine=False, patience=None) | dict(
-        training
+    study, first = config.studies, config.studies.pretraining_steps
+    rate = {"cosine": False, "patience": None}
+    return config.replace(
+        seed=seed,
+        data={"crop_size": min(study.crop_size, config.data.crop_size)} | dict(data or {}),
+        model={"oriented_gradients": False} | dict(model or {}),
+        pretraining={"max_steps": first, "validate_every": first} | dict(pretraining),
+        training={"max_steps": study.steps, "validate_every": study.validate_every} | rate | dict(training or {}),
     )
-    data = dict(crop_size=min(study.crop_size, config.data.crop_size)) | dict(data)
-    model = dict(oriented_gradients=False) | dict(model)
-    return config.replace(seed=seed, data=data, model=model, pretraining=changed, training=training)
 
 
 def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
@@ -54,7 +53,7 @@ def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path
     parts = []
     for seed in config.studies.seeds:
         for pretrained in (False, True):
-            tasks = dict(contrastive=pretrained, rotation=pretrained)
+            tasks = {"contrastive": pretrained, "rotation": pretrained}
             run = train_or_load(study_config(config, seed, tasks), runs_dir, "study", split)
             rows = run.history.dropna(subset=["mma_3px"])
             parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
@@ -62,14 +61,12 @@ def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path
 
 
 def convergence(histories: pd.DataFrame, score: str = "mma_3px") -> pd.DataFrame:
-    """Steps until a score, with and without pretraining, and their ratio.
+    """Steps to each of `LEVELS` of a validation score, with and without pretraining, and their ratio.
 
-    The score is a share of what the training from scratch of the same seed reached at best. A score that the first
-    validation already exceeds counts as reached there: the steps are then too many.
+    A score that the first validation already exceeds counts as reached there: the steps are then too many.
 
     Args:
         histories: as `convergence_histories` returns.
-        score: name of the validation score.
 
     Returns:
         one row a level and seed: level, seed, score, steps_scratch, steps_pretrained, ratio; a score that was never
@@ -104,8 +101,8 @@ def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) ->
     """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
 
     Returns:
-        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on
-        validation pairs, n_pairs, run.
+        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on validation pairs,
+        n_pairs, run.
     """
     own, steps = config.pretraining.temperature, config.studies.sweep_steps
     forms = [("infonce", "cells", t) for t in config.studies.temperatures]
@@ -113,19 +110,11 @@ def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) ->
     n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
     rows = []
     for form, over, temperature in forms:
-        tasks = dict(
-            contrastive=True,
-            rotation=False,
-            contrastive_form=form,
-            contrast_over=over,
-            temperature=temperature,
-            max_steps=steps,
-            validate_every=steps,
-        )
+        tasks = {"contrastive": True, "rotation": False, "contrastive_form": form, "contrast_over": over}
+        tasks |= {"temperature": temperature, "max_steps": steps, "validate_every": steps}
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
         last = run.history.iloc[-1]
-        row = {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
-        rows.append(
-            {"form": form, "over": over, "temperature": temperature, **row, "n_pairs": n_pairs, "run": run.path.name}
-        )
+        row = {"form": form, "over": over, "temperature": temperature}
+        row |= {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
+        rows.append(row | {"n_pairs": n_pairs, "run": run.path.name})
     return pd.DataFrame(rows)

@@ -1,8 +1,4 @@
-"""How much results depend on choices: labelled pairs, source, split, neighbourhoods, crops, the truth itself.
-
-Trainings are those of `ablation`; the rest changes one thing in how a trained network matches. All is kept in the run
-store.
-"""
+"""How much results depend on choices: labelled pairs, source, split, neighbourhoods, crops, the truth itself."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
@@ -48,22 +44,10 @@ from sarmatch.training.runs import Run
 
 SOURCES: Mapping[str, str] = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
 """Where the images of a dataset come from; one that is not named stands for itself."""
-
-
 SPLITS: tuple[Literal["scene", "patch"], ...] = ("scene", "patch")
-
-
 Position = Literal["whole cells", "3x3 expectation", "fine level"]
-
-
-POSITIONS: tuple[Position, ...] = ("whole cells", "3x3 expectation", "fine level")
+POSITIONS: tuple[Position, ...] = get_args(Position)
 """Where within its cell a match is placed, the coarsest first."""
-
-
-CROP_SHARES = (128 / 208, 160 / 208, 1.0)
-"""Sides of smaller evaluation crops as shares of the profile's."""
-
-
 TRUTHS = {"raw": 0.0, "refined": 1.0, "opposite": -1.0}
 """Truths, and how often each has the estimated residual shift added to the published one."""
 
@@ -80,8 +64,7 @@ def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
-    """The variants whose labelled pairs fill a batch, whose crops fit the patches, and which leave a source out if they
-    learn from one."""
+    """Variants whose labelled pairs fill a batch, whose crops fit, and that leave a source out if they name one."""
     sources = set(split.train.index["dataset"])
     return tuple(
         v
@@ -92,7 +75,7 @@ def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> t
     )
 
 
-def never_seen(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
+def other_datasets(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
     """The pairs of all other datasets, of any part; ValueError where there are none."""
     others = ~pairs.index["dataset"].isin(datasets).to_numpy()
     if not others.any():
@@ -132,11 +115,7 @@ def shared_test_pairs(config: BookConfig, pairs: Pairs) -> Pairs:
 
 
 def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
-    """`pair_scores` of the row `both` trained on either split, on pairs in neither training; rows `split by <split>`.
-
-    Args:
-        pairs: all of them, not yet split.
-    """
+    """`pair_scores` of `both` trained on either split of all pairs, on pairs in neither training, by `split by <s>`."""
     test = spread(shared_test_pairs(config, pairs), config.studies.test_pairs)
     parts = []
     for by in SPLITS:
@@ -148,13 +127,10 @@ def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path, show_prog
 
 
 def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Difference between trainings on the split by patch and by scene; the interval resamples seeds and scenes.
-
-    Args:
-        scores: of `split_leak`, one way of matching.
+    """By patch minus by scene for each value of one way of matching in `split_leak`, with crossed intervals.
 
     Returns:
-        a row a value: by_scene, by_patch, difference, low, high, n_pairs, n_scenes and the verdict of `differences`.
+        value, by_scene, by_patch, difference, low, high, verdict, n_pairs, n_scenes.
     """
     rows = []
     for value in values:
@@ -169,11 +145,7 @@ def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def with_neighbourhoods(net: SarOpticalNet, sides: Sequence[int]) -> SarOpticalNet:
-    """A copy of a network that aggregates over some of its neighbourhoods only, with the scales it has learned.
-
-    Args:
-        sides: some of `net.config.consensus_cells`, beside the cell alone; ValueError for others.
-    """
+    """A copy of a network that aggregates over some of its `consensus_cells` only; ValueError for other sides."""
     known = net.config.consensus_cells
     unknown = sorted(set(sides) - set(known))
     if unknown:
@@ -220,11 +192,10 @@ def _records(
 
 
 class PositionMatcher(Matcher):
-    """The matcher in one pass with its neighbourhoods, whose matches are placed within their cells in three ways.
+    """The matcher in one pass, whose matches stay at whole cells, take the coarse volume's 3x3 expectation, or refine.
 
     Args:
-        position: `whole cells` stops there, `3x3 expectation` takes that over the coarse volume, `fine level` is what
-            the matcher does.
+        position: one of `POSITIONS`; `fine level` is what the matcher does by default.
     """
 
     def __init__(self, net: SarOpticalNet, position: Position) -> None:
@@ -234,7 +205,6 @@ class PositionMatcher(Matcher):
         self.position = position
 
     def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
-        """One deterministic pass; the seed is not used."""
         with torch.no_grad():
             encoded = encode_pair(self.net, images)
         first, second = (image.descriptors for image in encoded)
@@ -251,8 +221,9 @@ def position_records(run: Run, pairs: Pairs, config: EvaluationConfig) -> pd.Dat
 
 
 def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
-    """Sides of crops to compare, px: `CROP_SHARES` of the profile's, as multiples of 16."""
-    rounded = {max(MULTIPLE, round(share * config.crop_size / MULTIPLE) * MULTIPLE) for share in CROP_SHARES}
+    """Sides of crops to compare, px: shares of the profile's, as multiples of 16."""
+    shares = (128 / 208, 160 / 208, 1.0)
+    rounded = {max(MULTIPLE, round(share * config.crop_size / MULTIPLE) * MULTIPLE) for share in shares}
     return tuple(sorted(rounded))
 
 
@@ -282,10 +253,7 @@ def refined_records(
     """Accuracy under `shift` of the same matches against each of `TRUTHS`; once, then kept with the run.
 
     Args:
-        shifts: of these pairs, as `residual_shift_table` returns; only pairs with a reliable one count.
-
-    Returns:
-        one row a pair and truth: the columns of `INDEX_COLUMNS`, truth, mma_<t>px, n_matches, method, commit.
+        shifts: as `residual_shift_table` returns; only pairs with a reliable one count, ValueError without any.
     """
     reliable = shifts[shifts["reliable"]].set_index("id")
     known = pairs.subset(pairs.index["id"].isin(reliable.index).to_numpy())
@@ -315,13 +283,13 @@ def _against_truths(matcher: CropMatcher, pairs: Pairs, shifts: pd.DataFrame, co
 def differences(
     records: pd.DataFrame, label: str, against: str, values: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Differences of values between one row of a comparison and all its others, over the same pairs.
+    """All other rows of a comparison minus the row `against`, over the same pairs; intervals resample scenes.
 
     Args:
-        records: one row a pair and value of `label`, within each group of `by`; each group needs a row `against`.
+        records: one row a pair and value of `label`, within each group of `by`.
 
     Returns:
-        by, label, against, value, difference, low, high (95 %, scenes resampled) and `intervals.verdict`.
+        by, label, against, value, difference, low, high, verdict; ValueError for a group without the row `against`.
     """
     rows = []
     for names, group in records.groupby(list(by), sort=False) if by else [((), records)]:
@@ -337,5 +305,4 @@ def differences(
 
 
 def _difference(found: Interval) -> dict[str, float | str]:
-    said = verdict(found.low, found.high, found.n_clusters)
-    return {"difference": found.mean, "low": found.low, "high": found.high, "verdict": said}
+    return found.named("difference", "") | {"verdict": verdict(found.low, found.high, found.n_clusters)}

@@ -25,7 +25,7 @@ from companion.studies.sensitivity import (
     differences,
     neighbourhood_records,
     neighbourhood_sets,
-    never_seen,
+    other_datasets,
     position_records,
     possible,
     refined_records,
@@ -104,10 +104,10 @@ def test_variants_need_pairs_to_learn_from_and_room_for_their_crops(split) -> No
 
 def test_pairs_that_one_source_never_shows(pairs) -> None:
     mixed = relabelled(pairs, ["ombria", "sen1-2", "sen12ms"])
-    found = never_seen(mixed, ("ombria",)).index
+    found = other_datasets(mixed, ("ombria",)).index
     assert set(found["dataset"]) == {"sen1-2", "sen12ms"} and len(found) == 2 * len(pairs) // 3
     with pytest.raises(ValueError, match=r"all 48 pairs are of \['synthetic'\]"):
-        never_seen(pairs, ("synthetic",))
+        other_datasets(pairs, ("synthetic",))
 
 
 def test_tables_of_each_source_stand_below_each_other() -> None:
