@@ -1,33 +1,25 @@
-"""Fetching public data sets file by file, each file checked against its SHA-256::
-
-    sarmatch data get ombria                              # into data/ombria: 5,064 files, some 200 MB
-    sarmatch data get optical-sar --to path/to/folder     # 100 large scenes
-    sarmatch data check data/ombria
+"""Fetching public data sets file by file, each file checked against its SHA-256; the command `sarmatch data get`.
 
 `registries/NAME.txt` lists a set: its first line names the repository on GitHub and the commit, each further line a
-path and its SHA-256. Files keep the path they have there. Calling again fetches only what is missing or differs, so an
-interrupted download goes on where it stopped.
+path and its SHA-256. Files keep the path they have there.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import pooch
 import requests
 from tqdm import tqdm
 
-from sarmatch.data.sen12 import SEN12
-from sarmatch.data.sen12ms import SEN12MS, sen12ms_cr_layout
+from sarmatch.data.patch_tree import SEN12
+from sarmatch.data.sen12ms import SEN12MS, SEN12MS_CR
 
-HOST = "https://raw.githubusercontent.com"
 REGISTRIES = Path(__file__).parent / "registries"
-BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, sen12ms_cr_layout(cloudy=False))}
+BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, SEN12MS_CR)}
 """Sets that come in archives only: where they are, and the layout the readers expect."""
 
 
@@ -51,9 +43,6 @@ def download(
         workers: files fetched at a time.
         retries: further attempts for each file, after 1, 2, ... seconds.
 
-    Returns:
-        the folder.
-
     Raises:
         ValueError: no set of that name, or one that cannot be fetched file by file: the message says where it is.
         DownloadError: no connection (ends at once), or files that are missing on the server or have another checksum
@@ -65,8 +54,13 @@ def download(
     store.load_registry(checksums)
     for parent in {(folder / file).parent for file in store.registry}:  # here, because pooch's threads would race
         parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(pooch.get_logger()):
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # the progress bar replaces a line a file
+    try:
         failures = _fetch_all(store, name, workers)
+    finally:
+        logger.setLevel(level)
     if failures:
         more = f"\n... and {len(failures) - 10} more" if len(failures) > 10 else ""
         listed = "\n".join(failures[:10])
@@ -94,7 +88,7 @@ def _pinned_url(registry: Path) -> str:
     match = re.fullmatch(r"# GitHub ([\w.-]+/[\w.-]+), commit ([0-9a-f]{40})\s*", line)
     if match is None:
         raise ValueError(f"{registry}: expected a first line '# GitHub owner/name, commit ...', got {line!r}")
-    return f"{HOST}/{match[1]}/{match[2]}"
+    return f"https://raw.githubusercontent.com/{match[1]}/{match[2]}"
 
 
 def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
@@ -116,14 +110,3 @@ def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
     finally:
         pool.shutdown(cancel_futures=True)
     return sorted(failures)
-
-
-@contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without a line a file, which the progress bar replaces."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
