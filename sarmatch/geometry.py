@@ -62,13 +62,10 @@ def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "b
     """Resample an image so that output pixel p shows input position `out_to_in(p)`.
 
     Args:
-        image: (C, H, W) or (B, C, H, W) float.
+        image: (C, H, W) or (B, C, H, W) float; zero outside.
         out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
         size: (height, width) of the result.
         mode: `bilinear`, `bicubic` or `nearest`.
-
-    Returns:
-        the resampled image, zero outside the input; `coverage` has the mask.
     """
     batch = image if image.ndim == 4 else image[None]
     height, width = batch.shape[-2:]

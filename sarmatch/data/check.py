@@ -21,19 +21,13 @@ from sarmatch.data.sen12ms import SEN12MS, SEN12MS_CR, sen12ms
 
 @dataclass(frozen=True)
 class Report:
-    """Findings of `check_data`.
-
-    Attributes:
-        counts: one row a dataset, season and land cover; columns `pairs` and `scenes`.
-        problems: files and rows that are missing or broken, each with its reason.
-        read: number of pairs that were read in full.
-    """
+    """Findings of `check_data`."""
 
     root: Path
     layout: str
-    counts: pd.DataFrame
-    problems: tuple[str, ...]
-    read: int
+    counts: pd.DataFrame  # one row a dataset, season and land cover; columns `pairs` and `scenes`
+    problems: tuple[str, ...]  # files and rows that are missing or broken, each with its reason
+    read: int  # number of pairs that were read in full
 
     @property
     def ok(self) -> bool:

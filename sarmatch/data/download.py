@@ -38,15 +38,14 @@ def download(
 
     Args:
         name: `ombria` or `optical-sar`.
-        root: the folder; default `data/NAME` in the working directory.
+        root: default `data/NAME` in the working directory.
         base_url: address that the paths of the registry follow; default GitHub's files of the pinned commit.
-        workers: files fetched at a time.
         retries: further attempts for each file, after 1, 2, ... seconds.
 
     Raises:
-        ValueError: no set of that name, or one that cannot be fetched file by file: the message says where it is.
-        DownloadError: no connection (ends at once), or files that are missing on the server or have another checksum
-            (after all others were fetched); of these nothing is left in the folder.
+        ValueError: no set of that name, or one that cannot be fetched file by file.
+        DownloadError: no connection, or files that are missing on the server or have another checksum (after all others
+            were fetched); of these nothing is left in the folder.
     """
     checksums = _registry(name)
     folder = Path("data", name) if root is None else Path(root)
@@ -92,7 +91,7 @@ def _pinned_url(registry: Path) -> str:
 
 
 def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
-    """Fetch what is missing or differs, and say which files failed; without a connection nothing more is tried."""
+    """Fetch what is missing or differs, and return which files failed; a lost connection ends it."""
     failures = []
     pool = ThreadPoolExecutor(workers)
     try:

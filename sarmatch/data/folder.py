@@ -24,7 +24,7 @@ def manifest(
     sar_bands: Sequence[int] = (0,),
     optical_bands: Sequence[int] = (0, 1, 2),
 ) -> Pairs:
-    """Pairs of a folder that a CSV describes.
+    """Pairs of a folder that a CSV describes; rows with missing files or a repeated id are left out, as `problems`.
 
     The CSV needs the columns `id`, `sar` and `optical` (paths relative to `root`); it may have `dataset`, `scene`,
     `season`, `land_cover`, `sar_later` (a later SAR image of the same place) and `usable` (0 leaves the row out).
@@ -34,9 +34,6 @@ def manifest(
         datasets: keep only these values of the column `dataset`; empty keeps all.
         optical_bands: zero-based bands in red, green, blue order. The default (0, 1, 2) means red, green and blue of
             every file, which a Sentinel-2 stack of 12 or 13 bands has in (3, 2, 1): so mixed folders work.
-
-    Returns:
-        the pairs; rows with missing files, empty paths or a repeated id are left out and stand in `problems`.
 
     Raises:
         FileNotFoundError: no such folder, or no CSV in it.

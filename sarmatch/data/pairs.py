@@ -71,19 +71,12 @@ def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A sequence of pairs that are read when asked for.
+    """A sequence of pairs that are read when asked for."""
 
-    Attributes:
-        index: one row a pair, at least `INDEX_COLUMNS`; further columns are the reader's own.
-        read: returns the pair of a row of `index`.
-        read_later: returns a later SAR image (1 or 2, H, W) of a row's place, or None.
-        problems: files that were left out when the index was built, each with its reason.
-    """
-
-    index: pd.DataFrame
-    read: Callable[[pd.Series], Pair]
-    read_later: Callable[[pd.Series], Tensor | None] = field(default=lambda row: None)
-    problems: tuple[str, ...] = ()
+    index: pd.DataFrame  # one row a pair, at least `INDEX_COLUMNS`; further columns are the reader's own
+    read: Callable[[pd.Series], Pair]  # of a row of `index`
+    read_later: Callable[[pd.Series], Tensor | None] = field(default=lambda row: None)  # a later SAR image, or None
+    problems: tuple[str, ...] = ()  # files that were left out when the index was built, each with its reason
 
     def __post_init__(self) -> None:
         if missing := set(INDEX_COLUMNS) - set(self.index.columns):

@@ -84,12 +84,7 @@ def open_tree(
     optical_bands: Sequence[int],
     rescan: bool = False,
 ) -> Pairs:
-    """The pairs of a tree, from the stored index if it fits the folders, else from a scan that is then stored.
-
-    Raises:
-        FileNotFoundError: no such folder, or nothing of the layout in it.
-        PairError: no complete pair is left.
-    """
+    """The pairs of a tree, from the stored index if it fits the folders, else from a scan that is then stored."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"data folder {root}: no such folder. {layout.help}")
@@ -138,14 +133,10 @@ def _load_or_scan(root: Path, layout: Layout, rescan: bool) -> pd.DataFrame:
 
 
 def scan(root: Path, layout: Layout, folders: list[Path]) -> pd.DataFrame:
-    """Find, pair and examine all patches.
+    """Find, pair and examine all patches; FileNotFoundError where there is nothing of the layout.
 
     Returns:
-        one row a patch: `INDEX_COLUMNS`, `sar` and `optical` (paths relative to `root`), `usable` (bool) and
-        `problem` (empty where there is none).
-
-    Raises:
-        FileNotFoundError: nothing of the layout in `root`.
+        one row a patch: `INDEX_COLUMNS`, `sar` and `optical` (paths relative to `root`), `usable` (bool), `problem`.
     """
     table = _find(root, layout, folders)
     if table.empty:

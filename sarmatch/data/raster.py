@@ -55,9 +55,8 @@ def read_sar(source: Source, bands: Sequence[int] = (0,)) -> Raster:
         FileNotFoundError: there is no such file.
         PairError: the file is broken, lacks a band, has an unknown encoding, or holds no image (nodata or constant).
     """
-    values, known, transform, crs = _read(source, bands, "SAR image")
-    image, valid = scale_sar(values, bands, known, what=f"SAR image {_name(source)}")
-    return Raster(image, valid, transform, crs)
+    values, known, *grid = _read(source, bands, "SAR image")
+    return Raster(*scale_sar(values, bands, known, what=f"SAR image {_name(source)}"), *grid)
 
 
 def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
@@ -65,9 +64,8 @@ def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
 
     `bands=None` takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
     """
-    values, known, transform, crs = _read(source, bands, "optical image")
-    image, valid = scale_optical(values, known, what=f"optical image {_name(source)}")
-    return Raster(image, valid, transform, crs)
+    values, known, *grid = _read(source, bands, "optical image")
+    return Raster(*scale_optical(values, known, what=f"optical image {_name(source)}"), *grid)
 
 
 def read_pair(
@@ -159,11 +157,8 @@ def scale_optical(
 ) -> tuple[Tensor, Tensor]:
     """Scale optical values (C, H, W) in 8 bits, reflectance x 10,000 or [0, 1] to [0, 1]; image float32 and valid bool.
 
-    Integers above 8 bits, and floating point whose maximum exceeds 100, are reflectance times 10,000; there, 0 in all
-    bands is Sentinel-2's nodata.
-
-    Raises:
-        PairError: other dtype or value range, no valid pixel, or constant.
+    Integers of 16 bits, where 0 in all bands is nodata, and floating point above 100 are reflectance times 10,000.
+    Errors as of `scale_sar`.
     """
     integer = values.dtype in (np.uint16, np.int16)
     if integer:

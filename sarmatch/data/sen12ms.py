@@ -72,9 +72,9 @@ def sen12ms(
 ) -> Pairs:
     """Pairs of a SEN12MS tree (layout and source: see this module), or of any part of it.
 
-    The first call opens every file (a pool of threads; minutes to an hour for all) and stores an index as parquet;
-    later calls load it in seconds and scan again only if a folder changed. Patches with a missing, corrupt or
-    unexpected s1 or s2 file are left out and stand in `problems`; a bad lc file leaves the land cover empty.
+    The first call opens every file (up to an hour) and stores an index; later calls scan again only if a folder
+    changed. Patches with a missing, corrupt or unexpected s1 or s2 file are left out and stand in `problems`; a bad lc
+    file leaves the land cover empty.
 
     Args:
         sar_bands: of VV (0) and VH (1).
