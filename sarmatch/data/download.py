@@ -24,7 +24,7 @@ BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, SEN12MS_CR
 
 
 class DownloadError(OSError):
-    """Files could not be fetched; the message names them, says why, and that the same call goes on."""
+    """Files could not be fetched; the same call goes on."""
 
 
 def download(
@@ -61,17 +61,16 @@ def download(
     finally:
         logger.setLevel(level)
     if failures:
-        more = f"\n... and {len(failures) - 10} more" if len(failures) > 10 else ""
-        listed = "\n".join(failures[:10])
+        listed = "\n".join([*failures[:10], *([f"... and {len(failures) - 10} more"] if len(failures) > 10 else [])])
         raise DownloadError(
             f"{name}: {len(failures)} of {len(store.registry)} files could not be fetched; the others are in {folder}. "
-            f"The same call tries these again:\n{listed}{more}"
+            f"The same call tries these again:\n{listed}"
         )
     return folder
 
 
 def _registry(name: str) -> Path:
-    """The list of a set's files; a set that has none is an error that says what to do instead."""
+    """The list of a set's files; a set without one is a ValueError with the remedy."""
     if name in BY_HAND:
         raise ValueError(f"{name} cannot be fetched file by file, its archives have to be unpacked. {BY_HAND[name]}")
     paths = {path.stem: path for path in REGISTRIES.glob("*.txt")}

@@ -129,10 +129,9 @@ def render(
     """Render one pair of `size` px (at least 32) with the maps of its nuisances.
 
     Args:
-        seed: of geometry and noise.
-        scene_seed: of season, land cover, colours and backscatter; default `seed`.
+        scene_seed: of season, land cover, colours and backscatter, as `seed` of geometry and noise; default `seed`.
         season: one of `synthetic_scene.SEASONS` instead of the scene's own; only the colours of vegetation change.
-        acquisition: number of the SAR acquisition; each has speckle and moisture of its own.
+        acquisition: of SAR; each has speckle and moisture of its own.
     """
     _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
