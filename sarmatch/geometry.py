@@ -17,8 +17,7 @@ from torch import Tensor
 
 def cell_centres(height: int, width: int, stride: int, device: torch.device | str | None = None) -> Tensor:
     """Pixel coordinates (x, y) of the centres of a (height, width) grid of cells, (height, width, 2) float32."""
-    y = torch.arange(height, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
-    x = torch.arange(width, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
+    y, x = (torch.arange(n, dtype=torch.float32, device=device) * stride + (stride - 1) / 2 for n in (height, width))
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([grid_x, grid_y], dim=-1)
 
@@ -29,11 +28,7 @@ def translation(x: float, y: float) -> Tensor:
 
 
 def central_corner(size: tuple[int, int], side: int, name: str = "image") -> tuple[int, int]:
-    """Top-left pixel (x, y) of the central square window of `side` px in an image of (height, width).
-
-    Raises:
-        ValueError: the image, which the message calls `name`, is smaller than the window.
-    """
+    """Top-left pixel (x, y) of the central window of `side` px in an image of (height, width); `name` is for errors."""
     height, width = size
     if min(size) < side:
         raise ValueError(
@@ -67,13 +62,10 @@ def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "b
     """Resample an image so that output pixel p shows input position `out_to_in(p)`.
 
     Args:
-        image: (C, H, W) or (B, C, H, W) float.
+        image: (C, H, W) or (B, C, H, W) float; zero outside.
         out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
         size: (height, width) of the result.
         mode: `bilinear`, `bicubic` or `nearest`.
-
-    Returns:
-        the resampled image, zero where the position lies outside the input; use `coverage` for the mask.
     """
     batch = image if image.ndim == 4 else image[None]
     height, width = batch.shape[-2:]
@@ -110,20 +102,11 @@ def inside(xy: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Search:
-    """Where the counterpart of a SAR pixel may lie.
+    """Where the counterpart of a SAR pixel may lie; a value out of range is a ValueError."""
 
-    Attributes:
-        radius: greatest distance of a match from the same pixel position, px; None searches the whole image.
-        max_rotation_deg: how far the optical image may be turned against the SAR image, degrees in [0, 180].
-        scale_range: smallest and largest scale of the optical image against the SAR image.
-
-    Raises:
-        ValueError: a value out of range; the message names the argument of `Matcher.match`.
-    """
-
-    radius: float | None
-    max_rotation_deg: float = 0.0
-    scale_range: tuple[float, float] = (1.0, 1.0)
+    radius: float | None  # greatest distance from the same pixel position, px; None searches the whole image
+    max_rotation_deg: float = 0.0  # of the optical image against the SAR image, in [0, 180]
+    scale_range: tuple[float, float] = (1.0, 1.0)  # of the optical image against the SAR image
 
     def __post_init__(self) -> None:
         if self.radius is not None and not 0 < self.radius < math.inf:

@@ -11,29 +11,17 @@ from torch import Tensor
 from sarmatch.matching.matches import Matches
 
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494")
-"""Seaborn's colour-blind palette without its palest colours, told apart on white and on black."""
-
-
-ERROR_LIMITS_PX = (1.0, 3.0)
-"""Limits between good, fair and wrong matches in drawings, px."""
-
-
-ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")
-"""Colours of the three, told apart by everyone on a grey or coloured image."""
-
-
+"""Seaborn's colour-blind palette without its palest colours, distinct on white and on black."""
+ERROR_LIMITS_PX = (1.0, 3.0)  # between good, fair and wrong matches in drawings
+ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")  # of the three, on a grey or coloured image
 NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
 
 
 def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
-    """An image for the eye: its first or first three channels, 1st to 99th percentile of valid pixels to [0, 1].
-
-    Args:
-        image: (C, H, W) float.
-        valid: (H, W) bool; None takes all pixels.
+    """An image (C, H, W) for display: 1st to 99th percentile of its valid pixels (H, W) stretched to [0, 1].
 
     Returns:
-        (H, W) for fewer than three channels, else (H, W, 3); invalid pixels are 1 (white).
+        (H, W) of the first channel, or (H, W, 3) of three or more channels; invalid pixels are 1 (white).
     """
     channels = 3 if image.shape[0] >= 3 else 1
     values = image[:channels].permute(1, 2, 0).numpy().astype(np.float64)
@@ -45,20 +33,10 @@ def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
 
 
 def show_image(ax: Axes, image: Tensor, valid: Tensor | None = None, title: str = "") -> Axes:
-    """One image without ticks, stretched as `display_range` does; `image` (C, H, W), `valid` (H, W) or None."""
+    """One image without ticks, stretched as `display_range` does."""
     ax.imshow(display_range(image, valid), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
     return neutral(ax)
-
-
-def show_sar(ax: Axes, sar: Tensor, title: str = "SAR") -> Axes:
-    """The first band of a SAR image (C, H, W) in grey."""
-    return show_image(ax, sar[:1], title=title)
-
-
-def show_optical(ax: Axes, optical: Tensor, title: str = "optical") -> Axes:
-    """The first three bands of an optical image (C, H, W) as red, green and blue; one band in grey."""
-    return show_image(ax, optical, title=title)
 
 
 def draw_matches(
@@ -70,14 +48,12 @@ def draw_matches(
     max_lines: int = 60,
     gap: int = 12,
 ) -> Axes:
-    """SAR and optical image side by side, with a line a match.
+    """SAR and optical image (C, H, W) side by side, `gap` px apart, with a line a match.
 
     Args:
-        sar, optical: (C, H, W) float.
-        errors: (N,) px; lines take the `ERROR_COLOURS`, and the legend says which share of all matches lies between
-            which `ERROR_LIMITS_PX`. None colours them by confidence.
-        max_lines: of more matches an even sample in the order given is drawn, neither the best nor the worst.
-        gap: px between the images.
+        errors: (N,) px; colours the lines by `ERROR_LIMITS_PX`, with the shares of all matches in the legend. None
+            colours them by confidence.
+        max_lines: of more matches an even sample in the order given is drawn.
     """
     offset = sar.shape[-1] + gap
     for image, left in ((sar, 0), (optical, offset)):
@@ -109,12 +85,8 @@ def _error_handles(errors: np.ndarray) -> list[Line2D]:
 
 
 def checkerboard(ax: Axes, sar: Tensor, optical_warped: Tensor, tiles: int = 8) -> Axes:
-    """SAR and the optical image resampled onto it, in alternating tiles: edges run on where registration is right.
-
-    Args:
-        sar, optical_warped: (C, H, W) and (C', H, W) float of the same size.
-        tiles: number of tiles along the longer side.
-    """
+    """SAR and the optical image resampled onto it (both (C, H, W)), in alternating tiles, `tiles` along the longer
+    side: edges run on where registration is right."""
     if sar.shape[-2:] != optical_warped.shape[-2:]:
         raise ValueError(
             f"checkerboard needs images of one size, got {tuple(sar.shape)} and {tuple(optical_warped.shape)}; "

@@ -1,4 +1,4 @@
-"""The bundled pair and its command; what is asked of the shipped weights is far below what they reach."""
+"""The bundled pair and its command; the limits for the shipped weights are far below their results."""
 
 from __future__ import annotations
 

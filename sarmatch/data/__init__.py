@@ -1,39 +1,26 @@
-"""Data: one contract for co-registered SAR-optical pairs, and readers that fulfil it.
-
-`open_pairs` is the door: it chooses the reader by the config. A reader returns `Pairs`: an index table with one row a
-pair, and the pairs themselves, read when asked for.
-"""
+"""One contract for co-registered SAR-optical pairs (`Pairs`), and readers that fulfil it; start at `open_pairs`."""
 
 from __future__ import annotations
 
 from sarmatch.config import DataConfig
-from sarmatch.data.check import Report, check_data, open_folder, recognise
-from sarmatch.data.download import DownloadError, download
+from sarmatch.data.check import check_data, open_folder, recognise
+from sarmatch.data.download import DownloadError
 from sarmatch.data.folder import manifest
-from sarmatch.data.ombria import ombria
 from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
-from sarmatch.data.raster import Raster, read_optical, read_pair, read_sar, scale_optical, scale_sar
-from sarmatch.data.sen12 import sen12
-from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
-from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs, split_table
+from sarmatch.data.raster import read_optical, read_pair, read_sar, scale_optical, scale_sar
+from sarmatch.data.splits import Split, leakage, split_by_patch, split_by_scene, split_pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render, render_pair, synthetic_pairs
 
 __all__ = [
-    "INDEX_COLUMNS", "AbsentDatasetError", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Raster",
-    "Rendering", "Report", "Split", "check_data", "download", "leakage",
-    "manifest", "ombria", "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar", "recognise", "render",
-    "render_pair", "scale_optical", "scale_sar", "sen12", "sen12ms", "sen12ms_cr", "split_by_patch", "split_by_scene",
-    "split_pairs", "split_table", "synthetic_pairs",
+    "INDEX_COLUMNS", "AbsentDatasetError", "DownloadError", "Nuisance", "Pair", "PairError", "Pairs", "Rendering",
+    "Split", "check_data", "leakage", "manifest", "open_folder", "open_pairs", "read_optical", "read_pair", "read_sar",
+    "recognise", "render", "render_pair", "scale_optical", "scale_sar", "split_by_patch", "split_by_scene",
+    "split_pairs", "synthetic_pairs",
 ]  # fmt: skip
 
 
 def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
-    """The pairs that a config names.
-
-    Args:
-        config: `source` is `synthetic`, `manifest` (a folder with a CSV, or OMBRIA's own layout, which needs none), or
-            `sen12ms` (a tree of SEN12MS, SEN12MS-CR or SEN1-2).
-        seed: of generated pairs.
+    """The pairs that a config names; `seed` is that of generated pairs.
 
     Raises:
         ValueError: no `root` for real data.

@@ -1,7 +1,4 @@
-"""What a data folder holds: its layout, its pairs, and what is broken in it::
-
-sarmatch data check data/ombria      # exits with 1 if anything is broken, with 2 if the layout is unknown
-"""
+"""What a data folder holds: its layout, its pairs, and what is broken in it; the command `sarmatch data check`."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,39 +15,23 @@ from tqdm import tqdm
 from sarmatch.data.folder import manifest
 from sarmatch.data.ombria import is_ombria, ombria
 from sarmatch.data.pairs import AbsentDatasetError, PairError, Pairs
-from sarmatch.data.raster import RED_GREEN_BLUE
-from sarmatch.data.roi_tree import scene_folders
-from sarmatch.data.sen12 import sen12
-from sarmatch.data.sen12ms import sen12ms, sen12ms_cr
-
-EXPECTED = (
-    "looked for manifest.csv (columns id, sar, optical), for OMBRIA "
-    "(OmbriaS1/train/BEFORE/S1_before_0001.png, 2021/ALBANIA/...), for SEN12MS or SEN12MS-CR "
-    "(ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif, ROIs1158_spring_s1/s1_1/...) and for SEN1-2 (the same as .png)"
-)
+from sarmatch.data.patch_tree import scene_folders, sen12
+from sarmatch.data.sen12ms import SEN12MS, SEN12MS_CR, sen12ms
 
 
 @dataclass(frozen=True)
 class Report:
-    """Findings of `check_data`.
-
-    Attributes:
-        root: the folder.
-        layout: `manifest`, `ombria`, `sen12ms`, `sen12ms-cr` or `sen1-2`.
-        counts: one row a dataset, season and land cover; columns `pairs` and `scenes`.
-        problems: files and rows that are missing or broken, each with its reason.
-        read: number of pairs that were read in full.
-    """
+    """Findings of `check_data`."""
 
     root: Path
     layout: str
-    counts: pd.DataFrame
-    problems: tuple[str, ...]
-    read: int
+    counts: pd.DataFrame  # one row a dataset, season and land cover; columns `pairs` and `scenes`
+    problems: tuple[str, ...]  # files and rows that are missing or broken, each with its reason
+    read: int  # number of pairs that were read in full
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is broken; the exit status of the command."""
+        """Whether nothing is broken."""
         return not self.problems
 
     def __str__(self) -> str:
@@ -82,7 +64,12 @@ def recognise(root: str | Path) -> str:
         if suffixes & {".tif", ".png"}:
             return "sen12ms" if ".tif" in suffixes else "sen1-2"
     found = sorted(path.name for path in root.iterdir())[:5]
-    raise FileNotFoundError(f"{root}: no known layout; {EXPECTED}; found {found or 'an empty folder'}")
+    raise FileNotFoundError(
+        f"{root}: no known layout; looked for manifest.csv (columns id, sar, optical), for OMBRIA "
+        "(OmbriaS1/train/BEFORE/S1_before_0001.png, 2021/ALBANIA/...), for SEN12MS or SEN12MS-CR "
+        "(ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif, ROIs1158_spring_s1/s1_1/...) and for SEN1-2 (the same as "
+        f".png); found {found or 'an empty folder'}"
+    )
 
 
 def open_folder(
@@ -96,9 +83,8 @@ def open_folder(
     """The pairs of a folder of any known layout; see the readers.
 
     Args:
-        root: the folder.
-        datasets: which to keep of those that a manifest names; empty keeps all. Of OMBRIA's own layout the others can
-            not be had: a warning says so.
+        datasets: which to keep of those that a manifest names; empty keeps all. OMBRIA's own layout holds ombria
+            alone: asking for others besides warns.
         optical_bands: None is red, green, blue.
         rescan: ignore a stored index of the SEN12MS family.
 
@@ -106,42 +92,31 @@ def open_folder(
         FileNotFoundError, AbsentDatasetError, PairError: as `recognise` and the readers.
     """
     layout = recognise(root)
+    bands: dict[str, Any] = {"sar_bands": sar_bands}
+    if optical_bands is not None:
+        bands["optical_bands"] = optical_bands
     if layout == "manifest":
-        rgb = (0, 1, 2) if optical_bands is None else optical_bands
-        return manifest(root, datasets=datasets, sar_bands=sar_bands, optical_bands=rgb)
+        return manifest(root, datasets=datasets, **bands)
     if layout == "ombria":
-        rgb = (0, 1, 2) if optical_bands is None else optical_bands
-        _warn_of_absent(root, datasets)
-        return ombria(root, sar_bands=sar_bands, optical_bands=rgb)
+        if datasets and "ombria" not in datasets:
+            raise AbsentDatasetError(
+                f"datasets: {list(datasets)} expected, but {root} holds ombria alone; give another folder"
+            )
+        if absent := [name for name in datasets if name != "ombria"]:
+            warnings.warn(f"{root} holds ombria alone; going on without {', '.join(absent)}", stacklevel=3)
+        return ombria(root, **bands)
     if layout == "sen1-2":
         return sen12(root, rescan=rescan)
-    reader = sen12ms if layout == "sen12ms" else sen12ms_cr
-    rgb = RED_GREEN_BLUE if optical_bands is None else optical_bands
-    return reader(root, sar_bands=sar_bands, optical_bands=rgb, rescan=rescan)
+    return sen12ms(root, rescan=rescan, layout=SEN12MS if layout == "sen12ms" else SEN12MS_CR, **bands)
 
 
-def _warn_of_absent(root: str | Path, datasets: Sequence[str]) -> None:
-    """The profile on several data sets runs on OMBRIA alone as well, but not silently."""
-    if datasets and "ombria" not in datasets:
-        raise AbsentDatasetError(
-            f"datasets: {list(datasets)} expected, but {root} holds ombria alone; give another folder"
-        )
-    if absent := [name for name in datasets if name != "ombria"]:
-        warnings.warn(f"{root} holds ombria alone; going on without {', '.join(absent)}", stacklevel=4)
-
-
-def check_data(root: str | Path, max_read: int = 2000, rescan: bool = True) -> Report:
-    """Recognise a folder, count its pairs and read a part of them.
-
-    Args:
-        root: the folder.
-        max_read: pairs to read in full, evenly spaced over the index.
-        rescan: examine all files of the SEN12MS family again, rather than trust a stored index.
+def check_data(root: str | Path, max_read: int = 2000) -> Report:
+    """Recognise a folder, count its pairs and read `max_read` of them in full, evenly spaced over the index.
 
     Raises:
         FileNotFoundError, PairError: as `open_folder`: there is nothing to check.
     """
-    pairs = open_folder(root, rescan=rescan)
+    pairs = open_folder(root, rescan=True)
     rows = np.unique(np.linspace(0, len(pairs) - 1, min(max_read, len(pairs))).round().astype(int))
     broken = []
     for i in tqdm(rows, "read", unit="pair", disable=None):

@@ -1,9 +1,8 @@
-"""Training crops with a known relative transform, and their radiometry (section 4.2; design point 8).
+"""Training crops with a known relative transform, and their radiometry (section 4.2).
 
-All public pairs are co-registered, and a padded convolution can encode absolute position: with an identity truth a
-network can "match" without looking. So both images of a sample are cut from the pair by different affine maps.
-Every sample is a function of (seed, epoch, position), never of what was drawn before: a resumed run, another number
-of loader processes and another number of devices all see the same samples.
+Public pairs are co-registered, and a padded convolution can encode absolute position: with an identity truth a network
+can match without content. So both images of a sample are cut from the pair by different affine maps. A sample is a
+function of (seed, epoch, position) alone: a resumed run and any number of loaders and devices get the same samples.
 """
 
 from __future__ import annotations
@@ -29,10 +28,6 @@ from sarmatch.geometry import (
     warp,
 )
 
-HAZE_CELLS = 4
-"""Nodes a side of the smooth field of artificial haze: it is wide against what a descriptor sees."""
-
-
 HAZE_BRIGHTNESS = 0.9
 
 
@@ -47,14 +42,7 @@ class Sample(TypedDict):
 
 
 class TrainingCrops(Dataset[Sample]):
-    """Random crops of pairs.
-
-    Args:
-        pairs: co-registered pairs, at least `config.crop_size` px a side.
-        config: crop size, geometry and radiometry.
-        seed: with the epoch and the position it determines a sample.
-        cache: keep decoded pairs in memory; worth it for a few thousand patches.
-    """
+    """Random crops of pairs of at least `config.crop_size` px a side; `cache` keeps decoded pairs in memory."""
 
     def __init__(self, pairs: Pairs, config: DataConfig, seed: int, cache: bool = False) -> None:
         self.pairs, self.config, self.seed = pairs, config, seed
@@ -93,8 +81,8 @@ def random_maps(size: tuple[int, int], config: DataConfig, rng: np.random.Genera
     """Affine maps from the SAR crop and from the optical crop to the pair, two (3, 3) float64 in px.
 
     Both share a rotation, a mirror and a centre; the optical crop is further shifted, turned and scaled. Maps are drawn
-    again until both crops lie inside the pair, so no border is invented; where that fails, the SAR crop is a plain
-    window at the centre and the shift is what the pair leaves room for.
+    again until both crops lie inside the pair; where that fails, the SAR crop is a plain window at the centre and the
+    shift is what the pair leaves room for.
     """
     height, width = size
     crop = config.crop_size
@@ -152,7 +140,7 @@ def optical_radiometry(optical: Tensor, config: DataConfig, rng: np.random.Gener
 def haze(optical: Tensor, density: float, rng: np.random.Generator) -> Tensor:
     """Veil an image (C, H, W) in [0, 1] with bright haze whose opacity varies smoothly between 0 and `density`."""
     size = optical.shape[-2:]
-    coarse = torch.from_numpy(rng.random((1, 1, HAZE_CELLS, HAZE_CELLS), dtype=np.float32))
+    coarse = torch.from_numpy(rng.random((1, 1, 4, 4), dtype=np.float32))  # wide against a descriptor's window
     field = F.interpolate(coarse, size, mode="bicubic", align_corners=True)[0]
     low, high = field.min(), field.max()
     opacity = density * (field - low) / (high - low).clamp(min=1e-6)
@@ -178,14 +166,11 @@ def _noise(image: Tensor, std: float, rng: np.random.Generator) -> Tensor:
 
 
 class EvaluationCrops(NamedTuple):
-    """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px.
-
-    `search` is what a method may know beforehand, how far the protocol turns and scales; its radius is the caller's.
-    """
+    """Two crops of a pair and the truth between them; images (C, c, c), masks (c, c), affine (3, 3) in px."""
 
     sar: Tensor
     optical: Tensor
     sar_valid: Tensor
     optical_valid: Tensor
     A_sar_to_optical: Tensor
-    search: Search = Search(None)
+    search: Search = Search(None)  # how far the protocol turns and scales; its radius is the caller's

@@ -1,38 +1,30 @@
-"""Fetching public data sets file by file, each file checked against its SHA-256::
-
-    sarmatch data get ombria                              # into data/ombria: 5,064 files, some 200 MB
-    sarmatch data get optical-sar --to path/to/folder     # 100 large scenes
-    sarmatch data check data/ombria
+"""Fetching public data sets file by file, each file checked against its SHA-256; the command `sarmatch data get`.
 
 `registries/NAME.txt` lists a set: its first line names the repository on GitHub and the commit, each further line a
-path and its SHA-256. Files keep the path they have there. Calling again fetches only what is missing or differs, so an
-interrupted download goes on where it stopped.
+path and its SHA-256. Files keep the path they have there.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import pooch
 import requests
 from tqdm import tqdm
 
-from sarmatch.data.sen12 import SEN12
-from sarmatch.data.sen12ms import SEN12MS, sen12ms_cr_layout
+from sarmatch.data.patch_tree import SEN12
+from sarmatch.data.sen12ms import SEN12MS, SEN12MS_CR
 
-HOST = "https://raw.githubusercontent.com"
 REGISTRIES = Path(__file__).parent / "registries"
-BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, sen12ms_cr_layout(cloudy=False))}
+BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, SEN12MS_CR)}
 """Sets that come in archives only: where they are, and the layout the readers expect."""
 
 
 class DownloadError(OSError):
-    """Files could not be fetched; the message names them, says why, and that the same call goes on."""
+    """Files could not be fetched; the same call goes on."""
 
 
 def download(
@@ -46,18 +38,14 @@ def download(
 
     Args:
         name: `ombria` or `optical-sar`.
-        root: the folder; default `data/NAME` in the working directory.
+        root: default `data/NAME` in the working directory.
         base_url: address that the paths of the registry follow; default GitHub's files of the pinned commit.
-        workers: files fetched at a time.
         retries: further attempts for each file, after 1, 2, ... seconds.
 
-    Returns:
-        the folder.
-
     Raises:
-        ValueError: no set of that name, or one that cannot be fetched file by file: the message says where it is.
-        DownloadError: no connection (ends at once), or files that are missing on the server or have another checksum
-            (after all others were fetched); of these nothing is left in the folder.
+        ValueError: no set of that name, or one that cannot be fetched file by file.
+        DownloadError: no connection, or files that are missing on the server or have another checksum (after all others
+            were fetched); of these nothing is left in the folder.
     """
     checksums = _registry(name)
     folder = Path("data", name) if root is None else Path(root)
@@ -65,20 +53,24 @@ def download(
     store.load_registry(checksums)
     for parent in {(folder / file).parent for file in store.registry}:  # here, because pooch's threads would race
         parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(pooch.get_logger()):
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # the progress bar replaces a line a file
+    try:
         failures = _fetch_all(store, name, workers)
+    finally:
+        logger.setLevel(level)
     if failures:
-        more = f"\n... and {len(failures) - 10} more" if len(failures) > 10 else ""
-        listed = "\n".join(failures[:10])
+        listed = "\n".join([*failures[:10], *([f"... and {len(failures) - 10} more"] if len(failures) > 10 else [])])
         raise DownloadError(
             f"{name}: {len(failures)} of {len(store.registry)} files could not be fetched; the others are in {folder}. "
-            f"The same call tries these again:\n{listed}{more}"
+            f"The same call tries these again:\n{listed}"
         )
     return folder
 
 
 def _registry(name: str) -> Path:
-    """The list of a set's files; a set that has none is an error that says what to do instead."""
+    """The list of a set's files; a set without one is a ValueError with the remedy."""
     if name in BY_HAND:
         raise ValueError(f"{name} cannot be fetched file by file, its archives have to be unpacked. {BY_HAND[name]}")
     paths = {path.stem: path for path in REGISTRIES.glob("*.txt")}
@@ -94,11 +86,11 @@ def _pinned_url(registry: Path) -> str:
     match = re.fullmatch(r"# GitHub ([\w.-]+/[\w.-]+), commit ([0-9a-f]{40})\s*", line)
     if match is None:
         raise ValueError(f"{registry}: expected a first line '# GitHub owner/name, commit ...', got {line!r}")
-    return f"{HOST}/{match[1]}/{match[2]}"
+    return f"https://raw.githubusercontent.com/{match[1]}/{match[2]}"
 
 
 def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
-    """Fetch what is missing or differs, and say which files failed; without a connection nothing more is tried."""
+    """Fetch what is missing or differs, and return which files failed; a lost connection ends it."""
     failures = []
     pool = ThreadPoolExecutor(workers)
     try:
@@ -116,14 +108,3 @@ def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
     finally:
         pool.shutdown(cancel_futures=True)
     return sorted(failures)
-
-
-@contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without a line a file, which the progress bar replaces."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

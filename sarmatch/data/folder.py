@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
-from sarmatch.data.raster import read_pair, read_sar
+from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, PairError, Pairs
+from sarmatch.data.raster import read_row, read_sar
 
 REQUIRED_COLUMNS = ("id", "sar", "optical")
 OPTIONAL_COLUMNS = ("dataset", "scene", "season", "land_cover", "sar_later", "usable")
@@ -24,22 +24,16 @@ def manifest(
     sar_bands: Sequence[int] = (0,),
     optical_bands: Sequence[int] = (0, 1, 2),
 ) -> Pairs:
-    """Pairs of a folder that a CSV describes.
+    """Pairs of a folder that a CSV describes; rows with missing files or a repeated id are left out, as `problems`.
 
     The CSV needs the columns `id`, `sar` and `optical` (paths relative to `root`); it may have `dataset`, `scene`,
     `season`, `land_cover`, `sar_later` (a later SAR image of the same place) and `usable` (0 leaves the row out).
     A scene's name counts within its dataset only, so the index holds "dataset/scene".
 
     Args:
-        root: the folder.
-        file: name of the CSV in it.
         datasets: keep only these values of the column `dataset`; empty keeps all.
-        sar_bands: zero-based bands to read.
         optical_bands: zero-based bands in red, green, blue order. The default (0, 1, 2) means red, green and blue of
             every file, which a Sentinel-2 stack of 12 or 13 bands has in (3, 2, 1): so mixed folders work.
-
-    Returns:
-        the pairs; rows with missing files, empty paths or a repeated id are left out and stand in `problems`.
 
     Raises:
         FileNotFoundError: no such folder, or no CSV in it.
@@ -47,28 +41,20 @@ def manifest(
         PairError: the CSV lacks a column, or no usable pair is left.
     """
     root = Path(root)
-    return pairs_of_table(
-        _read_table(root, file), root, root / file, datasets=datasets, sar_bands=sar_bands, optical_bands=optical_bands
-    )
+    table = _read_table(root, file)
+    return pairs_of_table(table, root, root / file, datasets, sar_bands=sar_bands, optical_bands=optical_bands)
 
 
 def pairs_of_table(
     table: pd.DataFrame,
     root: Path,
     source: Path,
-    *,
     datasets: Sequence[str] = (),
-    sar_bands: Sequence[int] = (0,),
-    optical_bands: Sequence[int] = (0, 1, 2),
+    *,
+    sar_bands: Sequence[int],
+    optical_bands: Sequence[int],
 ) -> Pairs:
-    """Pairs of a table of strings with the columns of a manifest, all of them; see `manifest`.
-
-    Args:
-        source: what to name in errors.
-
-    Raises:
-        AbsentDatasetError, PairError: as `manifest`.
-    """
+    """Pairs of a table of strings with all columns of a manifest; errors, as those of `manifest`, name `source`."""
     table = table[table["usable"] != "0"]
     if unknown := set(datasets) - set(table["dataset"]):
         known = sorted(set(table["dataset"]))
@@ -77,12 +63,14 @@ def pairs_of_table(
         table = table[table["dataset"].isin(datasets)]
     table, problems = _leave_out_broken(table, root)
     if table.empty:
-        raise PairError(f"{source}: no usable pair is left; {_first(problems)}")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        why = "; ".join(problems[:3]) + more if problems else "all rows have usable = 0, or there are none"
+        raise PairError(f"{source}: no usable pair is left; {why}")
     qualified = table["dataset"] + "/" + table["scene"]
     table["scene"] = qualified.where((table["dataset"] != "") & (table["scene"] != ""), table["scene"])
     index = table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]].reset_index(drop=True)
     optical = None if tuple(optical_bands) == (0, 1, 2) else tuple(optical_bands)
-    read = partial(_read_row, root=root, sar_bands=tuple(sar_bands), optical_bands=optical)
+    read = partial(read_row, root=root, sar_bands=tuple(sar_bands), optical_bands=optical)
     return Pairs(index, read, partial(_read_later, root=root, sar_bands=tuple(sar_bands)), tuple(problems))
 
 
@@ -106,11 +94,12 @@ def _read_table(root: Path, file: str) -> pd.DataFrame:
 
 def _leave_out_broken(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """Rows whose files exist, and why the others do not count; a missing later SAR image costs only that image."""
-    problems = []
     exists = {path: bool(path) and (root / path).is_file() for path in table[["sar", "optical", "sar_later"]].stack()}
     keep = ~table["id"].duplicated() & (table["id"] != "")
-    for row in table[~keep].itertuples():
-        problems.append(f"row {row.Index + 2}: id {row.id!r} is empty or repeated; ids must be unique")
+    problems = [
+        f"row {row.Index + 2}: id {row.id!r} is empty or repeated; ids must be unique"
+        for row in table[~keep].itertuples()
+    ]
     for column in ("sar", "optical"):
         present = table[column].map(exists).astype(bool)
         for row in table[keep & ~present].itertuples():
@@ -121,18 +110,6 @@ def _leave_out_broken(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, li
     problems += [f"{row.id}: later SAR file {root / row.sar_later} is missing" for row in table[lost].itertuples()]
     table.loc[lost, "sar_later"] = ""
     return table, problems
-
-
-def _first(problems: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(problems) - count} more" if len(problems) > count else ""
-    return ("; ".join(problems[:count]) + more) if problems else "all rows have usable = 0, or there are none"
-
-
-def _read_row(row: pd.Series, *, root: Path, sar_bands: tuple[int, ...], optical_bands: tuple[int, ...] | None) -> Pair:
-    labels = {name: row[name] for name in INDEX_COLUMNS}
-    return read_pair(
-        root / row["sar"], root / row["optical"], sar_bands=sar_bands, optical_bands=optical_bands, **labels
-    )
 
 
 def _read_later(row: pd.Series, *, root: Path, sar_bands: tuple[int, ...]) -> Tensor | None:

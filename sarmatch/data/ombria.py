@@ -5,15 +5,13 @@ Layout (as `sarmatch data get ombria --to data/ombria` fetches it)::
     OmbriaS1/train/BEFORE/S1_before_0001.png       Sentinel-1 VV, 8 bits; AFTER/S1_after_0001.png is later
     OmbriaS2/train/BEFORE/S2_before_0001.png       Sentinel-2, 8 bits, red, green, blue = B11, B8, B3
     OmbriaS1/test/...  OmbriaS2/test/...
-    2021/ALBANIA/Sentinel1/BEFORE/imbefore_1.png   likewise AFTER/imafter_1.png and Sentinel2
-    2021/FRANCE/...  2021/GUYANA/...  2021/TIMOR/...
+    2021/ALBANIA/Sentinel1/BEFORE/imbefore_1.png   likewise AFTER/imafter_1.png, Sentinel2, FRANCE, GUYANA, TIMOR
 
 All patches are 256 x 256 px of 10 m, without a georeference. A pair is the SAR and the optical patch from before the
-flood; the SAR patch from after it is the later acquisition. Which patches lie in one scene the layout does not tell, so
-`registries/ombria_scenes.csv` does, for the 746 pairs of our manifest; the same table marks those that are mostly empty
-or saturated. France and Timor are not in it.
+flood; the SAR patch from after it is the later acquisition. The layout does not name scenes:
+`registries/ombria_scenes.csv` does, for 746 pairs (not France and Timor), and marks those mostly empty or saturated.
 
-Source: Drakonakis et al. (2022), IEEE JSTARS 15, doi:10.1109/JSTARS.2022.3155559; https://github.com/geodrak/OMBRIA
+Drakonakis et al. (2022), IEEE JSTARS 15, doi:10.1109/JSTARS.2022.3155559; https://github.com/geodrak/OMBRIA
 (no licence stated; modified Copernicus Sentinel data).
 """
 
@@ -37,18 +35,10 @@ def is_ombria(root: str | Path) -> bool:
 
 
 def ombria(root: str | Path, *, sar_bands: Sequence[int] = (0,), optical_bands: Sequence[int] = (0, 1, 2)) -> Pairs:
-    """Pairs of OMBRIA's own layout (see this module): 725 if all files are there.
+    """Pairs of OMBRIA's own layout (see this module): 725 if all files are there, missing ones are in `problems`.
 
     Ids, scenes ("ombria/seg000") and order are those of the manifest we publish results with, so the fingerprint of a
     complete folder is that of `manifest(..., datasets=("ombria",))`.
-
-    Args:
-        root: the folder that holds `OmbriaS1`, `OmbriaS2` and `2021`.
-        sar_bands: only (0,), VV.
-        optical_bands: zero-based, of B11, B8 and B3.
-
-    Returns:
-        the pairs; those with missing files are left out and stand in `problems`.
 
     Raises:
         FileNotFoundError: no such folder, or nothing of the layout in it.

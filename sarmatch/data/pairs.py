@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,37 +18,27 @@ INDEX_COLUMNS = ("id", "dataset", "scene", "season", "land_cover")
 
 
 class PairError(ValueError):
-    """A file or array that cannot serve as a pair; the message names it, what was expected and the remedy."""
+    """A file or array that cannot serve as a pair."""
 
 
 class AbsentDatasetError(PairError):
-    """A folder has no pair of a dataset that was asked for; the message names both."""
+    """A folder has no pair of a dataset that was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One co-registered pair: pixel (x, y) of both images shows the same place.
+    """One co-registered pair: pixel (x, y) of both images shows the same place; unknown labels are empty."""
 
-    Attributes:
-        sar: (1 or 2, H, W) float32 in [0, 1]; VV, or VV and VH.
-        optical: (3 or 13, H, W) float32 in [0, 1].
-        valid: (H, W) bool; False where either image has no data.
-        id: unique name within its sequence.
-        dataset, scene, season, land_cover: as in `INDEX_COLUMNS`; empty where unknown.
-        transform: pixel-to-map affine of the upper left corner of the upper left pixel (rasterio's), or None.
-        crs: coordinate reference system as rasterio prints it, or None.
-    """
-
-    sar: Tensor
-    optical: Tensor
-    valid: Tensor
-    id: str
+    sar: Tensor  # (1 or 2, H, W) float32 in [0, 1]; VV, or VV and VH
+    optical: Tensor  # (3 or 13, H, W) float32 in [0, 1]
+    valid: Tensor  # (H, W) bool; False where either image has no data
+    id: str  # unique within its sequence
     dataset: str = ""
     scene: str = ""
     season: str = ""
     land_cover: str = ""
-    transform: Any = None
-    crs: str | None = None
+    transform: Any = None  # rasterio's affine from pixel corners to map coordinates
+    crs: str | None = None  # as rasterio prints it
 
     def __post_init__(self) -> None:
         _check_image(self.sar, (1, 2), f"SAR image of {self.id!r}")
@@ -72,9 +63,7 @@ def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
             f"got {image.dtype} {tuple(image.shape)}"
         )
     low, high = (float(v) for v in torch.aminmax(image))  # one pass; NaN propagates into both
-    if low >= 0 and high <= 1:
-        return
-    if not bool(torch.isfinite(image).all()):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise PairError(f"{what}: contains NaN or infinity; mark such pixels as invalid and fill them")
     if low < 0 or high > 1:
         raise PairError(f"{what}: values must lie in [0, 1], got [{low:.3g}, {high:.3g}]; scale them first")
@@ -82,23 +71,15 @@ def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A sequence of pairs that are read when asked for.
+    """A sequence of pairs that are read when asked for."""
 
-    Attributes:
-        index: one row a pair, at least `INDEX_COLUMNS`; further columns are the reader's own.
-        read: called with a row of `index`, returns the pair.
-        read_later: called with a row, returns a later SAR image of the same place (1 or 2, H, W), or None.
-        problems: files that were left out when the index was built, each with its reason.
-    """
-
-    index: pd.DataFrame
-    read: Callable[[pd.Series], Pair]
-    read_later: Callable[[pd.Series], Tensor | None] = field(default=lambda row: None)
-    problems: tuple[str, ...] = ()
+    index: pd.DataFrame  # one row a pair, at least `INDEX_COLUMNS`; further columns are the reader's own
+    read: Callable[[pd.Series], Pair]  # of a row of `index`
+    read_later: Callable[[pd.Series], Tensor | None] = field(default=lambda row: None)  # a later SAR image, or None
+    problems: tuple[str, ...] = ()  # files that were left out when the index was built, each with its reason
 
     def __post_init__(self) -> None:
-        missing = set(INDEX_COLUMNS) - set(self.index.columns)
-        if missing:
+        if missing := set(INDEX_COLUMNS) - set(self.index.columns):
             raise PairError(f"index table lacks the columns {sorted(missing)}; it has {list(self.index.columns)}")
         if not self.index["id"].is_unique:
             twice = self.index["id"][self.index["id"].duplicated()].iloc[0]
@@ -116,7 +97,7 @@ class Pairs:
         return (self[i] for i in range(len(self)))
 
     def later_sar(self, i: int) -> Tensor | None:
-        """A later SAR acquisition of the same place, (C, H, W) in [0, 1], or None where the dataset has none."""
+        """A later SAR image of the same place, (C, H, W) in [0, 1], or None where the dataset has none."""
         return self.read_later(self.index.iloc[i])
 
     def subset(self, rows: Sequence[int] | np.ndarray) -> Pairs:
@@ -125,8 +106,7 @@ class Pairs:
         return Pairs(index, self.read, self.read_later, self.problems)
 
     def digest(self) -> str:
-        """Twelve hex digits of the fingerprint and of what three of the pairs hold, the first, the middle and the last:
-        pairs of other sizes, bands or pixels have others."""
+        """Twelve hex digits of the fingerprint and of the content of the first, the middle and the last pair."""
         found = hashlib.sha256(self.fingerprint().encode())
         for i in sorted({0, len(self) // 2, len(self) - 1} if len(self) else set()):
             pair = self[i]
@@ -136,10 +116,7 @@ class Pairs:
         return found.hexdigest()[:12]
 
     def fingerprint(self) -> str:
-        """Eight hex digits of the index's ids and strata: two runs with the same fingerprint saw the same list.
-
-        A column `partner`, as `mismatched` pairs have it, counts too.
-        """
+        """Eight hex digits of the index's ids and labels; a column `partner`, of mismatched pairs, counts too."""
         columns = [*INDEX_COLUMNS, *(["partner"] if "partner" in self.index else [])]
         text = self.index[columns].astype(str).to_csv(index=False)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

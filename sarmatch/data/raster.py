@@ -3,13 +3,10 @@
 How values are scaled (section 4.1 of the paper only says "normalizing pixel values to [0, 1]"):
 
 * 8-bit images of either sensor: divided by 255.
-* SAR in dB: clipped and scaled linearly, VV from [-25, 0] dB and VH from [-32.5, -5] dB. Lower ends and that of VV
-  are those of Meraner et al. (2020, DSen2-CR), commonly used with SEN12MS; they end VH at 0 dB as well, but fewer
-  than 1 % of cross-polarised pixels exceed -10 dB, so a range up to 0 would waste a quarter of the contrast.
+* SAR in dB: clipped and scaled linearly, VV from [-25, 0] dB and VH from [-32.5, -5] dB (after Meraner et al. 2020,
+  DSen2-CR, who end VH at 0 dB, which few cross-polarised pixels come near).
 * Optical reflectance times 10,000 (Sentinel-2's integers): clipped at 10,000, then the tone curve x (1 + k) / (x + k)
-  with k = 0.3. Land lies mostly below a reflectance of 0.3, so a linear scale leaves it dark and flat, while the
-  usual stretch of ESA's true-colour images ends at 0.36 and saturates snow, clouds and deserts. The curve has a slope
-  of 2.4 at 0.1 (the stretch: 2.8) and saturates nothing; it is the same for every patch.
+  with k = 0.3, which spreads the low reflectances of land and saturates nothing.
 * Floating point that already lies in [0, 1]: taken as it is.
 """
 
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 import rasterio
 import torch
 from rasterio.enums import MaskFlags
@@ -29,28 +27,19 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from torch import Tensor
 
-from sarmatch.data.pairs import Pair, PairError
+from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError
 
-SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))
-"""Backscatter in dB that maps to 0 and 1, for VV (band 0) and VH (band 1)."""
+SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))  # backscatter that maps to 0 and 1, for VV (band 0) and VH (band 1)
 REFLECTANCE_SCALE = 10_000
-"""Sentinel-2 integers are reflectance times this."""
-REFLECTANCE_KNEE = 0.3
-"""k of the tone curve x (1 + k) / (x + k)."""
-RED_GREEN_BLUE = (3, 2, 1)
-"""Zero-based bands B4, B3, B2 of a Sentinel-2 stack of 12 (L2A) or 13 bands (L1C)."""
+REFLECTANCE_KNEE = 0.3  # k of the tone curve
+RED_GREEN_BLUE = (3, 2, 1)  # zero-based bands B4, B3, B2 of a Sentinel-2 stack of 12 (L2A) or 13 bands (L1C)
 
 Source: TypeAlias = str | Path | DatasetReader
 
 
 class Raster(NamedTuple):
-    """An image on its grid.
-
-    Attributes:
-        image: (C, H, W) float32 in [0, 1], 0 where not valid.
-        valid: (H, W) bool, False where any band is NaN, infinite or nodata.
-        transform: affine from pixel corners to map coordinates, or None where the file has none.
-        crs: coordinate reference system as rasterio prints it, or None.
+    """An image on its grid: `image` (C, H, W) float32 in [0, 1], 0 where not `valid` (H, W) bool; `transform` (affine
+    from pixel corners to map coordinates) and `crs` (as rasterio prints it) are None where the file has none.
     """
 
     image: Tensor
@@ -66,24 +55,17 @@ def read_sar(source: Source, bands: Sequence[int] = (0,)) -> Raster:
         FileNotFoundError: there is no such file.
         PairError: the file is broken, lacks a band, has an unknown encoding, or holds no image (nodata or constant).
     """
-    values, known, transform, crs = _read(source, bands, "SAR image")
-    image, valid = scale_sar(values, bands, known, what=f"SAR image {_name(source)}")
-    return Raster(image, valid, transform, crs)
+    values, known, *grid = _read(source, bands, "SAR image")
+    return Raster(*scale_sar(values, bands, known, what=f"SAR image {_name(source)}"), *grid)
 
 
 def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
-    """Read optical bands (zero-based) from a path or an open rasterio dataset.
+    """Read optical bands (zero-based) from a path or an open rasterio dataset; errors as in `read_sar`.
 
-    Args:
-        source: file of 8-bit colours, or of Sentinel-2 reflectance times 10,000.
-        bands: None takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
-
-    Raises:
-        FileNotFoundError, PairError: as `read_sar`.
+    `bands=None` takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
     """
-    values, known, transform, crs = _read(source, bands, "optical image")
-    image, valid = scale_optical(values, known, what=f"optical image {_name(source)}")
-    return Raster(image, valid, transform, crs)
+    values, known, *grid = _read(source, bands, "optical image")
+    return Raster(*scale_optical(values, known, what=f"optical image {_name(source)}"), *grid)
 
 
 def read_pair(
@@ -94,11 +76,10 @@ def read_pair(
     optical_bands: Sequence[int] | None = None,
     **labels: str,
 ) -> Pair:
-    """Read two partners and check that they lie on one grid; `labels` are dataset, scene, season and land_cover.
+    """Read two partners of one grid; `labels` are dataset, scene, season and land_cover.
 
     Raises:
-        FileNotFoundError, PairError: as `read_sar`; sizes, CRS or geotransforms of the partners differ; no pixel is
-            valid in both.
+        FileNotFoundError, PairError: as `read_sar` and `check_same_grid`; no pixel is valid in both.
     """
     first, second = read_sar(sar, sar_bands), read_optical(optical, optical_bands)
     check_same_grid(first, second, _name(sar), _name(optical))
@@ -107,6 +88,16 @@ def read_pair(
         raise PairError(f"{_name(sar)} and {_name(optical)} have no valid pixel in common; choose overlapping images")
     located = first if first.transform is not None else second
     return Pair(first.image, second.image, valid, id, transform=located.transform, crs=located.crs, **labels)
+
+
+def read_row(
+    row: pd.Series, *, root: Path, sar_bands: Sequence[int], optical_bands: Sequence[int] | None = None
+) -> Pair:
+    """The pair of a row of an index that has the paths `sar` and `optical`, relative to `root`, besides the labels."""
+    labels = {name: row[name] for name in INDEX_COLUMNS}
+    return read_pair(
+        root / row["sar"], root / row["optical"], sar_bands=sar_bands, optical_bands=optical_bands, **labels
+    )
 
 
 def check_same_grid(first: Raster, second: Raster, first_name: str, second_name: str) -> None:
@@ -132,10 +123,11 @@ def scale_sar(
 ) -> tuple[Tensor, Tensor]:
     """Scale SAR values (C, H, W) in 8 bits, dB or [0, 1] to [0, 1]; image (C, H, W) float32 and valid (H, W) bool.
 
+    Floating point counts as dB where most of its valid pixels are negative; NaN and infinity become invalid.
+
     Args:
-        values: uint8, or floating point, which counts as dB where most of its valid pixels are negative.
         bands: which range of `SAR_RANGES_DB` each channel takes.
-        valid: (H, W) bool, the pixels known to be valid; None is all. NaN and infinity become invalid besides.
+        valid: (H, W) bool, the pixels known to be valid; None is all.
         what: name of the image in errors.
 
     Raises:
@@ -146,7 +138,7 @@ def scale_sar(
         return _finish(values, valid, 1 / 255)
     if not np.issubdtype(values.dtype, np.floating):
         raise PairError(f"{what}: expected uint8 or floating point (dB), got {values.dtype}; calibrate it to dB first")
-    if np.count_nonzero(known < 0) * 2 > known.size:
+    if mostly_negative(known):
         low, high = np.array([SAR_RANGES_DB[min(band, 1)] for band in bands], np.float32).T[..., None, None]
         scaled = values.astype(np.float32)
         scaled -= low
@@ -165,19 +157,16 @@ def scale_optical(
 ) -> tuple[Tensor, Tensor]:
     """Scale optical values (C, H, W) in 8 bits, reflectance x 10,000 or [0, 1] to [0, 1]; image float32 and valid bool.
 
-    Integers above 8 bits, and floating point whose maximum exceeds 100, are reflectance times 10,000; there, 0 in all
-    bands is Sentinel-2's nodata.
-
-    Raises:
-        PairError: other dtype or value range, no valid pixel, or constant.
+    Integers of 16 bits, where 0 in all bands is nodata, and floating point above 100 are reflectance times 10,000.
+    Errors as of `scale_sar`.
     """
-    if values.dtype in (np.uint16, np.int16):
+    integer = values.dtype in (np.uint16, np.int16)
+    if integer:
         filled = (values != 0).any(axis=0)
         valid = filled if valid is None else valid & filled
     valid, known = _known(values, valid, what)
     if values.dtype == np.uint8:
         return _finish(values, valid, 1 / 255)
-    integer = values.dtype in (np.uint16, np.int16)
     if not integer and not np.issubdtype(values.dtype, np.floating):
         raise PairError(
             f"{what}: expected uint8, uint16, int16 or floating point, got {values.dtype}; convert it first"
@@ -196,6 +185,11 @@ def scale_optical(
     return _finish(values.astype(np.float32), valid)
 
 
+def mostly_negative(values: np.ndarray) -> bool:
+    """Whether more than half of the values are negative, as backscatter in dB is."""
+    return bool(np.count_nonzero(values < 0) * 2 > values.size)
+
+
 def _known(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
     """The mask without NaN and infinity, and the values under it; no value, or a constant, is an error."""
     if valid is None:
@@ -212,10 +206,9 @@ def _known(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.
 
 
 def _finish(values: np.ndarray, valid: np.ndarray, factor: float | None = None) -> tuple[Tensor, Tensor]:
-    image = torch.from_numpy(values).to(torch.float32)
+    image, mask = torch.from_numpy(values).to(torch.float32), torch.from_numpy(valid)
     if factor is not None:
         image = image * factor
-    mask = torch.from_numpy(valid)
     return (image if valid.all() else torch.where(mask, image, 0.0)), mask
 
 
@@ -277,10 +270,6 @@ def _mask(dataset: DatasetReader, values: np.ndarray, nodata: Sequence[float | N
     return valid
 
 
-def _name(source: Source) -> str:
-    return source.name if isinstance(source, DatasetReader) else str(source)
-
-
 def load_sar(source: Any, channels: int) -> Raster:
     """An array or tensor (H, W) or (C, H, W) as `scale_sar` takes it, or a path or dataset; else ValueError."""
     if isinstance(source, str | Path | DatasetReader):
@@ -311,3 +300,7 @@ def _numpy(source: Any) -> np.ndarray:
             f"expected an array of numbers, a path or an open rasterio dataset, got {type(source).__name__}"
         )
     return values
+
+
+def _name(source: Source) -> str:
+    return source.name if isinstance(source, DatasetReader) else str(source)

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from sarmatch.config import DataConfig
 from sarmatch.data.pairs import PairError, Pairs
-
-N_PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -33,22 +30,16 @@ class Split:
         return validation_roles(self.validation)[1]
 
 
-FEWEST_SCENES = 4
-"""With fewer validation scenes the same ones choose weights and fit confidence: a single scene says too little."""
-SELECTION_EVERY = 3
-
-
 def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
     """Validation pairs that choose weights, and those of other scenes that fit confidence.
 
-    Weights that were chosen by their score on a scene look better on it than on others, and a confidence fitted there
-    would promise too much. Of the scenes in the order of dataset and name every third chooses; one name is one place,
-    in whatever datasets it occurs. With fewer than `FEWEST_SCENES` both are the whole part.
+    Weights chosen by their score on a scene look better there than elsewhere, so confidence fitted on it would be too
+    high. Every third scene, by dataset and name, chooses; with fewer than 4 scenes both roles take the whole part.
     """
     scenes = validation.index[["dataset", "scene"]].sort_values(["dataset", "scene"]).drop_duplicates("scene")
-    if len(scenes) < FEWEST_SCENES:
+    if len(scenes) < 4:
         return validation, validation
-    chosen = set(scenes["scene"].iloc[::SELECTION_EVERY])
+    chosen = set(scenes["scene"].iloc[::3])
     chooses = validation.index["scene"].isin(chosen).to_numpy()
     return validation.subset(chooses), validation.subset(~chooses)
 
@@ -62,10 +53,8 @@ def split_pairs(pairs: Pairs, config: DataConfig) -> Split:
 def split_by_scene(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:
     """Scene-disjoint split, each dataset divided among the parts by its own scenes.
 
-    Scenes go, largest first, to the part that lacks most pairs, so that the numbers of pairs approach `fractions` and
-    validation and test hold many smaller scenes rather than one large one. A dataset of three scenes or more occurs in
-    every part; of two scenes, in training and test; of one, in training. `seed` decides among scenes of equal size and
-    between parts of equal need.
+    Scenes go, largest first, to the part that lacks most pairs. A dataset of three scenes or more occurs in every part;
+    of two scenes, in training and test; of one, in training. `seed` decides between equals.
 
     Raises:
         ValueError: `fractions` are not three shares that sum to 1.
@@ -88,11 +77,11 @@ def split_by_scene(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15)
 
 
 def _share_out(sizes: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """The part of each scene of one dataset, by the greedy rule of `split_by_scene`."""
+    """The part (0 training, 1 validation, 2 test) of each scene of one dataset."""
     wanted = [p for p in (0, 2, 1) if fractions[p] > 0][: len(sizes)]  # few scenes: training first, then test
-    need = np.full(N_PARTS, -np.inf)
+    need = np.full(3, -np.inf)
     need[wanted] = np.asarray(fractions)[wanted] * sizes.sum()
-    tie_break = rng.permutation(N_PARTS)
+    tie_break = rng.permutation(3)
     part, empty = np.zeros(len(sizes), int), set(wanted)
     order = np.lexsort([rng.permutation(len(sizes)), -sizes])
     for done, scene in enumerate(order):
@@ -107,9 +96,8 @@ def _share_out(sizes: np.ndarray, fractions: Sequence[float], rng: np.random.Gen
 def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:
     """The paper's split over patches, stratified by season and land cover (section 4.1), with exact totals.
 
-    Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Within
-    these totals the strata are apportioned by largest remainder. Patches of one scene overlap or touch, so parts are
-    not independent: see `leakage`.
+    Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Patches
+    of one scene overlap or touch, so parts are not independent: see `leakage`.
 
     Raises:
         ValueError: `fractions` are not three shares that sum to 1.
@@ -133,10 +121,8 @@ def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15)
 
 def _apportion(sizes: np.ndarray, total: int) -> np.ndarray:
     """Integers that sum to `total`, at most one off `sizes * total / sizes.sum()` (method of largest remainders)."""
-    whole = max(int(sizes.sum()), 1)
-    share, remainder = np.divmod(sizes * total, whole)
-    missing = total - int(share.sum())
-    share[np.argsort(-remainder, kind="stable")[:missing]] += 1
+    share, remainder = np.divmod(sizes * total, max(int(sizes.sum()), 1))
+    share[np.argsort(-remainder, kind="stable")[: total - int(share.sum())]] += 1
     return share
 
 
@@ -145,21 +131,13 @@ def leakage(split: Split) -> float:
     return float(split.test.index["scene"].isin(set(split.train.index["scene"])).mean())
 
 
-def split_table(split: Split, by: str = "dataset") -> pd.DataFrame:
-    """Numbers of pairs and scenes of each part, one row a value of the column `by`."""
-    parts = {name: getattr(split, name).index for name in ("train", "validation", "test")}
-    whole = pd.concat([index.assign(part=name) for name, index in parts.items()])
-    counts = whole.groupby([by, "part"], sort=True)["scene"].agg(pairs="size", scenes="nunique").unstack(fill_value=0)
-    return counts.swaplevel(axis=1).reindex(columns=[(p, n) for p in parts for n in ("pairs", "scenes")], fill_value=0)
-
-
 def _check_fractions(fractions: Sequence[float]) -> None:
-    if len(fractions) != N_PARTS or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares in [0, 1] that sum to 1, got {tuple(fractions)}")
 
 
 def _split(pairs: Pairs, part: np.ndarray, fractions: Sequence[float]) -> Split:
-    parts = [pairs.subset(np.flatnonzero(part == p)) for p in range(N_PARTS)]
+    parts = [pairs.subset(np.flatnonzero(part == p)) for p in range(3)]
     for name, share, rows in zip(("training", "validation", "test"), fractions, parts, strict=True):
         if share > 0 and not len(rows):
             raise PairError(

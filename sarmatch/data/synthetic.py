@@ -1,12 +1,8 @@
-"""Procedural SAR-optical pairs: one hidden scene (fields, forest, water, roads, buildings, relief), seen twice.
+"""Procedural SAR-optical pairs: two renderings of one scene of fields, forest, water, roads, buildings and relief.
 
-The two views share geometry but not radiometry. Colour and backscatter of a class are drawn independently for every
-scene, two crops look alike to SAR only and two to the optical sensor only, and each sensor has variations the other
-does not see. SAR: forward projection by height (layover, foreshortening, radar shadow), double bounce at the foot of
-walls that face the sensor, gamma speckle of a given number of looks. Optical: relief shading, cast shadows, an
-illumination gradient, snow, haze and clouds. Every nuisance is a number of `Nuisance` (the season: of the scene), and
-`render` returns maps of what each did, so that an uncertainty map can be compared with its cause. All follows from the
-seed.
+They share geometry but not radiometry: colour and backscatter of a class are drawn independently for every scene, and
+two crops are alike in SAR only, two in the optical image only. Each sensor has its own nuisances (`Nuisance`), and
+`render` returns a map of each, to compare an uncertainty map with its cause. All follows from the seed.
 
 The truth is the ground position: pixel (x, y) of both images shows the same ground point, unless SAR layover moved it
 (`Rendering.displacement`), as in terrain-corrected Sentinel-1 images.
@@ -42,88 +38,55 @@ from sarmatch.data.synthetic_scene import (
     smooth_noise,
 )
 
-MARGIN = 12
-"""Border rendered around the image, px, so that layover and shadows can come from outside."""
+MARGIN = 12  # border rendered around the image, px, so that layover and shadows can come from outside
 
 
 @dataclass(frozen=True)
 class Nuisance:
     """What makes a pair hard; zero switches an effect off."""
 
-    looks: float = 4.0
-    """Equivalent number of looks of the speckle (single look 1, none: infinity)."""
-    layover_px: float = 2.0
-    """Displacement of the highest roofs towards the sensor, px, at most 8."""
-    double_bounce: float = 1.0
-    """Strength of the echo between ground and walls that face the sensor; 1 gives the highest walls 4 dB in VV."""
-    relief: float = 0.5
-    """Strength of the terrain, 0 to 1: SAR brightness of slopes, optical shading, some displacement."""
-    haze: float = 0.1
-    """Mean opacity of haze, 0 to 1."""
-    cloud: float = 0.0
-    """Share of the optical image under clouds, 0 to 1."""
-    shadow: float = 0.45
-    """Depth of the shadows that buildings and trees cast, 0 to 1."""
-    illumination: float = 0.1
-    """Half amplitude of a linear brightness gradient across the optical image, 0 to 1."""
-    snow: float = 0.0
-    """Share of the land under snow in the optical image, 0 to 1; SAR looks through dry snow."""
+    looks: float = 4.0  # equivalent number of looks of the speckle (single look 1, none: infinity)
+    layover_px: float = 2.0  # displacement of the highest roofs towards the sensor, px, at most 8
+    double_bounce: float = 1.0  # echo of walls that face the sensor; 1 gives the highest 4 dB in VV
+    relief: float = 0.5  # strength of the terrain, 0 to 1: slopes in SAR, optical shading, some displacement
+    haze: float = 0.1  # mean opacity, 0 to 1
+    cloud: float = 0.0  # share of the optical image, 0 to 1
+    shadow: float = 0.45  # depth of the shadows of buildings and trees, 0 to 1
+    illumination: float = 0.1  # half amplitude of a linear gradient of optical brightness, 0 to 1
+    snow: float = 0.0  # share of the land in the optical image, 0 to 1; SAR penetrates dry snow
 
     def __post_init__(self) -> None:
         if not self.looks > 0:
             raise ValueError(f"looks must be positive, got {self.looks}")
-        if not 0 <= self.layover_px <= 8:
-            raise ValueError(f"layover_px must lie in [0, 8], got {self.layover_px}")
-        if not self.double_bounce >= 0:
-            raise ValueError(f"double_bounce must not be negative, got {self.double_bounce}")
-        for name in ("relief", "haze", "cloud", "shadow", "illumination", "snow"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        most = {"layover_px": 8.0, "double_bounce": math.inf}
+        for name, value in dataclasses.asdict(self).items():
+            if name != "looks" and not 0 <= value <= most.get(name, 1.0):
+                raise ValueError(f"{name} must lie in [0, {most.get(name, 1.0):g}], got {value}")
 
 
 class Rendering(NamedTuple):
-    """A pair and the causes of its difficulty, each map (H, W), on the grid of the image it concerns.
-
-    Attributes:
-        pair: as everywhere; its season too is a cause.
-        land_cover: index into `synthetic_scene.CLASSES`, uint8.
-        relief: height of the terrain, zero mean and unit variance over many scenes, whatever `Nuisance.relief`.
-        displacement: where SAR shows the ground point, relative to the truth: px along x, towards the sensor.
-        layover: how much ground the SAR pixel shows: 1 where nothing moved, more where layover and foreshortening pile
-            it up, less on slopes that look away, 0 in radar shadow.
-        double_bounce: share of the backscatter that came from walls, in [0, 1] (first band).
-        speckle: factor on the SAR power (first band); mean 1, variance 1 / looks.
-        haze: opacity of haze and cloud in [0, 1].
-        cloud: opacity of clouds alone in [0, 1].
-        snow: cover in [0, 1].
-        shading: factor of relief shading and of cast shadows on the optical brightness.
-        illumination: factor of the gradient across the optical image.
-    """
+    """A pair and the causes of its difficulty, each map (H, W), on the grid of the image it concerns."""
 
     pair: Pair
-    land_cover: np.ndarray
-    relief: np.ndarray
-    displacement: np.ndarray
-    layover: np.ndarray
-    double_bounce: np.ndarray
-    speckle: np.ndarray
-    haze: np.ndarray
-    cloud: np.ndarray
-    snow: np.ndarray
-    shading: np.ndarray
-    illumination: np.ndarray
+    land_cover: np.ndarray  # index into `synthetic_scene.CLASSES`, uint8
+    relief: np.ndarray  # height of the terrain, zero mean and unit variance, whatever `Nuisance.relief`
+    displacement: np.ndarray  # of the ground point in SAR, px along x, towards the sensor
+    layover: np.ndarray  # ground shown by a SAR pixel: 1 unmoved, more in layover, 0 in radar shadow
+    double_bounce: np.ndarray  # share of the backscatter from walls, in [0, 1] (first band)
+    speckle: np.ndarray  # factor on the SAR power (first band); mean 1, variance 1 / looks
+    haze: np.ndarray  # opacity of haze and cloud in [0, 1]
+    cloud: np.ndarray  # opacity of clouds alone in [0, 1]
+    snow: np.ndarray  # cover in [0, 1]
+    shading: np.ndarray  # factor of relief shading and cast shadows on the optical brightness
+    illumination: np.ndarray  # factor of the gradient across the optical image
 
 
 def synthetic_pairs(
     n: int, size: int, seed: int, sar_bands: Sequence[int] = (0,), nuisance: Nuisance | None = None
 ) -> Pairs:
-    """n generated pairs of `size` px in n/4 scenes, rendered when read. The last 256 are kept and shared: do not write
-    into them.
+    """`n` generated pairs of `size` px in n/4 scenes, rendered when read; the last 256 are shared: never write to them.
 
     Args:
-        n: number of pairs.
-        size: side in px, at least 32.
-        seed: determines everything.
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
         nuisance: the same for all pairs; None draws it for each pair (columns of the index).
 
@@ -137,18 +100,18 @@ def synthetic_pairs(
     rows = []
     for i in range(n):
         scene = i // 4
-        style = draw_style(_scene_seed(seed, scene))
+        scene_seed = _scene_seed(seed, scene)
+        style = draw_style(scene_seed)
         labels = {"dataset": "synthetic", "scene": f"synthetic/{scene}", "season": style.season}
-        drawn = nuisance or _draw_nuisance(rng, style.season)
-        numbers = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": _scene_seed(seed, scene)}
         labels |= {"id": f"synthetic_{seed}_{i}", "land_cover": style.land_cover}
-        rows.append(labels | numbers | dataclasses.asdict(drawn))
-    read = partial(_render_row, size=size, sar_bands=tuple(sar_bands))
-    return Pairs(pd.DataFrame(rows), read, partial(_render_later, size=size, sar_bands=tuple(sar_bands)))
+        numbers = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
+        rows.append(labels | numbers | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
+    form: dict[str, Any] = {"size": size, "sar_bands": tuple(sar_bands)}
+    return Pairs(pd.DataFrame(rows), partial(_render_row, **form), partial(_render_later, **form))
 
 
 def render_pair(seed: int, size: int, nuisance: Nuisance = Nuisance()) -> Pair:
-    """One VV-RGB pair of a scene of its own; see `render`."""
+    """One VV-RGB pair without the maps; see `render`."""
     return render(seed, size, nuisance).pair
 
 
@@ -163,20 +126,12 @@ def render(
     acquisition: int = 0,
     id: str = "",
 ) -> Rendering:
-    """Render one pair with the maps of its nuisances.
+    """Render one pair of `size` px (at least 32) with the maps of its nuisances.
 
     Args:
-        seed: of geometry and noise.
-        size: side in px, at least 32.
-        nuisance: what makes the pair hard.
-        scene_seed: of season, land cover, colours and backscatter; default `seed`.
-        sar_bands: (0,) for VV or (0, 1) for VV and VH.
+        scene_seed: of season, land cover, colours and backscatter, as `seed` of geometry and noise; default `seed`.
         season: one of `synthetic_scene.SEASONS` instead of the scene's own; only the colours of vegetation change.
-        acquisition: number of the SAR acquisition; each has speckle and moisture of its own.
-        id: default names the seed.
-
-    Raises:
-        ValueError: size < 32, or an unknown season.
+        acquisition: of SAR; each has speckle and moisture of its own.
     """
     _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
@@ -184,8 +139,10 @@ def render(
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
     displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
     rng = np.random.default_rng([seed, 2, acquisition])
-    sar, sar_maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
+    sar, maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
     optical, optical_maps = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
+    maps |= optical_maps | {"relief": ground.relief, "displacement": displacement}
+    maps["land_cover"] = ground.kind.astype(np.uint8)
     inner = slice(MARGIN, MARGIN + size)
     pair = Pair(
         torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
@@ -197,8 +154,6 @@ def render(
         season=style.season,
         land_cover=style.land_cover,
     )
-    maps = {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief, "displacement": displacement}
-    maps |= sar_maps | optical_maps
     return Rendering(pair, **{name: layer[inner, inner].copy() for name, layer in maps.items()})
 
 
@@ -232,13 +187,12 @@ def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> T
 
 
 def _drawn(row: pd.Series) -> dict[str, Any]:
-    """What a row of the index says of its pair, as arguments of `render`."""
+    """Arguments of `render` from a row of the index."""
     nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
     return {"seed": int(row["seed"]), "nuisance": nuisance, "scene_seed": int(row["scene_seed"]), "id": row["id"]}
 
 
-# The short trainings of a study see the same few pairs again and again.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # the short trainings of a study read the same few pairs again and again
 def _pair(**arguments: Any) -> Pair:
     return render(**arguments).pair
 
@@ -261,7 +215,7 @@ def _sar(
     field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
     moisture = 0.9 * smooth_noise(rng, size, 32)
     slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
-    db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # seen by SAR only, but for the crowns
+    db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # in SAR only, but for the crowns
     rise = ground.height - np.roll(ground.height, style.look, axis=1)
     wall = nuisance.double_bounce * np.where(ground.kind == ROOF, rise.clip(0), 0)
     channels, shares, gains = [], [], []
@@ -302,13 +256,12 @@ def _optical(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Colour image (S, S, 3) float32 in [0, 1], and its maps."""
     size = len(ground.kind)
-    of_field = rng.normal(0, 0.025, (ground.field.max() + 1, 3)).astype(np.float32)  # seen by the eye only
+    of_field = rng.normal(0, 0.025, (ground.field.max() + 1, 3)).astype(np.float32)  # in the optical image only
     roof = np.where(ground.kind == ROOF, np.sin(97 * ground.height), np.float32(0))  # a tone for each building
     tone = 0.12 * roof - 0.035 * ground.crowns + 0.02 * smooth_noise(rng, size, 24) + 0.012 * smooth_noise(rng, size, 2)
     image: np.ndarray = style.colours.take(ground.kind, axis=0) + tone[..., None]
-    image += (
-        of_field.take(ground.field, axis=0) * np.where(ground.kind < HEDGE, np.float32(1), np.float32(0.3))[..., None]
-    )
+    strength = np.where(ground.kind < HEDGE, np.float32(1), np.float32(0.3))[..., None]
+    image += of_field.take(ground.field, axis=0) * strength
 
     snow_line = smooth_noise(rng, size, 20) + 0.7 * ground.relief
     cover = np.where(ground.kind == FOREST, 0.4, ground.kind != WATER).astype(np.float32)
@@ -317,8 +270,8 @@ def _optical(
 
     gradient = np.gradient(ground.relief)
     shade: np.ndarray = 1 - 2.5 * nuisance.relief * (style.sun[0] * gradient[1] + style.sun[1] * gradient[0])
-    reach = np.round(-2.0 * style.sun).astype(int)  # shadows of roofs fall away from the sun
-    shade *= 1 - nuisance.shadow * (np.roll(ground.height, reach[::-1], (0, 1)) > ground.height + 0.15)
+    cast = np.round(-2.0 * style.sun).astype(int)  # shadows of roofs fall away from the sun
+    shade *= 1 - nuisance.shadow * (np.roll(ground.height, cast[::-1], (0, 1)) > ground.height + 0.15)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     across = rng.uniform(0, 2 * np.pi)
     light = 1 + nuisance.illumination * (math.cos(across) * ramp[None] + math.sin(across) * ramp[:, None])

@@ -1,4 +1,4 @@
-"""The hidden scene behind a synthetic pair: what lies where, how high it is, how each class looks to each sensor."""
+"""The scene behind a synthetic pair: what lies where, how high it is, and the radiometry of each class."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Style(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """The hidden scene on a plane larger than the image, each layer (S, S)."""
+    """The scene on a plane larger than the image, each layer (S, S)."""
 
     kind: np.ndarray  # index into CLASSES
     field: np.ndarray  # number of the field
@@ -43,12 +43,7 @@ class Ground(NamedTuple):
 def draw_style(seed: int, season: str | None = None) -> Style:
     """Season, land cover, and for each class a colour and, independently, a backscatter.
 
-    Args:
-        seed: of the scene.
-        season: another one than the scene's own changes the colours of vegetation and nothing else.
-
-    Raises:
-        ValueError: unknown season.
+    Another `season` than the scene's own changes the colours of vegetation only; an unknown one is a ValueError.
     """
     if season not in (None, *SEASONS):
         raise ValueError(f"season must be one of {SEASONS} or None, got {season!r}")
@@ -64,7 +59,7 @@ def draw_style(seed: int, season: str | None = None) -> Style:
     colours = np.vstack([crops, fixed, [[0.55, 0.5, 0.47]]])
     colours[HEDGE:] *= rng.uniform(0.8, 1.2, (len(CLASSES) - HEDGE, 1))
     vv_crops = rng.uniform(-16, -7, N_CROPS)
-    vv_crops[1] = vv_crops[0]  # alike to SAR, not to the eye
+    vv_crops[1] = vv_crops[0]  # alike in SAR only
     vv = np.append(vv_crops, np.array([-8.0, -8.5, -21.0, -17.0, -11.0, -9.0]) + rng.normal(0, 1.2, 6))
     vh = vv - np.append(rng.uniform(5, 9, N_CROPS), [5.5, 5.5, 8.0, 7.5, 8.0, 7.0])
     angle = rng.uniform(0, 2 * np.pi)
@@ -79,10 +74,10 @@ def draw_style(seed: int, season: str | None = None) -> Style:
 
 
 def _crop_colours(rng: np.random.Generator, season: str) -> np.ndarray:
-    """(N_CROPS, 3): mixtures of green, ripe and bare, by season; two are alike to the eye, not to SAR."""
-    green, ripe, soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
+    """(N_CROPS, 3): mixtures of green, ripe and bare, by season; two are alike in the optical image only."""
+    green_ripe_soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
     weights = {"spring": (4, 1, 2), "summer": (2, 4, 1), "fall": (1, 2, 4), "winter": (1, 0.5, 5)}[season]
-    mixtures = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ [green, ripe, soil]
+    mixtures = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ green_ripe_soil
     crops: np.ndarray = mixtures * rng.uniform(0.6, 1.4, (N_CROPS, 1))
     crops[3] = crops[2]
     return crops
@@ -98,7 +93,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cell: int) -> np.ndarray:
 
 
 def largest(values: np.ndarray, share: float) -> np.ndarray:
-    """Mask of about the largest `share` of the values (by a sixteenth of them); a share of zero is none at all."""
+    """Mask of about the largest `share` of the values, by a sixteenth of them."""
     if share <= 0:
         return np.zeros(values.shape, bool)
     return values > np.quantile(values[::4, ::4], max(1 - share, 0))

@@ -1,7 +1,6 @@
-"""What the numbers of a raster mean, told once for a whole scene from a sample, and their scaling to [0, 1].
+"""Units of a whole scene, decided once from a sample spread over it, and the scaling of its windows to [0, 1].
 
-`raster.scale_sar` and `scale_optical` decide by the image they are given. A window of a scene may hold water only or
-clouds only, so a scene's units are decided here from windows spread over all of it, then applied to each window alike.
+`raster.scale_sar` and `scale_optical` decide by the image they get: a window may hold water only or clouds only.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ from typing import Literal, get_args
 import numpy as np
 
 from sarmatch.data.pairs import PairError
-from sarmatch.data.raster import REFLECTANCE_KNEE, REFLECTANCE_SCALE, SAR_RANGES_DB
+from sarmatch.data.raster import REFLECTANCE_KNEE, REFLECTANCE_SCALE, SAR_RANGES_DB, mostly_negative
 
 SarUnits = Literal["byte", "unit", "db", "power", "amplitude"]
 """8 bits; already in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
 OpticalUnits = Literal["byte", "unit", "reflectance"]
 """8 bits; already in [0, 1]; reflectance x 10,000."""
-_STRETCH = (1.0, 99.0)
-"""Percentiles of the sample that map to 0 and 1 where backscatter is not calibrated."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the values of each band of a scene become numbers in [0, 1].
+    """How values in `SarUnits` or `OpticalUnits` become numbers in [0, 1].
 
-    Attributes:
-        units: one of `SarUnits` or `OpticalUnits`.
-        low, high: per band, decibel that map to 0 and 1; empty for units without logarithm.
+    `low` and `high` are the decibels of each band that map to 0 and 1, empty for units without logarithm.
     """
 
     units: str
@@ -50,13 +45,12 @@ class Scaling:
 
 
 def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None = None, what: str = "SAR") -> Scaling:
-    """The scaling of a SAR scene.
+    """The scaling of a SAR scene from a sample (C, N) of its valid values.
 
     Args:
-        sample: (C, N) valid values of its bands.
         bands: zero-based numbers of the bands: which range of `SAR_RANGES_DB` each takes.
-        units: None tells them from the sample. Floating point in [0, 1] counts as scaled already where it fills that
-            range; linear backscatter crowds at its lower end.
+        units: None infers them. Floating point in [0, 1] counts as scaled already where it fills that range; linear
+            backscatter crowds at its lower end.
         what: name of the image in errors.
 
     Raises:
@@ -70,8 +64,8 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
         finite = values[np.isfinite(values)]
         if not finite.size:
             raise PairError(f"{what}: band {band} holds no positive value, so {known} has no decibel; choose its units")
-        ends, (start, stop) = SAR_RANGES_DB[min(band, 1)], np.percentile(finite, _STRETCH)
-        calibrated = ends[0] < np.median(finite) < ends[1]
+        ends, (start, stop) = SAR_RANGES_DB[min(band, 1)], np.percentile(finite, (1, 99))
+        calibrated = ends[0] < np.median(finite) < ends[1]  # else the percentiles of the sample map to 0 and 1
         low.append(float(ends[0] if calibrated else start))
         high.append(float(ends[1] if calibrated else max(stop, start + 1)))
     return Scaling(known, tuple(low), tuple(high))
@@ -91,7 +85,7 @@ def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what:
         return Scaling("reflectance")
     if not np.issubdtype(sample.dtype, np.floating):
         raise PairError(f"{what}: expected integers or floating point, got {sample.dtype}; convert it first")
-    if np.count_nonzero(sample < 0) * 2 > sample.size:
+    if mostly_negative(sample):
         raise PairError(
             f"{what}: most of its values are negative, as backscatter in dB is; the order is SAR, then optical"
         )
@@ -109,16 +103,16 @@ def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
         raise PairError(f"{what}: complex values (single look complex); detect it first, take the amplitude |z|")
     if sample.dtype == np.uint8:
         return "byte"
+    if np.issubdtype(sample.dtype, np.integer):
+        return "db" if mostly_negative(sample) else "amplitude"
     if np.issubdtype(sample.dtype, np.floating):
-        if np.count_nonzero(sample < 0) * 2 > sample.size:
+        if mostly_negative(sample):
             return "db"
         most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
         if most > 100:
             return "amplitude"
         filled = most >= 0.5 and middle >= 0.1 * most
         return "unit" if filled and sample.max() <= 1 and sample.min() >= 0 else "power"
-    if np.issubdtype(sample.dtype, np.integer):
-        return "amplitude" if np.count_nonzero(sample < 0) * 2 <= sample.size else "db"
     raise PairError(f"{what}: expected integers or floating point, got {sample.dtype}; convert it first")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pooch
 import pytest
-from data.serve import Server, serving
+from data.serve import Server, serving, write_registry
 
 from sarmatch import cli
 from sarmatch.data import DownloadError
@@ -19,13 +18,16 @@ module = importlib.import_module("sarmatch.data.download")  # the package's attr
 FILES = {f"{part}/BEFORE/im_{i}.png": f"{part} {i}".encode() for part in ("a", "b") for i in range(3)}
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "served"
+def write_files(folder: Path) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    with serving(folder) as server:
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(write_files(tmp_path / "served")) as server:
         yield server
 
 
@@ -34,10 +36,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small set takes the place of those of the package."""
     folder = tmp_path / "registries"
     folder.mkdir()
-    lines = [f"{name} sha256:{hashlib.sha256(content).hexdigest()}" for name, content in FILES.items()]
-    (folder / "ombria.txt").write_text("\n".join(["# GitHub owner/name, commit " + 40 * "0", *lines]) + "\n")
     monkeypatch.setattr(module, "REGISTRIES", folder)
-    return folder / "ombria.txt"
+    return write_registry(folder / "ombria.txt", write_files(tmp_path / "served"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,9 +11,9 @@ import torch
 from data.make_sen12ms import make_patch, write_sen12ms, write_tif
 
 from sarmatch import io
-from sarmatch.data import PairError, roi_tree, scale_optical, scale_sar, sen12ms_cr, split_by_scene
-from sarmatch.data.sen12 import sen12
-from sarmatch.data.sen12ms import dominant_land_cover, sen12ms
+from sarmatch.data import PairError, patch_tree, scale_optical, scale_sar, split_by_scene
+from sarmatch.data.patch_tree import sen12
+from sarmatch.data.sen12ms import SEN12MS_CR, dominant_land_cover, sen12ms
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def no_scan(monkeypatch: pytest.MonkeyPatch):
     """Call it to make every later scan fail."""
 
     def forbid() -> None:
-        monkeypatch.setattr(roi_tree, "scan", lambda *args: pytest.fail("the stored index was not used"))
+        monkeypatch.setattr(patch_tree, "scan", lambda *args: pytest.fail("the stored index was not used"))
 
     return forbid
 
@@ -103,13 +103,6 @@ def test_a_changed_folder_is_scanned_again(tree: Path, tmp_path: Path) -> None:
     assert len(sen12ms(tree)) == 7 and len(sen12ms(tree, rescan=True)) == 6
 
 
-def test_index_goes_to_index_dir(tree: Path, tmp_path: Path, no_scan) -> None:
-    sen12ms(tree, index_dir=tmp_path / "elsewhere")
-    assert not list(tree.glob("*.parquet")) and len(list((tmp_path / "elsewhere").glob("*.parquet"))) == 1
-    no_scan()
-    assert len(sen12ms(tree, index_dir=tmp_path / "elsewhere")) == 8
-
-
 def test_read_only_root_uses_the_cache(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_scan) -> None:
     write = io.atomic_path
 
@@ -118,8 +111,8 @@ def test_read_only_root_uses_the_cache(tree: Path, tmp_path: Path, monkeypatch: 
             raise PermissionError(path)
         return write(path)
 
-    monkeypatch.setattr(roi_tree, "atomic_path", refuse_root)
-    monkeypatch.setattr(roi_tree.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(patch_tree, "atomic_path", refuse_root)
+    monkeypatch.setattr(patch_tree.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
     sen12ms(tree)
     assert not list(tree.glob("*.parquet")) and len(list((tmp_path / "cache" / "sarmatch").glob("*.parquet"))) == 1
     no_scan()
@@ -145,16 +138,13 @@ def test_wrong_folder(tmp_path: Path) -> None:
 
 
 def test_sen12ms_cr(tmp_path: Path) -> None:
-    clear, cloudy = make_patch(0, 12), make_patch(1, 12)
-    for layer, values in (("s1", clear["s1"]), ("s2", clear["s2"]), ("s2_cloudy", cloudy["s2"])):
+    clear, veiled = make_patch(0, 12), make_patch(1, 12)
+    for layer, values in (("s1", clear["s1"]), ("s2", clear["s2"]), ("s2_cloudy", veiled["s2"])):
         name = f"ROIs1970_fall_{layer}_7_p2.tif"
         write_tif(tmp_path / f"ROIs1970_fall_{layer}" / f"{layer}_7" / name, values)
-    pairs = sen12ms_cr(tmp_path)
+    pairs = sen12ms(tmp_path, layout=SEN12MS_CR)
     assert list(pairs.index["scene"]) == ["sen12ms-cr/fall_7"]
     torch.testing.assert_close(pairs[0].optical, scale_optical(clear["s2"][[3, 2, 1]])[0])
-    veiled = sen12ms_cr(tmp_path, cloudy=True)
-    torch.testing.assert_close(veiled[0].optical, scale_optical(cloudy["s2"][[3, 2, 1]])[0])
-    assert torch.equal(veiled[0].sar, pairs[0].sar)
 
 
 def test_sen12(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Units told from samples, and their scaling."""
+"""Units inferred from samples, and their scaling."""
 
 from __future__ import annotations
 

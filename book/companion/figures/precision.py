@@ -12,7 +12,7 @@ from matplotlib.collections import EllipseCollection
 from torch import Tensor
 
 from companion.figures.plots import error_bars, line_style, with_legend
-from sarmatch.visualize import NEUTRAL, show_optical
+from sarmatch.visualize import NEUTRAL, show_image
 
 
 def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group: str = "source") -> Axes:
@@ -56,7 +56,7 @@ def error_ellipses(
         optical: (C, H, W).
         xy: (N, 2) px; covariance (N, 2, 2) px^2; radius (N,) px; covered (N,) bool.
     """
-    show_optical(ax, optical)
+    show_image(ax, optical, title="optical")
     values, vectors = np.linalg.eigh(covariance)
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))  # of the longer axis
     sides = 2 * np.sqrt(np.maximum(values, 0))

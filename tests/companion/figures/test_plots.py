@@ -81,12 +81,12 @@ def some_matches() -> Matches:
     return Matches(xy, xy + 1, np.array([0.1, 0.4, 0.6, 0.9]))
 
 
-def test_show_sar_and_optical_pick_their_bands() -> None:
+def test_show_image_picks_its_bands() -> None:
     _, axes = plt.subplots(1, 2)
-    assert visualize.show_sar(axes[0], torch.rand(2, 10, 12)) is axes[0]
-    visualize.show_optical(axes[1], torch.rand(13, 10, 12))
+    assert visualize.show_image(axes[0], torch.rand(2, 10, 12), title="SAR") is axes[0]
+    visualize.show_image(axes[1], torch.rand(13, 10, 12))
     assert [ax.images[0].get_array().shape for ax in axes] == [(10, 12), (10, 12, 3)]
-    assert [ax.get_title() for ax in axes] == ["SAR", "optical"]
+    assert [ax.get_title() for ax in axes] == ["SAR", ""]
 
 
 def test_draw_matches_joins_the_right_places_in_the_colour_of_their_error() -> None:

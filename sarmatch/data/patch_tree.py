@@ -1,7 +1,12 @@
-"""Folder trees of the SEN1-2 family: found by name, examined once, and remembered as a parquet table.
+"""Trees of patches of the SEN1-2 family: found by name, examined once, indexed in a parquet file; and SEN1-2 itself.
 
 All these datasets keep patch 30 of scene 1 as `ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif`, and so for the other
-layers s2, s2_cloudy and lc; some unpack into one folder a layer, `ROIs1158_spring_s1/s1_1/...`.
+layers s2, s2_cloudy and lc; some unpack into one folder a layer, `ROIs1158_spring_s1/s1_1/...`. Scene numbers are those
+of the family: do not train on one of the datasets and test on another without comparing the places.
+
+SEN1-2: 282,384 pairs of Sentinel-1 VV (`s1_0/ROIs1158_spring_s1_0_p5.png`) and Sentinel-2 red, green, blue (`s2_0`),
+8 bits, 256 x 256 px of 10 m without georeference. Schmitt et al. (2018), ISPRS Annals IV-1,
+doi:10.5194/isprs-annals-IV-1-141-2018; data doi:10.14459/2018mp1436631 (mediaTUM, CC-BY 4.0).
 """
 
 from __future__ import annotations
@@ -10,11 +15,11 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,22 +30,19 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from sarmatch.data.pairs import INDEX_COLUMNS, Pair, PairError, Pairs
-from sarmatch.data.raster import read_pair
+from sarmatch.data.pairs import PairError, Pairs
+from sarmatch.data.raster import read_row
 from sarmatch.io import atomic_path
 
-INDEX_VERSION = 1
-"""Part of an index's name: another version of this module makes its own."""
-THREADS = 16
-"""The first scan waits for the disk most of the time, so more threads than processors pay."""
+INDEX_VERSION = 1  # part of an index's name: another version of this module makes its own
+THREADS = 16  # more than processors: the first scan waits for the disk most of the time
 
 ROI_FOLDER = re.compile(r"ROIs\d+_(spring|summer|fall|winter)(_s1|_s2|_s2_cloudy|_lc)?")
 SCENE_FOLDER = re.compile(r"(s1|s2|s2_cloudy|lc)_(\d+)")
 PATCH_FILE = re.compile(r"(ROIs\d+_(spring|summer|fall|winter))_(s1|s2|s2_cloudy|lc)_(\d+)_p(\d+)\.(\w+)")
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One image of a patch: its folder's name, number of bands and numpy type (None: any)."""
 
     name: str
@@ -48,54 +50,52 @@ class Layer:
     dtype: str | None
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A dataset of the family."""
 
     dataset: str
     sar: Layer
     optical: Layer
     suffix: str
-    help: str
-    """What is expected and how to get it, for errors."""
-    label: Layer | None = None
-    """Layer of land cover."""
-    dominant: Callable[[np.ndarray], str] | None = None
-    """Names the land cover of the first band of `label`."""
+    help: str  # what is expected and how to get it, for errors
+    label: Layer | None = None  # land cover
+    dominant: Callable[[np.ndarray], str] | None = None  # names the land cover of the first band of `label`
+
+
+SEN12 = Layout(
+    dataset="sen1-2",
+    sar=Layer("s1", 1, "uint8"),
+    optical=Layer("s2", 3, "uint8"),
+    suffix="png",
+    help="SEN1-2 has ROIs1158_spring/s1_0/ROIs1158_spring_s1_0_p5.png and, beside s1_0, s2_0; get it from "
+    "https://doi.org/10.14459/2018mp1436631 and unpack all archives into one folder.",
+)
+
+
+def sen12(root: str | Path, *, rescan: bool = False) -> Pairs:
+    """Pairs of a SEN1-2 tree, VV and RGB; index, problems and errors as in `sen12ms`; the land cover is unknown."""
+    return open_tree(root, SEN12, (0,), (0, 1, 2), rescan)
 
 
 def open_tree(
     root: str | Path,
     layout: Layout,
-    sar_bands: tuple[int, ...],
-    optical_bands: tuple[int, ...],
+    sar_bands: Sequence[int],
+    optical_bands: Sequence[int],
     rescan: bool = False,
-    index_dir: str | Path | None = None,
 ) -> Pairs:
-    """The pairs of a tree, from the stored index if it fits the folders, else from a scan that is then stored.
-
-    Raises:
-        FileNotFoundError: no such folder, or nothing of the layout in it.
-        PairError: no complete pair is left.
-    """
+    """The pairs of a tree, from the stored index if it fits the folders, else from a scan that is then stored."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"data folder {root}: no such folder. {layout.help}")
-    table = _load_or_scan(root, layout, rescan, Path(index_dir) if index_dir else None)
+    table = _load_or_scan(root, layout, rescan)
     bad = table[table["problem"] != ""]
     problems = tuple(bad["id"] + ": " + bad["problem"])
     index = table[table["usable"]].drop(columns=["problem", "usable"]).reset_index(drop=True)
     if index.empty:
         raise PairError(f"{root}: no usable {layout.dataset} pair; first problems: {'; '.join(problems[:3])}")
-    read = partial(_read_row, root=root, sar_bands=sar_bands, optical_bands=optical_bands)
+    read = partial(read_row, root=root, sar_bands=tuple(sar_bands), optical_bands=tuple(optical_bands))
     return Pairs(index, read, problems=problems)
-
-
-def _read_row(row: pd.Series, *, root: Path, sar_bands: tuple[int, ...], optical_bands: tuple[int, ...]) -> Pair:
-    labels = {name: row[name] for name in INDEX_COLUMNS}
-    return read_pair(
-        root / row["sar"], root / row["optical"], sar_bands=sar_bands, optical_bands=optical_bands, **labels
-    )
 
 
 def scene_folders(root: Path) -> Iterator[Path]:
@@ -105,13 +105,14 @@ def scene_folders(root: Path) -> Iterator[Path]:
             yield from (sub for sub in sorted(roi.iterdir()) if SCENE_FOLDER.fullmatch(sub.name) and sub.is_dir())
 
 
-def _load_or_scan(root: Path, layout: Layout, rescan: bool, index_dir: Path | None) -> pd.DataFrame:
-    """The index with its problems; stored in `index_dir`, else in `root`, else (read-only) in the user's cache."""
+def _load_or_scan(root: Path, layout: Layout, rescan: bool) -> pd.DataFrame:
+    """The index with its problems; stored in `root`, or in the user's cache where that is read-only."""
     folders = list(scene_folders(root))
     state = "\n".join(f"{folder.relative_to(root)} {folder.stat().st_mtime_ns}" for folder in folders)
     digest = hashlib.sha256(f"{INDEX_VERSION}\n{layout.dataset}\n{state}".encode()).hexdigest()[:12]
-    places = [index_dir] if index_dir else [root, Path(pooch.os_cache("sarmatch"))]
-    paths = [place / f"sarmatch-{layout.dataset}-{digest}.parquet" for place in places]
+    paths = [
+        place / f"sarmatch-{layout.dataset}-{digest}.parquet" for place in (root, Path(pooch.os_cache("sarmatch")))
+    ]
     for path in paths:
         if not rescan and path.is_file():
             try:
@@ -127,24 +128,20 @@ def _load_or_scan(root: Path, layout: Layout, rescan: bool, index_dir: Path | No
             return table
         except OSError:
             continue
-    warnings.warn(f"no place to store the index of {root} (tried {places}); give index_dir", stacklevel=4)
+    warnings.warn(f"no place to store the index of {root}, tried {[str(path) for path in paths]}", stacklevel=4)
     return table
 
 
-def scan(root: Path, layout: Layout, folders: list[Path] | None = None) -> pd.DataFrame:
-    """Find, pair and examine all patches.
+def scan(root: Path, layout: Layout, folders: list[Path]) -> pd.DataFrame:
+    """Find, pair and examine all patches; FileNotFoundError where there is nothing of the layout.
 
     Returns:
-        one row a patch: `INDEX_COLUMNS`, `sar` and `optical` (paths relative to `root`), `usable` (bool) and
-        `problem` (empty where there is none).
-
-    Raises:
-        FileNotFoundError: nothing of the layout in `root`.
+        one row a patch: `INDEX_COLUMNS`, `sar` and `optical` (paths relative to `root`), `usable` (bool), `problem`.
     """
-    table = _find(root, layout, list(scene_folders(root)) if folders is None else folders)
+    table = _find(root, layout, folders)
     if table.empty:
         raise FileNotFoundError(f"{root}: no {layout.dataset} patches found. {layout.help}")
-    no_labels = bool((table["label"] == "").all())  # whoever has no land cover need not hear it of every patch
+    no_labels = bool((table["label"] == "").all())  # a tree without land cover is no problem of each patch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with ThreadPoolExecutor(THREADS) as pool:
