@@ -38,12 +38,8 @@ class PairFiles(NamedTuple):
 def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
     """The pairs of a CSV (columns sar, optical, output), or of STAC items (assets sar and optical; output ID.tif).
 
-    Args:
-        path: relative paths within are relative to its folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it lists no pairs, lacks a column or an asset, or names one output twice.
+    Relative paths within are relative to its folder. ValueError where it lists no pairs, lacks a column or an asset, or
+    names one output twice.
     """
     source = Path(path)
     if not source.is_file():
@@ -110,10 +106,7 @@ def register_all(
     Args:
         settings: of each pair; weights by name, since processes load them themselves.
         workers: processes here.
-        scheduler: address of a Dask scheduler, whose workers do the work instead; they must see the same paths.
-
-    Raises:
-        ValueError: no worker, or a scheduler that cannot be used.
+        scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")

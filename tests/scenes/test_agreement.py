@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.agreement import groups, judge, required_share
+from sarmatch.scenes.transforms import groups, judge, required_share
 
 
 def grid_of(n: int, moved: np.ndarray) -> Matches:
