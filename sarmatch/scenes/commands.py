@@ -79,6 +79,7 @@ def match(
     Args:
         sar: SAR image, any raster that rasterio reads.
         optical: optical image of the same place.
+        scenes: which ground and which bands, and on what to compute.
         model: shipped weights by name, a run folder, or a .safetensors file.
         max_rotation_deg: how far they may be turned against each other; then both must lie on one grid, and be up to
             2048 px large.
@@ -149,6 +150,7 @@ def register(
     Args:
         sar: SAR image, any raster that rasterio reads.
         optical: optical image of the same place.
+        scenes: which ground and which bands, and on what to compute.
         transform: shift, affine, polynomial, or field: affine and a smooth field of what it leaves.
         order: of the polynomial, 2 or 3.
         weights: shipped weights by name, a run folder, or a .safetensors file.

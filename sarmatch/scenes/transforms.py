@@ -256,7 +256,6 @@ class Agreement:
     n_thinned: int  #: One per 16 px.
     n_agree: int  #: Those of them within 3 px of one affine map.
     n_windows: int  #: With any matches.
-    mean_confidence: float  #: Of all matches; NaN without any.
     required: float  #: Share of thinned matches that must agree.
     reason: str  #: Why the pair is refused; empty where it is accepted.
 
@@ -284,10 +283,7 @@ def required_share(n_thinned: int) -> float:
 
 def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreement:
     """Judge a pair by its matches: `thinned` to one per 16 px of the common grid, and all of them by window."""
-    counts = [(len(part), float(part.confidence.sum())) for part in parts]
-    n_matches = sum(n for n, _ in counts)
-    n_windows = sum(n > 0 for n, _ in counts)
-    confidence = sum(total for _, total in counts) / n_matches if n_matches else math.nan
+    counts = [len(part) for part in parts]
     required, n_agree, distortion = required_share(len(thinned)), 0, 0.0
     ends = (thinned.xy_sar, thinned.xy_optical) if to == "sar" else (thinned.xy_optical, thinned.xy_sar)
     try:
@@ -311,4 +307,4 @@ def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreem
         reason = f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
     if reason:
         reason += "; do both images show the same ground, within the search radius?"
-    return Agreement(n_matches, len(thinned), n_agree, n_windows, confidence, required, reason)
+    return Agreement(sum(counts), len(thinned), n_agree, sum(n > 0 for n in counts), required, reason)
