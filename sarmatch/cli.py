@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
@@ -17,9 +17,6 @@ from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, from_dict
 from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 from sarmatch.training.command import train_command
-
-if TYPE_CHECKING:
-    pass
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
 Part = Literal["train", "validation", "test"]
@@ -170,21 +167,13 @@ def _app(arguments: Sequence[str]) -> SubcommandApp:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see `run_app`.
-
-    Args:
-        arguments: default `sys.argv[1:]`.
-    """
+    """Run the command line (default `sys.argv[1:]`); returns the exit status, see `run_app`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return run_app(_app(arguments), "sarmatch", "Matching of SAR and optical images.", arguments)
 
 
 def run_app(app: SubcommandApp, prog: str, description: str, arguments: Sequence[str]) -> int:
-    """Run one of the commands of an app; returns the exit status, which is 2 for bad input and 130 if interrupted.
-
-    Args:
-        arguments: `--debug` anywhere shows the traceback of an error.
-    """
+    """Run one of the commands of an app; returns the exit status, which is 2 for bad input and 130 if interrupted."""
     debug = "--debug" in arguments
     try:
         status = app.cli(

@@ -94,12 +94,7 @@ class ModelConfig:
     uncertainty_dropout: float = 0.20  #: Second place: before the uncertainty modules.
     fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
     oriented_gradients: bool = False  #: Nine fixed channels of oriented gradients in each descriptor; not in the paper.
-    consensus_cells: tuple[int, ...] = (
-        3,
-        7,
-        15,
-        25,
-    )  #: Odd sides of aggregation, in cells; empty: none (the paper).
+    consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
 
     def __post_init__(self) -> None:
         _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
@@ -238,11 +233,7 @@ class Config:
         return dataclasses.asdict(self)
 
     def hash(self, data_fingerprint: str = "", without: Collection[str] = ()) -> str:
-        """Eight hex digits naming this config with these data; the path of the data does not enter.
-
-        Args:
-            without: sections that do not matter, as `training` does not to pretraining.
-        """
+        """Eight hex digits naming this config with these data, but for their path and the sections `without`."""
         unread = set(without) | (set() if self.pretraining.enabled else {"pretraining"})
         content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
@@ -330,11 +321,7 @@ ON_REAL_DATA = tuple(name for name, config in PROFILES.items() if config.data.so
 
 
 def profile(name: str, data_root: str | None = None) -> Config:
-    """The named profile, with the folder of its data.
-
-    Raises:
-        ValueError: unknown name, `data_root` missing for a profile on real data, or given for one on generated scenes.
-    """
+    """The named profile, with the folder of its data; needed for real data, refused for generated scenes."""
     if name not in PROFILES:
         raise ValueError(f"profile must be one of {sorted(PROFILES)}, got {name!r}")
     return with_data(PROFILES[name], data_root)

@@ -25,37 +25,27 @@ from sarmatch.config import Config
 
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 SAME_MATCH_PX = 0.01
-"""The same images, weights and seed give the same bits on one CPU with one number of threads. Another number of threads
-or CPU adds in another order, and most matches move by less than 0.0001 px; positions are float32, which alone rounds
-those of a scene of 10,000 px by 0.0005 px. So matches of one cell that lie within this distance count as the same."""
+"""Matches of one cell this near count as the same: another CPU or number of threads adds in another order."""
 SAME_MATCH_SHARE = 0.999
-"""Least share of matches that are the same, within `SAME_MATCH_PX`, with another number of threads or on another CPU.
-Where two places are as likely, rounding decides: of 86,685 matches of 24 pairs that was three with other vector
-instructions, by up to 0.5 px, and none with another number of threads."""
+"""Least share of such matches there: where two places are as likely, rounding decides (3 of 86,685 matches did so)."""
 DIGITS = 12
-"""Hexadecimal digits of a digest: 48 bits, with which a chance match among a million tables is one in 500."""
+"""Hexadecimal digits of a digest: 48 bits; a chance match among a million tables is one in 500."""
 TABLES = (".csv", ".parquet")
-"""Suffixes that `write_table` takes."""
 
 
 @runtime_checkable
 class Digested(Protocol):
-    """What `digest` asks for its digits instead of reading its attributes, such as pairs."""
+    """An object whose own digits `digest` takes instead of its attributes, such as pairs."""
 
     def digest(self) -> str: ...
 
 
 def check_output(path: str | os.PathLike[str], what: str, suffixes: Collection[str]) -> Path:
-    """Refuse a file that could not be written, before anything is computed.
+    """Refuse a file that could not be written, before anything is computed: suffix, folder, permission.
 
     Args:
         what: is written, in the plural.
         suffixes: that the file may have, in small letters, with their dots.
-
-    Raises:
-        ValueError: another suffix, or the path is a folder.
-        FileNotFoundError: the folder does not exist.
-        PermissionError: the folder is read-only.
     """
     target = Path(path)
     if target.suffix.lower() not in suffixes:
@@ -78,9 +68,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on success it is synchronised to disk and renamed to `path`.
 
     On an exception the temporary file is removed and `path` keeps what it held before.
-
-    Raises:
-        FileNotFoundError: the folder of `path` does not exist.
     """
     target = Path(path)
     _check_folder(target)
@@ -113,11 +100,7 @@ def _synchronise(path: Path) -> None:
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike[str], what: str = "tables") -> None:
-    """Write a table without its index, .csv or .parquet by the suffix; an existing file is replaced in one step.
-
-    Raises:
-        as `check_output`.
-    """
+    """Write a table without its index, .csv or .parquet by the suffix; an existing file is replaced in one step."""
     target = check_output(path, what, TABLES)
     with atomic_path(target) as partial:
         if target.suffix.lower() == ".csv":
@@ -138,11 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def provenance(config: Config, fingerprint: str, without: Collection[str] = ()) -> dict[str, Any]:
-    """What a number needs beside it: profile, seed, data, commit, versions, hardware, date and command.
-
-    Args:
-        without: sections of the config that do not enter its hash.
-    """
+    """What a number needs beside it; sections `without` of the config do not enter its hash."""
     return {
         "profile": config.profile,
         "seed": config.seed,
@@ -181,10 +160,7 @@ def digest(value: Any) -> str:
 
     Args:
         value: numbers, strings, sequences and mappings of them; networks, tensors and arrays; pairs; objects made of
-            these, such as matchers and configs. Devices do not count.
-
-    Raises:
-        TypeError: something whose content cannot be told, such as a function.
+            these, such as matchers and configs. Devices do not count; others, such as functions, are a TypeError.
     """
     return _hash(json.dumps(_content(value)).encode())
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from companion.studies import ablation, comparison, learned_baselines
 from companion.studies.ablation import STUDIES, Variant
 from sarmatch import cli
 from sarmatch.config import PROFILES, PROTOCOLS
+from sarmatch.scenes.commands import SceneArguments
 from sarmatch.training.command import train_command
 
 COMMANDS = [
@@ -103,6 +105,9 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     function = train_command([]) if command == "train" else getattr(home, command.replace(" ", "_"))
     explained = inspect.getdoc(function) or ""
     assert all(f"    {name}: " in explained for name in function.__annotations__ if name != "return")
+    if command in ("match", "register"):
+        assert all(f"--{field.name.replace('_', '-')} " in text for field in fields(SceneArguments))
+        assert "How far the georeferences may disagree" in text and "bands to use, counted from 0" in text
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -38,12 +38,8 @@ class PairFiles(NamedTuple):
 def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
     """The pairs of a CSV (columns sar, optical, output), or of STAC items (assets sar and optical; output ID.tif).
 
-    Args:
-        path: relative paths within are relative to its folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it lists no pairs, lacks a column or an asset, or names one output twice.
+    Relative paths within are relative to its folder. ValueError where it lists no pairs, lacks a column or an asset, or
+    names one output twice.
     """
     source = Path(path)
     if not source.is_file():
@@ -110,10 +106,7 @@ def register_all(
     Args:
         settings: of each pair; weights by name, since processes load them themselves.
         workers: processes here.
-        scheduler: address of a Dask scheduler, whose workers do the work instead; they must see the same paths.
-
-    Raises:
-        ValueError: no worker, or a scheduler that cannot be used.
+        scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -135,31 +128,27 @@ def _runner(workers: int, scheduler: str | None) -> Iterator[Run]:
     """A function that yields numbers and outcomes of jobs as they are done."""
     if scheduler is not None:
         with _dask_client(scheduler) as client:
-            yield lambda jobs: _by_dask(client, jobs)
+            from distributed import as_completed as completed
+
+            yield lambda jobs: _finished(
+                {client.submit(register_one, *job, pure=False): i for i, job in enumerate(jobs)}, jobs, completed
+            )
     elif workers == 1:
         yield lambda jobs: ((i, register_one(*job)) for i, job in enumerate(jobs))
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            yield lambda jobs: _by_pool(pool, jobs)
+            yield lambda jobs: _finished(
+                {pool.submit(register_one, *job): i for i, job in enumerate(jobs)}, jobs, as_completed
+            )
 
 
-def _by_pool(pool: ProcessPoolExecutor, jobs: list[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    waiting = {pool.submit(register_one, *job): i for i, job in enumerate(jobs)}
-    for done in as_completed(waiting):
-        try:
-            yield waiting[done], done.result()
-        except Exception as error:  # a process that was killed, for memory for instance, takes the pool with it
-            yield waiting[done], _failed(jobs[waiting[done]][0], error)
-
-
-def _by_dask(client: Any, jobs: list[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    from distributed import as_completed as completed
-
-    waiting = {client.submit(register_one, *job, pure=False): i for i, job in enumerate(jobs)}
+def _finished(waiting: dict[Any, int], jobs: list[tuple[Any, ...]], completed: Callable[..., Iterator[Any]]) -> Any:
     for done in completed(list(waiting)):
-        error = done.exception()
         number = waiting[done]
-        yield number, _failed(jobs[number][0], error) if error is not None else done.result()
+        try:
+            yield number, done.result()
+        except Exception as error:  # a process that was killed, for memory for instance, takes the pool with it
+            yield number, _failed(jobs[number][0], error)
 
 
 def _dask_client(address: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -12,7 +13,6 @@ from tyro.conf import Positional
 from sarmatch.config import SEARCH_RADIUS_PX
 
 if TYPE_CHECKING:
-    from sarmatch.geometry import Search
     from sarmatch.scenes.pipeline import MatchSettings
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -30,27 +30,47 @@ REFUSED = 3
 """Exit status of a pair that can be read but is refused: no common ground, no data, or matches that do not agree."""
 
 
+@dataclass(frozen=True)
+class SceneArguments:
+    """Which ground and which bands, and on what to compute."""
+
+    search_radius: SearchRadius = "auto"
+    """How far the georeferences may disagree, px of the coarser image; None searches everywhere; auto is 64 px, or
+    everywhere where an image has no georeference."""
+    to: ImageName = "sar"  # whose grid counts: windows lie on it, and a registration moves the other image onto it.
+    sar_bands: tuple[int, ...] | None = None  # bands to use, counted from 0; default the first.
+    optical_bands: tuple[int, ...] | None = None  # default red, green and blue.
+    sar_units: SarUnitsName | None = None  # what the numbers mean; default guessed from samples.
+    optical_units: OpticalUnitsName | None = None  # likewise.
+    workers: int = 1  # processes.
+    device: str = "auto"  # auto, cpu, cuda or mps.
+
+    def settings(self, weights: str, spacing: float | None = None, **of_matcher: Any) -> MatchSettings:
+        from sarmatch.scenes.pair import SceneOptions
+        from sarmatch.scenes.pipeline import MatchSettings
+
+        options = SceneOptions(self.to, self.sar_bands, self.optical_bands, self.sar_units, self.optical_units)
+        matcher = tuple(({"device": self.device} | of_matcher).items())
+        return MatchSettings(weights, self.search_radius, spacing, options, matcher, self.workers)
+
+
+Shared = Annotated[SceneArguments, tyro.conf.OmitArgPrefixes]
+
+
 def match(
     sar: Sar,
     optical: Optical,
+    scenes: Shared,
     model: str = "s1s2",
-    search_radius: SearchRadius = "auto",
     max_rotation_deg: float = 0.0,
     scale_range: tuple[float, float] = (1.0, 1.0),
     spacing: float | None = None,
-    to: ImageName = "sar",
-    sar_bands: tuple[int, ...] | None = None,
-    optical_bands: tuple[int, ...] | None = None,
-    sar_units: SarUnitsName | None = None,
-    optical_units: OpticalUnitsName | None = None,
     mc_passes: int = 0,
     mc_seed: int = 0,
     distilled: bool = False,
     coverage: float = 0.9,
     onnx: Path | None = None,
-    workers: int = 1,
     force: bool = False,
-    device: str = "auto",
     output: Output = Path("matches.geojson"),
 ) -> int:
     """Find points that correspond in a SAR and an optical image of any size, reference system and resolution.
@@ -61,30 +81,23 @@ def match(
     Args:
         sar: SAR image, any raster that rasterio reads.
         optical: optical image of the same place.
+        scenes: which ground and which bands, and on what to compute.
         model: shipped weights by name, a run folder, or a .safetensors file.
-        search_radius: how far the georeferences may disagree, px of the coarser image; None searches everywhere; auto
-            is 64 px, or everywhere where an image has no georeference.
         max_rotation_deg: how far they may be turned against each other; then both must lie on one grid, and be up to
             2048 px large.
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image; likewise.
         spacing: match windows spread evenly, one a so many px, instead of everything.
-        to: whose grid the windows lie on.
-        sar_bands: bands to use, counted from 0; default the first.
-        optical_bands: default red, green and blue.
-        sar_units: what the numbers mean; default told from samples.
-        optical_units: likewise.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         mc_seed: seed of their dropout masks; the same one gives the same masks on any device.
         distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
         coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
             radii are calibrated for this search.
         onnx: encoders of the same model, written by `sarmatch export`, to be run by ONNX Runtime.
-        workers: processes.
         force: write the matches of images that look unrelated too, with `overlaps` false.
-        device: auto, cpu, cuda or mps.
         output: .geojson, .csv, .parquet or .gpkg.
     """
     from sarmatch.geometry import Search
+    from sarmatch.matching.matcher import load_matcher
     from sarmatch.matching.vector_files import matches_writer
     from sarmatch.scenes.files import SceneRefusal
     from sarmatch.scenes.pipeline import match_scenes
@@ -95,14 +108,18 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    of_matcher = {"device": device, "mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
-    of_matcher["coverage"] = coverage
-    of_matcher["onnx"] = None if onnx is None else str(onnx)
-    search = Search(SEARCH_RADIUS_PX if search_radius == "auto" else search_radius, max_rotation_deg, scale_range)
-    if search.turned:
-        return _match_turned(sar, optical, model, search, of_matcher, output)
-    bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}
-    settings = _settings(model, search_radius, spacing, workers, of_matcher, bands | _units(sar_units, optical_units))
+    encoders = None if onnx is None else str(onnx)
+    of_matcher: dict[str, Any] = {"mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
+    of_matcher |= {"coverage": coverage, "onnx": encoders}
+    radius = SEARCH_RADIUS_PX if scenes.search_radius == "auto" else scenes.search_radius
+    if Search(radius, max_rotation_deg, scale_range).turned:
+        # Nothing is known of how unrelated images then look, so that they are not refused.
+        matcher = load_matcher(model, device=scenes.device, **of_matcher)
+        turned = matcher.match(str(sar), str(optical), radius, max_rotation_deg, scale_range)
+        turned.save(output)
+        print(f"{len(turned)} matches -> {output}")
+        return 0
+    settings = scenes.settings(model, spacing, **of_matcher)
     try:
         matches = match_scenes(sar, optical, output, force, settings)
     except SceneRefusal as refusal:
@@ -116,22 +133,15 @@ def match(
 def register(
     sar: Sar,
     optical: Optical,
-    to: ImageName = "sar",
+    scenes: Shared,
     transform: Annotated[ModelName, tyro.conf.arg(name="model")] = "affine",
     order: int = 2,
     weights: str = "s1s2",
-    search_radius: SearchRadius = "auto",
     spacing: float | None = None,
     resampling: ResamplingName = "bilinear",
     report: Path | None = None,
     error_map: Path | None = None,
     gcps: bool = False,
-    sar_bands: tuple[int, ...] | None = None,
-    optical_bands: tuple[int, ...] | None = None,
-    sar_units: SarUnitsName | None = None,
-    optical_units: OpticalUnitsName | None = None,
-    workers: int = 1,
-    device: str = "auto",
     output: Output = Path("registered.tif"),
 ) -> int:
     """Register one image onto the other's grid and write it as a cloud-optimised GeoTIFF.
@@ -142,32 +152,21 @@ def register(
     Args:
         sar: SAR image, any raster that rasterio reads.
         optical: optical image of the same place.
-        to: whose grid counts; the other image is moved onto it.
+        scenes: which ground and which bands, and on what to compute.
         transform: shift, affine, polynomial, or field: affine and a smooth field of what it leaves.
         order: of the polynomial, 2 or 3.
         weights: shipped weights by name, a run folder, or a .safetensors file.
-        search_radius: how far the georeferences may disagree, px of the coarser image; None searches everywhere; auto
-            is 64 px, or everywhere where an image has no georeference.
         spacing: one window of 256 px a so many px; default 256, or 512 on sides beyond 2048 px.
         resampling: nearest, bilinear or cubic.
         report: also write a self-contained HTML page: what was done, how well, and both images to compare.
         error_map: also write a map of the registration error, .tif: standard deviation an axis and CE90, metres.
         gcps: also write ground control points beside the output, for QGIS' georeferencer (.points).
-        sar_bands: bands to use, counted from 0; default the first.
-        optical_bands: default red, green and blue.
-        sar_units: what the numbers mean; default told from samples.
-        optical_units: likewise.
-        workers: processes.
-        device: auto, cpu, cuda or mps.
         output: .tif.
     """
     from sarmatch.scenes.files import SceneRefusal
     from sarmatch.scenes.registering import register as register_scenes
 
-    bands = {"to": to, "sar_bands": sar_bands, "optical_bands": optical_bands}
-    settings = _settings(
-        weights, search_radius, spacing, workers, {"device": device}, bands | _units(sar_units, optical_units)
-    )
+    settings = scenes.settings(weights, spacing)
     try:
         done = register_scenes(sar, optical, output, transform, order, resampling, report, error_map, gcps, settings)
     except SceneRefusal as refusal:
@@ -205,7 +204,7 @@ def batch(
     from sarmatch.scenes.batch import read_pairs, register_all
 
     check_output(output, "outcomes", TABLES)
-    settings = _settings(weights, search_radius, None, 1, {}, {"to": to})
+    settings = SceneArguments(search_radius, to).settings(weights)
     outcomes = register_all(read_pairs(pairs), settings, transform, order, workers, scheduler)
     write_table(outcomes, output, "outcomes")
     failed = outcomes[outcomes["status"] != "registered"]
@@ -213,37 +212,6 @@ def batch(
         print(f"sarmatch: {row.status}: {row.sar} and {row.optical}: {row.reason}", file=sys.stderr)
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} pairs registered -> {output}")
     return 1 if len(failed) else 0
-
-
-def _match_turned(
-    sar: Path, optical: Path, model: str, search: Search, of_matcher: dict[str, Any], output: Path
-) -> int:
-    """Match images on one grid that may be turned or scaled; nothing is known of how unrelated ones then look."""
-    from sarmatch.matching.matcher import load_matcher
-
-    matcher = load_matcher(model, **of_matcher)
-    matches = matcher.match(str(sar), str(optical), search.radius, search.max_rotation_deg, search.scale_range)
-    matches.save(output)
-    print(f"{len(matches)} matches -> {output}")
-    return 0
-
-
-def _settings(
-    model: str,
-    search_radius: SearchRadius,
-    spacing: float | None,
-    workers: int,
-    of_matcher: dict[str, Any],
-    options: dict[str, Any],
-) -> MatchSettings:
-    from sarmatch.scenes.pair import SceneOptions
-    from sarmatch.scenes.pipeline import MatchSettings
-
-    return MatchSettings(model, search_radius, spacing, SceneOptions(**options), tuple(of_matcher.items()), workers)
-
-
-def _units(sar: str | None, optical: str | None) -> dict[str, Any]:
-    return {"sar_units": sar, "optical_units": optical}
 
 
 def _refused(refusal: Exception) -> int:

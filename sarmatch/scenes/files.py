@@ -1,4 +1,4 @@
-"""One file of a scene: opened, its bands chosen, its windows read; what is broken is told in one line."""
+"""One file of a scene: opened, its bands chosen, its windows read; errors are one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_BLOCK_BYTES = 2**30
 MAX_SIDE = 500_000
 """Longer sides are taken for a broken header, px: ten times the longest Sentinel-1 strip."""
 SAMPLE_SIDE = 128
-"""Side of the windows that units are told from, px."""
+"""Side of the windows that units are guessed from, px."""
 
 
 class SceneRefusal(RegistrationError):
@@ -126,19 +126,12 @@ def _differ(dataset: DatasetReader, bands: Sequence[int]) -> bool:
 
 def outside_options(dataset: DatasetReader) -> dict[str, bool]:
     """Warping knows what lies outside by nodata, else by an alpha band, which has to be added where there is none."""
-    return {} if dataset.nodata is not None or _has_alpha(dataset) else {"add_alpha": True}
-
-
-def _has_alpha(dataset: DatasetReader) -> bool:
-    return ColorInterp.alpha in dataset.colorinterp
+    known = dataset.nodata is not None or ColorInterp.alpha in dataset.colorinterp
+    return {} if known else {"add_alpha": True}
 
 
 def sample_values(dataset: DatasetReader, bands: Sequence[int], what: str) -> np.ndarray:
-    """Valid values (C, N) of windows spread over the image.
-
-    Raises:
-        SceneRefusal: there are none, or all are one.
-    """
+    """Valid values (C, N) of windows spread over the image; SceneRefusal where there are none, or all are one."""
     parts = []
     for window in _sample_windows(dataset.width, dataset.height):
         values, valid = read_window(dataset, bands, window, dataset.name)
@@ -165,7 +158,7 @@ def read_window(
     try:
         values = view.read([band + 1 for band in bands], window=window, **size)
         if ColorInterp.alpha in view.colorinterp:
-            valid = view.dataset_mask(window=window, **size) > 0  # GDAL itself sees an alpha band in 2 and 4 bands only
+            valid = view.dataset_mask(window=window, **size) > 0  # GDAL itself finds alpha in 2 and 4 bands only
         else:
             valid = (view.read_masks([band + 1 for band in bands], window=window, **size) > 0).all(axis=0)
     except GDAL_ERRORS as error:

@@ -34,21 +34,14 @@ class Region(NamedTuple):
 
     def intersection(self, other: Region) -> Region:
         x, y = max(self.x, other.x), max(self.y, other.y)
-        right, bottom = (
-            min(self.x + self.width, other.x + other.width),
-            min(self.y + self.height, other.y + other.height),
-        )
+        right = min(self.x + self.width, other.x + other.width)
+        bottom = min(self.y + self.height, other.y + other.height)
         return Region(x, y, max(right - x, 0), max(bottom - y, 0))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of pixels; without a reference system its px have no place on the ground.
-
-    Attributes:
-        transform: px corner to map (rasterio's), or None.
-        crs: reference system, or None.
-    """
+    """A grid of pixels; without a transform (px corner to map) and a reference system it has no place on the ground."""
 
     width: int
     height: int
@@ -101,11 +94,7 @@ def between(source: Grid, target: Grid, xy: np.ndarray) -> np.ndarray:
 
 
 def extent(source: Grid, target: Grid) -> Region:
-    """The window of `target` that encloses a located grid.
-
-    Raises:
-        PairError: no point of it has a place there.
-    """
+    """The window of `target` that encloses a located grid; PairError where none of its points has a place there."""
     side = np.linspace(0, 1, 33)
     ends = np.concatenate([np.stack(c, 1) for c in ((side, 0 * side), (side, 0 * side + 1), (0 * side, side))])
     ends = np.concatenate([ends, np.stack([0 * side + 1, side], 1)])

@@ -26,12 +26,11 @@ from sarmatch.scenes.pair import MARGIN, ScenePair
 from sarmatch.scenes.windows import RADIUS
 
 WINDOW = 512
-"""Side of the windows that vote for the displacement, px."""
+"""Side of the windows whose correlations are summed, px."""
 N_WINDOWS = 2
 """Windows an axis at most."""
 WHOLE_SIDE = 1024
 """Side to which images are reduced where the displacement is unknown, px."""
-
 SEARCH_RADIUS = 64.0
 """How far georeferences may disagree by default, px."""
 
@@ -61,11 +60,8 @@ def radius_of(pair: ScenePair, search_radius: SearchRadius) -> float | None:
 def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tuple[int, int]:
     """Displacement (dx, dy) px of the moving image on the common grid, to within a few px.
 
-    Descriptors of up to four windows are correlated over all shifts within the radius, and their sum decides: consensus
-    at its widest. Without a radius both images are reduced and searched as a whole.
-
-    Raises:
-        SceneRefusal: the images have no ground in common.
+    The correlations of up to four windows over all shifts within the radius are summed; without a radius both images
+    are reduced and searched as a whole. SceneRefusal where they have no ground in common.
     """
     if search_radius is None:
         return _whole(pair, matcher)
@@ -111,7 +107,6 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
 
 
 def _described(pair: ScenePair, matcher: Matcher, reference: Masked, moving: Masked) -> tuple[Masked, Masked]:
-    """Descriptors of the reference and of the moving image, each with its mask."""
     if pair.to == "sar":
         return describe_pair(matcher.net, reference, moving)
     second, first = describe_pair(matcher.net, moving, reference)

@@ -1,8 +1,7 @@
 """A SAR and an optical scene on one grid, read window by window and warped on the fly.
 
-The reference gives the grid; px are made larger by a whole factor where the other image is coarser, since a matcher
-gains nothing from px that show nothing. Where either image has no place on the ground, px are taken to be of one size
-and the displacement to be unknown.
+The reference gives the grid, its px enlarged by a whole factor where the other image is coarser. Where either image has
+no place on the ground, px are taken to be of one size and the displacement to be unknown.
 """
 
 from __future__ import annotations
@@ -43,17 +42,13 @@ Image = Literal["sar", "optical"]
 MARGIN = 1024
 """Px around the grid of the reference that the other image can be read from: more than any search radius."""
 MIN_OVERLAP_PX = 48
-"""Shorter sides of the common ground hold nothing to match."""
+"""Least side of the common ground."""
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What a user may say of two scenes.
-
-    Attributes:
-        to: whose grid counts; the other image is the one that moves.
-        sar_bands, optical_bands: zero-based; None takes the first SAR bands, and red, green and blue.
-        sar_units, optical_units: None tells them from samples.
+    """Which bands (zero-based; None: the first of SAR, red, green and blue), which units (None: guessed from samples),
+    and whose grid counts; the other image is the one that moves.
     """
 
     to: Image = "sar"
@@ -69,13 +64,11 @@ class SceneOptions:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An open image, seen through the common grid.
+    """An open image on the common grid.
 
     Attributes:
-        dataset: the file.
-        image: which of the two it is.
         own: the grid of the file.
-        view: what is read: the file itself, or it warped; its px (0, 0) is px `origin` of the common grid.
+        view: the file itself, or it warped; its px (0, 0) is px `origin` of the common grid.
         bands: zero-based.
     """
 
@@ -112,13 +105,13 @@ class Scene:
 
     def values(self, region: Region) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of a window as stored, (C, H, W), and where they are valid, (H, W)."""
-        seen = region.intersection(self.extent)
+        shown = region.intersection(self.extent)
         values = np.zeros((len(self.bands), region.height, region.width), self.view.dtypes[self.bands[0]])
         valid = np.zeros(values.shape[1:], bool)
-        if seen.width and seen.height:
-            window = Window(seen.x - self.origin[0], seen.y - self.origin[1], seen.width, seen.height)
-            left, top = seen.x - region.x, seen.y - region.y
-            at = np.s_[top : top + seen.height, left : left + seen.width]
+        if shown.width and shown.height:
+            window = Window(shown.x - self.origin[0], shown.y - self.origin[1], shown.width, shown.height)
+            left, top = shown.x - region.x, shown.y - region.y
+            at = np.s_[top : top + shown.height, left : left + shown.width]
             values[:, *at], valid[at] = read_window(self.view, self.bands, window, self.dataset.name)
         if self.scaling.units == "reflectance":
             valid &= (values != 0).any(axis=0)  # Sentinel-2's nodata
@@ -130,8 +123,8 @@ class ScenePair:
     """Two scenes on one grid.
 
     Attributes:
-        grid: the common grid; `factor` px of the reference wide.
-        located: whether both images have a place on the ground; if not, the displacement is unknown.
+        grid: the common grid, whose px are `factor` px of the reference wide.
+        located: whether both images have a place on the ground.
         to: which of them is the reference.
     """
 
@@ -156,11 +149,7 @@ class ScenePair:
         return extent(self.moving.own, self.grid) if self.located else self.moving.own.region
 
     def region(self, shift: tuple[int, int] = (0, 0)) -> Region:
-        """What both images may show where the moving one is displaced by `shift` px.
-
-        Raises:
-            SceneRefusal: too little for a single match.
-        """
+        """What both images may show where the moving one is displaced by `shift` px; SceneRefusal if too little."""
         common = self.grid.region.intersection(self.moving_extent.moved(-shift[0], -shift[1]))
         if min(common.width, common.height) < MIN_OVERLAP_PX:
             raise SceneRefusal(
@@ -178,10 +167,9 @@ def open_pair(
     sar_channels: int = 1,
     optical_channels: int = 3,
 ) -> Iterator[ScenePair]:
-    """Open two rasters and decide their common grid; nothing but small samples is read.
+    """Open two rasters (paths or open datasets) and decide their common grid; nothing but small samples is read.
 
     Args:
-        sar, optical: paths or open rasterio datasets.
         sar_channels, optical_channels: how many bands the network takes.
 
     Raises:
@@ -231,14 +219,8 @@ def _view(
     transform = grid.transform @ Affine.translation(-MARGIN, -MARGIN)
     size = {"width": grid.width + 2 * MARGIN, "height": grid.height + 2 * MARGIN}
     try:
-        view = WarpedVRT(
-            dataset,
-            crs=grid.crs,
-            transform=transform,
-            resampling=Resampling.bilinear,
-            **size,
-            **outside_options(dataset),
-        )
+        how = {"resampling": Resampling.bilinear, **size, **outside_options(dataset)}
+        view = WarpedVRT(dataset, crs=grid.crs, transform=transform, **how)
     except (*GDAL_ERRORS, ValueError) as error:
         raise PairError(f"{dataset.name}: cannot be warped to {grid.crs} ({error}); warp it first") from error
     return stack.enter_context(view), (-MARGIN, -MARGIN)

@@ -18,12 +18,11 @@ from sarmatch.io import digest
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.vector_files import matches_writer, write_matches
-from sarmatch.scenes.agreement import Agreement, judge
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.grids import Region, between, scale_ratio
 from sarmatch.scenes.locate import SearchRadius, check_radius, locate, radius_of
 from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
-from sarmatch.scenes.transforms import THIN_PX
+from sarmatch.scenes.transforms import THIN_PX, Agreement, judge
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
 SPACING = 256.0
@@ -69,7 +68,7 @@ class MatchedPair:
     """Two open scenes with the matches of their windows, in px of the common grid, and the judgement on them.
 
     Attributes:
-        shift: displacement of the moving image as a whole that the windows were read with, px.
+        shift: displacement of the moving image that the windows were read with, px.
         thinned: the most confident match of every 16 px of the SAR image.
     """
 
@@ -90,14 +89,11 @@ class MatchedPair:
 def matched_pair(
     sar: Source, optical: Source, settings: MatchSettings, folder: Path | None, spread: bool = False
 ) -> Iterator[MatchedPair]:
-    """Open and match two scenes.
+    """Open and match two scenes; raises as `open_pair`.
 
     Args:
-        spread: where the settings say nothing of spacing, spread windows evenly instead of covering everything.
-        folder: where finished windows are kept until the computation is done; None keeps them in a temporary folder.
-
-    Raises:
-        FileNotFoundError, PairError, SceneRefusal: as `open_pair`.
+        spread: spread windows evenly where the settings leave the spacing open, instead of covering everything.
+        folder: where finished windows are kept until the computation is done; None: a temporary folder.
     """
     weights = settings.weights
     matcher = weights if isinstance(weights, Matcher) else load_matcher(weights, **dict(settings.matcher))

@@ -15,14 +15,13 @@ from sarmatch.io import check_output
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.scenes import write
-from sarmatch.scenes.agreement import Agreement
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.locate import radius_of
 from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.pipeline import MatchSettings, Source, file_positions, matched_pair, source_name, to_files
 from sarmatch.scenes.report import REPORTS, write_report
-from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, Agreement, Model, SceneTransform, fit_transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,7 @@ class SceneRegistration:
         )
 
 
+# long because every argument is checked before anything is computed, and the files must be open until all is written
 def register(
     sar: Source,
     optical: Source,

@@ -5,18 +5,23 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sarmatch.data.raster import Raster
 from sarmatch.io import atomic_path, check_output
+from sarmatch.scenes.grids import Region
+from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
-from sarmatch.scenes.views import View, checkered, detail, overview
-from sarmatch.visualize import COLOURS
+from sarmatch.visualize import COLOURS, display_range
 
 if TYPE_CHECKING:
     from sarmatch.scenes.pipeline import MatchedPair
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_ARROWS = 400
 REPORTS = (".html",)
+OVERVIEW_SIDE = 900  # px
+DETAIL_SIDE = 448  # px
 
 
 def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched: MatchedPair) -> None:
@@ -33,10 +40,10 @@ def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched:
     thinned = matched.thinned
     xy = thinned.xy_sar if pair.to == "sar" else thinned.xy_optical
     agreeing = xy[transform.inliers]
-    views = [overview(pair, transform, matched.region)]
-    views.append(detail(pair, transform, agreeing[_most_central(agreeing)], matched.region))
+    central = agreeing[np.linalg.norm(agreeing - np.median(agreeing, axis=0), axis=1).argmin()]
+    views = [overview(pair, transform, matched.region), detail(pair, transform, central, matched.region)]
     sections = [
-        _section("Result", _table(_result(done)) + f"<p>{html.escape(_meaning(done))}</p>"),
+        _section("Result", _table(_result(done)) + f"<p>{html.escape(_MEANING)}</p>"),
         _section("Both images", "".join(_flicker(view, number) for number, view in enumerate(views)) + _CONTROLS),
         _section("Checkerboard", "".join(_checkerboards(view) for view in views)),
         _section("Matches", _figures(views[0], xy, thinned.confidence, transform, done, matched)),
@@ -48,10 +55,6 @@ def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched:
         partial.write_text(page, encoding="utf-8")
 
 
-def _most_central(xy: np.ndarray) -> int:
-    return int(np.argmin(np.linalg.norm(xy - np.median(xy, axis=0), axis=1)))
-
-
 def _result(done: SceneRegistration) -> dict[str, str]:
     agreed, metres = done.agreement, done.metres_per_px
 
@@ -59,30 +62,18 @@ def _result(done: SceneRegistration) -> dict[str, str]:
         return f"{px:.2f} px" + (f" = {px * metres:.1f} m" if metres else "")
 
     dx, dy = done.transform.coefficients[0]
+    errors = np.linalg.norm(done.transform.residuals[done.transform.inliers], axis=1)
     return {
         "displacement at the centre": f"({dx:+.2f}, {dy:+.2f}) px of the common grid",
         "registration error, CE90": length(done.ce90_px),
         "registration error, 1 sigma an axis": length(done.sigma_px),
         "RMSE of agreeing matches": length(done.transform.rmse_px),
-        "CE90 of agreeing matches": length(_circular_error(done.transform)),
+        "CE90 of agreeing matches": length(float(np.quantile(errors, 0.9))),
         "matches": f"{agreed.n_matches} in {agreed.n_windows} windows, {agreed.n_thinned} at one per 16 px",
         "agreeing": f"{agreed.n_agree} ({agreed.share:.0%}) with one affine map within {THRESHOLD_PX:g} px; "
         f"{agreed.required:.0%} are needed",
         "px of the common grid": f"{metres:.2f} m on the ground" if metres else "size unknown",
     }
-
-
-def _circular_error(transform: SceneTransform) -> float:
-    """Radius that holds 90 % of the residuals of agreeing matches, px."""
-    return float(np.quantile(np.linalg.norm(transform.residuals[transform.inliers], axis=1), 0.9))
-
-
-def _meaning(done: SceneRegistration) -> str:
-    return (
-        "The registration error is that of the map, root mean square over the common ground: how far clusters of "
-        "matches disagree on its parameters, and what it leaves in them. Single matches scatter more. Neither sees "
-        "what all matches share, such as the displacement of slopes in SAR images without terrain correction."
-    )
 
 
 def _section(title: str, body: str) -> str:
@@ -213,6 +204,88 @@ def draw_reliability(ax: Axes, confidence: np.ndarray, agrees: np.ndarray, bins:
     return ax
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """One part of the common grid.
+
+    Attributes:
+        name: what it shows.
+        region: in px of the common grid; a px of the pictures is `factor` of them wide.
+        reference, before, after: (H, W, 3) uint8; the moving image where its georeference puts it, and registered.
+    """
+
+    name: str
+    region: Region
+    factor: int
+    reference: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def overview(pair: ScenePair, transform: SceneTransform, region: Region) -> View:
+    """The common ground, reduced to `OVERVIEW_SIDE` px at most."""
+    factor = math.ceil(max(region.width, region.height) / OVERVIEW_SIDE)
+    reference, moving = pair.reference.reduced(factor), pair.moving.reduced(factor)
+    size = (region.height // factor, region.width // factor)
+    corner = np.array([region.x, region.y]) / factor
+
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    here = np.stack([columns, rows], -1) + corner
+    there = (_mapped(transform, (here.reshape(-1, 2) + 0.5) * factor - 0.5) + 0.5) / factor - 0.5
+    pictures = (_picture(reference, here), _picture(moving, here), _picture(moving, there.reshape(*size, 2)))
+    return View("overview", region, factor, *pictures)
+
+
+def detail(pair: ScenePair, transform: SceneTransform, centre: np.ndarray, region: Region) -> View:
+    """`DETAIL_SIDE` px around a place, at full resolution."""
+    width, height = (min(DETAIL_SIDE, n) for n in (region.width, region.height))
+    x = int(np.clip(centre[0] - width / 2, region.x, region.x + region.width - width))
+    y = int(np.clip(centre[1] - height / 2, region.y, region.y + region.height - height))
+    part = Region(x, y, width, height)
+    rows, columns = np.mgrid[0:height, 0:width]
+    here = np.stack([columns + x, rows + y], -1)
+    there = _mapped(transform, here.reshape(-1, 2)).reshape(height, width, 2)
+    low, high = np.floor(there.min((0, 1))).astype(int) - 1, np.ceil(there.max((0, 1))).astype(int) + 2
+    wanted = Region(int(low[0]), int(low[1]), *(int(v) for v in np.minimum(high - low, 4 * DETAIL_SIDE)))
+    moving = pair.moving.read(wanted)
+    own = here - [x, y]
+    pictures = (
+        _picture(pair.reference.read(part), own),
+        _picture(pair.moving.read(part), own),
+        _picture(moving, there - low),
+    )
+    return View("detail", part, 1, *pictures)
+
+
+def _mapped(transform: SceneTransform, xy: np.ndarray, step: int = 8192) -> np.ndarray:
+    return np.concatenate([transform(xy[i : i + step]) for i in range(0, len(xy), step)])
+
+
+def _picture(raster: Raster, xy: np.ndarray) -> np.ndarray:
+    """An image at positions (H, W, 2), stretched for the eye; black where it shows nothing."""
+    shown = np.dstack([display_range(raster.image, raster.valid)] * (1 if raster.image.shape[0] >= 3 else 3))
+    shown = np.where(raster.valid.numpy()[..., None], shown, 0).astype(np.float32)
+    x, y = (np.ascontiguousarray(xy[..., i], dtype=np.float32) for i in (0, 1))
+    moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    return np.asarray(np.clip(moved * 255, 0, 255).astype(np.uint8))
+
+
+def checkered(first: np.ndarray, second: np.ndarray, tiles: int = 8) -> np.ndarray:
+    """Two pictures of one size in alternating tiles."""
+    rows, columns = np.indices(first.shape[:2]) * tiles // max(first.shape[:2])
+    return np.where(((rows + columns) % 2 == 0)[..., None], first, second)
+
+
+def as_image(picture: np.ndarray) -> torch.Tensor:
+    """A picture (H, W, 3) uint8 as an image (3, H, W) in [0, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+
+_MEANING = (
+    "The registration error is that of the map, root mean square over the common ground: how far clusters of matches "
+    "disagree on its parameters, and what it leaves in them. Single matches scatter more. Neither sees what all "
+    "matches share, such as the displacement of slopes in SAR images without terrain correction."
+)
 _CONTROLS = """<p class="controls"><label><input type="radio" name="mode" value="flicker" checked> flicker</label>
 <label><input type="radio" name="mode" value="blend"> blend <input type="range" id="blend" min="0" max="100" value="50">
 </label> &nbsp; moving image: <label><input type="radio" name="which" value="after" checked> registered</label>

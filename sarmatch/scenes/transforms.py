@@ -1,13 +1,14 @@
-"""From matches to a map between two scenes, and how far it is to be trusted.
+"""From matches to a map between two scenes, its error, and whether they agree more than those of unrelated images.
 
-Matches of one neighbourhood share windows and neighbours that voted, so they are no independent witnesses: estimates
-come from matches thinned to one per 16 px, and their covariance counts clusters of `CLUSTER_PX`, not matches.
+Matches of one neighbourhood share their aggregation and are not independent: estimates come from matches thinned to one
+per 16 px, and their covariance counts clusters of `CLUSTER_PX`, not matches.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sarmatch.config import CONFIDENT_PX
+from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.files import SceneRefusal
 
@@ -29,6 +31,15 @@ THRESHOLD_PX = CONFIDENT_PX
 """A match agrees with a map when it lies within this distance of it, px."""
 CE90 = math.sqrt(-2 * math.log(0.1))
 """Radius that holds 90 % of errors over their standard deviation an axis, for equal normal errors on both axes."""
+MIN_INLIERS = 12
+"""Fewer agreeing matches, thinned to one per 16 px, are taken for chance."""
+MAX_DISTORTION = 0.2
+"""A map that stretches or turns by more than this cannot be right: matching assumes that it does not."""
+CONSENSUS_PX = 100.0
+"""Side of the widest aggregation, px; nearer matches are no independent evidence."""
+MIN_GROUPS = 3.0
+"""With fewer neighbourhoods than this, unrelated images agree as well as related ones do."""
+_ALWAYS = 0.25  # share that must agree however large the images are
 _LOOSE = 2.0  # consensus for maps that bend is found by an affine map within this many thresholds
 _MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
 
@@ -38,7 +49,6 @@ class SceneTransform:
     """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p).
 
     Attributes:
-        model: what was fitted.
         order: degree of the polynomial displacement; 0 is a shift, 1 an affine map.
         centre, scale: (2,) and a number, px: polynomials are in (p - centre) / scale.
         coefficients: (K, 2) px.
@@ -67,10 +77,7 @@ class SceneTransform:
         return moved if self.field is None else moved + self.field.predict((xy - self.centre) / self.scale)
 
     def sigma(self, xy: np.ndarray) -> np.ndarray:
-        """Standard deviation an axis (root mean square of both) of the map at (N, 2) positions, px.
-
-        Parameters as far as clusters of matches disagree on them, and what the map leaves nearby.
-        """
+        """Standard deviation an axis (root mean square of both) of the map and its misfit at (N, 2) positions, px."""
         unit = (np.asarray(xy, np.float64) - self.centre) / self.scale
         rows = basis(unit, self.order)
         parameters = np.einsum("nk,akl,nl->n", rows, self.covariance, rows) / 2
@@ -95,6 +102,7 @@ def basis(unit: np.ndarray, order: int) -> np.ndarray:
     return np.stack([x ** (degree - j) * y**j for degree in range(order + 1) for j in range(degree + 1)], 1)
 
 
+# long because inliers, weights and residuals of one iteration are all needed by the next
 def fit_transform(
     xy_from: np.ndarray,
     xy_to: np.ndarray,
@@ -140,7 +148,7 @@ def fit_transform(
         coefficients = _least_squares(rows[inliers], (target - source)[inliers], weights[inliers])
         residuals = target - source - rows @ coefficients
         if model == "field":
-            break  # the field follows what the affine part leaves; neighbours told outliers
+            break  # the field follows what the affine part leaves; neighbours identified outliers
         previous, inliers = inliers, np.linalg.norm(residuals, axis=1) <= threshold_px
         if np.array_equal(previous, inliers):
             break
@@ -239,3 +247,65 @@ def _fit_field(unit: np.ndarray, residuals: np.ndarray, inliers: np.ndarray, sou
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a bound that is reached: nothing varies, or all does
         return process.fit(mean[:, :2], mean[:, 2:])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Evidence for a pair."""
+
+    n_matches: int  #: Of all windows.
+    n_thinned: int  #: One per 16 px.
+    n_agree: int  #: Those of them within 3 px of one affine map.
+    n_windows: int  #: With any matches.
+    required: float  #: Share of thinned matches that must agree.
+    reason: str  #: Why the pair is refused; empty where it is accepted.
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reason
+
+    @property
+    def share(self) -> float:
+        return self.n_agree / self.n_thinned if self.n_thinned else 0.0
+
+
+def groups(n_thinned: int) -> float:
+    """How many neighbourhoods of `CONSENSUS_PX` so many matches, one per 16 px, fill."""
+    return n_thinned * (THIN_PX / CONSENSUS_PX) ** 2
+
+
+def required_share(n_thinned: int) -> float:
+    """Least share of matches, thinned to one per 16 px, that must agree.
+
+    Aggregation moves matches in groups of about `CONSENSUS_PX`: most of a few groups may agree by chance, of many not.
+    """
+    return _ALWAYS + (1 - _ALWAYS) / math.sqrt(max(groups(n_thinned), 1.0))
+
+
+def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreement:
+    """Judge a pair by its matches: `thinned` to one per 16 px of the common grid, and all of them by window."""
+    counts = [len(part) for part in parts]
+    required, n_agree, distortion = required_share(len(thinned)), 0, 0.0
+    ends = (thinned.xy_sar, thinned.xy_optical) if to == "sar" else (thinned.xy_optical, thinned.xy_sar)
+    try:
+        fit = fit_affine(*ends, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
+        n_agree, distortion = fit.n_inliers, float(np.abs(fit.matrix[:2, :2] - np.eye(2)).max())
+    except RegistrationError:
+        pass
+    share = n_agree / len(thinned) if len(thinned) else 0.0
+    reason = ""
+    if n_agree < MIN_INLIERS:
+        reason = f"only {n_agree} of {len(thinned)} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
+    elif groups(len(thinned)) < MIN_GROUPS:
+        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
+        reason = (
+            f"their {len(thinned)} matches (one per 16 px) are too few to tell agreement from chance; about {side} x "
+            f"{side} px of common ground are needed"
+        )
+    elif distortion > MAX_DISTORTION:
+        reason = f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
+    elif share < required:
+        reason = f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
+    if reason:
+        reason += "; do both images show the same ground, within the search radius?"
+    return Agreement(sum(counts), len(thinned), n_agree, sum(n > 0 for n in counts), required, reason)

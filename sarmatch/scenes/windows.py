@@ -37,31 +37,21 @@ _SEAM = RADIUS / 2  # how far beyond its core a window's matches compete with th
 
 @dataclass(frozen=True)
 class Tile:
-    """One window of the common grid.
-
-    Attributes:
-        region: what is read of the reference.
-        core: (x0, y0, x1, y1) px of the grid, where this window lies deeper than its neighbours.
-        neighbours: numbers of the tiles that overlap it.
-    """
+    """One window of the common grid."""
 
     number: int
-    region: Region
-    core: tuple[float, float, float, float]
-    neighbours: tuple[int, ...] = ()
+    region: Region  # read of the reference
+    core: tuple[float, float, float, float]  # (x0, y0, x1, y1) px, where it lies deeper than its neighbours
+    neighbours: tuple[int, ...] = ()  # numbers of the tiles that overlap it
 
 
 def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
-    """Windows that cover a region, overlapping by twice `RADIUS`; or windows spread evenly, one a `spacing` px.
-
-    Raises:
-        ValueError: spacing that is not positive, or a plan of more than `MAX_TILES`.
-    """
+    """Windows that cover a region, overlapping by twice `RADIUS`; or windows spread evenly, one a `spacing` px."""
     if spacing is not None and not spacing > 0:
         raise ValueError(f"spacing must be positive, px, or None for windows that cover everything; got {spacing}")
     dense = spacing is None or spacing <= TILE - 2 * RADIUS
-    axes = [_dense(n) if dense else _spread(n, spacing or 0) for n in (region.width, region.height)]
-    columns, rows = axes
+    sides = (region.width, region.height)
+    columns, rows = (tile_intervals(n, RADIUS) if dense else _spread(n, spacing or 0) for n in sides)
     if len(columns) * len(rows) > MAX_TILES:
         raise ValueError(
             f"{len(columns)} x {len(rows)} windows are more than {MAX_TILES}; give a larger spacing, or cut the images"
@@ -81,10 +71,6 @@ def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
     return tiles
 
 
-def _dense(length: int) -> list[tuple[int, float, float]]:
-    return tile_intervals(length, RADIUS)
-
-
 def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     n = max(1, int(np.ceil(length / spacing)))
     centres = (np.arange(n) + 0.5) * length / n
@@ -95,12 +81,7 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
 def match_tile(
     pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float = RADIUS
 ) -> Matches:
-    """Matches of one window, in px of the common grid, those in its core and a little beyond.
-
-    Args:
-        shift: displacement of the moving image that is known beforehand, px.
-        radius: how far matches may lie from it, px.
-    """
+    """Matches in the core of a window and a little beyond, px of the common grid, up to `radius` px from `shift`."""
     region, there = tile.region, tile.region.moved(*shift)
     of_sar, of_optical = (region, there) if pair.to == "sar" else (there, region)
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
@@ -116,12 +97,7 @@ def match_tile(
 
 
 class TileStore:
-    """Finished windows, one file each, in a folder that an interrupted computation goes on from.
-
-    Args:
-        folder: made where it does not exist.
-        tiles: the plan.
-    """
+    """Finished windows, one file each, in a folder that an interrupted computation goes on from."""
 
     def __init__(self, folder: Path, tiles: Sequence[Tile]) -> None:
         self.folder, self.tiles = folder, list(tiles)
@@ -194,42 +170,23 @@ class Task:
     network: str = ""
 
     def key(self, region: Region, spacing: float | None) -> str:
-        """Tells apart computations whose windows must not be mixed."""
+        """Digits that differ between computations whose windows must not be mixed."""
         files = [
             (name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
             for name in (self.sar, self.optical)
         ]
-        what = [
-            files,
-            dataclasses.asdict(self.options),
-            self.weights,
-            self.network,
-            self.settings,
-            self.shift,
-            self.radius,
-            region,
-            spacing,
-        ]
+        what: list[Any] = [files, dataclasses.asdict(self.options), self.weights, self.network, self.settings]
+        what += [self.shift, self.radius, region, spacing]
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
 
 
 def match_tiles(
     pair: ScenePair, matcher: Matcher, store: TileStore, task: Task, workers: int = 1, progress: bool = True
 ) -> None:
-    """Match all windows that the store lacks.
-
-    Args:
-        workers: processes; more than one load the pair and the weights again from what `task` names.
-    """
+    """Match all windows that the store lacks; several workers load pair and weights again from what `task` names."""
     missing = store.missing()
-    bar = tqdm(
-        total=len(store.tiles),
-        initial=len(store.tiles) - len(missing),
-        desc="windows",
-        unit="window",
-        disable=None if progress else True,
-    )
-    with bar:
+    counted = {"total": len(store.tiles), "initial": len(store.tiles) - len(missing), "unit": "window"}
+    with tqdm(desc="windows", disable=None if progress else True, **counted) as bar:
         if workers == 1 or len(missing) < 2:
             for tile in missing:
                 store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
@@ -243,7 +200,7 @@ def match_tiles(
 
 
 def _match_some(task: Task, tiles: Sequence[Tile], numbers: Sequence[int]) -> int:
-    """What a worker does: match these windows and store them; how many."""
+    """Match and store windows in a process of its own; how many."""
     import torch
 
     torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another

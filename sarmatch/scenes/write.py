@@ -41,36 +41,21 @@ def write_registered(
 ) -> None:
     """Write the moving image on a grid as a cloud-optimised GeoTIFF; an existing file is replaced in one step.
 
-    Kept of the moving image: dtype, nodata, tags, descriptions, colours and units of bands. Where it has no nodata, px
-    without data are told by a mask in the file.
+    Kept of the moving image: dtype, nodata, tags, descriptions, colours and units of bands. Where it has no nodata, a
+    mask in the file marks px without data.
 
     Args:
-        grid: of the reference, whose reference system and px size the file gets.
+        grid: of the reference.
         to_moving: px (N, 2) of the grid to px of the moving image's file.
         tags: further tags.
         resampling: `nearest`, `bilinear` or `cubic`.
-
-    Raises:
-        ValueError: unknown way of resampling, or an unusable path.
-        OSError: the disk is full, or the folder cannot be written to.
     """
     if resampling not in RESAMPLING:
         raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, got {resampling!r}")
     check_output(path, "registered images", SUFFIXES)
-    profile = {
-        "driver": "GTiff",
-        "width": grid.width,
-        "height": grid.height,
-        "count": moving.count,
-        "dtype": moving.dtypes[0],
-        "nodata": moving.nodata,
-        "crs": grid.crs,
-        "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
-        "bigtiff": "if_safer",
-        "compress": "deflate",
-    }
+    profile: dict[str, Any] = {"driver": "GTiff", "width": grid.width, "height": grid.height, "crs": grid.crs}
+    profile |= {"count": moving.count, "dtype": moving.dtypes[0], "nodata": moving.nodata}
+    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer", "compress": "deflate"}
     if grid.transform is not None:
         profile["transform"] = grid.transform
     with atomic_path(path) as final:
@@ -122,11 +107,11 @@ def resample(
     xy = _positions(to_moving, block)
     fill = 0 if moving.nodata is None else moving.nodata
     out = np.full((moving.count, block.height, block.width), fill, moving.dtypes[0])
-    seen = np.zeros(out.shape[1:], bool)
+    shown = np.zeros(out.shape[1:], bool)
     window = _source_window(xy, moving.width, moving.height)
     if window is None:
-        return out, seen
-    # A coarser grid sees averages, not every n-th px.
+        return out, shown
+    # A coarser grid shows averages, not every n-th px.
     step = _step(xy)
     shape = (max(int(window.height) // step, 1), max(int(window.width) // step, 1))
     how = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
@@ -136,11 +121,11 @@ def resample(
     local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
     local[~np.isfinite(local).all(-1)] = -1e6
     share = _sampled(known.astype(np.float64), local, RESAMPLING[resampling])
-    seen = share > (0.5 if resampling != "cubic" else 0.999)
+    shown = share > (0.5 if resampling != "cubic" else 0.999)
     for band, plane in enumerate(values):
         moved = _remap(plane, known, share, local, resampling)
-        out[band][seen] = moved[seen]
-    return out, seen
+        out[band][shown] = moved[shown]
+    return out, shown
 
 
 def _step(xy: np.ndarray) -> int:
@@ -213,7 +198,7 @@ def write_error_map(
     """Write the map of the registration error: standard deviation an axis, and CE90, both in metres (px where unknown).
 
     Args:
-        grid: of the reference, or the common one; the map has one px for `step` of its.
+        grid: whose px the map enlarges `step` times.
         sigma_px: px (N, 2) of the grid to standard deviations (N,) in px of it.
     """
     check_output(path, "registered images", SUFFIXES)
@@ -237,12 +222,7 @@ def write_error_map(
 
 
 def write_gcps(path: str | os.PathLike[str], reference: Grid, xy_reference: np.ndarray, xy_moving: np.ndarray) -> None:
-    """Ground control points of the moving image as QGIS' georeferencer reads and writes them (`.points`).
-
-    Args:
-        xy_reference: (N, 2) px of the reference's file, whose map positions the points get.
-        xy_moving: (N, 2) px of the moving image's file.
-    """
+    """Ground control points for QGIS' georeferencer (`.points`) from (N, 2) px of the two files."""
     places = reference.to_map(xy_reference)
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
         if reference.crs is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.agreement import groups, judge, required_share
+from sarmatch.scenes.transforms import groups, judge, required_share
 
 
 def grid_of(n: int, moved: np.ndarray) -> Matches:
@@ -30,7 +30,7 @@ def test_the_larger_the_images_the_less_must_agree() -> None:
 def test_matches_that_move_alike_are_accepted() -> None:
     matches = grid_of(16, np.array([5.0, 3.0]))
     agreed = judge(matches, [matches])
-    assert agreed.accepted and agreed.share == 1 and agreed.n_agree == 256 and agreed.mean_confidence > 0.89
+    assert agreed.accepted and agreed.share == 1 and agreed.n_agree == 256
 
 
 @pytest.mark.parametrize(

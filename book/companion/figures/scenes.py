@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from companion.figures.plots import line_style, with_legend
 from companion.studies.scenes import Study
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.agreement import required_share
-from sarmatch.scenes.views import View, as_image, checkered
+from sarmatch.scenes.report import View, as_image, checkered
+from sarmatch.scenes.transforms import required_share
 from sarmatch.visualize import draw_matches, neutral
 
 

@@ -23,7 +23,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import SarOpticalNet
 from sarmatch.scenes.grids import Region
-from sarmatch.scenes.views import View
+from sarmatch.scenes.report import View
 
 
 @pytest.fixture(scope="module")
