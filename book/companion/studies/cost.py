@@ -27,7 +27,7 @@ from sarmatch.matching.assignment import pick_matches, predict
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.tiling import MULTIPLE, TILE
 from sarmatch.model import PairInput, SarOpticalNet, prepare
-from sarmatch.model.encoder import DenseEncoder, Encoding, Prefix
+from sarmatch.model.encoders import DenseEncoder, Encoding, Prefix
 
 BASE = "base"
 ONE_PASS = "with uncertainty"
