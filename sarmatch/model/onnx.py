@@ -36,7 +36,7 @@ class Encoders(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """Names of what `forward` returns, in its order."""
+        """Names of the outputs."""
         parts = ["coarse", "fine", *(Uncertainty._fields if self.net.config.uncertainty else ())]
         return [f"{image}_{part}" for image in ("sar", "optical") for part in parts]
 
@@ -118,10 +118,6 @@ class OnnxEncoders:
     Args:
         path: what `export` wrote, or a quantised copy of it.
         threads: of ONNX Runtime; 0 takes PyTorch's number.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: ONNX Runtime is not installed, or the file was not written by `export`.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:

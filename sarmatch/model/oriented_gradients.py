@@ -125,12 +125,8 @@ def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:
 def correlation_surface(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     """Cross-correlation at every shift: the sum over channels and p of a(p) b(p + shift).
 
-    Args:
-        a, b: (..., C, H, W) float.
-        size: rows and columns of the result; their excess over those of the images are the shifts free of wrap-around.
-
-    Returns:
-        (..., *size), shift (dy, dx) at row dy and column dx modulo `size`.
+    From (..., C, H, W) to (..., *size), shift (dy, dx) at row dy and column dx modulo `size`, whose excess over the
+    images' sides are the shifts free of wrap-around.
     """
     spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(-3)
     return torch.fft.irfft2(spectrum, s=size)

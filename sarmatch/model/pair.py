@@ -49,12 +49,7 @@ def encode_image(
 def encode_pair(
     net: SarOpticalNet, images: PairInput, fine: bool = True, whole_cells: bool = True
 ) -> tuple[Encoded, Encoded]:
-    """Both images, SAR first, in the mode that the network is in.
-
-    Args:
-        fine: False leaves out the full-resolution descriptors, which have no part in the choice of a cell.
-        whole_cells: see `prepare`.
-    """
+    """Both images, SAR first; `fine=False` leaves out full-resolution descriptors, `whole_cells` as in `prepare`."""
     sar, optical, sar_valid, optical_valid = images
     return (
         encode_image(net, net.sar_encoder, sar, sar_valid, fine, whole_cells),
