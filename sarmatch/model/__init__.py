@@ -1,11 +1,9 @@
 """Encoders, heads and the matching network."""
 
-from sarmatch.model.encoder import DenseEncoder, Encoding, Prefix
+from sarmatch.model.encoders import DenseEncoder, Encoding, OpticalEncoder, Prefix, SarEncoder
 from sarmatch.model.layers import STRIDE, fill_invalid
 from sarmatch.model.network import Descriptors, SarOpticalNet
-from sarmatch.model.optical_encoder import OpticalEncoder
 from sarmatch.model.pair import Encoded, PairEncoder, PairInput, encode_image, encode_pair, prepare
-from sarmatch.model.sar_encoder import SarEncoder
 from sarmatch.model.uncertainty import SOURCES, Uncertainty, UncertaintyMaps
 
 __all__ = [

@@ -34,11 +34,7 @@ class Fusion(nn.Module):
 
 
 class BiFPNLayer(nn.Module):
-    """One pass over three levels of equal width, each half the size of the one before.
-
-    Args:
-        topology: the nodes it makes, `TOP_DOWN` with or without `BOTTOM_UP`.
-    """
+    """One pass over three levels of equal width, each half the size of the one before."""
 
     def __init__(self, width: int, topology: Topology, norm: NormLayer) -> None:
         super().__init__()
@@ -55,14 +51,9 @@ class BiFPNLayer(nn.Module):
 
 
 class BiFPN(nn.Module):
-    """Levels of any widths to one width, then `repeats` BiFPN layers, to the finest level.
+    """Levels of any widths to one width, then `repeats` (at least 2) BiFPN layers, to the finest level.
 
     Only the finest level is used, so the last layer ends there: its way back up would feed nothing.
-
-    Args:
-        inputs: channels of the three levels, finest first.
-        width: channels of the output.
-        repeats: at least 2, so that information has gone down, up and down again.
     """
 
     def __init__(self, inputs: Sequence[int], width: int, repeats: int, norm: NormLayer) -> None:

@@ -16,7 +16,7 @@ from sarmatch.model import SarOpticalNet
 
 
 def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:
-    """Weights as safetensors, with the model's config and `about` in the header so that the file explains itself."""
+    """Write weights, with the model's config and `about` in the header."""
     tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous() for name, t in net.state_dict().items()}
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata={"model": json.dumps(dataclasses.asdict(net.config)), **about})
@@ -28,30 +28,27 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     Raises:
         ValueError: the file was not written by `save_weights`.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    about, tensors = _read(path)
     if "model" not in about:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
-    net.load_state_dict(tensors)
+    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return net.eval(), about
 
 
 def update_header(path: Path, **about: str | None) -> None:
-    """Add members to the header of a file of weights, replace them, or with None remove them; tensors stay as they are.
-
-    Raises:
-        ValueError: not a readable safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = {name: text for name, text in ((file.metadata() or {}) | about).items() if text is not None}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    """Add or replace members of a file's header, or with None remove them; tensors stay as they are."""
+    stored, tensors = _read(path)
+    header = {name: text for name, text in (stored | about).items() if text is not None}
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata=header)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error

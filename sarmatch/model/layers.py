@@ -17,38 +17,24 @@ from sarmatch.config import Norm
 NormLayer: TypeAlias = Any
 """A normalisation class followed by an activation, or a partial of one; timm's annotations know only the former."""
 STRIDE = 4
-"""Stride of the dense features and descriptors: 64 x 64 cells on a 256 px image."""
-GROUP_SIZE = 8
-"""Channels a group of the group norm; every width is a multiple of it."""
-
-SHORTEST = 1e-12
-"""Vectors shorter than this are not brought to length one."""
+"""Of the dense features and descriptors: 64 x 64 cells on a 256 px image."""
 
 
 def norm_layer(norm: Norm) -> NormLayer:
     """The normalisation followed by an activation that `timm` blocks expect."""
-    if norm == "batch":
-        return BatchNormAct2d
-    return partial(GroupNormAct, group_size=GROUP_SIZE)
+    # Every width is a multiple of the group size.
+    return BatchNormAct2d if norm == "batch" else partial(GroupNormAct, group_size=8)
 
 
 def standardise(image: Tensor) -> Tensor:
-    """Zero mean and unit deviation for each band of each image.
-
-    Sensors, products and 8-bit stretches differ by gain and offset; a matcher must not care. The floor on the
-    deviation keeps a constant image at zero instead of amplifying its rounding noise.
-    """
+    """Zero mean and unit deviation for each band of each image: sensors and stretches differ by gain and offset."""
+    # The floor keeps a constant image at zero instead of amplifying its rounding noise.
     deviation, mean = torch.std_mean(image, dim=(-2, -1), keepdim=True, correction=0)
     return (image - mean) / deviation.clamp(min=1e-2)
 
 
 def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
-    """Replace pixels without data by the mean of their band, so that they do not shift its mean and deviation.
-
-    Args:
-        image: (B, C, H, W).
-        valid: (B, H, W) bool.
-    """
+    """(B, C, H, W) with pixels that are not `valid` (B, H, W) replaced by the mean of their band."""
     mask = valid[:, None].to(image)
     mean = (image * mask).sum(dim=(-2, -1), keepdim=True) / mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
     return torch.where(valid[:, None], image, mean)
@@ -82,10 +68,7 @@ class XceptionBlock(nn.Module):
 
 
 class FineBranch(nn.Module):
-    """Thin descriptors at full resolution, for the last pixel of a match.
-
-    Local contrast comes from the image itself and the stem, meaning (water, field, forest) from the features F.
-    """
+    """Thin descriptors at full resolution: local contrast from the image and its stem, meaning from the features F."""
 
     def __init__(self, image: int, stem: int, features: int, width: int, outputs: int, norm: NormLayer) -> None:
         super().__init__()
@@ -102,13 +85,11 @@ class FineBranch(nn.Module):
         return unit_length(self.out(full))
 
 
-def unit_length(x: Tensor) -> Tensor:
-    """Vectors along the channels (B, C, H, W) divided by their length, float32; zero stays zero.
-
-    What `F.normalize` does; its norm over any axis but the last takes 25 times as long on a CPU.
-    """
+def unit_length(x: Tensor, shortest: float = 1e-12) -> Tensor:
+    """Vectors along the channels (B, C, H, W) divided by their length, float32; zero stays zero."""
+    # F.normalize's norm over any axis but the last takes 25 times as long on a CPU.
     x = x.float()  # half precision would lose the squares of small numbers
-    return x * x.square().sum(1, keepdim=True).clamp(min=SHORTEST**2).rsqrt()
+    return x * x.square().sum(1, keepdim=True).clamp(min=shortest**2).rsqrt()
 
 
 @contextmanager
@@ -124,11 +105,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def check_input(image: Tensor, channels: int, what: str) -> None:
-    """Reject what the encoders cannot take.
-
-    Raises:
-        ValueError: wrong rank, channels, or sides that are not multiples of 16.
-    """
+    """ValueError for a wrong rank or number of channels, or sides that are not multiples of 16."""
     if image.ndim != 4 or image.shape[1] != channels:
         raise ValueError(f"{what}: expected (B, {channels}, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]

@@ -1,8 +1,7 @@
 """The encoders as an ONNX file, and back: `sarmatch export`, and matching that runs them in ONNX Runtime.
 
-The file holds all that has weights and fixed shapes: both encoders, the projection head, fine descriptors and the
-uncertainty maps, for images of any size that is a multiple of 16. What follows depends on the data (windows within the
-search radius, the choice of mutual matches) and stays in PyTorch; so do Monte Carlo passes and the global stage.
+The file holds both encoders, the projection head, fine descriptors and uncertainty maps, for images of any size that is
+a multiple of 16. What depends on the data (search windows, mutual matches) stays in PyTorch, as do Monte Carlo passes.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
 """Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
 TOLERANCE = 1e-4
 """Greatest difference of any output of the file from PyTorch's that export accepts."""
-MULTIPLE = 16
-"""Sides of images are multiples of this."""
-TRACED, CHECKED = (96, 128), (64, 160)
-"""Sizes (height, width) that the graph is made with, and that it is checked on."""
+TRACED, CHECKED = (96, 128), (64, 160)  # sizes (height, width) that the graph is made with, and checked on
 
 
 class Encoders(nn.Module):
@@ -40,7 +36,7 @@ class Encoders(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """Names of what `forward` returns, in its order."""
+        """Names of the outputs."""
         parts = ["coarse", "fine", *(Uncertainty._fields if self.net.config.uncertainty else ())]
         return [f"{image}_{part}" for image in ("sar", "optical") for part in parts]
 
@@ -61,16 +57,15 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
         the greatest difference of any output from PyTorch's.
 
     Raises:
-        as `sarmatch.io.check_output`; ValueError also where ONNX is not installed, or outputs differ by more than
-        `TOLERANCE`.
+        ValueError: ONNX is not installed, outputs differ by more than `TOLERANCE`, or the path cannot be written.
     """
     path = check_output(path, "encoders", (".onnx",))
     onnx = _imported("onnx")
     _imported("onnxscript")
     net = net.cpu().eval()
     encoders = Encoders(net)
-    # Said to be multiples, sides divide without a rest, and what follows from them is found at once.
-    height, width = (MULTIPLE * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))
+    # Declared as multiples of 16, so that the exporter knows that sides divide without a rest.
+    height, width = (16 * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))
     image, mask = {2: height, 3: width}, {1: height, 2: width}
     with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
@@ -123,10 +118,6 @@ class OnnxEncoders:
     Args:
         path: what `export` wrote, or a quantised copy of it.
         threads: of ONNX Runtime; 0 takes PyTorch's number.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: ONNX Runtime is not installed, or the file was not written by `export`.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:

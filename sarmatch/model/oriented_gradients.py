@@ -1,8 +1,6 @@
-"""Oriented-gradient channels and their correlation: what SAR and optical images share without any learning.
+"""Channel features of oriented gradients (CFOG: Ye et al. 2019, doi 10.1109/TGRS.2019.2924684) and their correlation.
 
-The orientation of an edge survives the change of sensor where its brightness does not. Channel features of oriented
-gradients (CFOG: Ye et al. 2019, doi 10.1109/TGRS.2019.2924684) keep, for every pixel, how much gradient there is along
-each of a few orientations. The template baseline and the estimate of the ground truth's noise are built on them.
+The orientation of an edge survives the change of sensor where its brightness does not.
 """
 
 from __future__ import annotations
@@ -20,22 +18,13 @@ from torch import Tensor
 
 from sarmatch.config import N_ORIENTATIONS
 
-SAR_SIGMA_PX = 1.5
-"""Smoothing of SAR images before differentiation; more than optical ones need, because of speckle."""
-OPTICAL_SIGMA_PX = 1.0
-_CHANNEL_SIGMA_PX = 1.5
+SAR_SIGMA_PX, OPTICAL_SIGMA_PX = 1.5, 1.0  # smoothing before differentiation; SAR needs more because of speckle
 BORDER_PX = 4
-"""Reach of most of the smoothing: channels closer to the edge of the image mean little."""
-_FLOOR = 0.5  # gradients much weaker than half the image's mean say little about orientation
+"""Extent of most of the smoothing: channels closer to the edge of the image mean little."""
 
 
 class Features(NamedTuple):
-    """An image of features.
-
-    Attributes:
-        channels: (C, H, W) float; zero where not usable.
-        usable: (H, W) bool, where the features mean something.
-    """
+    """An image of features (C, H, W), zero where not `usable` (H, W) bool."""
 
     channels: Tensor
     usable: Tensor
@@ -50,8 +39,7 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
     """Orientation channels of an image; each pixel's vector has length at most 1 and mean 0.
 
     The magnitudes of the gradient along nine orientations over 180 degrees (mean over bands) are smoothed in space
-    and across orientations. Removing their mean leaves the direction of the structure: without that step all vectors
-    point the same way and correlation hardly tells right from wrong.
+    and across orientations, and their mean is removed.
 
     Args:
         image: (C, H, W) float.
@@ -59,8 +47,7 @@ def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = No
         valid: (H, W) bool, pixels with data; None takes all.
 
     Returns:
-        nine channels, usable away from invalid pixels and from the border, which would look like an edge that both
-        images have in the same place.
+        nine channels, usable away from invalid pixels and from the border.
     """
     usable = eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
     return Features(orientation_channels(image[None], sigma_px)[0] * usable, usable)
@@ -78,11 +65,13 @@ def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
         along_y = F.pad(smooth[..., 2:, :] - smooth[..., :-2, :], (0, 0, 1, 1))
         angles = [math.pi * i / N_ORIENTATIONS for i in range(N_ORIENTATIONS)]
         along = [(along_x * math.cos(a) + along_y * math.sin(a)).abs().mean(dim=1) for a in angles]
-        channels = gaussian_blur(torch.stack(along, dim=1), _CHANNEL_SIGMA_PX)
+        channels = gaussian_blur(torch.stack(along, dim=1), 1.5)
         channels = (channels.roll(1, dims=1) + 2 * channels + channels.roll(-1, dims=1)) / 4
         strength = _length(channels).mean(dim=(-2, -1), keepdim=True)
+        # With their mean all vectors would point the same way, and correlation would hardly tell right from wrong.
         channels = channels - channels.mean(dim=1, keepdim=True)
-        return channels / (_length(channels) + _FLOOR * strength).clamp(min=1e-12)
+        # Gradients much weaker than half the image's mean carry little orientation.
+        return channels / (_length(channels) + 0.5 * strength).clamp(min=1e-12)
 
 
 def _length(channels: Tensor) -> Tensor:
@@ -136,12 +125,8 @@ def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:
 def correlation_surface(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     """Cross-correlation at every shift: the sum over channels and p of a(p) b(p + shift).
 
-    Args:
-        a, b: (..., C, H, W) float.
-        size: rows and columns of the result; their excess over those of the images are the shifts free of wrap-around.
-
-    Returns:
-        (..., *size), shift (dy, dx) at row dy and column dx modulo `size`.
+    From (..., C, H, W) to (..., *size), shift (dy, dx) at row dy and column dx modulo `size`, whose excess over the
+    images' sides are the shifts free of wrap-around.
     """
     spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(-3)
     return torch.fft.irfft2(spectrum, s=size)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 from sarmatch.geometry import cell_valid, pixel_valid
-from sarmatch.model.encoder import DenseEncoder, Encoding, Prefix
+from sarmatch.model.encoders import DenseEncoder, Encoding, Prefix
 from sarmatch.model.layers import STRIDE, fill_invalid
 from sarmatch.model.network import Descriptors, SarOpticalNet
 
@@ -30,9 +30,7 @@ class Encoded(NamedTuple):
 def prepare(image: Tensor, valid: Tensor, whole_cells: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """The image with gaps filled, its valid cells (B, H/4, W/4), and the pixels (B, H, W) that have oriented gradients.
 
-    Args:
-        whole_cells: gradients end at whole cells with missing data, as in matching; False: at single pixels, as in
-            training.
+    Gradients end at `whole_cells` with missing data, as in matching, or at single pixels, as in training.
     """
     cells = cell_valid(valid, STRIDE)
     return fill_invalid(image, valid), cells, pixel_valid(cells, STRIDE) if whole_cells else valid
@@ -51,12 +49,7 @@ def encode_image(
 def encode_pair(
     net: SarOpticalNet, images: PairInput, fine: bool = True, whole_cells: bool = True
 ) -> tuple[Encoded, Encoded]:
-    """Both images, SAR first, in the mode that the network is in.
-
-    Args:
-        fine: False leaves out the full-resolution descriptors, which have no part in the choice of a cell.
-        whole_cells: see `prepare`.
-    """
+    """Both images, SAR first; `fine=False` leaves out full-resolution descriptors, `whole_cells` as in `prepare`."""
     sar, optical, sar_valid, optical_valid = images
     return (
         encode_image(net, net.sar_encoder, sar, sar_valid, fine, whole_cells),

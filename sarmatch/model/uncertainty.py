@@ -1,7 +1,6 @@
 """Aleatoric uncertainty of each modality and its fusion for a pair (sections 3.2.1 to 3.2.3, figures 4 and 5).
 
-Every branch ends in one map in [0, 1], a source of uncertainty with a name. Nothing but the losses teaches a branch to
-follow its name; whether it does is measured, not assumed.
+Every branch ends in one map in [0, 1], named after a source of uncertainty that only the losses train it to follow.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ SOURCES = SAR_SOURCES + OPTICAL_SOURCES
 """The six sources of sections 3.2.1 and 3.2.2, in the order of every tensor of six."""
 ORIENTATIONS = (0, 45, 90, 135)
 """Degrees, counter-clockwise from the rows of the image."""
-LINE_CELLS = 5
-"""Length of an oriented kernel, in cells of 4 px."""
-WIDE_CELLS = 4
-"""Atmospheric attention looks at means over squares of this many cells."""
+LINE_CELLS = 5  # length of an oriented kernel
+WIDE_CELLS = 4  # side of the squares over which atmospheric attention takes means
 
 
 class Uncertainty(NamedTuple):
-    """What an encoder says of its own doubt; maps have a cell every 4 px.
+    """Aleatoric uncertainty of an image; maps have a cell every 4 px.
 
     Attributes:
         fused: U of eqs. 1 and 2, (B, 1, h, w) in [0, 1].
         sources: the three maps of the modality, (B, 3, h, w) in [0, 1].
-        summary: mean of the features over the image, (B, C), from which the weights of a pair are drawn.
+        summary: mean of the features over the image, (B, C), from which the source weights of a pair are computed.
     """
 
     fused: Tensor
@@ -42,7 +39,7 @@ class Uncertainty(NamedTuple):
 
 
 class UncertaintyMaps(NamedTuple):
-    """All maps of a pair, for looking at.
+    """All maps of a pair.
 
     Attributes:
         sources: in the order of `SOURCES`, (B, 6, h, w) in [0, 1]: the first three on the SAR image's cells.
@@ -57,7 +54,7 @@ class UncertaintyMaps(NamedTuple):
 
 
 class SpeckleBranch(nn.Module):
-    """Two depthwise convolutions, each with a ReLU: every channel is looked at by itself (figure 4, left)."""
+    """Two depthwise convolutions, each with a ReLU (figure 4, left)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,11 +67,7 @@ class SpeckleBranch(nn.Module):
 
 
 class OrientedConv(nn.Conv2d):
-    """A convolution whose kernel lives on a line through its centre: it cannot respond across its orientation.
-
-    Args:
-        orientation: one of `ORIENTATIONS`, degrees.
-    """
+    """A convolution whose kernel lies on a line through its centre, of one of `ORIENTATIONS` in degrees."""
 
     line: Tensor
 
@@ -179,9 +172,7 @@ class SeasonBranch(nn.Module):
 class UncertaintyModule(nn.Module):
     """Three branches of a modality and their fusion: concatenate, conv, ReLU, conv to one channel, sigmoid.
 
-    Args:
-        branches: from features (B, C, h, w) to a map (B, 1, h, w) in [0, 1] each.
-        config: width, and the dropout before the branches and within the fusion (section 3.2.4).
+    Each branch maps features (B, C, h, w) to (B, 1, h, w) in [0, 1]; dropout as in section 3.2.4.
     """
 
     def __init__(self, branches: Sequence[nn.Module], config: ModelConfig) -> None:
@@ -232,19 +223,15 @@ class SourceWeights(nn.Module):
 
 
 class EpistemicHead(nn.Module):
-    """One-pass estimate of what Monte Carlo dropout would say of a match: log of the mutual information.
+    """One-pass estimate of a match's epistemic uncertainty, the log of the mutual information over Monte Carlo passes.
 
     Distilled from passes over training pairs; the paper names such an estimate as future work (section 5.5).
 
-    Args:
-        descriptor_dim: channels of the descriptors of both ends.
-
     Attributes:
-        distilled: 1 once it has learned, 0 before; weights stored without it count as untrained.
+        distilled: 1 once it is trained, 0 before; weights stored without it count as untrained.
     """
 
-    EXTRA = 4
-    """Numbers beside the descriptors: log-probability and entropy of the row, and the uncertainty of both ends."""
+    EXTRA = 4  # beside the descriptors of both ends: log-probability and entropy of the row, uncertainty of both ends
     distilled: Tensor
 
     def __init__(self, descriptor_dim: int, width: int = 32) -> None:
@@ -260,14 +247,11 @@ class EpistemicHead(nn.Module):
 
     @torch.no_grad()
     def absorb(self, mean: Tensor, std: Tensor) -> None:
-        """From a head for standardised inputs to the same function of raw ones, of this mean and deviation (inputs,).
-
-        An affine of the inputs is a change of the first layer: nothing more has to be stored, nor computed later.
-        """
+        """Fold the standardisation of the inputs, of this mean and deviation (inputs,), into the first layer."""
         self.hidden.weight.div_(std)
         self.hidden.bias.sub_(self.hidden.weight @ mean)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Files older than the flag hold no head that has learned.
+        # Files older than the flag hold no trained head.
         state_dict.setdefault(prefix + "distilled", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -43,7 +43,6 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
 
 
 def _profile_of(arguments: Sequence[str]) -> str:
-    """The value of `--profile`, the last one given."""
     found = DEFAULT_PROFILE
     for i, argument in enumerate(arguments):
         if argument == "--profile":

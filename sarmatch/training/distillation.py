@@ -1,4 +1,4 @@
-"""Teaching a head what Monte Carlo passes say of training crops, so that one pass can tell (section 5.5)."""
+"""Distillation of the mutual information over Monte Carlo passes into a head of one pass (section 5.5)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,14 @@ from sarmatch.model import Encoded, SarOpticalNet, encode_pair
 from sarmatch.model.uncertainty import EpistemicHead
 
 CROPS = 200
-"""Training crops to learn from."""
-HELD_OUT = 0.2
-"""Share of the scenes (of the crops, where all are of one scene) on which a head is judged and not trained."""
-CONSTANT = 1e-3
-"""An input that deviates less than this is not standardised: the uncertainty of a network without such modules."""
+"""Training crops for a distillation."""
 LEARNING_RATE = 3e-3
-BATCH = 512
-"""Cells in a minibatch."""
+BATCH = 512  # cells in a minibatch
 
 
-class Lesson(NamedTuple):
-    """What a head learns from, N cells of training crops: `match_inputs` (N, inputs), the mutual information over
-    passes in nats (N,), and the numbers of the crop and of its scene, (N,) long."""
+class DistillationTargets(NamedTuple):
+    """N cells of training crops: `match_inputs` (N, inputs), the mutual information over passes in nats (N,), and the
+    numbers of the crop and of its scene, (N,) long."""
 
     inputs: Tensor
     information: Tensor
@@ -56,16 +51,14 @@ def distil(
     show_progress: bool = True,
     crops: int = CROPS,
 ) -> pd.DataFrame:
-    """Teach `net.epistemic_head` what passes with dropout say of training crops; nothing else of the network changes.
+    """Train `net.epistemic_head` on passes with dropout over training crops; nothing else of the network changes.
 
     Args:
-        pairs: the training part. The network knows these pairs, so it may be surer of them than of others; whether the
-            estimate holds on others must be measured there.
+        pairs: the training part; whether the estimate holds on other pairs must be measured there.
         config: crops of `data`, searched within `evaluation.headline_radius`.
         seed: of crops, masks, the choice of cells and of held-out scenes, and the head.
         passes: with dropout, at least 2.
         cells: of each crop, at most; chosen at random among those that can have a match.
-        epochs: over the collected cells.
         crops: at least 2.
 
     Returns:
@@ -74,8 +67,8 @@ def distil(
     Raises:
         ValueError: fewer than two passes or crops, no pairs, no cells with data, or a network without dropout.
     """
-    lesson = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress, crops)
-    return train_head(net.epistemic_head, lesson, seed, epochs)
+    targets = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress, crops)
+    return train_head(net.epistemic_head, targets, seed, epochs)
 
 
 @torch.no_grad()
@@ -89,7 +82,7 @@ def collect(
     use_consensus: bool = True,
     show_progress: bool = True,
     crops: int = CROPS,
-) -> Lesson:
+) -> DistillationTargets:
     """Mutual information over passes beside the inputs of the deterministic pass; arguments and errors of `distil`."""
     if passes < 2:
         raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
@@ -110,30 +103,28 @@ def collect(
         parts.append((inputs.cpu(), target.flatten()[rows].cpu(), torch.full((len(rows),), k)))
         scenes.append(scene)
     inputs, information, number = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Lesson(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
+    return DistillationTargets(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
 
 
-def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30) -> pd.DataFrame:
+def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epochs: int = 30) -> pd.DataFrame:
     """Fit a head to log(mutual information + `FLOOR`) by smooth L1, from scratch; it changes once, at the end.
 
-    A fifth of the scenes is held out, where there are at least two scenes, else a fifth of the crops.
-
     Returns:
-        one row an epoch: `loss` (its mean over the epoch) and on held-out cells `held_out_loss`, Spearman's
-        `rank_correlation` over all of them and `within_crops`, its mean over crops, which differences between images
-        cannot raise. `entropy_rank_correlation` and `entropy_within_crops` are those of the row's entropy.
+        one row an epoch: mean `loss`, and on held-out cells `held_out_loss`, Spearman's `rank_correlation` over all and
+        `within_crops`, its mean over crops; `entropy_rank_correlation` and `entropy_within_crops` are the same of the
+        row's entropy.
 
     Raises:
         ValueError: no cells, crops too few to hold one out, a target that does not vary, or no epochs.
     """
-    _check_lesson(lesson)
+    _check_targets(targets)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    target = (lesson.information + FLOOR).log()
-    train, held_out = _hold_out(lesson, seed)
-    std, mean = torch.std_mean(lesson.inputs[train], 0, correction=0)
-    std = torch.where(std < CONSTANT, 1.0, std)
-    inputs = (lesson.inputs - mean) / std
+    target = (targets.information + FLOOR).log()
+    train, held_out = _hold_out(targets, seed)
+    std, mean = torch.std_mean(targets.inputs[train], 0, correction=0)
+    std = torch.where(std < 1e-3, 1.0, std)  # constant inputs: the uncertainty of a network without such modules
+    inputs = (targets.inputs - mean) / std
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         learner = EpistemicHead((head.hidden.in_features - head.EXTRA) // 2, head.hidden.out_features)
@@ -141,8 +132,8 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
     optimizer = torch.optim.Adam(learner.parameters(), lr=LEARNING_RATE)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     order = torch.Generator().manual_seed(seed)
-    judge = partial(_rank_correlations, target=target[held_out], crop=lesson.crop[held_out])
-    entropy = judge(lesson.inputs[held_out, ENTROPY]).add_prefix("entropy_")
+    judge = partial(_rank_correlations, target=target[held_out], crop=targets.crop[held_out])
+    entropy = judge(targets.inputs[held_out, ENTROPY]).add_prefix("entropy_")
     rows = []
     for epoch in range(1, epochs + 1):
         total = 0.0
@@ -154,9 +145,9 @@ def train_head(head: EpistemicHead, lesson: Lesson, seed: int, epochs: int = 30)
             total += float(loss.detach()) * len(batch) / len(train)
         decay.step()
         with torch.no_grad():
-            said = learner(inputs[held_out])
-        held_out_loss = float(F.smooth_l1_loss(said, target[held_out]))
-        rows.append({"epoch": epoch, "loss": total, "held_out_loss": held_out_loss, **judge(said), **entropy})
+            estimate = learner(inputs[held_out])
+        held_out_loss = float(F.smooth_l1_loss(estimate, target[held_out]))
+        rows.append({"epoch": epoch, "loss": total, "held_out_loss": held_out_loss, **judge(estimate), **entropy})
     learner.absorb(mean, std)
     learner.distilled.fill_(1)
     head.load_state_dict(learner.state_dict())
@@ -193,29 +184,29 @@ def some_cells(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor
     return rows[torch.from_numpy(rng.permutation(len(rows))[:at_most]).to(rows.device)]
 
 
-def _check_lesson(lesson: Lesson) -> None:
-    if not len(lesson.inputs):
+def _check_targets(targets: DistillationTargets) -> None:
+    if not len(targets.inputs):
         raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
-    if len(lesson.crop.unique()) < 2:
+    if len(targets.crop.unique()) < 2:
         raise ValueError("a crop must be held out: need cells of at least two, take more crops")
-    if float(lesson.information.max()) <= FLOOR:
+    if float(targets.information.max()) <= FLOOR:
         raise ValueError("the passes agree everywhere: the network has no dropout, so there is nothing to learn")
 
 
-def _hold_out(lesson: Lesson, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to learn from and rows to be judged on, of different scenes where there are at least two."""
+def _hold_out(targets: DistillationTargets, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and a fifth to evaluate on, of other scenes (of other crops, where all are of one scene)."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    groups = lesson.scene if len(lesson.scene.unique()) > 1 else lesson.crop
-    splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
-    train, held_out = next(splitter.split(lesson.inputs, groups=groups.numpy()))
+    groups = targets.scene if len(targets.scene.unique()) > 1 else targets.crop
+    splitter = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
+    train, held_out = next(splitter.split(targets.inputs, groups=groups.numpy()))
     return torch.from_numpy(train), torch.from_numpy(held_out)
 
 
-def _rank_correlations(said: Tensor, target: Tensor, crop: Tensor) -> pd.Series:
+def _rank_correlations(estimate: Tensor, target: Tensor, crop: Tensor) -> pd.Series:
     """Spearman's over all cells, and its mean over crops; NaN where either side is constant."""
-    table = pd.DataFrame({"said": said.numpy(), "target": target.numpy(), "crop": crop.numpy()})
+    table = pd.DataFrame({"estimate": estimate.numpy(), "target": target.numpy(), "crop": crop.numpy()})
     within = table.groupby("crop").rank()
-    by_crop = [part["said"].corr(part["target"]) for _, part in within.groupby(table["crop"])]
-    overall = table["said"].corr(table["target"], method="spearman")
+    by_crop = [part["estimate"].corr(part["target"]) for _, part in within.groupby(table["crop"])]
+    overall = table["estimate"].corr(table["target"], method="spearman")
     return pd.Series({"rank_correlation": overall, "within_crops": pd.Series(by_crop).mean()})

@@ -28,11 +28,8 @@ from sarmatch.data.crops import TrainingCrops
 from sarmatch.io import atomic_path
 from sarmatch.model.checkpoints import save_weights
 
-SCALES_SPEED = 10.0
-"""Learning rate of the scales of similarity over that of the weights."""
-SCALES = ("log_scale", "log_scales")
-"""How the names of those parameters end."""
-LOG_EVERY = 10
+CACHE_AT_MOST = 5000
+"""Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
 
 Validate = Callable[[Any], dict[str, float]]
 """Called with the objective, in evaluation mode, on the main process; returns scores by name."""
@@ -41,8 +38,8 @@ Validate = Callable[[Any], dict[str, float]]
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position) for one process, from a given step on.
 
-    The order depends on the seed and the epoch alone, and a global batch is dealt to the processes in turn, so that
-    resuming at a step and training on more processes see the same samples.
+    The order depends on the seed and the epoch alone and a global batch is dealt to the processes in turn: resuming
+    and more processes give the same samples.
     """
 
     def __init__(self, n: int, schedule: Schedule, seed: int, start_step: int, rank: int, world: int) -> None:
@@ -86,11 +83,12 @@ def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
 
 def parameter_groups(objective: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """Weights at the learning rate; scales, which act through their exponential, faster and without decay."""
-    scales = [p for name, p in objective.named_parameters() if name.endswith(SCALES)]
-    weights = [p for name, p in objective.named_parameters() if not name.endswith(SCALES)]
+    endings = ("log_scale", "log_scales")
+    scales = [p for name, p in objective.named_parameters() if name.endswith(endings)]
+    weights = [p for name, p in objective.named_parameters() if not name.endswith(endings)]
     return [
         {"params": weights, "speed": 1.0, "weight_decay": schedule.weight_decay},
-        {"params": scales, "speed": SCALES_SPEED, "weight_decay": 0.0},
+        {"params": scales, "speed": 10.0, "weight_decay": 0.0},
     ]
 
 
@@ -114,6 +112,8 @@ def fit(
         score: name of the validation score, higher being better, that chooses the weights to keep and stops early
             after `schedule.patience` validations without improvement; None keeps the last weights.
     """
+    if not len(crops):
+        raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     accelerator = Accelerator(
         mixed_precision=schedule.precision,
@@ -154,7 +154,7 @@ def fit(
         if validated:
             row |= _validate(accelerator, objective, folder, state, validate, score)
             bar.set_postfix({score: row.get(score)} if score else {})
-        if accelerator.is_main_process and (state["step"] % LOG_EVERY == 0 or validated or steps < 100):
+        if accelerator.is_main_process and (state["step"] % 10 == 0 or validated or steps < 100):
             with open(folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
         finished = _finished(state, steps, schedule)
@@ -211,11 +211,9 @@ def _validate(
     validate: Validate,
     score: str | None,
 ) -> dict[str, float]:
-    """Scores of the current weights; saves them where they are the best so far.
-
-    Whether they are is decided once, on the main process in double precision, and told to all: compared again
-    elsewhere, a rounded score could keep weights without renewing patience, or the reverse.
-    """
+    """Scores of the current weights; saves them where they are the best so far."""
+    # Decided once, on the main process in double precision: compared again elsewhere, a rounded score could keep
+    # weights without renewing patience, or the reverse.
     scores: dict[str, float] = {}
     best, waited = state["best"], state["waited"] + 1
     if accelerator.is_main_process:
@@ -249,11 +247,7 @@ def _checkpoint(
 def _restore(
     path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> dict[str, Any]:
-    """Put weights, optimiser and scale of gradients back to the moment of the checkpoint; returns where the run stood.
-
-    Args:
-        scaler: of fp16; a checkpoint of version 0.1 holds no scale, and its run goes on from the initial one.
-    """
+    """Load a checkpoint; returns where the run stood. Those of version 0.1 hold no scale of fp16 gradients."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     objective.load_state_dict(content["objective"])
     optimizer.load_state_dict(content["optimizer"])

@@ -15,7 +15,7 @@ from sarmatch.matching.correlation import Volume, swap
 def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """Cross-entropy against a true displacement that lies between the steps of a volume.
 
-    The target is bilinear: it puts its mass on the four displacements around the true one. The positive is never
+    The target puts its mass bilinearly on the four displacements around the true one. The positive is never
     interpolated from a feature map, or a network learns to tell interpolated features from those on the grid.
 
     Args:
@@ -23,8 +23,7 @@ def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) 
         displacement: true displacement (dx, dy) of each cell in steps, (B, H, W, 2).
 
     Returns:
-        loss of each cell (B, H, W), zero where the true displacement lies outside the volume, and the mask (B, H, W)
-        of those inside.
+        loss of each cell (B, H, W), zero where the truth lies outside the volume, and the mask of those inside.
     """
     inside = (displacement.abs() <= radius).all(-1)
     loss = torch.zeros_like(displacement[..., 0])
@@ -58,8 +57,8 @@ def matching_loss(
 
     Args:
         logits: similarities times their scale, (B, K, K, H, W).
-        forward_displacement: where each SAR cell truly lies in the optical image, minus its own place, in the
-            volume's steps, (B, H, W, 2).
+        forward_displacement: where each SAR cell truly lies in the optical image, minus its own place, in the volume's
+            steps, (B, H, W, 2).
         backward_displacement: for each optical cell, its own place minus where it truly lies in the SAR image.
         sar_mask, optical_mask: (B, H, W) bool, the cells that have a true counterpart.
         within: (K, K) bool, the candidate displacements; cells whose truth lies beyond do not count.
@@ -118,10 +117,7 @@ def info_nce(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor 
 def info_nce_printed(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Eq. 4 as printed: the denominator sums over the negatives only, from SAR to optical images.
 
-    It is no cross-entropy and zero is not its minimum: it falls without bound as the similarity of the positive grows.
-    Only because cosines end at one does it stop at log(B - 1) - 2 / temperature; its pull on a positive never fades.
-
-    Arguments, shapes and errors as `info_nce`.
+    It is no cross-entropy: its minimum is log(B - 1) - 2 / temperature. Arguments and errors as `info_nce`.
     """
     logits = _similarities(z_sar, z_optical, mask) / temperature
     if len(logits) < 2:
@@ -146,12 +142,7 @@ def _similarities(z_sar: Tensor, z_optical: Tensor, mask: Tensor | None) -> Tens
 def rotation_loss(logits_sar: Tensor, logits_optical: Tensor, turns_sar: Tensor, turns_optical: Tensor) -> Tensor:
     """L_rot, eq. 5: cross-entropy of the predicted quarter turns, for SAR and optical images apart and averaged.
 
-    Args:
-        logits_sar, logits_optical: before the softmax, (B, 4).
-        turns_sar, turns_optical: true number of quarter turns, (B,) int64 in 0..3.
-
-    Returns:
-        scalar; log 4 at chance.
+    Logits are (B, 4), true numbers of quarter turns (B,) int64 in 0..3; log 4 is chance.
     """
     return (F.cross_entropy(logits_sar, turns_sar) + F.cross_entropy(logits_optical, turns_optical)) / 2
 
@@ -159,26 +150,19 @@ def rotation_loss(logits_sar: Tensor, logits_optical: Tensor, turns_sar: Tensor,
 def mismatch_loss(aleatoric: Tensor, correct: Tensor, mask: Tensor) -> Tensor:
     """First part of L_unc: cross-entropy of the fused uncertainty against whether the match is wrong, (B,).
 
-    Args:
-        aleatoric: uncertainty of each SAR cell's best match, (B, H, W) in [0, 1].
-        correct: whether that match is right, (B, H, W) bool; nothing flows back through it.
-        mask: (B, H, W) bool, the cells that count.
+    `aleatoric` (B, H, W) in [0, 1] belongs to each SAR cell's best match, of which `correct` is bool; `mask` is of the
+    cells that count.
     """
     loss = F.binary_cross_entropy(aleatoric.clamp(1e-4, 1 - 1e-4), (~correct).to(aleatoric), reduction="none")
     return _masked_mean(loss, mask)
 
 
 def attenuated_residual(error_px: Tensor, log_scale_px: Tensor, mask: Tensor) -> Tensor:
-    """Second part of L_unc: negative log-likelihood of residuals under a Laplace law whose scale is learned, (B,).
+    """Second part of L_unc: negative log-likelihood of residuals under a Laplace distribution of learned scale, (B,).
 
     The attenuation of Kendall and Gal (2017), with the absolute instead of the squared residual: a wrong match is off
-    by tens of pixels and would rule a square. A place may lower its loss by admitting a wide scale, at the price of
-    its logarithm.
-
-    Args:
-        error_px: (B, H, W), >= 0.
-        log_scale_px: log of the expected error, (B, H, W).
-        mask: (B, H, W) bool, the cells that count.
+    by tens of pixels and would dominate a square.
+    All arguments are (B, H, W): errors, the log of the expected error, and the bool mask of the cells that count.
     """
     return _masked_mean(error_px * torch.exp(-log_scale_px) + log_scale_px, mask)
 

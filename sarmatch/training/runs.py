@@ -1,9 +1,8 @@
 """The run store: train once, load ever after.
 
 `<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
-`model.safetensors` and `provenance.json`. Until the last says `finished`, the next call goes on with the run.
-Pretraining has a folder of its own, `pretraining-<hash>`, which all
-runs share that differ from it in fine-tuning or evaluation alone; it also holds `rotation_heads.safetensors`.
+`model.safetensors` and `provenance.json`; until the last is `finished`, the next call goes on with the run. Runs that
+differ in fine-tuning or evaluation alone share a `pretraining-<hash>`, which also holds `rotation_heads.safetensors`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from sarmatch.io import atomic_path, provenance, read_json, write_json
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights
-from sarmatch.training.selfsupervised import PretrainingObjective, load_rotation_heads
-from sarmatch.training.supervised import ROTATION_HEADS, finetune, pretrain
+from sarmatch.training.selfsupervised import ROTATION_HEADS, PretrainingObjective, load_rotation_heads, pretrain
+from sarmatch.training.supervised import finetune
 
 NOT_PRETRAINING = ("training", "evaluation")
 """Sections of the config that do not matter to pretraining."""
@@ -42,11 +41,11 @@ class Run:
     Attributes:
         path: its folder.
         loaded: True where it was found in the store, False where this call trained it (or finished training it).
-        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; without rows
-            where the weights came with the package before they carried it.
-        provenance: commit, versions, hardware, seconds, data fingerprint, command (of shipped weights what
-            `shipping.TOLD` names); of a fine-tuning also `pretraining`, the name of the run whose weights it started
-            from, or None, and `selected_on`, the fingerprint of the pairs that chose its weights.
+        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; no rows for
+            weights that were shipped without it.
+        provenance: commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also `pretraining`,
+            the name of the run it started from, or None, and `selected_on`, the fingerprint of the pairs that chose
+            its weights.
         shipped: True where the weights came with the package.
     """
 
@@ -115,27 +114,16 @@ def train_or_load(
     folder = run_path(config, fingerprint, runs_dir, name)
 
     def train() -> None:
-        first = None
+        about = {"pretraining": None, "selected_on": split.selection.fingerprint()}
+        initial = None
         if config.pretraining.enabled:
-            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
-        _train(config, folder, fingerprint, split, first, show_progress)
+            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress).path
+            about["pretraining"], initial = first.name, first / "model.safetensors"
+        about = provenance(config, fingerprint) | about
+        train_run(config, folder, about, lambda: finetune(config, split, folder, initial, show_progress))
 
     stored = stored_training(folder, train, fresh)
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
-
-
-def _train(
-    config: Config, folder: Path, fingerprint: str, split: Split, first: Run | None, show_progress: bool
-) -> None:
-    """Fine-tune in a folder, from the weights of a pretraining where there is one."""
-
-    def train() -> None:
-        initial = first.path / "model.safetensors" if first else None
-        finetune(config, split, folder, initial, show_progress)
-
-    about = provenance(config, fingerprint) | {"pretraining": first.path.name if first else None}
-    about["selected_on"] = split.selection.fingerprint()
-    train_run(config, folder, about, train)
 
 
 def pretrain_or_load(
@@ -145,14 +133,7 @@ def pretrain_or_load(
     fresh: bool = False,
     show_progress: bool = True,
 ) -> Run:
-    """The finished pretraining of this config on these data: loaded, resumed or trained.
-
-    Args:
-        runs_dir, split, fresh: as for `train_or_load`.
-
-    Raises:
-        ValueError: `config.pretraining` has both tasks off.
-    """
+    """The finished pretraining of this config on these data: loaded, resumed or trained; see `train_or_load`."""
     split = split or open_split(config)
     folder = run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
 
@@ -195,10 +176,10 @@ def split_fingerprint(split: Split) -> str:
 def stored_training(
     folder: Path, train: Callable[[], None], fresh: bool = False
 ) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
-    """The finished training of a folder: found there, or resumed or begun by `train`, which ends with `train_run`.
+    """Run `train` (which ends with `train_run`) unless a folder's training is finished.
 
     Returns:
-        whether it was found finished, its history and its provenance, as in `Run`.
+        whether it was finished before, its history and its provenance.
     """
     with run_lock(folder):
         loaded = prepare_run(folder, fresh)
@@ -209,10 +190,7 @@ def stored_training(
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Keep a run for this process (with the others of one training); another one that wants it waits until it is done.
-
-    The lock goes with the process, however it ends.
-    """
+    """Keep a run for this process (with the others of one training); others wait until it or the process ends."""
     if not PartialState().is_main_process:
         yield
         return
@@ -235,7 +213,7 @@ def prepare_run(folder: Path, fresh: bool) -> bool:
 
 
 def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
-    """Train to the end and say so in `provenance.json`."""
+    """Train to the end and mark it `finished` in `provenance.json`."""
     state = PartialState()
     before = read_json(folder / "provenance.json")
     about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))

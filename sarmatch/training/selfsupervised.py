@@ -1,7 +1,6 @@
 """Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6).
 
-Contrast needs images of one place, rotation does not: a share of the samples shows two different places, as unpaired
-archives would, and takes part in the rotation task alone.
+A share of the samples shows two different places, as unpaired archives would, and takes part in rotation alone.
 """
 
 from __future__ import annotations
@@ -14,23 +13,27 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sarmatch.config import DataConfig, PretrainingConfig
+from sarmatch.config import Config, DataConfig, PretrainingConfig
 from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation.protocols import spread
 from sarmatch.geometry import central_corner
 from sarmatch.io import atomic_path
 from sarmatch.model import SarOpticalNet, fill_invalid
 from sarmatch.model.layers import evaluating
+from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.losses import info_nce, info_nce_printed, rotation_loss
 
 ContrastOver: TypeAlias = Literal["cells", "image"]
 TURNS = 4
 """Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise."""
-CHUNK = 16
-"""Images that are encoded together in evaluation."""
+ROTATION_HEADS = "rotation_heads.safetensors"
 
 
 class PretrainingSample(Sample):
@@ -43,9 +46,8 @@ class PretrainingCrops(TrainingCrops):
     """Random crops, some of which have the optical image of another place.
 
     Args:
-        pairs, data, seed, cache: as for `TrainingCrops`.
-        config: `unpaired_share` is the probability of an optical image from another pair, of another scene where there
-            is one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
+        config: `unpaired_share` is the probability of an optical image from another pair, of another scene if there is
+            one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
             at its own position, and knowing the position helps to choose none of them.
     """
 
@@ -59,7 +61,6 @@ class PretrainingCrops(TrainingCrops):
         self._scenes = np.unique(pairs.index["scene"].to_numpy(str), return_inverse=True)[1]
 
     def __getitem__(self, key: tuple[int, int]) -> PretrainingSample:
-        """The sample of an (epoch, position)."""
         epoch, i = key
         sample = super().__getitem__(key)
         rng = np.random.default_rng((self.seed, epoch, i, 1))  # beside the stream of the crops
@@ -97,12 +98,7 @@ class RotationHead(nn.Module):
 
 
 class PretrainingObjective(nn.Module):
-    """The network, the rotation heads and the losses of both tasks on a batch.
-
-    Attributes:
-        net: the network whose encoders and projection head are trained.
-        rotation_heads: by modality, `sar` and `optical`; empty where the rotation task is off.
-    """
+    """The network, the rotation heads by modality (none where that task is off) and the losses of both tasks."""
 
     def __init__(self, net: SarOpticalNet, config: PretrainingConfig) -> None:
         super().__init__()
@@ -114,9 +110,8 @@ class PretrainingObjective(nn.Module):
     def forward(self, batch: PretrainingSample) -> dict[str, Tensor]:
         """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
 
-        Each image is turned by a random number of quarter turns, both images of one place by the same, so that what
-        contrast compares still shows one place in one orientation. The candidates of contrast are the images of this
-        batch, that is of one accumulation step on one process.
+        Each image is turned by a random number of quarter turns, both images of one place by the same. The candidates
+        of contrast are the images of this batch, that is of one accumulation step on one process.
         """
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
@@ -147,17 +142,15 @@ def encode(net: SarOpticalNet, sar: Tensor, optical: Tensor) -> tuple[Tensor, Te
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn each image of (B, C, H, H) by its own number (B,) of quarter turns, counter-clockwise."""
+    """Images (B, C, H, H), each turned by its own number (B,) of quarter turns, counter-clockwise."""
     return torch.stack([torch.rot90(image, k, (-2, -1)) for image, k in zip(images, turns.tolist(), strict=True)])
 
 
 def embed(net: SarOpticalNet, features: Tensor, over: ContrastOver) -> Tensor:
-    """One unit vector an image, whose inner products are the similarities of eq. 3.
+    """One unit vector an image from F (B, C, h, w), whose inner products are the similarities of eq. 3.
 
-    Args:
-        features: F, (B, C, h, w).
-        over: `image` projects the pooled features, (B, descriptor_dim). `cells` projects every cell and puts the
-            descriptors side by side, (B, descriptor_dim h w): the similarity of two images is then the mean over cells.
+    Over `image` the pooled features are projected, (B, descriptor_dim); over `cells` every cell, its descriptors side
+    by side, (B, descriptor_dim h w): the similarity of two images is then the mean over cells.
     """
     if over == "image":
         return net.head.embed(features)
@@ -168,18 +161,7 @@ def embed(net: SarOpticalNet, features: Tensor, over: ContrastOver) -> Tensor:
 def embed_pairs(
     net: SarOpticalNet, pairs: Pairs, crop_size: int, over: ContrastOver = "cells"
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of the central, aligned windows of all pairs, without gradients or dropout.
-
-    Args:
-        crop_size: side of the windows, px; a multiple of 16.
-        over: as for `embed`.
-
-    Returns:
-        L2-normalised, of the SAR and of the optical images, on the CPU; shapes as from `embed`.
-
-    Raises:
-        ValueError: a pair is smaller than the window.
-    """
+    """`embed` of the central windows of `crop_size` px (a multiple of 16) of SAR and optical images, on the CPU."""
     chunks = []
     with torch.no_grad(), evaluating(net):
         for sar, optical in _windows(pairs, crop_size, _device(net)):
@@ -191,13 +173,7 @@ def embed_pairs(
 def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
     """Share of images whose partner is among the k most similar ones, the mean of both directions, in [0, 1].
 
-    Ties are broken at random in expectation, so that equal embeddings score k / N and no more.
-
-    Args:
-        z_sar, z_optical: embeddings (N, D); row i of both belongs together.
-
-    Raises:
-        ValueError: k is not positive.
+    Row i of both embeddings (N, D) belongs together; equal embeddings score k / N, as if ties were broken at random.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -212,13 +188,9 @@ def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
 
 
 def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
-    """Share of quarter turns told right, over all four turns of the central window of every image.
+    """`rotation_sar` and `rotation_optical`: share of the four turns of every central window that is predicted right.
 
-    Returns:
-        `rotation_sar` and `rotation_optical` in [0, 1]; 0.25 is chance.
-
-    Raises:
-        ValueError: the objective has no rotation heads, or a pair is smaller than the window.
+    0.25 is chance; ValueError where the objective has no rotation heads.
     """
     if not objective.rotation_heads:
         raise ValueError("rotation accuracy needs rotation heads; pretrain with rotation=True")
@@ -233,33 +205,61 @@ def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: 
 
 
 def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
-    """What validation logs: `recall_1`, `recall_5`, and the accuracies of `rotation_accuracy` where that task is on."""
+    """`recall_1`, `recall_5`, and `rotation_accuracy` where that task is on."""
     embeddings = embed_pairs(objective.net, pairs, crop_size, objective.config.contrast_over)
     scores = {f"recall_{k}": retrieval_recall(*embeddings, k) for k in (1, 5)}
     return scores | (rotation_accuracy(objective, pairs, crop_size) if objective.rotation_heads else {})
 
 
 def save_rotation_heads(objective: PretrainingObjective, path: Path) -> None:
-    """The heads as safetensors; matching does not need them, measuring the rotation accuracy again does."""
+    """Write the heads as safetensors, to measure the rotation accuracy again."""
     with atomic_path(path) as partial:
         save_file({name: t.detach().cpu() for name, t in objective.rotation_heads.state_dict().items()}, partial)
 
 
 def load_rotation_heads(net: SarOpticalNet, config: PretrainingConfig, path: Path) -> PretrainingObjective:
-    """The objective of a finished pretraining, from its network and the file that `save_rotation_heads` wrote."""
+    """The objective of a finished pretraining, from its network and the file of `save_rotation_heads`."""
     objective = PretrainingObjective(net, config)
     objective.rotation_heads.load_state_dict(load_file(path))
     return objective.eval()
+
+
+def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
+    """Pretrain on `split.train`, or go on where the run in `folder` stopped.
+
+    Leaves the last weights in `model.safetensors` and the rotation heads in `rotation_heads.safetensors`; validation
+    on central windows of `config.data.crop_size` is for the log only.
+
+    Raises:
+        ValueError: both tasks are off, or there are no training pairs.
+    """
+    schedule = config.pretraining
+    if not schedule.enabled:
+        raise ValueError("pretraining has both tasks off; set contrastive or rotation, or fine-tune from scratch")
+    set_seed(config.seed)
+    objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
+    cache = len(split.train) <= CACHE_AT_MOST
+    crops = PretrainingCrops(split.train, config.data, config.seed, schedule, cache)
+    pairs = spread(split.validation, schedule.validation_pairs)
+
+    def validate(objective: PretrainingObjective) -> dict[str, float]:
+        return pretraining_scores(objective, pairs, config.data.crop_size)
+
+    fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
+    if schedule.rotation and PartialState().is_main_process:
+        save_rotation_heads(objective, folder / ROTATION_HEADS)
 
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _windows(pairs: Pairs, crop_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _windows(
+    pairs: Pairs, crop_size: int, device: torch.device, chunk_size: int = 16
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Central windows of both images, in chunks."""
-    for start in range(0, len(pairs), CHUNK):
-        rows = range(start, min(start + CHUNK, len(pairs)))
+    for start in range(0, len(pairs), chunk_size):
+        rows = range(start, min(start + chunk_size, len(pairs)))
         chunk = [_window(pairs[i], crop_size) for i in rows]
         sar, optical, valid = (torch.stack(part).to(device) for part in zip(*chunk, strict=True))
         yield fill_invalid(sar, valid), fill_invalid(optical, valid)

@@ -1,73 +1,138 @@
-"""Both trainings of the paper as callers of one loop: self-supervised pretraining, then supervised fine-tuning."""
+"""Supervised fine-tuning on crops with a known relative transform: losses (section 4.2, table 2) and training."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate import PartialState
+import torch
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
-from sarmatch.config import Config
-from sarmatch.data.crops import TrainingCrops
-from sarmatch.data.pairs import Pairs
+from sarmatch.config import CONFIDENT_PX, Config, TrainingConfig
+from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.protocols import spread, validation_scores
-from sarmatch.matching.matcher import Matcher
-from sarmatch.model import SarOpticalNet
-from sarmatch.model.checkpoints import load_weights
-from sarmatch.training.loop import fit
-from sarmatch.training.objective import Objective
-from sarmatch.training.selfsupervised import (
-    PretrainingCrops,
-    PretrainingObjective,
-    pretraining_scores,
-    save_rotation_heads,
+from sarmatch.evaluation.protocols import validation_scores
+from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
+from sarmatch.matching.aggregation import (
+    aggregated_logits,
+    fine_logits,
+    pair_maps,
+    plain_logits,
+    reliability_weights,
 )
+from sarmatch.matching.assignment import best, log_softmax
+from sarmatch.matching.correlation import cell_grid, coarse_volume, disc, fine_volume, optical_cells
+from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.refinement import FINE_RADIUS
+from sarmatch.model import STRIDE, Descriptors, SarOpticalNet, encode_pair
+from sarmatch.model.checkpoints import load_weights
+from sarmatch.training.loop import CACHE_AT_MOST, fit
+from sarmatch.training.losses import attenuated_residual, matching_loss, mismatch_loss, row_loss
 
 SCORE = "mma_3px"
 """Validation score that chooses the weights of fine-tuning and stops it early."""
-ROTATION_HEADS = "rotation_heads.safetensors"
-CACHE_AT_MOST = 5000
-"""Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
-THREADS_STEPS = 5
-"""Steps over which `THREADS_RTOL` holds."""
-THREADS_RTOL = 1e-3
-"""Relative tolerance within which the losses of the first `THREADS_STEPS` steps agree between numbers of threads.
-
-With one seed, one number of threads and one CPU a training has the same bits, however often it is stopped. Other
-threads sum in another order, and training amplifies the rounding: of 12 seeds of the smallest profile the first losses
-differed by 1e-7 at most, the fifth by 2e-4, the thirtieth by 3e-3.
-"""
+THREADS_STEPS, THREADS_RTOL = 5, 1e-3
+"""A seed gives the same bits with one number of threads; others sum in another order, and the losses of the first
+THREADS_STEPS steps then agree within THREADS_RTOL (at most 2e-4 apart at the fifth step, over 12 seeds)."""
 
 
-def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
-    """Pretrain on `split.train`, or go on where the run in `folder` stopped.
+class Objective(nn.Module):
+    """The network and its losses on a batch, as one module so that data-parallel training sees all parameters."""
 
-    Validation reads central windows of `config.data.crop_size`, for the log only: no pretext score is what pretraining
-    is for. Leaves the last weights in `model.safetensors` and the rotation heads in `rotation_heads.safetensors`.
+    def __init__(self, net: SarOpticalNet, training: TrainingConfig) -> None:
+        super().__init__()
+        self.net, self.training_config = net, training
 
-    Raises:
-        ValueError: both tasks are off, or there are no training pairs.
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """Scalar losses by name; `loss` is their weighted sum (table 2)."""
+        images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
+        sar, optical = encode_pair(self.net, images, whole_cells=False)
+        with torch.autocast(batch["sar"].device.type, enabled=False):
+            return self._losses(sar.descriptors, optical.descriptors, batch)
+
+    def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample) -> dict[str, Tensor]:
+        forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+        window = self.training_config.window_px / STRIDE
+        radius = math.ceil(window)
+        sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
+        volume = coarse_volume(sar.coarse, optical.coarse, radius, sar_valid, optical_valid)
+        reliability = reliability_weights(self.net, sar, optical, radius)
+        within = disc(radius, window, volume.values.device)
+        targets = (forward / STRIDE, backward / STRIDE)
+        logits = plain_logits(self.net, volume, reliability)
+        losses = {"plain": matching_loss(logits, *targets, sar_mask, optical_mask, within)}
+        if self.net.config.consensus_cells:
+            logits = aggregated_logits(self.net, volume, reliability)
+            # A cell whose counterpart lies off the image still has a true displacement, which aggregation can find.
+            losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
+            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward, sar_mask)
+        means = {name: value.mean() for name, value in losses.items()}
+        total = self.training_config.matching_weight * torch.stack(list(means.values())).sum()
+        if self.net.config.uncertainty:
+            # A cell whose counterpart lies beyond the window cannot be right, whatever the images show.
+            within_window = sar_mask & (forward.norm(dim=-1) <= self.training_config.window_px)
+            parts = self._uncertainty_losses(sar, optical, log_softmax(logits, within), forward, within_window)
+            total = total + self.training_config.uncertainty_weight * torch.stack(list(parts.values())).sum()
+            means |= parts
+        return {"loss": total, **means}
+
+    def _uncertainty_losses(
+        self, sar: Descriptors, optical: Descriptors, log_row: Tensor, true_px: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """L_unc of the best displacement under log-probabilities (B, K*K, h, w), through which no gradient flows.
+
+        `true_px` are true displacements, (B, h, w, 2) px; `mask` (B, h, w) bool the cells that count.
+        """
+        maps = pair_maps(self.net, sar, optical)
+        assert maps is not None and sar.uncertainty is not None and optical.uncertainty is not None
+        displacement, _ = best(log_row.detach())
+        error = (displacement * STRIDE - true_px).norm(dim=-1)
+        aleatoric = maps[0] + at_ends(maps[1], displacement)
+        both = sar.uncertainty.fused[:, 0] + at_ends(optical.uncertainty.fused[:, 0], displacement)
+        floor, growth = self.net.residual_log_scales
+        return {
+            "mismatch": mismatch_loss(aleatoric, error <= CONFIDENT_PX, mask).mean(),
+            "residual": attenuated_residual(error, floor + growth.exp() * (both - 1), mask).mean(),
+        }
+
+    def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> Tensor:
+        """Cross-entropy of the fine volume around the central displacement of each pair, (B,)."""
+        middle = displacement.shape[1] // 2
+        central = displacement[:, middle, middle]
+        # Up to 2 px off the truth, as a coarse match would be; a function of the sample, so that it does not depend on
+        # the number of processes.
+        jitter = (central * 1000).long() % 5 - 2
+        offset = central.round().long() + jitter
+        volume = fine_volume(sar, optical, offset, FINE_RADIUS, STRIDE)
+        residual = displacement - offset[:, None, None]
+        return row_loss(fine_logits(self.net, volume), residual, mask)
+
+
+def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
+    """Values of a map on the optical cells (B, h, w) at each SAR cell's displacement (B, h, w, 2), (B, h, w)."""
+    height, width = optical_map.shape[-2:]
+    there, _ = optical_cells(cell_grid(height, width, optical_map.device), displacement, (height, width))
+    return optical_map.flatten(1).gather(1, there.flatten(1)).unflatten(1, (height, width))
+
+
+def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each cell truly lies in the other image, by transforms (B, 3, 3) in px.
+
+    Returns:
+        forward displacement of SAR cells and backward displacement of optical cells as `matching_loss` wants them,
+        (B, h, w, 2) in px; masks (B, h, w) of cells with a counterpart inside the other image and with valid data.
     """
-    schedule = config.pretraining
-    if not schedule.enabled:
-        raise ValueError("pretraining has both tasks off; set contrastive or rotation, or fine-tune from scratch")
-    _check_not_empty(split.train)
-    set_seed(config.seed)
-    objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
-    cache = len(split.train) <= CACHE_AT_MOST
-    crops = PretrainingCrops(split.train, config.data, config.seed, schedule, cache)
-    pairs = spread(split.validation, schedule.validation_pairs)
-
-    def validate(objective: PretrainingObjective) -> dict[str, float]:
-        return pretraining_scores(objective, pairs, config.data.crop_size)
-
-    fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
-    if schedule.rotation and PartialState().is_main_process:
-        save_rotation_heads(objective, folder / ROTATION_HEADS)
+    height, width = batch["sar"].shape[-2:]
+    grid = cell_centres(height // STRIDE, width // STRIDE, STRIDE, device=A_sar_to_optical.device)
+    points = grid.reshape(1, -1, 2).expand(len(A_sar_to_optical), -1, -1)
+    there = transform_points(A_sar_to_optical, points).reshape(-1, *grid.shape)
+    back = transform_points(torch.linalg.inv(A_sar_to_optical.float()), points).reshape(-1, *grid.shape)
+    sar_mask = inside(there, (height, width)) & cell_valid(batch["sar_valid"], STRIDE)
+    optical_mask = inside(back, (height, width)) & cell_valid(batch["optical_valid"], STRIDE)
+    return there - grid, grid - back, sar_mask, optical_mask
 
 
 def finetune(
@@ -82,17 +147,15 @@ def finetune(
     Validation on `split.selection` chooses them and stops early, by `SCORE`.
 
     Args:
-        initial: weights to start from, as `SarOpticalNet.state_dict()` or a file of `save_weights`. What pretraining
-            has no loss for (uncertainty, fine level, scales) stands in them as the seed made it.
+        initial: weights to start from, as `SarOpticalNet.state_dict()` or a file of `save_weights`.
 
     Raises:
         ValueError: there are no training pairs, or `initial` is of another network.
     """
-    _check_not_empty(split.train)
     set_seed(config.seed)
     objective = Objective(SarOpticalNet(config.model), config.training)
     if initial is not None:
-        _hand_over(objective.net, initial)
+        _load_initial(objective.net, initial)
     crops = TrainingCrops(split.train, config.data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
     scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
 
@@ -103,7 +166,7 @@ def finetune(
     fit(objective, crops, config.training, config.seed, folder, validate, SCORE, show_progress)
 
 
-def _hand_over(net: SarOpticalNet, initial: Mapping[str, Tensor] | Path) -> None:
+def _load_initial(net: SarOpticalNet, initial: Mapping[str, Tensor] | Path) -> None:
     weights = load_weights(initial)[0].state_dict() if isinstance(initial, Path) else initial
     try:
         net.load_state_dict(weights)
@@ -111,8 +174,3 @@ def _hand_over(net: SarOpticalNet, initial: Mapping[str, Tensor] | Path) -> None
         raise ValueError(
             f"initial: the weights do not fit the network of config.model; pretrain with the same model ({error})"
         ) from error
-
-
-def _check_not_empty(pairs: Pairs) -> None:
-    if not len(pairs):
-        raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")

@@ -24,7 +24,7 @@ from sarmatch.matching.refinement import pick_matches
 from sarmatch.model import Descriptors, SarOpticalNet, Uncertainty
 from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.model.uncertainty import EpistemicHead
-from sarmatch.training.distillation import Lesson, collect, distil, train_head
+from sarmatch.training.distillation import DistillationTargets, collect, distil, train_head
 
 CONFIG = profile("smoke")
 CROPS = 4
@@ -70,7 +70,7 @@ def numbered(start: int, fused: float | None) -> Descriptors:
     return Descriptors(coarse, torch.zeros(1, 1, 4, 12), maps)
 
 
-def lesson(n: int = 3000, crops: int = 10, seed: int = 0) -> Lesson:
+def targets(n: int = 3000, crops: int = 10, seed: int = 0) -> DistillationTargets:
     """Inputs of very different size, of which the first two and the entropy make the information."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(n, 12, generator=generator) * torch.logspace(-1, 2, 12) + 5
@@ -78,7 +78,7 @@ def lesson(n: int = 3000, crops: int = 10, seed: int = 0) -> Lesson:
     z = (inputs - inputs.mean(0)) / inputs.std(0).clamp(min=1e-6)
     information = torch.exp(z[:, 0].abs() + 0.7 * z[:, 1] - z[:, -3] - 3)
     crop = torch.arange(n) % crops
-    return Lesson(inputs, information, crop, crop // 2)
+    return DistillationTargets(inputs, information, crop, crop // 2)
 
 
 class TestInputs:
@@ -146,17 +146,17 @@ class TestAttach:
 
 class TestHead:
     def test_learns_a_known_function_and_keeps_it_for_raw_inputs(self):
-        head, table = EpistemicHead(4), lesson()
+        head, table = EpistemicHead(4), targets()
         curve = train_head(head, table, seed=0, epochs=15)
         last = curve.iloc[-1]
         assert last["rank_correlation"] > 0.9 and last["within_crops"] > 0.9
         assert last["rank_correlation"] > abs(last["entropy_rank_correlation"]) + 0.1
         assert curve["held_out_loss"].iloc[-1] < 0.3 * curve["held_out_loss"].iloc[0]
-        new = lesson(seed=1)
+        new = targets(seed=1)
         with torch.no_grad():
-            said = head(new.inputs)
-        assert scipy.stats.spearmanr(said, new.information).statistic > 0.9
-        assert F.smooth_l1_loss(said, (new.information + FLOOR).log()) < 2 * last["held_out_loss"] + 0.02
+            estimate = head(new.inputs)
+        assert scipy.stats.spearmanr(estimate, new.information).statistic > 0.9
+        assert F.smooth_l1_loss(estimate, (new.information + FLOOR).log()) < 2 * last["held_out_loss"] + 0.02
 
     def test_absorbing_is_the_same_function(self):
         torch.manual_seed(0)
@@ -167,7 +167,7 @@ class TestHead:
         assert torch.allclose(head(x), before, atol=1e-4)
 
     def test_correlations_against_scipy(self):
-        head, table = EpistemicHead(4), lesson(600)
+        head, table = EpistemicHead(4), targets(600)
         row = train_head(head, table._replace(scene=torch.zeros(600, dtype=torch.long)), seed=1, epochs=1).iloc[0]
         entropy, target = table.inputs[:, -3].numpy(), table.information.numpy()
         of_two = []  # a fifth of ten crops is held out: two of them
@@ -178,7 +178,7 @@ class TestHead:
         assert min(abs(np.array(of_two) - row["entropy_rank_correlation"])) < 1e-6
 
     def test_repeats_by_seed(self):
-        curves = [train_head(EpistemicHead(4), lesson(400), seed, epochs=2) for seed in (3, 3, 4)]
+        curves = [train_head(EpistemicHead(4), targets(400), seed, epochs=2) for seed in (3, 3, 4)]
         pd.testing.assert_frame_equal(curves[0], curves[1])
         assert not curves[0].equals(curves[2])
 
@@ -192,11 +192,11 @@ class TestHead:
     )
     def test_rejected_lessons(self, change, message):
         with pytest.raises(ValueError, match=message):
-            train_head(EpistemicHead(4), lesson(400)._replace(**change), seed=0)
+            train_head(EpistemicHead(4), targets(400)._replace(**change), seed=0)
 
     def test_no_epochs_is_rejected(self):
         with pytest.raises(ValueError, match="epochs"):
-            train_head(EpistemicHead(4), lesson(400), seed=0, epochs=0)
+            train_head(EpistemicHead(4), targets(400), seed=0, epochs=0)
 
 
 class TestDistil:

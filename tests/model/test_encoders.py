@@ -14,7 +14,7 @@ from sarmatch.model import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.model.bifpn import BiFPN, Fusion
 from sarmatch.model.layers import norm_layer, standardise
 from sarmatch.model.oriented_gradients import SAR_SIGMA_PX, oriented_gradients
-from sarmatch.training.objective import Objective
+from sarmatch.training.supervised import Objective
 
 SMALL = profile("smoke").model
 
@@ -125,8 +125,8 @@ def test_without_dropout_the_network_says_the_same_in_training_and_evaluation():
     rates = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
     torch.manual_seed(0)
     net = SarOpticalNet(dataclasses.replace(SMALL, **rates))
-    for kind, said in compare_modes(net).items():
-        assert torch.allclose(*said, atol=1e-5), kind
+    for kind, both in compare_modes(net).items():
+        assert torch.allclose(*both, atol=1e-5), kind
 
 
 def compare_modes(net: SarOpticalNet) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -50,7 +50,7 @@ def _seed():
 
 
 def line_image(degrees: int, size: int = 11) -> torch.Tensor:
-    """A line of ones through the middle, drawn by its angle from the rows, counter-clockwise as seen on the screen."""
+    """A line of ones through the middle, drawn by its angle from the rows, counter-clockwise as on the screen."""
     angle, middle = math.radians(degrees), size // 2
     image = torch.zeros(1, 1, size, size)
     for step in range(-middle, middle + 1):
@@ -109,17 +109,17 @@ def test_the_geometric_branch_has_one_convolution_an_angle():
 
 @pytest.mark.parametrize("channel", [0, 3])
 def test_speckle_is_looked_for_in_each_channel_alone(channel):
-    branch, seen = SpeckleBranch(CHANNELS), []
+    branch, hidden = SpeckleBranch(CHANNELS), []
     with torch.no_grad():  # alive everywhere, so that a change cannot hide behind a ReLU
         for conv in (branch.first, branch.second):
             conv.weight.abs_()
             conv.bias.fill_(0.1)
-    branch.second.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    branch.second.register_forward_hook(lambda module, inputs, output: hidden.append(output))
     features = torch.rand(1, CHANNELS, 8, 8)
     other = features.clone()
     other[:, channel] += 0.5
     maps = branch(features), branch(other)
-    changed = (seen[0] != seen[1]).any(dim=(0, 2, 3))
+    changed = (hidden[0] != hidden[1]).any(dim=(0, 2, 3))
     assert changed.tolist() == [c == channel for c in range(CHANNELS)]
     assert not torch.allclose(*maps)
 
@@ -229,7 +229,7 @@ def test_a_module_fuses_its_three_maps(build):
         hook.remove()
 
 
-def doubt(seed: int) -> Uncertainty:
+def drawn(seed: int) -> Uncertainty:
     generator = torch.Generator().manual_seed(seed)
     sources = torch.rand(2, 3, 4, 4, generator=generator)
     return Uncertainty(sources[:, :1], sources, torch.randn(2, SMALL.feature_width, generator=generator))
@@ -237,15 +237,15 @@ def doubt(seed: int) -> Uncertainty:
 
 def test_weights_of_the_sources_sum_to_one_and_follow_the_pair():
     module = SourceWeights(SMALL).eval()
-    weights = module(doubt(0), doubt(1))
+    weights = module(drawn(0), drawn(1))
     assert weights.shape == (2, len(SOURCES))
     assert (weights > 0).all()
     assert torch.allclose(weights.sum(1), torch.ones(2), atol=1e-6)
     assert not torch.allclose(weights[0], weights[1], atol=1e-4)
-    assert not torch.allclose(weights, module(doubt(2), doubt(1)), atol=1e-4)  # another SAR image
-    assert not torch.allclose(weights, module(doubt(0), doubt(2)), atol=1e-4)  # another optical image
-    clearer = doubt(0)._replace(sources=torch.zeros(2, 3, 4, 4))
-    assert not torch.allclose(weights, module(clearer, doubt(1)), atol=1e-4)  # the same features, other maps
+    assert not torch.allclose(weights, module(drawn(2), drawn(1)), atol=1e-4)  # another SAR image
+    assert not torch.allclose(weights, module(drawn(0), drawn(2)), atol=1e-4)  # another optical image
+    clearer = drawn(0)._replace(sources=torch.zeros(2, 3, 4, 4))
+    assert not torch.allclose(weights, module(clearer, drawn(1)), atol=1e-4)  # the same features, other maps
 
 
 def test_all_maps_of_a_pair():

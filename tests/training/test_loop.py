@@ -61,14 +61,14 @@ def schedule(**changes: object) -> Schedule:
 def train(folder: Path, scores: Iterable[float], **changes: object) -> list[dict[str, Tensor]]:
     """Train a line whose validations have these scores; returns the weights at each."""
     folder.mkdir(exist_ok=True)
-    given, seen = iter(scores), []
+    given, states = iter(scores), []
 
     def validate(objective: Regression) -> dict[str, float]:
-        seen.append({name: value.clone() for name, value in objective.net.state_dict().items()})
+        states.append({name: value.clone() for name, value in objective.net.state_dict().items()})
         return {"score": np.float64(next(given))}
 
     fit(Regression(), Points(), schedule(**changes), 0, folder, validate, "score", show_progress=False)
-    return seen
+    return states
 
 
 def position(kept: Path, weights: list[dict[str, Tensor]]) -> int:

@@ -203,18 +203,18 @@ def test_rotation_loss_averages_the_modalities():
 
 def test_mismatch_is_the_cross_entropy_of_each_sample():
     generator = torch.Generator().manual_seed(0)
-    doubt = torch.rand(3, 6, 5, generator=generator)
+    aleatoric = torch.rand(3, 6, 5, generator=generator)
     correct, mask = (torch.rand(3, 6, 5, generator=generator) > share for share in (0.6, 0.3))
-    loss = mismatch_loss(doubt, correct, mask)
+    loss = mismatch_loss(aleatoric, correct, mask)
     for b in range(3):
         wrong = (~correct[b])[mask[b]].numpy()
-        assert float(loss[b]) == pytest.approx(log_loss(wrong, doubt[b][mask[b]].double().numpy()), rel=1e-4)
+        assert float(loss[b]) == pytest.approx(log_loss(wrong, aleatoric[b][mask[b]].double().numpy()), rel=1e-4)
 
 
 def test_doubt_pays_where_matches_are_wrong_and_costs_where_they_are_right():
-    doubt = torch.full((1, 1, 2), 0.5, requires_grad=True)
-    mismatch_loss(doubt, torch.tensor([[[True, False]]]), torch.ones(1, 1, 2, dtype=torch.bool)).sum().backward()
-    assert doubt.grad.flatten().tolist() == pytest.approx([1.0, -1.0])  # half of (1, -1) / (1 - 0.5)
+    aleatoric = torch.full((1, 1, 2), 0.5, requires_grad=True)
+    mismatch_loss(aleatoric, torch.tensor([[[True, False]]]), torch.ones(1, 1, 2, dtype=torch.bool)).sum().backward()
+    assert aleatoric.grad.flatten().tolist() == pytest.approx([1.0, -1.0])  # half of (1, -1) / (1 - 0.5)
 
 
 def test_mismatch_of_certainty_gone_wrong_stays_finite():

@@ -11,10 +11,10 @@ from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.geometry import translation
 from sarmatch.matching.aggregation import pair_maps
 from sarmatch.model import Descriptors, SarOpticalNet
-from sarmatch.training.objective import Objective, at_ends, true_displacements
+from sarmatch.training.supervised import Objective, at_ends, true_displacements
 
 SMOKE = profile("smoke")
-MATCHING, DOUBT = {"plain", "consensus", "fine"}, {"mismatch", "residual"}
+MATCHING, UNCERTAINTY = {"plain", "consensus", "fine"}, {"mismatch", "residual"}
 
 
 def crops(config: Config, n: int) -> Sample:
@@ -55,16 +55,16 @@ def test_losses_fall_on_a_batch_that_repeats():
         losses["loss"].backward()
         optimizer.step()
         history.append({name: value.item() for name, value in losses.items()})
-    assert set(history[0]) == {"loss"} | MATCHING | DOUBT
+    assert set(history[0]) == {"loss"} | MATCHING | UNCERTAINTY
     assert all(history[-1][name] < history[0][name] for name in ("plain", "consensus", "mismatch", "loss"))
 
 
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        ({}, MATCHING | DOUBT),
+        ({}, MATCHING | UNCERTAINTY),
         ({"uncertainty": False}, MATCHING),
-        ({"consensus_cells": ()}, {"plain"} | DOUBT),
+        ({"consensus_cells": ()}, {"plain"} | UNCERTAINTY),
         ({"consensus_cells": (), "uncertainty": False}, {"plain"}),
     ],
 )
@@ -141,11 +141,11 @@ def test_doubt_rises_where_an_image_is_noise():
             Descriptors(coarse, optical.fine, net.optical_encoder.uncertainty(optical.features)),
         )
 
-    def doubt() -> torch.Tensor:
+    def mean_uncertainty() -> torch.Tensor:
         with torch.no_grad():
             return sum(pair_maps(net, *describe()))
 
-    before, history = doubt(), []
+    before, history = mean_uncertainty(), []
     for _ in range(40):
         losses = objective._losses(*describe(), batch)
         loss = losses["mismatch"] + losses["residual"]
@@ -153,7 +153,7 @@ def test_doubt_rises_where_an_image_is_noise():
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    after = doubt()
+    after = mean_uncertainty()
     noise = torch.zeros(4, 16, 16, dtype=torch.bool)
     noise[..., :8] = True
     inner = (slice(None), slice(1, -1), [1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 14])  # kernels at the seam see both

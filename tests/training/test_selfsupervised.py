@@ -15,7 +15,7 @@ from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.data.crops import TrainingCrops
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights
-from sarmatch.training import supervised
+from sarmatch.training import selfsupervised
 from sarmatch.training.losses import info_nce
 from sarmatch.training.selfsupervised import (
     PretrainingCrops,
@@ -24,13 +24,14 @@ from sarmatch.training.selfsupervised import (
     embed_pairs,
     encode,
     load_rotation_heads,
+    pretrain,
     pretraining_scores,
     quarter_turns,
     retrieval_recall,
     rotation_accuracy,
     save_rotation_heads,
 )
-from sarmatch.training.supervised import finetune, pretrain
+from sarmatch.training.supervised import finetune
 
 
 def tiny(**pretraining) -> Config:
@@ -135,19 +136,19 @@ def test_one_quarter_turn_is_counter_clockwise():
 
 def test_images_of_one_place_turn_together_and_others_do_not(split, monkeypatch):
     objective = make_objective(tiny()).eval()
-    seen = []
+    drawn = []
     monkeypatch.setattr(
-        "sarmatch.training.selfsupervised.quarter_turns", lambda x, turns: seen.append(turns.clone()) or x
+        "sarmatch.training.selfsupervised.quarter_turns", lambda x, turns: drawn.append(turns.clone()) or x
     )
     batch = make_batch(split, tiny())
     batch["paired"] = torch.tensor([True, False, True, False])
     for seed in range(20):
         torch.manual_seed(seed)
         objective(batch)
-    same = torch.stack(seen[::2]) == torch.stack(seen[1::2])
+    same = torch.stack(drawn[::2]) == torch.stack(drawn[1::2])
     assert bool(same[:, [0, 2]].all())
     assert 0 < int(same[:, [1, 3]].sum()) < 40
-    assert set(torch.stack(seen).unique().tolist()) == {0, 1, 2, 3}
+    assert set(torch.stack(drawn).unique().tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("over", ["cells", "image"])
@@ -317,15 +318,15 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(split, tmp_path, monke
     def kill(objective, pairs, crop_size):
         raise Killed
 
-    monkeypatch.setattr(supervised, "pretraining_scores", validate)
+    monkeypatch.setattr(selfsupervised, "pretraining_scores", validate)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     pretrain(config, split, tmp_path / "whole", show_progress=False)
-    monkeypatch.setattr(supervised, "pretraining_scores", kill)
+    monkeypatch.setattr(selfsupervised, "pretraining_scores", kill)
     with pytest.raises(Killed):  # at the first validation, in step 2, after the checkpoint of step 1
         pretrain(config, split, tmp_path / "killed", show_progress=False)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    monkeypatch.setattr(supervised, "pretraining_scores", validate)
+    monkeypatch.setattr(selfsupervised, "pretraining_scores", validate)
     pretrain(config, split, tmp_path / "killed", show_progress=False)
     assert scores[:2] == scores[2:]
     for file in ("model.safetensors", "rotation_heads.safetensors"):
@@ -342,7 +343,7 @@ def test_the_last_weights_are_kept_not_the_best(split, tmp_path, monkeypatch):
         weights.append(copy.deepcopy(objective.net.state_dict()))
         return {"recall_1": 1.0 / len(weights)}
 
-    monkeypatch.setattr(supervised, "pretraining_scores", worse_and_worse)
+    monkeypatch.setattr(selfsupervised, "pretraining_scores", worse_and_worse)
     pretrain(config, split, tmp_path, show_progress=False)
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in weights[-1].items())

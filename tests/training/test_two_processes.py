@@ -17,10 +17,10 @@ from sarmatch.training.runs import Run, train_or_load
 STEPS = 3
 TRAIN = """
 import json, os, sys
-from sarmatch.training import supervised as training
+from sarmatch.training import loop, selfsupervised, supervised
 from sarmatch.config import Config, from_dict
 from sarmatch.training.runs import train_or_load
-from sarmatch.training.objective import Objective
+from sarmatch.training.supervised import Objective
 from sarmatch.training.selfsupervised import PretrainingObjective
 
 losses = []
@@ -31,13 +31,13 @@ for kind in (PretrainingObjective, Objective):
         return result
     kind.forward = noted
 
-fit = training.fit
+fit = loop.fit
 def fit_and_keep(objective, crops, schedule, seed, folder, *rest):
     losses.clear()
     fit(objective, crops, schedule, seed, folder, *rest)
     stage = folder.name.split("-")[0]
     torch.save({"losses": losses, "net": objective.net.state_dict()}, f"{sys.argv[1]}/{stage}-{os.environ['RANK']}.pt")
-training.fit = fit_and_keep
+supervised.fit = selfsupervised.fit = fit_and_keep
 
 train_or_load(from_dict(Config, json.loads(sys.argv[2])), sys.argv[1], show_progress=False)
 """

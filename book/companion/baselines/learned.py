@@ -22,7 +22,7 @@ from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
 from sarmatch.model.layers import evaluating, fill_invalid, norm_layer, standardise
 from sarmatch.training.losses import matching_loss
-from sarmatch.training.objective import true_displacements
+from sarmatch.training.supervised import true_displacements
 
 MULTIPLE = 16  # px, of which the sides of padded images are a multiple
 

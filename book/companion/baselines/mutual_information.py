@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.baselines.template import STRIDE, TemplateMatcher, grey_features, grid_size
-from sarmatch.matching.correlation import band
+from sarmatch.matching.aggregation import band
 from sarmatch.model.oriented_gradients import Features
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from companion.baselines.base import Baseline
 from sarmatch.geometry import cell_centres
-from sarmatch.matching.correlation import box_sums
+from sarmatch.matching.aggregation import box_sums
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
 from sarmatch.model.oriented_gradients import (

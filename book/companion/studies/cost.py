@@ -28,7 +28,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import pick_matches
 from sarmatch.matching.tiling import MULTIPLE, TILE
 from sarmatch.model import PairInput, SarOpticalNet, prepare
-from sarmatch.model.encoder import DenseEncoder, Encoding, Prefix
+from sarmatch.model.encoders import DenseEncoder, Encoding, Prefix
 
 BASE = "base"
 ONE_PASS = "with uncertainty"

@@ -34,9 +34,8 @@ from sarmatch.io import provenance
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
-from sarmatch.training.loop import fit
+from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load, train_run
-from sarmatch.training.supervised import CACHE_AT_MOST
 
 PEERS: Mapping[str, type[PeerNet]] = {
     "pseudo-siamese CNN": PseudoSiameseNet,
