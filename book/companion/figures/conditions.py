@@ -20,8 +20,6 @@ def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence
         table: of `companion.studies.condition_tables.by_condition`.
         values: columns of the table.
     """
-    if len(axes) != len(values):
-        raise ValueError(f"axes and values must be as many, got {len(axes)} and {len(values)}")
     levels = table[["condition", "level", "n_pairs", "n_scenes"]].drop_duplicates(["condition", "level"])
     starts = levels["condition"].ne(levels["condition"].shift())
     levels = levels.assign(y=np.arange(len(levels)) + 1.2 * starts.cumsum())  # room for the name of the condition
