@@ -19,11 +19,7 @@ SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "
 
 
 def reliability_diagram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Accuracy against mean confidence of each bin, a line a name, with its intervals; the diagonal is calibrated.
-
-    Args:
-        tables: from `sarmatch.calibration.scores.reliability_table`; empty bins are left out.
-    """
+    """Accuracy against mean confidence of each bin of `scores.reliability_table`, a line a name, with its intervals."""
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
     for i, (name, table) in enumerate(tables.items()):
         known = table.dropna(subset=["accuracy"])
@@ -33,11 +29,7 @@ def reliability_diagram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
 
 
 def counts_histogram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Number of matches of each bin, logarithmic, a line a name; it belongs below a `reliability_diagram`.
-
-    Args:
-        tables: from `sarmatch.calibration.scores.reliability_table`, of equal width.
-    """
+    """Matches of each bin of equal width of `scores.reliability_table`, logarithmic, a line a name."""
     for i, (name, table) in enumerate(tables.items()):
         edges = np.append(table["low"], table["high"].iloc[-1])
         if not np.allclose(edges[1:], table["high"]):
@@ -54,11 +46,11 @@ def risk_coverage_curves(
     base_error: float | None = None,
     most_points: int = 400,
 ) -> Axes:
-    """Share of wrong matches among those kept against the share kept, a line a confidence.
+    """Share of wrong matches among those kept against the share kept, a line a confidence, from `scores.risk_coverage`.
 
     Args:
-        curves: from `sarmatch.calibration.scores.risk_coverage`; at most `most_points` evenly chosen points are drawn.
         base_error: error rate of all matches, what a constant confidence has everywhere; None leaves the line out.
+        most_points: evenly chosen points that are drawn at most.
     """
     if base_error is not None:
         ax.axhline(base_error, color=NEUTRAL, linestyle="--", linewidth=1, label="constant confidence")
@@ -76,12 +68,10 @@ def risk_coverage_curves(
 
 
 def score_by_passes(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
-    """Scores against the number of passes with dropout, a line a score; seconds on the last axes.
+    """Scores of `calibration.scores_by_passes` against the number of passes, a line a score; seconds on the last axes.
 
     Args:
         axes: 2 to 5; the scores are dealt to all but the last in the order of `SCORE_NAMES`.
-        table: a row a number of passes: `passes`, `seconds`, and each score, with its `<score>_low` and `<score>_high`
-            where they are known.
     """
     if not 2 <= len(axes) <= len(SCORE_NAMES) + 1:
         raise ValueError(f"score_by_passes needs 2 to {len(SCORE_NAMES) + 1} axes, got {len(axes)}")
@@ -150,12 +140,7 @@ def _extent(shape: tuple[int, ...], size: tuple[int, int], name: str) -> tuple[f
 
 
 def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
-    """Uncertainty against the strength of what disturbs an image: an axes a nuisance, a line a source.
-
-    Args:
-        axes: one for each nuisance, in order of appearance.
-        table: of `companion.studies.uncertainty.summary_curves`.
-    """
+    """Uncertainty of `uncertainty.summary_curves` against the dose: an axes a nuisance, a line a source."""
     # Of the whole table: a source looks the same on all axes.
     styles = {source: line_style(i) for i, source in enumerate(table["source"].unique())}
     drawn: dict[Any, ErrorbarContainer] = {}
@@ -173,7 +158,7 @@ def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
 
 
 def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
-    """Pairs that belong together and are accepted, against pairs that do not and are: what refusing them costs.
+    """True against false pairs accepted, by threshold.
 
     Args:
         rates: columns `threshold`, `true_accept` and `false_accept`.

@@ -150,12 +150,7 @@ def timed_matches(
 
 
 def backend_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs of `measure_backends`, and the calibration error of all matches together.
-
-    Returns:
-        a row a backend: seconds, speed_up (over the plain one, mean of pairs' ratios), mma_1px, mma_3px, n_matches and
-        ece.
-    """
+    """Means over pairs of `measure_backends`, a row a backend, and the calibration error of all matches together."""
     plain = records[records["backend"] == PLAIN].set_index("id")["seconds"]
     rows = []
     for name, part in records.groupby("backend", sort=False):

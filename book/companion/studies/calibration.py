@@ -208,9 +208,6 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
     Args:
         related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
         threshold: pairs at or above it are accepted.
-
-    Returns:
-        two rows: images, n_pairs, wrong, error_rate, error_rate_low, error_rate_high.
     """
     rows = []
     refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
@@ -222,16 +219,11 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
 
 
 def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
-    """Scores and seconds for each number of passes, the same calibrator fitted anew for each.
-
-    One pass carries no mutual information; its calibrator does without.
+    """Seconds (median a test pair), accuracy and scores for each number of passes, the calibrator fitted anew for each.
 
     Args:
         n_pairs: of validation to fit on, and as many of the test part to measure.
-        numbers: of Monte Carlo passes.
-
-    Returns:
-        a row a number: passes, seconds (median a test pair), accuracy, and ece, brier, auroc, aurc with intervals.
+        numbers: of Monte Carlo passes; one carries no mutual information, its calibrator does without.
     """
     config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
     for passes in numbers:

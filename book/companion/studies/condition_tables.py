@@ -66,10 +66,7 @@ def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
 def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str) -> pd.DataFrame:
     """The last level of each condition minus the first, with an interval over scenes; levels hold different pairs.
 
-    Conditions with one level, or with several that have no order, are left out.
-
-    Returns:
-        `condition`, `method`, `from`, `to`, `difference` with its ends, `n_scenes` (of the smaller level), `verdict`.
+    Conditions with one level, or with several that have no order, are left out. `n_scenes` is of the smaller level.
     """
     ordered = {c.name for c in CONDITIONS if c.levels}
     rows = []
@@ -139,10 +136,6 @@ def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> 
 
     Args:
         measures: of `conditions.measure_conditions`.
-        value: column of the records.
-
-    Returns:
-        `condition`, `method`, `rho` with its ends, `n_pairs`, `n_scenes`, `verdict`.
     """
     numeric = [c for c in CONDITIONS if c.levels]
     joined = records.merge(measures[["id", *(c.measure for c in numeric)]], on="id")
@@ -163,12 +156,7 @@ def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> 
 
 
 def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """After minus before over the pairs that both have, for each method and metric.
-
-    Returns:
-        `method`, `metric`, `before`, `after`, `difference` with its ends, `n_pairs`, `n_scenes`, `verdict`; no rows
-        where `after` has none.
-    """
+    """After minus before over the pairs that both have, for each method and metric; no rows where `after` has none."""
     rows = []
     for method, late in after.groupby("method", sort=False) if len(after) else ():
         early = before[(before["method"] == method) & before["id"].isin(late["id"])]
@@ -186,9 +174,6 @@ def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
     Args:
         records: with columns `kind`, `dose` and `method`; dose 0 of each kind among them.
-
-    Returns:
-        `kind`, `method`, `metric`, `dose`, `mean` and `difference` with their ends, `n_pairs`, `n_scenes`.
     """
     rows = []
     for (kind, method), group in records.groupby(["kind", "method"], sort=False):

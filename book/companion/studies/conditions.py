@@ -113,10 +113,7 @@ def _mean(values: Tensor, where: Tensor) -> float:
 
 
 def water_share(pair: Pair) -> float:
-    """Share of valid pixels whose green exceeds the short-wave infrared, the sign of the MNDWI (Xu 2006).
-
-    NaN for images without B11: those with three bands that are not of OMBRIA (B11, B8, B3).
-    """
+    """Share of valid pixels with green above short-wave infrared (MNDWI > 0, Xu 2006); NaN for images without B11."""
     if len(pair.optical) == 3 and pair.dataset != "ombria":
         return float("nan")
     places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11
@@ -152,10 +149,7 @@ def local_misfit(pair: Pair) -> tuple[float, int]:
 
 
 def echo_by_shadow(pair: Pair) -> float:
-    """Share of valid SAR pixels much brighter than the mean over 31 px around them and with a shadow beside them.
-
-    A proxy of relief: shores and fields of strong contrast look so too.
-    """
+    """Share of valid SAR pixels much brighter than the mean over 31 px around them, with a shadow beside them."""
     weight = pair.valid.float()[None]
     side = 31
     total, count = (F.avg_pool2d(x, side, 1, side // 2) for x in (pair.sar[:1] * weight, weight))
@@ -192,11 +186,7 @@ def _windows(image: Tensor) -> Tensor:
 
 
 def classify(measures: pd.DataFrame) -> pd.DataFrame:
-    """Levels of all conditions, `id`, `condition`, `level`, a row for each pair and condition that is known.
-
-    Args:
-        measures: of `measure_conditions`, all pairs of the part: the terciles are theirs.
-    """
+    """Levels of all conditions that are known: `id`, `condition`, `level`; the terciles are those of `measures`."""
     parts = []
     for condition in CONDITIONS:
         values = measures[condition.measure]
@@ -248,8 +238,6 @@ def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]
 
 def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
     """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; possibly none.
-
-    The proxy is the first of `DISTORTION` that is not absent; pairs of unknown distortion are left out.
 
     Args:
         at_most: pairs of both parts together; None takes the whole third.

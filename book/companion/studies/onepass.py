@@ -78,8 +78,6 @@ class Density:
         """From the deterministic pass over training crops.
 
         Args:
-            pairs: the training part.
-            seed: of crops and cells.
             cells: of each image of a crop, at most.
 
         Raises:
@@ -154,9 +152,6 @@ def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, 
     """The run with a distilled `epistemic_head`, trained once, and the loss curve of its training, see `distil`.
 
     Kept as `distilled-<digest>.safetensors` in the run's folder; the network of `run` stays as it is.
-
-    Args:
-        crops: of training scenes.
     """
     trained_on = _training_digest(run, split, crops)
     weights, curve_path = (run.path / f"distilled-{trained_on}.{suffix}" for suffix in ("safetensors", "parquet"))
@@ -201,9 +196,6 @@ def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Pred
 def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """One-pass estimates for all SAR cells of pairs under `shift`, measured once and kept with the run.
 
-    Args:
-        run: with a distilled head, as `distilled_or_load` returns.
-
     Returns:
         columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
     """
@@ -236,9 +228,6 @@ def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.Dat
 
     Args:
         table: of `shared_matches` with the columns `ESTIMATES`.
-
-    Returns:
-        a row a pair and estimate: id, scene, estimate, correlation; NaN where a side is constant.
     """
     rows = []
     for (pair, scene), part in table.groupby(["id", "scene"]):
@@ -290,7 +279,7 @@ def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         costs: of `measure_costs`.
 
     Returns:
-        the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms;
+        the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms,
         NaN where the passes do not gain beyond their interval.
     """
     table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")

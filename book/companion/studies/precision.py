@@ -264,11 +264,7 @@ def covariances(table: pd.DataFrame, precision: Precision, validation: pd.DataFr
 
 
 def errors_by_spread(table: pd.DataFrame, precision: Precision, bins: int = 10) -> pd.DataFrame:
-    """Root mean square error of an axis against the stated standard deviation, in bins of equal numbers, by source.
-
-    Returns:
-        columns source, stated_px, measured_px, n.
-    """
+    """Root mean square error of an axis against the stated deviation, in bins of equal numbers, by source."""
     stated = np.sqrt(np.trace(precision.covariance(raw_covariance(table)), axis1=1, axis2=2) / 2)
     rows = []
     for source, part in table.assign(stated=stated).groupby("source"):
