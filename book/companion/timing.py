@@ -12,10 +12,10 @@ Runs = Mapping[str, Callable[[], object]]
 
 
 def interleave(runs: Runs, repeats: int, device: torch.device | str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each function in each repeat, all in turn, after one round that does not count.
+    """Seconds of each function in each repeat, in turn so that drift hits all alike, after a round that does not count.
 
-    Drift of the machine so hits all alike. On a CPU with one thread of PyTorch the CPU time of the process
-    counts, so that other work hardly enters; otherwise time on the wall, waiting for an accelerator.
+    On a CPU with one thread of PyTorch the CPU time of the process counts, so that other work hardly enters; otherwise
+    time on the wall, waiting for an accelerator.
 
     Raises:
         ValueError: repeats below 1.

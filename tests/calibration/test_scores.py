@@ -216,7 +216,7 @@ def test_bootstrap_of_one_scene_has_no_intervals() -> None:
         ({"error_px": np.nan}, {}, "error_px at least 0, not NaN"),
         ({"scene": ""}, {}, "'scene' is empty"),
         ({"confidence": 2.0}, {}, r"confidence must be finite and in \[0, 1\]"),
-        ({}, {"confidence": "absent"}, r"lacks the columns \['absent'\]"),
+        ({}, {"confidence": "absent"}, r"lack the columns \['absent'\]"),
         ({}, {"n": 0}, r"n \(0\) must be at least 1"),
         ({}, {"threshold_px": float("nan")}, r"threshold_px \(nan\)"),
     ],

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.covariance import LedoitWolf
 
-from companion.studies.density import Density
+from companion.studies.onepass import Density
 from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
 from sarmatch.matching.assignment import Prediction, predict

@@ -45,8 +45,8 @@ def main(
     if weights is not None:
         net, _ = load_weights(weights)
         config, state = net.config, net.state_dict()
-    modes = measure_modes(config, size, passes, repeats, device, search_radius, weights=state)
-    parts = measure_parts(workload(config, size, device, search_radius, weights=state), repeats)
+    work = workload(config, size, device, search_radius, weights=state)
+    modes, parts = measure_modes(work, passes, repeats), measure_parts(work, repeats)
     modes["bound"] = [prefix_bound(parts, n) if n else 1.0 for n in modes["passes"]]
     modes.loc[modes["mode"] == "base", "bound"] = float("nan")
     print(f"{weights or profile}, {size} px, {threads} thread(s), {clock(threads, device)}, median of {repeats}")

@@ -18,10 +18,7 @@ def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence
     Args:
         axes: one for each of `values`, side by side; the first carries the names of the levels.
         table: of `companion.studies.condition_tables.by_condition`.
-        values: columns of the table.
     """
-    if len(axes) != len(values):
-        raise ValueError(f"axes and values must be as many, got {len(axes)} and {len(values)}")
     levels = table[["condition", "level", "n_pairs", "n_scenes"]].drop_duplicates(["condition", "level"])
     starts = levels["condition"].ne(levels["condition"].shift())
     levels = levels.assign(y=np.arange(len(levels)) + 1.2 * starts.cumsum())  # room for the name of the condition
@@ -56,13 +53,7 @@ def _level_names(ax: Axes, levels: pd.DataFrame, starts: pd.Series) -> None:
 
 
 def dose_curves(axes: Sequence[Axes], table: pd.DataFrame, metric: str) -> Sequence[Axes]:
-    """A metric against the dose, an axes a kind and a line a method, with intervals where there are any.
-
-    Args:
-        axes: one for each kind in the table.
-        table: of `companion.studies.condition_tables.by_dose`.
-        metric: value of its column `metric`.
-    """
+    """A metric of `condition_tables.by_dose` against the dose, an axes a kind and a line a method, with intervals."""
     chosen = table[table["metric"] == metric]
     methods = list(chosen["method"].unique())
     labels = {"speckle": "artificial speckle (1 / looks)", "haze": "artificial haze (largest opacity)"}

@@ -33,11 +33,7 @@ def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group:
 
 
 def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Measured error of an axis against its stated standard deviation, a line a source; the diagonal is right.
-
-    Args:
-        table: from `companion.studies.precision.errors_by_spread`.
-    """
+    """Measured error of an axis against its stated deviation, a line a source, from `precision.errors_by_spread`."""
     top = 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max())
     ax.plot([0, top], [0, top], color=NEUTRAL, linestyle="--", linewidth=1, label="as stated")
     for i, (name, rows) in enumerate(table.groupby("source")):

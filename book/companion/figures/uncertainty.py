@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,65 +16,50 @@ from companion.figures.plots import error_bars, line_style, with_legend
 from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
 
 SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}
-"""Scores that `score_by_passes` draws, by their columns."""
-MAX_POINTS = 400
-"""Points of a drawn risk-coverage curve; a curve has one a match."""
 
 
 def reliability_diagram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Accuracy against mean confidence of each bin, a line a name, with its intervals; the diagonal is calibrated.
-
-    Args:
-        tables: from `sarmatch.calibration.scores.reliability_table`; empty bins are left out.
-    """
-    styles = _styles(tables)
-    _check_named(tables, "tables", ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
+    """Accuracy against mean confidence of each bin of `scores.reliability_table`, a line a name, with its intervals."""
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
-    for name, table in tables.items():
+    for i, (name, table) in enumerate(tables.items()):
         known = table.dropna(subset=["accuracy"])
-        error_bars(ax, known["confidence"], known, "accuracy", label=name, **styles[name])
+        error_bars(ax, known["confidence"], known, "accuracy", label=name, **line_style(i))
     ax.set(xlabel="confidence", ylabel="share of correct matches", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     return with_legend(ax)
 
 
 def counts_histogram(ax: Axes, tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Number of matches of each bin, logarithmic, a line a name; it belongs below a `reliability_diagram`.
-
-    Args:
-        tables: from `sarmatch.calibration.scores.reliability_table`, of equal width.
-    """
-    styles = _styles(tables)
-    _check_named(tables, "tables", ("low", "high", "n"))
-    for name, table in tables.items():
+    """Matches of each bin of equal width of `scores.reliability_table`, logarithmic, a line a name."""
+    for i, (name, table) in enumerate(tables.items()):
         edges = np.append(table["low"], table["high"].iloc[-1])
         if not np.allclose(edges[1:], table["high"]):
             raise ValueError(f"bins of {name!r} do not join; draw a table of bins of equal width")
-        ax.stairs(table["n"], edges, color=styles[name]["color"], linewidth=1.4, label=name, baseline=None)
+        ax.stairs(table["n"], edges, color=line_style(i)["color"], linewidth=1.4, label=name, baseline=None)
     ax.set(xlabel="confidence", ylabel="matches", xlim=(0, 1), yscale="log")
-    ax.set_ylim(bottom=0.7)  # one match can be seen, none lies below the frame
+    ax.set_ylim(bottom=0.7)  # one match is visible, none lies below the frame
     return neutral(ax)
 
 
 def risk_coverage_curves(
-    ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], base_error: float | None = None
+    ax: Axes,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    base_error: float | None = None,
+    most_points: int = 400,
 ) -> Axes:
-    """Share of wrong matches among those kept against the share kept, a line a confidence.
+    """Share of wrong matches among those kept against the share kept, a line a confidence, from `scores.risk_coverage`.
 
     Args:
-        curves: from `sarmatch.calibration.scores.risk_coverage`; at most `MAX_POINTS` evenly chosen points are drawn.
         base_error: error rate of all matches, what a constant confidence has everywhere; None leaves the line out.
+        most_points: evenly chosen points that are drawn at most.
     """
-    styles = _styles(curves)
     if base_error is not None:
         ax.axhline(base_error, color=NEUTRAL, linestyle="--", linewidth=1, label="constant confidence")
     for i, (name, (coverage, risk)) in enumerate(curves.items()):
-        chosen = np.unique(np.linspace(0, len(coverage) - 1, min(MAX_POINTS, len(coverage))).round().astype(int))
+        chosen = _evenly(len(coverage), most_points)
         every = max(len(chosen) // 8, 1)
         start = every * i // len(curves)  # markers of lines that coincide lie side by side
-        ax.plot(
-            coverage[chosen], risk[chosen], linewidth=1.4, markersize=4.5, markevery=(start, every), label=name,
-            **styles[name],
-        )  # fmt: skip
+        style: dict[str, Any] = line_style(i) | {"linewidth": 1.4, "markersize": 4.5, "markevery": (start, every)}
+        ax.plot(coverage[chosen], risk[chosen], label=name, **style)
     ax.set(xlabel="most confident matches kept", ylabel="share of them wrong", xlim=(0, 1))
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_formatter(PercentFormatter(1))
@@ -83,20 +68,19 @@ def risk_coverage_curves(
 
 
 def score_by_passes(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
-    """Scores against the number of passes with dropout, a line a score; seconds on the last axes.
+    """Scores of `calibration.scores_by_passes` against the number of passes, a line a score; seconds on the last axes.
 
     Args:
         axes: 2 to 5; the scores are dealt to all but the last in the order of `SCORE_NAMES`.
-        table: a row a number of passes: `passes`, `ece`, `brier`, `auroc`, `aurc`, `seconds`; where a score has
-            `<score>_low` and `<score>_high` beside it, they are drawn as its interval.
     """
-    _check_columns(table, ("passes", *SCORE_NAMES, "seconds"), "table")
     if not 2 <= len(axes) <= len(SCORE_NAMES) + 1:
         raise ValueError(f"score_by_passes needs 2 to {len(SCORE_NAMES) + 1} axes, got {len(axes)}")
-    table, styles = table.sort_values("passes"), _styles(SCORE_NAMES)
+    table = table.sort_values("passes")
     for ax, scores in zip(axes[:-1], np.array_split(list(SCORE_NAMES), len(axes) - 1), strict=True):
         for score in scores:
-            error_bars(ax, table["passes"], table, score, label=SCORE_NAMES[score], **styles[score])
+            error_bars(
+                ax, table["passes"], table, score, label=SCORE_NAMES[score], **line_style([*SCORE_NAMES].index(score))
+            )
         ax.set(ylabel="score" if len(scores) > 1 else SCORE_NAMES[scores[0]])
         if len(scores) > 1:
             with_legend(ax)
@@ -115,13 +99,11 @@ def uncertainty_maps(
     maps: Mapping[str, np.ndarray],
     limits: tuple[float, float] | None = None,
 ) -> Sequence[Axes]:
-    """Images, then maps of their cells, each under its name; the maps share one colour bar.
+    """Images (C, H, W), then maps of their cells (h, w), each under its name; the maps share one colour bar.
 
     Args:
         axes_row: one axes an image and a map, in this order.
-        images: (C, H, W) float each, all of one size.
-        maps: (h, w) each, where a cell covers a square of pixels, a whole number a side, from the top left corner on
-            (stride 4: (H // 4, W // 4)); NaN stays empty.
+        maps: a cell covers a square of pixels, from the top left corner on; NaN stays empty.
         limits: values at the ends of the colour bar; None takes the extremes of all maps.
     """
     if len(axes_row) != len(images) + len(maps) or not images or not maps:
@@ -158,20 +140,11 @@ def _extent(shape: tuple[int, ...], size: tuple[int, int], name: str) -> tuple[f
 
 
 def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
-    """Uncertainty against the strength of what disturbs an image: an axes a nuisance, a line a source.
-
-    Args:
-        axes: one for each nuisance, in order of appearance.
-        table: columns `nuisance`, `dose`, `source` (a branch or the total), `value`, `low` and `high`; ends that are
-            NaN draw no interval.
-    """
-    _check_columns(table, ("nuisance", "dose", "source", "value", "low", "high"), "table")
-    groups = list(table.groupby("nuisance", sort=False))
-    if len(axes) != len(groups):
-        raise ValueError(f"dose_response needs an axes a nuisance: got {len(axes)} for {[name for name, _ in groups]}")
-    styles = _styles(table["source"].unique())  # of the whole table: a source looks the same on all axes
+    """Uncertainty of `uncertainty.summary_curves` against the dose: an axes a nuisance, a line a source."""
+    # Of the whole table: a source looks the same on all axes.
+    styles = {source: line_style(i) for i, source in enumerate(table["source"].unique())}
     drawn: dict[Any, ErrorbarContainer] = {}
-    for ax, (nuisance, rows) in zip(axes, groups, strict=True):
+    for ax, (nuisance, rows) in zip(axes, table.groupby("nuisance", sort=False), strict=True):
         for source, line in rows.groupby("source", sort=False):
             renamed = line.sort_values("dose").rename(columns={"low": "value_low", "high": "value_high"})
             drawn[source] = error_bars(ax, renamed["dose"], renamed, "value", label=str(source), **styles[source])
@@ -185,18 +158,16 @@ def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
 
 
 def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
-    """Pairs that belong together and are accepted, against pairs that do not and are: what refusing them costs.
+    """True against false pairs accepted, by threshold.
 
     Args:
-        rates: columns `threshold`, `true_accept` and `false_accept`, both shares in [0, 1].
+        rates: columns `threshold`, `true_accept` and `false_accept`.
         marked: thresholds that are written beside the curve, from an even choice of rows.
     """
-    _check_columns(rates, ("threshold", "true_accept", "false_accept"), "rates")
     rates = rates.sort_values("threshold")
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="chance")
     ax.plot(rates["false_accept"], rates["true_accept"], color=COLOURS[0], linewidth=1.6, label="by threshold")
-    chosen = np.unique(np.linspace(0, len(rates) - 1, min(marked, len(rates))).round().astype(int))
-    points = rates.iloc[chosen]
+    points = rates.iloc[_evenly(len(rates), marked)]
     ax.scatter(points["false_accept"], points["true_accept"], color=COLOURS[0], s=18, zorder=3)
     for threshold, true, false in points[["threshold", "true_accept", "false_accept"]].to_numpy():
         ax.annotate(
@@ -206,22 +177,6 @@ def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
     return with_legend(ax)
 
 
-def _styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    """Colour and marker of each name, told apart in grey too."""
-    found = list(names)
-    if not 0 < len(found) <= len(COLOURS):
-        raise ValueError(f"one figure tells 1 to {len(COLOURS)} lines apart, got {len(found)}; draw fewer of them")
-    return {name: line_style(i) for i, name in enumerate(found)}
-
-
-def _check_columns(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
-    missing = set(columns) - set(table.columns)
-    if missing or table.empty:
-        raise ValueError(
-            f"{name} needs rows and the columns {list(columns)}; {len(table)} rows of {list(table.columns)}"
-        )
-
-
-def _check_named(tables: Mapping[str, pd.DataFrame], what: str, columns: Sequence[str]) -> None:
-    for name, table in tables.items():
-        _check_columns(table, columns, f"{what}[{name!r}]")
+def _evenly(n: int, at_most: int) -> np.ndarray:
+    """At most so many of n places, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, min(at_most, n)).round().astype(int))

@@ -1,8 +1,4 @@
-"""Other ways to run the encoders, and what each costs in time, accuracy and calibration.
-
-All matchers of a comparison share the network, the rest of matching and the calibration of the plain one: what changes
-is rounding.
-"""
+"""Other ways to run the encoders: time, accuracy and calibration, where only rounding differs."""
 
 from __future__ import annotations
 
@@ -45,17 +41,11 @@ def in_bfloat16(net: SarOpticalNet) -> PairEncoder:
     return encode
 
 
-def compiled(net: SarOpticalNet) -> PairEncoder:
-    """Encoders through `torch.compile`, which needs a C++ compiler and takes minutes for each new size."""
-    return torch.compile(net, dynamic=False)
-
-
 def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -> None:
-    """Write a copy of exported encoders whose convolutions compute in 8 bits.
+    """Write a copy of exported encoders whose convolutions compute in 8 bits, each output channel with its own scale.
 
-    Convolutions with weights of the network, each output channel with a scale of its own. What has no weights to be
-    learned, the oriented gradients, is not computed in 8 bits, but of an image that is rounded to them. Ranges of
-    activations are those of the inputs given.
+    The oriented gradients, which have no weights to be learned, stay as they are. Ranges of activations are those of
+    the inputs.
 
     Args:
         inputs: images and masks of some pairs, see `sarmatch.model.onnx.INPUTS`; not of those to be judged.
@@ -101,7 +91,7 @@ def crops_of(pairs: Pairs, config: EvaluationConfig, at_most: int) -> list[tuple
 def backends(
     net: SarOpticalNet, confidence: Confidence | None, folder: Path, inputs: Iterable[tuple[Tensor, ...]]
 ) -> dict[str, Matcher]:
-    """Matchers that differ in how the encoders are run.
+    """Matchers that differ in how the encoders are run only, calibration included.
 
     Args:
         folder: where exported encoders are written, and read where they are.
@@ -114,7 +104,7 @@ def backends(
         quantise(exported, eight_bits, inputs)
     ways: dict[str, Any] = {
         PLAIN: None,
-        "torch.compile": compiled(net),
+        "torch.compile": torch.compile(net, dynamic=False),
         "PyTorch, bfloat16": in_bfloat16(net),
         "ONNX Runtime, float32": OnnxEncoders(exported),
         "ONNX Runtime, int8": OnnxEncoders(eight_bits),
@@ -131,8 +121,8 @@ def measure_backends(
         repeats: timed runs of each matcher and pair; one before them does not count.
 
     Returns:
-        a row a matcher and pair: backend, id, scene, seconds (median; CPU time with one thread of PyTorch, else of the
-        wall), mma_1px, mma_3px, n_matches, and lists of confidences and of outcomes within 3 px.
+        a row a matcher and pair: backend, id, scene, seconds (median, see `interleave`), mma_1px, mma_3px, n_matches,
+        and lists of confidences and of outcomes within 3 px.
     """
     rows = []
     for pair in spread(pairs, config.max_pairs):
@@ -160,12 +150,7 @@ def timed_matches(
 
 
 def backend_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs of `measure_backends`, and the calibration error of all matches together.
-
-    Returns:
-        a row a backend, the plain one first: seconds, speed_up (over the plain one, mean of pairs' ratios), mma_1px,
-        mma_3px, n_matches, ece.
-    """
+    """Means over pairs of `measure_backends`, a row a backend, and the calibration error of all matches together."""
     plain = records[records["backend"] == PLAIN].set_index("id")["seconds"]
     rows = []
     for name, part in records.groupby("backend", sort=False):

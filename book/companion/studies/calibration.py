@@ -1,8 +1,4 @@
-"""Scores of several confidences of the same matches, and the seconds they take.
-
-Areas under risk-coverage curves compare on one set of matches only. What is fitted is fitted on validation scenes;
-intervals resample whole scenes.
-"""
+"""Scores of several confidences of the same matches, fitted on validation scenes; intervals resample whole scenes."""
 
 from __future__ import annotations
 
@@ -26,24 +22,18 @@ from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import match_table
-from sarmatch.evaluation.intervals import bootstrap, verdict
+from sarmatch.evaluation.intervals import bootstrap, check_columns, verdict
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import RawMatches
 from sarmatch.training.runs import Run
 
 SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")
-
-
 ALL_SCORES = ("logit_probability", "aleatoric", "epistemic")
 
 
-SAME_PX = 0.01
-"""Two ways of matching chose the same optical cell where their errors differ by less: only rounding sets them apart."""
-
-
 class Recipe(NamedTuple):
-    """How a confidence is fitted, and which columns of `shared_matches` stand for its probability and its doubt."""
+    """How a confidence is fitted, and its columns for probability and epistemic uncertainty."""
 
     fit: Callable[..., Calibrator]
     probability: str = "probability"
@@ -73,8 +63,7 @@ def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFr
     """Matches that one pass and the passes with dropout both find, with the scores of both.
 
     Args:
-        single, monte_carlo: match tables (`confidence_fit.match_table`) of the same pairs; pairs that stand in
-            one only are left out.
+        single, monte_carlo: match tables (`confidence_fit.match_table`); pairs that stand in one only are left out.
 
     Returns:
         columns id, dataset, scene, x, y, error_px; `probability` and `aleatoric` of the one pass; `mean_probability`
@@ -86,7 +75,8 @@ def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFr
     there = monte_carlo.rename(columns={"probability": "mean_probability", "error_px": "other_px"})
     there = there[["id", "x", "y", "mean_probability", "epistemic", "other_px"]]
     both = single.drop(columns="epistemic").merge(there, on=["id", "x", "y"], validate="one_to_one")
-    both = both[(both["error_px"] - both["other_px"]).abs() < SAME_PX].drop(columns="other_px")
+    # Errors that differ by rounding only are those of one optical cell.
+    both = both[(both["error_px"] - both["other_px"]).abs() < 0.01].drop(columns="other_px")
     if both.empty:
         raise ValueError("the two tables share no match; are they of the same pairs under the same protocol?")
     return both.reset_index(drop=True)
@@ -135,12 +125,7 @@ def score_table(
     scores: Sequence[str] = SHOWN_SCORES,
     n: int = 200,
 ) -> pd.DataFrame:
-    """`bootstrap_scores` of each confidence, a row each: confidence, then each score with `<score>_low` and `_high`.
-
-    Args:
-        table: of matches; `confidences` has its rows.
-        n: number of resamples of whole scenes.
-    """
+    """`bootstrap_scores` (`n` resamples) of each confidence, a row each; `confidences` has the rows of `table`."""
     rows: list[dict[str, Any]] = []
     for name in confidences:
         values = table.assign(confidence=confidences[name].to_numpy())
@@ -155,7 +140,7 @@ def score_table(
 def scores_by_threshold(
     fitted_on: pd.DataFrame, measured: pd.DataFrame, thresholds_px: Sequence[float], recipes: Mapping[str, Recipe]
 ) -> pd.DataFrame:
-    """`score_table` of confidences fitted and measured at each threshold; also `threshold_px` and `accuracy`."""
+    """`score_table` of confidences fitted and measured at each threshold, with its `accuracy`."""
     parts = []
     for threshold in thresholds_px:
         confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
@@ -191,9 +176,8 @@ def aurc_verdicts(
         n: number of resamples of whole scenes, for all confidences at once.
 
     Returns:
-        columns confidence, against, difference (negative sorts the matches better), difference_low, difference_high
-        (95 %; NaN where there is a single scene) and better: "yes" or "worse" where the interval excludes 0, "open"
-        where it does not, "too few scenes".
+        columns confidence, against, difference (negative sorts the matches better) with its ends (NaN where there is a
+        single scene) and better: "yes", "worse", "open" or "too few scenes".
 
     Raises:
         ValueError: another number of confidences than matches.
@@ -212,23 +196,18 @@ def aurc_verdicts(
     rows = []
     for name, (value, low, high) in zip(confidences, bootstrap(differences, len(scenes), n).T, strict=True):
         if name != against:
-            said = verdict(-high, -low, len(scenes), words=("yes", "worse", "open"))
-            rows.append((name, against, value, low, high, said))
-    columns_of = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
-    return pd.DataFrame(rows, columns=columns_of)
+            better = verdict(-high, -low, len(scenes), words=("yes", "worse", "open"))
+            rows.append((name, against, value, low, high, better))
+    names = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:
-    """How often the decision on a pair is wrong, with exact (Clopper-Pearson) 95 % intervals.
-
-    The intervals take pairs as independent; pairs of one scene are not.
+    """How often the decision on a pair is wrong, with exact (Clopper-Pearson) 95 % intervals over independent pairs.
 
     Args:
         related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
         threshold: pairs at or above it are accepted.
-
-    Returns:
-        two rows: images, n_pairs, wrong, error_rate, error_rate_low, error_rate_high.
     """
     rows = []
     refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
@@ -240,17 +219,11 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
 
 
 def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
-    """Scores and seconds for each number of passes, the same calibrator fitted anew for each.
-
-    The matches differ between numbers of passes too, not only their order. One pass carries no mutual information; its
-    calibrator does without.
+    """Seconds (median a test pair), accuracy and scores for each number of passes, the calibrator fitted anew for each.
 
     Args:
         n_pairs: of validation to fit on, and as many of the test part to measure.
-        numbers: of Monte Carlo passes.
-
-    Returns:
-        a row a number: passes, seconds (median a test pair), accuracy, and ece, brier, auroc, aurc with intervals.
+        numbers: of Monte Carlo passes; one carries no mutual information, its calibrator does without.
     """
     config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
     for passes in numbers:
@@ -260,11 +233,9 @@ def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int
         scores = score_table(measured, confidence, scores=("ece", "brier", "auroc", "aurc"))
         seconds = float(measured.groupby("id")["seconds"].first().median())
         accuracy = float((measured["error_px"] <= CONFIDENT_PX).mean())
-        about = {"passes": passes, "seconds": seconds, "accuracy": accuracy}
-        rows.append(scores.drop(columns="confidence").assign(**about))
-    table = pd.concat(rows, ignore_index=True)
-    first = ["passes", "seconds", "accuracy"]
-    return table[[*first, *(c for c in table if c not in first)]]
+        about = pd.DataFrame({"passes": [passes], "seconds": [seconds], "accuracy": [accuracy]})
+        rows.append(about.join(scores.drop(columns="confidence")))
+    return pd.concat(rows, ignore_index=True)
 
 
 def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
@@ -296,8 +267,7 @@ def bootstrap_scores(
 ) -> pd.DataFrame:
     """`calibration_scores` with 95 % percentile intervals under resampling of whole clusters with replacement.
 
-    Scatter adds to a calibration error and never cancels in it, so that resampled ece and mce tend to lie above their
-    values; for well calibrated matches the value can lie below its interval.
+    Scatter adds to a calibration error: for well calibrated matches ece and mce can lie below their intervals.
 
     Args:
         table: one row a match, with the columns `error_px`, `confidence` (in [0, 1]) and `cluster`.
@@ -311,9 +281,7 @@ def bootstrap_scores(
     Raises:
         ValueError: missing columns, an unnamed cluster, NaN errors, no resamples, or as `reliability_table`.
     """
-    missing = {"error_px", confidence, cluster} - set(table.columns)
-    if missing:
-        raise ValueError(f"the table of matches lacks the columns {sorted(missing)}; it has {list(table.columns)}")
+    check_columns(table, ("error_px", confidence, cluster))
     if n < 1 or not threshold_px >= 0 or not (table["error_px"] >= 0).all():
         raise ValueError(f"n ({n}) must be at least 1, threshold_px ({threshold_px}) and error_px at least 0, not NaN")
     if table[cluster].isna().any() or (table[cluster].astype(str) == "").any():
@@ -334,9 +302,7 @@ def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, counts
     """The matches of each resample of whole clusters, pooled; they are sorted once, for all resamples.
 
     Args:
-        confidence: (N,) in [0, 1].
-        correct: (N,) bool.
-        clusters: (N,) int, the number of the cluster of each match.
+        confidence, correct, clusters: of each match, (N,): in [0, 1], bool, and the number of its cluster.
         counts: (R, C), how often each resample holds each of the C clusters.
     """
     confidence, correct = _checked(confidence, correct)

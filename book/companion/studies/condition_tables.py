@@ -24,11 +24,8 @@ from sarmatch.evaluation.intervals import (
 )
 
 DIRECTIONS = ("higher", "lower", "open")
-"""What verdicts here are called: a condition has no better or worse."""
-CLAIMED_GAIN = 0.021
-"""Section 5.3: relative gain by rotation prediction in areas with significant geometric distortions."""
-ROWS = ("contrastive", "rotation")
-"""Rows of table 3 without and with rotation prediction, all else equal."""
+CLAIMED_GAIN = 0.021  # relative, in areas with significant geometric distortions (section 5.3)
+ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation prediction
 
 
 def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -36,12 +33,10 @@ def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[s
 
     Args:
         records: of `sarmatch.evaluate`, with a column `method`.
-        levels: of `classify`.
-        values: columns of the records.
+        levels: of `conditions.classify`.
 
     Returns:
-        `condition`, `level`, `method` and what `summarise` adds; intervals over scenes, none (NaN) where there are
-        fewer than `FEWEST_CLUSTERS` of them.
+        `condition`, `level`, `method` and what `summarise` adds; no interval below `FEWEST_CLUSTERS` scenes.
     """
     joined = _joined(records, levels)
     if joined.empty:
@@ -50,17 +45,13 @@ def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[s
 
 
 def by_scene(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means of records for each scene and method, with intervals over its pairs.
-
-    Such an interval says how far the pairs of this scene lie apart, which are not independent; none where there are
-    fewer than `FEWEST_CLUSTERS` pairs.
-    """
+    """Means for each scene and method, with intervals over its pairs where there are at least `FEWEST_CLUSTERS`."""
     table = summarise(records, ["dataset", "scene", "method"], values, cluster="id").drop(columns="n_ids")
     return _without_few(table, "n_pairs").sort_values(["dataset", "scene"], kind="stable", ignore_index=True)
 
 
 def _joined(records: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
-    """Records with their levels, a row for each condition that can be told, in the order of the levels."""
+    """Records with their levels, a row for each condition that is known, in the order of the levels."""
     if records.duplicated(["id", "method"]).any():
         raise ValueError("records hold a pair and method more than once; choose one protocol and one search radius")
     return levels.merge(records, on="id", how="inner")
@@ -73,17 +64,9 @@ def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
 
 
 def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The last level of each condition against the first: its highest third against its lowest, or its two levels.
+    """The last level of each condition minus the first, with an interval over scenes; levels hold different pairs.
 
-    Not paired: the levels hold different pairs, and mostly different scenes. Each resample of scenes draws both.
-
-    Args:
-        records, levels: as `by_condition`; conditions with one level, or with several that have no order, are left out.
-        value: column of the records.
-
-    Returns:
-        `condition`, `method`, `from`, `to`, `difference` (to - from), `difference_low`, `difference_high`, `n_scenes`
-        (of the level that has fewer), `verdict`.
+    Conditions with one level, or with several that have no order, are left out. `n_scenes` is of the smaller level.
     """
     ordered = {c.name for c in CONDITIONS if c.levels}
     rows = []
@@ -95,8 +78,8 @@ def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str) -> pd.DataF
         n_scenes = min(side["scene"].nunique() for side in sides)
         sums, ((first,), (last,)) = _means(sides, [value], ("_all", "scene"))
         ends = _named("difference", crossed(sums, _minus(last, first)))
-        rows.append({"condition": condition, "method": method, "from": names[0], "to": names[-1]} | ends)
-        rows[-1]["n_scenes"] = n_scenes
+        about = {"condition": condition, "method": method, "from": names[0], "to": names[-1]}
+        rows.append(about | ends | {"n_scenes": n_scenes})
     columns = ["condition", "method", "from", "to", *_ends_of("difference"), "n_scenes"]
     return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
 
@@ -149,16 +132,10 @@ def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
 def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> pd.DataFrame:
     """Rank correlation of each numeric condition with a metric over the pairs of one scene, averaged over scenes.
 
-    What differs between scenes drops out: place, date, sensor mode and scaling. Scenes of fewer than `FEWEST_CLUSTERS`
-    pairs, or in which the measure or the metric does not vary, do not count.
+    Scenes of fewer than `FEWEST_CLUSTERS` pairs, or in which the measure or the metric does not vary, do not count.
 
     Args:
-        records: as `by_condition`.
-        measures: of `measure_conditions`.
-        value: column of the records.
-
-    Returns:
-        `condition`, `method`, `rho`, `rho_low`, `rho_high`, `n_pairs`, `n_scenes`, `verdict`.
+        measures: of `conditions.measure_conditions`.
     """
     numeric = [c for c in CONDITIONS if c.levels]
     joined = records.merge(measures[["id", *(c.measure for c in numeric)]], on="id")
@@ -179,16 +156,7 @@ def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> 
 
 
 def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """After minus before over the same pairs, for each method and metric.
-
-    Args:
-        before, after: records with a column `method`; of `before`, only the pairs that `after` has too count.
-        values: columns of the records.
-
-    Returns:
-        `method`, `metric`, `before`, `after`, `difference`, `difference_low`, `difference_high`, `n_pairs`,
-        `n_scenes`, `verdict`; no rows where `after` has none.
-    """
+    """After minus before over the pairs that both have, for each method and metric; no rows where `after` has none."""
     rows = []
     for method, late in after.groupby("method", sort=False) if len(after) else ():
         early = before[(before["method"] == method) & before["id"].isin(late["id"])]
@@ -206,11 +174,6 @@ def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
     Args:
         records: with columns `kind`, `dose` and `method`; dose 0 of each kind among them.
-        values: columns of the records.
-
-    Returns:
-        `kind`, `method`, `metric`, `dose`, `mean`, `mean_low`, `mean_high`, `difference`, `difference_low`,
-        `difference_high`, `n_pairs`, `n_scenes`.
     """
     rows = []
     for (kind, method), group in records.groupby(["kind", "method"], sort=False):
@@ -227,22 +190,16 @@ def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], values: Sequence[str]) -> pd.DataFrame:
-    """Does rotation prediction help, and does it help more where geometry is distorted (section 5.3)?
-
-    Networks with and without it that share everything else, seed by seed on the same pairs. Intervals are those
-    of other seeds and scenes; all parts see the same draws of scenes, so that their gains can be compared.
+    """Gain by rotation prediction in two parts, with intervals over seeds and scenes (section 5.3).
 
     Args:
-        records: of `sarmatch.evaluate` of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and
-            pairs.
+        records: of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and pairs.
         parts: ids of the pairs of two parts by name, the distorted one first.
-        values: columns of the records.
 
     Returns:
-        for each of `values` and part, and for the first part minus the second: `metric`, `part`, `contrastive` and
-        `rotation` (means), `difference` and `relative` (difference over `contrastive`), each with `_low` and `_high`,
-        `n_pairs`, `n_scenes` (the smaller of both for their difference), `n_seeds`, `seeds_better` (how many of them),
-        `verdict` on the difference, and `claim`: whether the interval of `relative` holds `CLAIMED_GAIN`.
+        for each of `values` and part, and for the first part minus the second: `metric`, `part`, means of both `ROWS`,
+        `difference` and `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and
+        `claim`: whether the interval of `relative` holds `CLAIMED_GAIN`.
 
     Raises:
         ValueError: rows, seeds or pairs are missing or repeated; an empty part, or other than two parts.
@@ -254,22 +211,7 @@ def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], val
     for name, table in tables.items():
         if table.empty:
             raise ValueError(f"part {name!r} holds none of the records' pairs; leave the comparison out")
-    names = [f"{row} {value}" for value in values for row in ROWS]
-    sums, means = _means(list(tables.values()), names, ("seed", "scene"))
-    rows = []
-    for i, value in enumerate(values):
-        gain = [_minus(of[2 * i + 1], of[2 * i]) for of in means]
-        relative = [_relative(of[2 * i + 1], of[2 * i]) for of in means]
-        found: list[dict[str, Any]] = []
-        for j, (name, table) in enumerate(tables.items()):
-            base = {row: crossed(sums, means[j][2 * i + k], 1).value for k, row in enumerate(ROWS)}
-            by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
-            of_part = _gains(sums, gain[j], relative[j])
-            found.append({"metric": value, "part": name} | base | _counts(table, by_seed) | of_part)
-        apart = _gains(sums, _minus(*gain), _minus(*relative))
-        fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
-        rows += [*found, {"metric": value, "part": " minus ".join(tables)} | apart | fewer]
-    table = pd.DataFrame(rows)
+    table = _gain_rows(tables, values)
     holds = table["relative_low"].le(CLAIMED_GAIN) & table["relative_high"].ge(CLAIMED_GAIN)
     judged = table["n_scenes"].ge(FEWEST_CLUSTERS) & table[ROWS[0]].notna() & table["relative_low"].notna()
     table["claim"] = np.where(judged, np.where(holds, "within", "outside"), "")
@@ -278,17 +220,29 @@ def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], val
     return _with_verdict(table[columns], "difference")
 
 
-def _gains(sums: np.ndarray, gain: Statistic, relative: Statistic) -> dict[str, float]:
-    return _named("difference", crossed(sums, gain)) | _named("relative", crossed(sums, relative))
+def _gain_rows(tables: Mapping[str, pd.DataFrame], values: Sequence[str]) -> pd.DataFrame:
+    """A row for each metric and table, and for their difference."""
+    names = [f"{row} {value}" for value in values for row in ROWS]
+    sums, means = _means(list(tables.values()), names, ("seed", "scene"))
 
+    def gains(gain: Statistic, relative: Statistic) -> dict[str, float]:
+        return _named("difference", crossed(sums, gain)) | _named("relative", crossed(sums, relative))
 
-def _counts(table: pd.DataFrame, by_seed: pd.Series) -> dict[str, float]:
-    return {
-        "n_pairs": table["id"].nunique(),
-        "n_scenes": table["scene"].nunique(),
-        "n_seeds": len(by_seed),
-        "seeds_better": int((by_seed > 0).sum()),
-    }
+    rows: list[dict[str, Any]] = []
+    for i, value in enumerate(values):
+        gain = [_minus(of[2 * i + 1], of[2 * i]) for of in means]
+        relative = [_relative(of[2 * i + 1], of[2 * i]) for of in means]
+        found: list[dict[str, Any]] = []
+        for j, (name, table) in enumerate(tables.items()):
+            base = {row: crossed(sums, means[j][2 * i + k], 1).value for k, row in enumerate(ROWS)}
+            by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
+            counts = {"n_pairs": table["id"].nunique(), "n_scenes": table["scene"].nunique(), "n_seeds": len(by_seed)}
+            counts["seeds_better"] = int((by_seed > 0).sum())
+            found.append({"metric": value, "part": name} | base | counts | gains(gain[j], relative[j]))
+        apart = gains(_minus(*gain), _minus(*relative))
+        fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
+        rows += [*found, {"metric": value, "part": " minus ".join(tables)} | apart | fewer]
+    return pd.DataFrame(rows)
 
 
 def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:

@@ -1,8 +1,4 @@
-"""Conditions of a pair, measured without any network (section 4.6, figure 10).
-
-The paper does not say how its conditions were told apart; `CONDITIONS` lists the rules used here. Fixed limits are
-physical; measures without a scale of their own are cut at the terciles of the part that is judged.
-"""
+"""Conditions of a pair by rules of ours, measured without any network (section 4.6, figure 10)."""
 
 from __future__ import annotations
 
@@ -22,36 +18,19 @@ from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.evaluation.protocols import spread
 from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
 
-WATER_SHARE = 0.1
-"""Share of water-like pixels from which a pair counts as one with open water."""
-WHITE = 0.8
-"""Value above which all bands lie in a cloud-like pixel."""
-WHITE_SHARE = 0.01
-"""Share of cloud-like pixels from which a pair counts as one with clouds."""
+WATER_SHARE = 0.1  # of pixels, from which a pair has open water
+WHITE, WHITE_SHARE = 0.8, 0.01  # value of all bands of a cloud-like pixel, and share of such pixels
 LOOKS_WINDOW_PX = 8
-LOOKS_DARKEST = 0.05
-"""Windows darker than this say little about speckle: 8 bits leave them a few grey levels."""
-ONE_LOOK_VARIATION = 4 / np.pi - 1
-"""Squared coefficient of variation of the amplitude of fully developed speckle of one look (Goodman 1976)."""
-MISFIT_GRID = 3
-"""Windows a side in which a residual shift is measured; each is half as wide as the pair, so they overlap."""
-FEWEST_WINDOWS = 4
-"""Windows below which neither the misfit nor the speckle of a pair is given."""
-ECHO, SHADOW = 0.15, 0.10
-"""How far an echo must rise above its surroundings and a shadow fall below them, as shares of the range of values."""
-ECHO_TO_SHADOW_PX = 10
-"""Reach along the row: Sentinel-1 looks sideways from near-polar orbits, so range runs roughly along rows."""
+LOOKS_DARKEST = 0.05  # 8 bits leave darker windows too few grey levels
+ONE_LOOK_VARIATION = 4 / np.pi - 1  # squared, of the amplitude of fully developed speckle (Goodman 1976)
+MISFIT_GRID = 3  # windows a side
+FEWEST_WINDOWS = 4  # below which neither misfit nor speckle is given
+ECHO, SHADOW = 0.15, 0.10  # above and below the surroundings, as shares of the range of values
+ECHO_TO_SHADOW_PX = 10  # along the row: Sentinel-1 looks sideways from near-polar orbits
 
 
 class Condition(NamedTuple):
-    """A condition and the rule behind it.
-
-    Attributes:
-        name: as tables show it; a proxy says so.
-        measure: column of `measure_conditions`.
-        levels: names of the thirds of a number, from low to high; empty for text, whose values are the levels.
-        rule: how the measure is made, in words for a table.
-    """
+    """A condition and its rule in words; `levels` name the thirds of a number, empty for text."""
 
     name: str
     measure: str
@@ -97,29 +76,20 @@ CONDITIONS = (
     ),
 )
 DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px", "layover")}
-"""The two proxies of geometric distortion; the first is the one that claims are tested with."""
+"""The two proxies of geometric distortion; claims are tested with the first."""
 
 
 def measure_conditions(pairs: Pairs) -> pd.DataFrame:
-    """All measures of `CONDITIONS`, one row a pair, over the whole of each pair.
+    """All measures of `CONDITIONS` over the whole of each pair, one row a pair.
 
     Returns:
-        the columns of `INDEX_COLUMNS`, and
-
-        - `water`, `cloud`: "yes", "no", or "" where it cannot be told;
-        - `texture`: (1 / px) of the optical image;
-        - `misfit_px`, `misfit_windows`: see `local_misfit`;
-        - `layover`: share of pixels, see `echo_by_shadow`;
-        - `haze`: see `companion.studies.doses.haze_index`;
-        - `speckle`: 1 / looks, see `speckle_strength`.
-
-        A number that cannot be told is NaN.
+        the columns of `INDEX_COLUMNS`; "yes", "no" or "" (unknown) for `water` and `cloud`; numbers, NaN where unknown,
+        for `texture`, `misfit_px`, `misfit_windows` (reliable windows), `layover`, `haze` and `speckle`.
     """
     rows = []
     for pair in tqdm(pairs, desc="conditions", total=len(pairs), disable=None):
         misfit, windows = local_misfit(pair)
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        row |= {
+        measured = {
             "water": _at_least(water_share(pair), WATER_SHARE),
             "texture": texture(pair),
             "misfit_px": misfit,
@@ -129,7 +99,7 @@ def measure_conditions(pairs: Pairs) -> pd.DataFrame:
             "cloud": _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE),
             "speckle": speckle_strength(pair),
         }
-        rows.append(row)
+        rows.append({name: getattr(pair, name) for name in INDEX_COLUMNS} | measured)
     names = {c.measure for c in CONDITIONS} - set(INDEX_COLUMNS)
     return pd.DataFrame(rows, columns=[*INDEX_COLUMNS, *sorted(names), "misfit_windows"])
 
@@ -139,30 +109,23 @@ def _at_least(share: float, limit: float) -> str:
 
 
 def _mean(values: Tensor, where: Tensor) -> float:
-    """Mean of (H, W) over a mask; NaN where it is empty."""
     return float(values[where].double().mean())
 
 
 def water_share(pair: Pair) -> float:
-    """Share of valid pixels whose green exceeds the short-wave infrared, the sign of the MNDWI (Xu 2006).
-
-    NaN for images without B11: those with three bands that are not of OMBRIA (B11, B8, B3).
-    """
+    """Share of valid pixels with green above short-wave infrared (MNDWI > 0, Xu 2006); NaN for images without B11."""
     if len(pair.optical) == 3 and pair.dataset != "ombria":
         return float("nan")
-    places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11 in false colour and in all bands
+    places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11
     green, swir = (pair.optical[band] for band in places)
     return _mean(green > swir, pair.valid)
 
 
 def texture(pair: Pair) -> float:
-    """Mean length of the gradient of the optical image, averaged over bands, over its standard deviation, 1 / px.
-
-    It does not depend on contrast and brightness. NaN of a flat image.
-    """
+    """Mean gradient of the optical image over its standard deviation, 1 / px; NaN of a flat image."""
     grey = gaussian_blur(pair.optical.mean(dim=0)[None], OPTICAL_SIGMA_PX)[0]
     dy, dx = torch.gradient(grey)
-    inner = eroded(pair.valid, 4)  # px that the smoothing and the gradient reach
+    inner = eroded(pair.valid, 4)  # px over which smoothing and gradient extend
     if not bool(inner.any()):
         return float("nan")
     spread = float(grey[inner].double().std(correction=0))
@@ -170,10 +133,7 @@ def texture(pair: Pair) -> float:
 
 
 def local_misfit(pair: Pair) -> tuple[float, int]:
-    """How differently the parts of a pair are shifted: what no single shift of the image could mend.
-
-    `residual_shift` of `MISFIT_GRID` x `MISFIT_GRID` overlapping windows, each half as wide as the pair. Terrain and
-    layover move places apart, and so does their estimate where sensors share little; a common shift drops out.
+    """How differently the parts of a pair are shifted: `residual_shift` of overlapping windows of half its size.
 
     Returns:
         root mean square distance (px) of the reliable shifts from their median, NaN where fewer than `FEWEST_WINDOWS`
@@ -189,11 +149,7 @@ def local_misfit(pair: Pair) -> tuple[float, int]:
 
 
 def echo_by_shadow(pair: Pair) -> float:
-    """Share of valid SAR pixels that are much brighter than their surroundings and have a shadow beside them.
-
-    A proxy: slopes and walls that face the radar return strongly with a shadow behind them, but so do shores and fields
-    of strong contrast. First band, smoothed; surroundings are the mean over 31 px.
-    """
+    """Share of valid SAR pixels much brighter than the mean over 31 px around them, with a shadow beside them."""
     weight = pair.valid.float()[None]
     side = 31
     total, count = (F.avg_pool2d(x, side, 1, side // 2) for x in (pair.sar[:1] * weight, weight))
@@ -206,10 +162,8 @@ def echo_by_shadow(pair: Pair) -> float:
 def speckle_strength(pair: Pair) -> float:
     """1 / equivalent number of looks of the first SAR band, its values taken for amplitudes.
 
-    Median squared coefficient of variation over windows of `LOOKS_WINDOW_PX`, over that of one look. The windows are
-    the quarter in which the *optical* image varies least: a choice by the SAR image itself would prefer windows whose
-    noise is small by chance. Of images in decibels the absolute number means little, their order less than that of
-    amplitudes. NaN where too few windows are full, unclipped and bright enough.
+    Median squared coefficient of variation over windows, over that of one look. NaN where too few windows are full,
+    unclipped and bright enough. Of images in decibels only the order means something.
     """
     sar, optical, valid = (_windows(image) for image in (pair.sar[:1], pair.optical, pair.valid.float()[None]))
     sar_mean, known = sar[0].mean(dim=-1), valid[0].mean(dim=-1) == 1
@@ -217,6 +171,7 @@ def speckle_strength(pair: Pair) -> float:
     n_even = int(usable.sum()) // 4
     if n_even < FEWEST_WINDOWS:
         return float("nan")
+    # Evenness of the optical image: windows chosen by the SAR image itself would have little noise by chance.
     unevenness = optical.var(dim=-1).mean(dim=0)[usable]
     variation = (sar[0].var(dim=-1) / sar_mean**2)[usable]
     even = torch.argsort(unevenness, stable=True)[:n_even]
@@ -231,14 +186,7 @@ def _windows(image: Tensor) -> Tensor:
 
 
 def classify(measures: pd.DataFrame) -> pd.DataFrame:
-    """Levels of all conditions, a row for each pair and condition that can be told.
-
-    Args:
-        measures: of `measure_conditions`, all pairs of the part: the terciles are theirs.
-
-    Returns:
-        `id`, `condition`, `level`, in the order of `CONDITIONS` and of their levels.
-    """
+    """Levels of all conditions that are known: `id`, `condition`, `level`; the terciles are those of `measures`."""
     parts = []
     for condition in CONDITIONS:
         values = measures[condition.measure]
@@ -251,9 +199,7 @@ def classify(measures: pd.DataFrame) -> pd.DataFrame:
 
 def _cuts(values: pd.Series) -> tuple[float, float]:
     """The terciles; NaN where there are fewer than three different values."""
-    if values.nunique() < 3:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values.dropna(), (1 / 3, 2 / 3))
+    low, high = values.quantile([1 / 3, 2 / 3]) if values.nunique() >= 3 else (float("nan"),) * 2
     return float(low), float(high)
 
 
@@ -265,11 +211,7 @@ def _thirds(values: pd.Series, names: tuple[str, ...]) -> pd.Series:
 
 
 def rules(measures: pd.DataFrame) -> pd.DataFrame:
-    """The rule of each condition, where its thirds were cut, and on how many pairs and scenes it can be told.
-
-    Returns:
-        `condition`, `rule`, `below`, `above` (ends of the middle third, NaN for text), `n_pairs`, `n_scenes`.
-    """
+    """Rule of each condition, ends of its middle third (`below`, `above`), and on how many pairs it is known."""
     levels = classify(measures).merge(measures[["id", "scene"]], on="id")
     rows = []
     for condition in CONDITIONS:
@@ -286,12 +228,7 @@ def absent(levels: pd.DataFrame) -> list[str]:
 
 
 def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]:
-    """Ids of the most distorted third of the pairs and of the rest, "distorted" and "rest"; {} where it is absent.
-
-    Args:
-        levels: of `classify`.
-        measure: of `DISTORTION`, the proxy that tells.
-    """
+    """Ids of the most distorted third by a measure of `DISTORTION`, and of the rest; {} where it is absent."""
     own = levels[levels["condition"] == DISTORTION[measure]]
     if own.empty:
         return {}
@@ -301,8 +238,6 @@ def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]
 
 def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
     """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; possibly none.
-
-    The proxy is the first of `DISTORTION` that is not absent; pairs of which it cannot be told are in neither part.
 
     Args:
         at_most: pairs of both parts together; None takes the whole third.
@@ -316,7 +251,7 @@ def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None)
 
 
 def later_pairs(pairs: Pairs) -> Pairs:
-    """Pairs that have a later SAR image, each with that image in place of its own and the same id; possibly none."""
+    """Pairs that have a later SAR image, with that image in place of their own and the same id; possibly none."""
     has_later = [pairs.later_sar(i) is not None for i in range(len(pairs))]
     kept = pairs.subset(np.array(has_later, dtype=bool))
 
@@ -330,6 +265,6 @@ def later_pairs(pairs: Pairs) -> Pairs:
 
 
 def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:
-    """What the scenes are like: one row each, with the median of every numeric condition over its pairs."""
+    """Median of every numeric condition over the pairs of each scene."""
     numeric = [c.measure for c in CONDITIONS if c.levels]
     return measures.groupby(["dataset", "scene"], as_index=False)[numeric].median()

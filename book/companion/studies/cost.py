@@ -1,7 +1,4 @@
-"""What inference costs: time and memory of the modes of table 4, and the ratio that sharing between passes allows.
-
-Modes and parts run in turn, see `companion.timing.interleave`, and medians count.
-"""
+"""What inference costs: time and memory of the modes of table 4 and of the parts of a pass."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from companion.timing import Runs, interleave, summary
 from sarmatch.config import ModelConfig
+from sarmatch.evaluation.intervals import check_columns
 from sarmatch.matching.assignment import predict
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import pick_matches
@@ -35,30 +33,20 @@ ONE_PASS = "with uncertainty"
 MODE_COLUMNS = ("mode", "passes", "seconds", "seconds_low", "seconds_high", "ratio", "peak_mb", "device")
 PARTS = {
     "prefix": (1, 0),
-    "trunk": (1, 1),
+    "trunk": (1, 1),  # once more without dropout, for the fine descriptors
     "uncertainty": (0, 1),
     "head": (0, 1),
     "coarse": (0, 1),
     "fine": (1, 0),
     "pick": (1, 0),
 }
-"""How often each part has to run for Monte Carlo passes: in all, and in addition for each pass.
-
-The trunk runs once more without dropout: the fine descriptors, which place a match within its cell, hang on it.
-"""
+"""How often each part has to run for Monte Carlo passes: in all, and in addition for each pass."""
 PROMPT_RELEASE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 """Makes glibc hand freed memory back at once, so that resident memory is what is in use."""
 
 
 class Workload(NamedTuple):
-    """One pair and the networks that match it.
-
-    Attributes:
-        base: without uncertainty.
-        full: the same network with it.
-        inputs: images (1, C, H, W) in [0, 1] and masks of their pixels (1, H, W), SAR first.
-        search_radius: px.
-    """
+    """One pair (images, then masks, SAR first) and the networks without (`base`) and with uncertainty (`full`)."""
 
     base: SarOpticalNet
     full: SarOpticalNet
@@ -81,8 +69,7 @@ def workload(
 ) -> Workload:
     """Seeded random images and networks, or a given pair and trained weights.
 
-    How long the refinement takes depends on how many different displacements the matches have: between random images
-    nearly all that the search radius allows, in a real pair few.
+    Refinement takes longer the more displacements the matches have: many between random images, few in a real pair.
 
     Args:
         net_config: of the network with uncertainty.
@@ -107,54 +94,47 @@ def workload(
                 f"size: expected images (1, {n}, H, W) with sides that are multiples of {MULTIPLE} up to {TILE} px, "
                 f"got {tuple(image.shape)}; cut or pad them"
             )
+    base, full = (net.to(device).eval() for net in _networks(net_config, seed, weights))
+    masks = [torch.ones(1, *image.shape[-2:], dtype=torch.bool) for image in images]
+    sar, optical, *valid = (t.to(device) for t in (*images, *masks))
+    return Workload(base, full, (sar, optical, valid[0], valid[1]), search_radius)
+
+
+def _networks(
+    config: ModelConfig, seed: int, weights: Mapping[str, Tensor] | None
+) -> tuple[SarOpticalNet, SarOpticalNet]:
+    """The same network without and with uncertainty."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        full = SarOpticalNet(net_config)
-        base = SarOpticalNet(dataclasses.replace(net_config, uncertainty=False))
-    if weights is not None:
-        full.load_state_dict(weights)
-    state = full.state_dict()
-    base.load_state_dict({name: state[name] for name in base.state_dict()})
-    masks = [torch.ones(1, *image.shape[-2:], dtype=torch.bool) for image in images]
-    sar, optical, sar_valid, optical_valid = (t.to(device) for t in (*images, *masks))
-    return Workload(
-        base.to(device).eval(), full.to(device).eval(), (sar, optical, sar_valid, optical_valid), search_radius
-    )
+        full = SarOpticalNet(config)
+        base = SarOpticalNet(dataclasses.replace(config, uncertainty=False))
+    full.load_state_dict(weights or full.state_dict())
+    base.load_state_dict({name: full.state_dict()[name] for name in base.state_dict()})
+    return base, full
 
 
 def measure_modes(
-    net_config: ModelConfig,
-    size: int = 256,
-    passes: int | Sequence[int] = (1, 2, 5, 10, 20, 50),
-    repeats: int = 5,
-    device: str = "cpu",
-    search_radius: float = 32.0,
-    seed: int = 0,
-    weights: Mapping[str, Tensor] | None = None,
-    pair: tuple[Tensor, Tensor] | None = None,
+    work: Workload, passes: int | Sequence[int] = (1, 2, 5, 10, 20, 50), repeats: int = 5
 ) -> pd.DataFrame:
     """Table 4 as a measurement: encoders, coarse level and refinement of one pair, as the matcher runs them on a tile.
 
     Args:
         passes: numbers of Monte Carlo passes, one row each.
         repeats: runs of each mode after one that does not count.
-        net_config, size, device, search_radius, seed, weights, pair: as for `workload`.
 
     Returns:
-        a row a mode, `base`, `with uncertainty` and `Monte Carlo n`: `mode`, `passes` (0 where dropout is off),
-        `seconds` (median), `seconds_low` and `seconds_high` (extremes), `ratio` to one pass with uncertainty (median
-        over repeats), `peak_mb` and `device`. `peak_mb` is memory above that at the start of the call, 10^6 bytes: on
-        CUDA what tensors occupy, on a CPU what is resident, in a fresh process (NaN where the system does not tell).
+        `MODE_COLUMNS`, a row a mode: `passes` (0 where dropout is off), `seconds` (median) with its extremes, `ratio`
+        to one pass with uncertainty (median over repeats), `peak_mb`, memory above that at the start, 10^6 bytes: on
+        CUDA of tensors, on a CPU resident in a fresh process (NaN where the system does not tell).
 
     Raises:
-        ValueError: as `workload`; passes or repeats below 1, or passes that occur twice.
+        ValueError: passes or repeats below 1, or passes that occur twice.
     """
     counts = _checked_passes(passes)
-    work = workload(net_config, size, device, search_radius, seed, weights, pair)
     runs = _modes(work, counts)
     seconds = interleave(runs, repeats, work.device)
     if work.device.type == "cpu":
-        peaks = _peaks_in_new_process(net_config, work, counts)
+        peaks = _peaks_in_new_process(work, counts)
     else:
         peaks = {mode: _peak_on_cuda(run, work.device) for mode, run in runs.items()}
     rows = []
@@ -169,11 +149,10 @@ def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
     """Where the time of one deterministic pass goes.
 
     Returns:
-        indexed by part in the order of `PARTS`: `seconds` (median), `seconds_low`, `seconds_high`, `share` of their
-        sum, and `once` and `per_pass`, how often Monte Carlo passes need the part. `prefix` is all before the first
-        dropout, `trunk` the rest of both encoders to F and the oriented gradients on the cells, `uncertainty` their
-        modules, `head` the projection to descriptors, `coarse` volume, consensus and softmax, `fine` the
-        full-resolution descriptors, `pick` the mutual matches and their refinement.
+        indexed by part of `PARTS`: `seconds` (median) with its extremes, `share` of their sum, and `once` and
+        `per_pass`, how often Monte Carlo passes need the part. `prefix` is all before the first dropout, `trunk` the
+        rest of both encoders, `head` the projection to descriptors, `coarse` the volume, its aggregation and softmax,
+        `fine` the full-resolution descriptors, `pick` the mutual matches and their refinement.
 
     Raises:
         ValueError: repeats below 1.
@@ -188,8 +167,8 @@ def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
 def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
     """Time of Monte Carlo passes over that of one deterministic pass, where all that can be shared is shared.
 
-    (prefix + trunk + fine + pick + passes * (trunk + uncertainty + head + coarse)) / the sum of all parts. It leaves
-    out the means over passes, and takes a batch of passes to be no faster than the passes one by one.
+    (prefix + trunk + fine + pick + passes * (trunk + uncertainty + head + coarse)) / the sum of all parts; a batch of
+    passes counts as no faster than the passes one by one.
 
     Args:
         parts: of `measure_parts`.
@@ -198,9 +177,7 @@ def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
         ValueError: fewer than one pass, columns that lack, or seconds that are not positive in sum.
     """
     (n,) = _checked_passes(passes)
-    missing = {"seconds", "once", "per_pass"} - set(parts.columns)
-    if missing:
-        raise ValueError(f"parts lacks the columns {sorted(missing)}; give the table of measure_parts")
+    check_columns(parts, ("seconds", "once", "per_pass"))
     one_pass = parts["seconds"].sum()
     if not one_pass > 0:
         raise ValueError(f"parts: seconds must be positive in sum, got {one_pass}; measure them with measure_parts")
@@ -208,7 +185,6 @@ def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
 
 
 def _modes(work: Workload, passes: Sequence[int]) -> Runs:
-    """The modes of table 4, to be called."""
     matchers = {BASE: Matcher(work.base, work.device), ONE_PASS: Matcher(work.full, work.device)}
     matchers |= {f"Monte Carlo {n}": Matcher(work.full, work.device, mc_passes=n) for n in passes}
     return {mode: partial(_match, matcher, work) for mode, matcher in matchers.items()}
@@ -233,9 +209,9 @@ def _part_runs(work: Workload) -> Runs:
     prefixes = each(*steps.setdefault("prefix", (_prefix, encoders, images, masks)))
     trunks = each(*steps.setdefault("trunk", (_trunk, encoders, prefixes)))
     features, gradients = zip(*trunks, strict=True)
-    doubts = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
+    uncertainties = each(*steps.setdefault("uncertainty", (lambda e, f: e.uncertainty(f), encoders, features)))
     fine = each(*steps.setdefault("fine", (lambda e, *known: e.full_resolution(*known), encoders, prefixes, features)))
-    encodings = each(Encoding, features, fine, doubts, gradients)
+    encodings = each(Encoding, features, fine, uncertainties, gradients)
     first, second = each(*steps.setdefault("head", (net.describe, encodings)))
     level = partial(predict, net, first, second, work.search_radius, *valid, aggregate)
     runs: dict[str, Callable[[], object]] = {name: partial(each, *step) for name, step in steps.items()}
@@ -269,10 +245,10 @@ def _peak_on_cuda(run: Callable[[], object], device: torch.device) -> float:
     return float(torch.cuda.max_memory_allocated(device) - before)
 
 
-def _peaks_in_new_process(net_config: ModelConfig, work: Workload, passes: Sequence[int]) -> dict[str, float]:
+def _peaks_in_new_process(work: Workload, passes: Sequence[int]) -> dict[str, float]:
     """Bytes a mode. A process of its own knows nothing of what this one has held before."""
     job = {
-        "config": dataclasses.asdict(net_config),
+        "config": dataclasses.asdict(work.full.config),
         "weights": work.full.state_dict(),
         "pair": work.inputs[:2],
         "passes": list(passes),
@@ -292,9 +268,8 @@ def _print_peaks(path: str) -> None:
     """Run each mode of a saved job and print the peaks of resident memory as JSON."""
     job = torch.load(path, weights_only=True)
     torch.set_num_threads(job["threads"])
-    work = workload(
-        ModelConfig(**job["config"]), search_radius=job["search_radius"], weights=job["weights"], pair=job["pair"]
-    )
+    given = {name: job[name] for name in ("search_radius", "weights", "pair")}
+    work = workload(ModelConfig(**job["config"]), **given)
     for run in _modes(work, [1]).values():  # what libraries set up in their first call is not the mode's
         run()
     print(json.dumps({mode: resident_peak(run) for mode, run in _modes(work, job["passes"]).items()}))

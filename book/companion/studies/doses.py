@@ -22,7 +22,7 @@ AUGMENTATION_DOSES: Mapping[str, tuple[float, ...]] = {
     "speckle": (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
     "haze": (0.0, 0.2, 0.4, 0.6, 0.8),
 }
-"""Of real crops: 1 / looks of the speckle, and the largest opacity of the haze; 0 leaves the image as it is."""
+"""1 / looks of the speckle, and the largest opacity of the haze; 0 leaves the image as it is."""
 
 
 def check_doses(kind: str, doses: Sequence[float]) -> None:
@@ -34,10 +34,7 @@ def check_doses(kind: str, doses: Sequence[float]) -> None:
 
 
 def with_dose(pair: Pair, kind: Kind, dose: float, rng: np.random.Generator) -> Pair:
-    """The pair under speckle (dose 1 / looks) on the SAR image or haze (largest opacity) on the optical one.
-
-    The haze of a generator keeps its field at all doses. Values beyond 1 are clipped, as in training.
-    """
+    """The pair under speckle (dose 1 / looks) on its SAR or haze (largest opacity) on its optical image."""
     if kind == "haze":
         return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
     if dose == 0:
@@ -46,12 +43,10 @@ def with_dose(pair: Pair, kind: Kind, dose: float, rng: np.random.Generator) -> 
 
 
 def dosed_pairs(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
-    """The same pairs under artificial speckle on the SAR image or artificial haze on the optical one, see `with_dose`.
+    """The same pairs under artificial speckle or haze, see `with_dose`; speckle comes on top of the image's own.
 
     Args:
-        kind: "speckle" or "haze".
-        dose: 1 / looks of the speckle, which comes on top of the image's own; or the largest opacity; in [0, 1], 0
-            leaves the images as they are.
+        dose: in [0, 1]; 0 leaves the images as they are.
         seed: with the id of a pair it determines the noise.
 
     Raises:
@@ -76,8 +71,7 @@ def changed(pairs: Pairs, how: str) -> pd.Series | str:
 def haze_index(optical: Tensor, valid: Tensor | None = None) -> float:
     """Mean of the dark channel (He et al. 2011): the least of red, green and blue within 15 px.
 
-    Haze brightens what is dark near almost any clear pixel. So do snow, clouds and bare bright ground wider than the
-    window: compare within one season and land cover.
+    Snow, clouds and bright ground raise it like haze: compare within one season and land cover.
 
     Args:
         optical: (3 or 13, H, W) in [0, 1].

@@ -1,29 +1,25 @@
-"""One-pass estimates of epistemic uncertainty beside Monte Carlo passes: cost, agreement and gain (section 5.5).
-
-What is learned for them (the head, the density) is learned on training scenes once and kept with the run.
-"""
+"""One-pass estimates of epistemic uncertainty beside Monte Carlo passes: cost, agreement and gain (section 5.5)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.covariance import LedoitWolf
 from torch import Tensor
 from tqdm import tqdm
 
 from companion.cache import cached_table
 from companion.studies.calibration import ALL_SCORES, Recipe, logistic
-from companion.studies.density import Density
+from companion.timing import interleave
 from sarmatch.calibration.calibrators import Isotonic
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import Config, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
@@ -32,17 +28,14 @@ from sarmatch.evaluation.protocols import evaluation_crops, spread
 from sarmatch.geometry import cell_centres
 from sarmatch.io import atomic_path, digest
 from sarmatch.matching.assignment import Prediction, predict
-from sarmatch.matching.epistemic import distilled_information, row_entropy
+from sarmatch.matching.epistemic import by_cell, distilled_information, other_end, row_entropy
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.monte_carlo import predict_monte_carlo
 from sarmatch.matching.tiling import tile_seed
 from sarmatch.model import STRIDE, Encoded, SarOpticalNet, encode_pair
 from sarmatch.model.checkpoints import load_weights, save_weights
-from sarmatch.training.distillation import CROPS, distil
+from sarmatch.training.distillation import CROPS, distil, some_cells, training_crops
 from sarmatch.training.runs import Run, run_lock
-
-CHEAP = 1.2
-"""An estimate that costs at most this many passes counts as one pass."""
 
 ONE_PASS: Mapping[str, Recipe] = {
     "plain softmax": Recipe(Isotonic.fit),
@@ -53,9 +46,81 @@ ONE_PASS: Mapping[str, Recipe] = {
     "passes, doubt only": Recipe(logistic(*ALL_SCORES)),
     "passes": Recipe(logistic(*ALL_SCORES), "mean_probability"),
 }
-"""Confidences of the chapter on one pass; all but the last two come from one. `passes, doubt only` takes the mutual
-information of the passes and nothing else of them: what a perfect estimate of it would give."""
+"""Confidences of the chapter on one pass; `passes, doubt only` takes only the mutual information from the passes."""
 ESTIMATES = ("row entropy", "feature density", "distilled")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Density:
+    """Gaussian of each modality's features F over training cells, after Lee et al. (2018) and Mukhoti et al. (2023).
+
+    Of features, not of descriptors: these lie on a sphere, on which test patterns lie among the images of training.
+
+    Attributes:
+        means: of the SAR and of the optical features, (2, C).
+        precisions: inverses of their shrunk covariances (Ledoit and Wolf), (2, C, C).
+    """
+
+    means: Tensor
+    precisions: Tensor
+
+    @classmethod
+    def fit(
+        cls,
+        net: SarOpticalNet,
+        pairs: Pairs,
+        config: Config,
+        seed: int,
+        crops: int = CROPS,
+        cells: int = 256,
+        show_progress: bool = True,
+    ) -> Density:
+        """From the deterministic pass over training crops.
+
+        Args:
+            cells: of each image of a crop, at most.
+
+        Raises:
+            ValueError: no pairs, no crops, or no cells with data.
+        """
+        rng = np.random.default_rng((seed, 1))
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for sar, optical, _ in training_crops(net, pairs, config, seed, crops, "density", show_progress):
+            for rows, image in zip(parts, (sar, optical), strict=True):
+                rows.append(by_cell(image.encoding.features)[some_cells(image.valid.flatten(), cells, rng)].cpu())
+        tables = [torch.cat(rows).double().numpy() for rows in parts]
+        if min(map(len, tables)) < 2:
+            raise ValueError("pairs: fewer than two cells of training crops carry data; check their valid masks")
+        fits = [LedoitWolf().fit(table) for table in tables]
+        means, precisions = (np.stack([getattr(fit, name) for fit in fits]) for name in ("location_", "precision_"))
+        return cls(torch.from_numpy(means).float(), torch.from_numpy(precisions).float())
+
+    @torch.no_grad()
+    def distance(self, sar: Tensor, optical: Tensor, prediction: Prediction) -> Tensor:
+        """How far both ends of each SAR cell's best match lie from training, (1, h, w) >= 0, without unit.
+
+        log(1 + d), d the squared Mahalanobis distances of both ends summed, per channel of both: its mean over training
+        cells is 1.
+
+        Args:
+            sar, optical: features F (1, C, h, w), `Encoding.features`.
+
+        Raises:
+            ValueError: features of another network, or of another size than the prediction.
+        """
+        there, _ = other_end(prediction, sar, optical)
+        if not sar.shape[1] == optical.shape[1] == self.means.shape[1]:
+            raise ValueError(
+                f"sar, optical: expected features of {self.means.shape[1]} channels, to which the density was fitted, "
+                f"got {sar.shape[1]} and {optical.shape[1]}; fit one to this network"
+            )
+        first, second = (self._squared(i, by_cell(features)) for i, features in enumerate((sar, optical)))
+        total = (first + second[there]) / self.means.numel()
+        return total.log1p().unflatten(0, (1, *prediction.forward.shape[-2:]))
+
+    def _squared(self, modality: int, x: Tensor) -> Tensor:
+        off = x - self.means[modality].to(x)
+        return ((off @ self.precisions[modality].to(x)) * off).sum(1).clamp(min=0)
 
 
 @torch.no_grad()
@@ -68,14 +133,10 @@ def encode_crops(net: SarOpticalNet, crops: EvaluationCrops) -> tuple[Encoded, E
 
 
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
-    """What passes with dropout say of each SAR cell: `variance` and `mutual_information` are maps (1, h, w).
-
-    The masks are those of a `Matcher` with its own seed.
-    """
+    """Prediction with maps `variance` and `mutual_information` (1, h, w), masks as in a `Matcher` of seed 0."""
     sar, optical = encode_crops(net, crops)
-    valid, aggregate = (sar.valid, optical.valid), bool(net.config.consensus_cells)
-    prefixes = sar.prefix, optical.prefix
-    return predict_monte_carlo(net, *prefixes, search_radius, passes, *valid, aggregate, tile_seed(0))
+    how = sar.valid, optical.valid, bool(net.config.consensus_cells), tile_seed(0)
+    return predict_monte_carlo(net, sar.prefix, optical.prefix, search_radius, passes, *how)
 
 
 def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
@@ -88,16 +149,12 @@ def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray)
 
 
 def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, pd.DataFrame]:
-    """The run with a taught `epistemic_head` and the loss curve of its training, see `distillation.distil`.
+    """The run with a distilled `epistemic_head`, trained once, and the loss curve of its training, see `distil`.
 
-    Taught once on training scenes and kept as `distilled-<digest>.safetensors` in the run's folder; `load_matcher`
-    takes that file too. The network of `run` stays as it is.
-
-    Args:
-        crops: of training, to learn from.
+    Kept as `distilled-<digest>.safetensors` in the run's folder; the network of `run` stays as it is.
     """
-    learned_from = _learned_from(run, split, crops)
-    weights, curve_path = (run.path / f"distilled-{learned_from}.{suffix}" for suffix in ("safetensors", "parquet"))
+    trained_on = _training_digest(run, split, crops)
+    weights, curve_path = (run.path / f"distilled-{trained_on}.{suffix}" for suffix in ("safetensors", "parquet"))
     with run_lock(run.path):
         if not (weights.exists() and curve_path.exists()):
             net = copy.deepcopy(run.net)
@@ -110,7 +167,7 @@ def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, 
 
 def density_or_load(run: Run, split: Split, crops: int = CROPS) -> Density:
     """`Density.fit` on training scenes, once; kept as `density-<digest>.safetensors` in the run's folder."""
-    path = run.path / f"density-{_learned_from(run, split, crops)}.safetensors"
+    path = run.path / f"density-{_training_digest(run, split, crops)}.safetensors"
     if not path.exists():
         density = Density.fit(run.net, split.train, run.config, run.config.seed, crops)
         with atomic_path(path) as partial:
@@ -118,8 +175,8 @@ def density_or_load(run: Run, split: Split, crops: int = CROPS) -> Density:
     return Density(**load_file(path))
 
 
-def _learned_from(run: Run, split: Split, crops: int) -> str:
-    """Digits of all that head and density are learned from."""
+def _training_digest(run: Run, split: Split, crops: int) -> str:
+    """Digest of all that head and density are fitted to."""
     config = run.config
     sizes = [config.seed, crops, config.evaluation.headline_radius]
     return digest(
@@ -138,9 +195,6 @@ def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Pred
 
 def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """One-pass estimates for all SAR cells of pairs under `shift`, measured once and kept with the run.
-
-    Args:
-        run: with a taught head, as `distilled_or_load` returns.
 
     Returns:
         columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
@@ -165,20 +219,15 @@ def _predicted(
     net: SarOpticalNet, crops: EvaluationCrops, search_radius: float
 ) -> tuple[tuple[Encoded, Encoded], Prediction]:
     sar, optical = encode_crops(net, crops)
-    valid, aggregate = (sar.valid, optical.valid), bool(net.config.consensus_cells)
-    return (sar, optical), predict(net, sar.descriptors, optical.descriptors, search_radius, *valid, aggregate)
+    how = sar.valid, optical.valid, bool(net.config.consensus_cells)
+    return (sar, optical), predict(net, sar.descriptors, optical.descriptors, search_radius, *how)
 
 
 def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.DataFrame:
     """Spearman's correlation of each estimate with the mutual information of the passes, within each pair.
 
-    Within pairs, because a difference between easy and hard images is told by any score.
-
     Args:
         table: of `shared_matches` with the columns `ESTIMATES`.
-
-    Returns:
-        a row a pair and estimate: id, scene, estimate, correlation; NaN where a side is constant.
     """
     rows = []
     for (pair, scene), part in table.groupby(["id", "scene"]):
@@ -189,48 +238,37 @@ def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.Dat
     return pd.DataFrame(rows, columns=["id", "scene", "estimate", "correlation"])
 
 
-def measure_costs(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig, passes: int = 20,
-                  repeats: int = 3) -> pd.DataFrame:  # fmt: skip
-    """Seconds of each confidence of `ONE_PASS` but the doubt alone, a row each, in this process and on this machine.
+def measure_costs(
+    net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig, passes: int = 20, repeats: int = 3
+) -> pd.DataFrame:
+    """Seconds of each confidence of `ONE_PASS` with an estimate of its own, a row each.
 
     One pass is everything from images to refined matches. An estimate costs that and its own computation.
 
     Args:
-        pairs: a few; the median over them counts, each the least of `repeats`.
+        pairs: a few; the median over them counts, each the least of `repeats`, see `companion.timing.interleave`.
         passes: with dropout.
 
     Returns:
         columns confidence, seconds, and `passes`: seconds over those of one pass.
     """
-    radius, rows = config.headline_radius, []
+    radius, device, rows = config.headline_radius, next(net.parameters()).device, []
+    single, many = (Matcher(net, device, mc_passes=n) for n in (0, passes))
     for pair in pairs:
         crops = evaluation_crops(pair, "shift", config)
-
-        single, many = (Matcher(net, next(net.parameters()).device, mc_passes=n) for n in (0, passes))
-        base = _seconds(partial(single.raw_matches, crops, radius), repeats)
-        row = {"plain softmax": base, "no estimate": base}
         encoded, prediction = _predicted(net, crops, radius)
+        runs: dict[str, Callable[[], object]] = {"plain softmax": partial(single.raw_matches, crops, radius)}
         for name, estimate in estimators(net, density).items():
-            row[name] = base + _seconds(partial(estimate, prediction, *encoded), repeats)
-        row["passes"] = _seconds(partial(many.raw_matches, crops, radius), repeats)
-        rows.append(row)
+            runs[name] = partial(estimate, prediction, *encoded)
+        runs["passes"] = partial(many.raw_matches, crops, radius)
+        least = {name: min(seconds) for name, seconds in interleave(runs, repeats, device).items()}
+        base = least["plain softmax"]
+        with_base = {name: base + least[name] for name in ESTIMATES}
+        rows.append({"plain softmax": base, "no estimate": base} | with_base | {"passes": least["passes"]})
     seconds = pd.DataFrame(rows)
     relative = seconds.div(seconds["plain softmax"], axis=0).median()
-    return pd.DataFrame({"confidence": seconds.columns, "seconds": seconds.median(), "passes": relative}).reset_index(
-        drop=True
-    )
-
-
-def _seconds(function: Callable[[], Any], repeats: int) -> float:
-    """The least time of a call, waiting for an accelerator."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    table = pd.DataFrame({"seconds": seconds.median(), "passes": relative})
+    return table.rename_axis("confidence").reset_index()
 
 
 def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -242,7 +280,7 @@ def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms,
-        above 1 where it beats the passes; NaN where the passes do not gain beyond their interval.
+        NaN where the passes do not gain beyond their interval.
     """
     table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")
     passes = table[table["confidence"] == "passes"].iloc[0]
@@ -250,8 +288,8 @@ def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(kept=table["difference"] / passes["difference"] if gained else np.nan)
 
 
-def kept_statement(gains: pd.DataFrame, cheap: float = CHEAP) -> str:
-    """In words what `kept_gains` says of the estimates that cost at most so many passes."""
+def kept_statement(gains: pd.DataFrame, cheap: float = 1.2) -> str:
+    """In words what `kept_gains` holds of the estimates that cost at most `cheap` passes."""
     estimates = gains[gains["confidence"].isin(ESTIMATES)]
     affordable = estimates[estimates["passes"] <= cheap]
     if affordable.empty:

@@ -1,7 +1,6 @@
-"""Coverage of radii and quality of covariances on scenes that they were not fitted on.
+"""Coverage of conformal radii and quality of covariances on scenes that they were not fitted on.
 
-Tables hold mutual matches under `shift` at the headline radius, one row a match as `match_table` gives them. Intervals
-resample whole scenes.
+Tables hold mutual matches, one row each, as `match_table` gives them; intervals resample whole scenes.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import scipy.stats
 from companion.cache import cached_table
 from companion.records import confidence_or_load
 from companion.shipping import shipped_or_trained
+from companion.studies.sensitivity import with_source
 from sarmatch.calibration.calibrators import Calibrator
 from sarmatch.calibration.confidence import SPREAD, Confidence, fit_calibrator
 from sarmatch.calibration.position_error import (
@@ -38,8 +38,6 @@ from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
-REFIT_EVERY = 4
-"""Of matches that a fit for a table is made on: neighbours say much the same, and there are hundreds of thousands."""
 
 
 class Fitted(NamedTuple):
@@ -63,7 +61,7 @@ def fitted_run(config: Config, split: Split, runs_dir: Path) -> Fitted:
 def measured_or_load(
     fitted: Fitted, pairs: Pairs, part: str, config: EvaluationConfig, mode: str = "single"
 ) -> pd.DataFrame:
-    """Match table of a part of the data, made once and kept; also season, land_cover, source and calibrated confidence.
+    """Match table of a part of the data under `shift`, made once and kept, see also `labelled`.
 
     Args:
         part: what the file is called.
@@ -81,8 +79,6 @@ def measured_or_load(
 
 def labelled(table: pd.DataFrame, pairs: Pairs, fitted: Fitted, mode: str = "single") -> pd.DataFrame:
     """The table with season, land_cover ("" where unknown) and source of its pairs, and its calibrated confidence."""
-    from companion.studies.sensitivity import with_source
-
     index = pairs.index.set_index("id")
     known = {name: table["id"].map(index[name]).fillna("") for name in ("season", "land_cover") if name in index}
     return with_source(table.assign(**known, confidence=fitted.confidence.calibrators[mode](table)))
@@ -108,9 +104,8 @@ def coverage_table(
         by: column whose values get rows of their own, "" left out; None takes all matches together.
 
     Returns:
-        columns `by`, n_pairs, n_scenes, n_matches, asked, covered (mean over scenes of the share of their matches,
-        which is what is promised) with its 95 % interval, worst_scene, of_matches (the same, matches counting alike),
-        median_px and mean_px (of the radii).
+        columns `by`, n_pairs, n_scenes, n_matches, asked, covered (mean over scenes of the share of their matches) with
+        its 95 % interval, worst_scene, of_matches (matches counting alike), median_px and mean_px (of the radii).
     """
     groups = [("all", table)] if by is None else [(name, part) for name, part in table.groupby(by) if name != ""]
     rows = [
@@ -122,7 +117,6 @@ def coverage_table(
 
 
 def _covered(table: pd.DataFrame, asked: float) -> dict[str, float]:
-    """What `coverage_table` says of a table with radii."""
     counts = {"n_pairs": table["id"].nunique(), "n_scenes": table["scene"].nunique(), "n_matches": len(table)}
     scenes = table.groupby("scene", as_index=False)["covered"].mean()
     found = cluster_bootstrap(scenes, "covered").named("covered")
@@ -137,13 +131,10 @@ def held_out(
     coverages: Sequence[float] = COVERAGES,
     scenes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Radii of scenes from confidence and precision fitted on all other scenes of the table alone.
+    """The table once for each coverage (`asked`), with `radius_px` and `covered` from fits on all other scenes alone.
 
     Args:
         scenes: those to judge; None takes all.
-
-    Returns:
-        the table once for each coverage (`asked`), with `radius_px` and `covered`.
     """
     parts = [table.head(0).assign(asked=0.0, radius_px=0.0, covered=0.0)]
     for scene in table["scene"].unique() if scenes is None else scenes:
@@ -156,9 +147,8 @@ def held_out(
 
 def _refitted(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[Calibrator, Precision]:
     fit = partial(fit_calibrator, names=names)
-    table = table.iloc[::REFIT_EVERY]
-    calibrator = fit(table)
-    return calibrator, fit_precision(table, fit)
+    table = table.iloc[::4]  # neighbours hold much the same, and there are hundreds of thousands
+    return fit(table), fit_precision(table, fit)
 
 
 def held_out_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -170,11 +160,7 @@ def held_out_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
 def leave_source_out(
     validation: pd.DataFrame, test: pd.DataFrame, names: tuple[str, ...], coverages: Sequence[float] = COVERAGES
 ) -> pd.DataFrame:
-    """Coverage on one source of confidence and radii fitted on validation scenes of all others alone.
-
-    Returns:
-        `coverage_table` by source, of the test scenes; empty where there is one source.
-    """
+    """`coverage_table` of each test source from fits on validation scenes of the others; empty for one source."""
     rows = []
     for source in sorted(test["source"].unique()):
         others = validation[validation["source"] != source]
@@ -216,8 +202,8 @@ def scene_table(table: pd.DataFrame, precision: Precision, coverage: float = COV
     """Coverage of each scene, the worst first, beside the mean error vector of its correct matches.
 
     Returns:
-        columns scene, n_pairs, covered, offset_px (length of that vector: what all matches of a scene have in common is
-        an error of the truth rather than of matches), median_px.
+        columns scene, n_pairs, covered, offset_px (length of that vector, an error of the truth rather than of
+        matches), median_px.
     """
     rows = []
     for scene, part in with_radius(table, precision, coverage).groupby("scene"):
@@ -244,14 +230,12 @@ def covariance_table(
     """What several covariances of the same correct matches are worth, by source.
 
     Args:
-        table: correct matches, see `correct`.
         kinds: covariances (N, 2, 2) by name.
         levels: of ellipses.
 
     Returns:
-        columns source, covariance, n_matches, mean_square (mean squared Mahalanobis distance over 2: 1 is right, more
-        says too narrow), share of matches within the ellipse of each level, nll (mean negative log-likelihood, nats:
-        less is better).
+        columns source, covariance, n_matches, mean_square (mean squared Mahalanobis distance over 2; more than 1 is too
+        narrow), share of matches within the ellipse of each level, nll (mean, nats).
     """
     rows = []
     for name, covariance in kinds.items():
@@ -266,11 +250,7 @@ def covariance_table(
 
 
 def covariances(table: pd.DataFrame, precision: Precision, validation: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The covariances that `covariance_table` compares: raw, fitted, the same without direction, and one for all.
-
-    Args:
-        table: correct matches to be judged; `validation`: correct ones that the last is fitted on.
-    """
+    """Raw, fitted, and fitted without direction for the correct matches `table`, and one for all from `validation`."""
     raw = raw_covariance(table)
     full = precision.covariance(raw)
     mean = np.trace(full, axis1=1, axis2=2)[:, None, None] / 2 * np.eye(2)
@@ -284,14 +264,7 @@ def covariances(table: pd.DataFrame, precision: Precision, validation: pd.DataFr
 
 
 def errors_by_spread(table: pd.DataFrame, precision: Precision, bins: int = 10) -> pd.DataFrame:
-    """Root mean square error of an axis against the stated standard deviation, in bins of equal numbers, by source.
-
-    Args:
-        table: correct matches.
-
-    Returns:
-        columns source, stated_px, measured_px, n.
-    """
+    """Root mean square error of an axis against the stated deviation, in bins of equal numbers, by source."""
     stated = np.sqrt(np.trace(precision.covariance(raw_covariance(table)), axis1=1, axis2=2) / 2)
     rows = []
     for source, part in table.assign(stated=stated).groupby("source"):

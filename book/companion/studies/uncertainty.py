@@ -1,9 +1,4 @@
-"""Responses of uncertainty maps to nuisances dosed one at a time, and the claims of section 5.2 on real pairs.
-
-All measurements take a `Measure`, such as `uncertainty_maps` of a network. They raise ValueError for no scenes or
-pairs, sides that are no multiple of a cell, pairs smaller than the crop, doses out of range and maps of a wrong shape;
-the statistics, for tables that lack columns, repeat rows or hold one dose.
-"""
+"""Responses of uncertainty maps to nuisances dosed one at a time, and the claims of section 5.2 on real pairs."""
 
 from __future__ import annotations
 
@@ -21,11 +16,12 @@ from companion.studies.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
 from sarmatch.evaluation.intervals import check_columns, cluster_bootstrap
+from sarmatch.geometry import central_corner
 from sarmatch.model import STRIDE
 from sarmatch.model.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
-"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells: of a network in `eval()` mode."""
+"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
 MEASURED = (*SOURCES, "sar", "optical", "total")
 """The six sources, U_sar, U_opt and the mean of the last two."""
 RESOLUTION = 1e-6
@@ -45,7 +41,7 @@ class Ladder(NamedTuple):
 
 Doses = Mapping[str, Ladder]
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
-"""What all nuisances but one are held at; every ladder of `DOSES` starts from it. Seasons have no order, snow has."""
+"""What all nuisances but one are held at; every ladder of `DOSES` starts from it."""
 DOSES: Doses = {
     "speckle": Ladder("looks", (16.0, 8.0, 4.0, 2.0, 1.0)),
     "layover": Ladder("layover_px", (0.0, 2.0, 4.0, 6.0, 8.0)),
@@ -65,24 +61,23 @@ WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
     "illumination": (dataclasses.replace(CALM, illumination=0.5), lambda made: abs(made.illumination - 1)),
     "snow": (dataclasses.replace(CALM, snow=0.4), lambda made: made.snow),
 }
-"""Of each nuisance that covers part of an image: the calm scene with it added, and the map (H, W) of where it is.
-Speckle is the same everywhere in a rendering, so two opposite quadrants of its image are taken from the calm one."""
+"""Of each nuisance that covers part of an image: the calm scene with it, and the map (H, W) of where it is."""
 
 
-def dose_response(
-    measure: Measure, n_scenes: int, size: int, seed: int, doses: Doses = DOSES, sar_bands: Sequence[int] = (0,)
-) -> pd.DataFrame:
+def dose_response(measure: Measure, n_scenes: int, size: int, seed: int, doses: Doses = DOSES) -> pd.DataFrame:
     """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
 
     Args:
         n_scenes: at least 1; `seed` determines them.
         size: side in px, at least 32 and a multiple of 4.
         doses: name of a nuisance to its ladder.
-        sar_bands: as `render`.
 
     Returns:
         one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells, and `weight` of the
         source for the pair (NaN for `sar`, `optical` and `total`).
+
+    Raises:
+        ValueError: arguments out of range, or maps that are not finite or of another size.
     """
     if n_scenes < 1 or not doses:
         raise ValueError(f"expected n_scenes of at least 1 and a ladder in doses, got {n_scenes} and {len(doses)}")
@@ -93,11 +88,10 @@ def dose_response(
         for value, dose in zip(ladder.values, ladder.doses, strict=True)
     ]
     distinct = list(dict.fromkeys(nuisance for *_, nuisance in steps))  # all ladders start at the same image
-    rows: list[pd.DataFrame] = []
+    rows = []
     for scene in range(n_scenes):
         scene_seed = int(np.random.SeedSequence([seed, scene]).generate_state(1)[0])
-        made = [render(scene_seed, size, nuisance, sar_bands=sar_bands).pair for nuisance in distinct]
-        maps, weights = _measured(measure, [pair.sar for pair in made], [pair.optical for pair in made])
+        maps, weights = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
         means = maps.mean(axis=(2, 3))
         for name, dose, nuisance in steps:
             i = distinct.index(nuisance)
@@ -113,26 +107,24 @@ def augmented_dose_response(
     crop_size: int = 192,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Real crops under rising doses of artificial speckle on the SAR image or artificial haze on the optical one.
+    """Central crops of real pairs under rising doses of artificial speckle or haze, see `with_dose`.
 
-    See `with_dose`. Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone
-    responds too.
+    Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone responds too.
 
     Args:
-        pairs: at least `crop_size` px a side; the crop is at the centre.
-        kind: of nuisance; `seed` is that of its noise.
         doses: 1 / looks, or the largest opacity, in [0, 1]; default `AUGMENTATION_DOSES`.
-        crop_size: side in px, a multiple of 4.
+        crop_size: side in px, a multiple of 4; pairs have at least this.
+        seed: of the noise.
 
     Returns:
         as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
-        the pair and a further column `cluster`, the scene of the pair (its id where unknown).
+        the pair and a column `cluster`, the scene of the pair (its id where unknown).
     """
     check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
-    rows: list[pd.DataFrame] = []
+    rows = []
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
         changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
-        maps, weights = _measured(measure, [made.sar for made in changed], [made.optical for made in changed])
+        maps, weights = _measured(measure, changed)
         means = _means(maps, full)
         for dose, values, weight in zip(doses, means, weights, strict=True):
             labels = {"nuisance": kind, "dose": dose, "scene": pair.id, "cluster": pair.scene or pair.id}
@@ -150,9 +142,9 @@ def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame
         value: "value", or "weight" for the fusion's weights.
 
     Returns:
-        one row per nuisance and source: `rho` in [-1, 1], `rho_low`, `rho_high`, `change` of the mean from the lowest
-        to the highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN
-        where scenes do not differ), `n_scenes`, `n_clusters`.
+        one row per nuisance and source: `rho` in [-1, 1] with its ends, `change` of the mean from the lowest to the
+        highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN where
+        scenes do not differ), `n_scenes`, `n_clusters`.
     """
     table = _checked(table, value)
     rows = []
@@ -171,14 +163,10 @@ def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame
 
 
 def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = False) -> pd.DataFrame:
-    """Mean over scenes at every dose with its 95 % interval, for plots.
+    """Mean over scenes at every dose with its 95 % interval: nuisance, dose, source, value, low, high.
 
     Args:
-        table, value: as `rank_correlations`.
         relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
-
-    Returns:
-        columns nuisance, dose, source, value, low, high; the ends are NaN where there is one scene.
     """
     table = _checked(table, value).sort_values("dose", kind="stable")
     if relative:
@@ -191,9 +179,7 @@ def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = F
 
 
 def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
-    """Relation of the SAR uncertainty to backscatter (section 5.2: higher in strong backscatter).
-
-    Backscatter is the mean of the first SAR band over the pixels of a cell, in the units of the image.
+    """Relation of the SAR uncertainty to backscatter, the mean of the first SAR band over a cell (section 5.2).
 
     Returns:
         one row a pair: the columns of `INDEX_COLUMNS`; for U_sar and each SAR source `rho_<source>`, Spearman's
@@ -203,7 +189,7 @@ def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.D
     names = (*SAR_SOURCES, "sar")
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        maps, _ = _measured(measure, [pair.sar], [pair.optical])
+        maps, _ = _measured(measure, [pair])
         values = maps[0, [MEASURED.index(name) for name in names]][:, full]
         bright = _pool(pair.sar[0].numpy())[full]
         brightest = np.argsort(-bright, kind="stable")[: max(1, round(len(bright) / 10))]
@@ -225,46 +211,41 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
     """
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        maps, weights = _measured(measure, [pair.sar], [pair.optical])
+        maps, weights = _measured(measure, [pair])
         row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        row["haze_index"] = haze_index(pair.optical, pair.valid)
-        row |= dict(zip((f"mean_{name}" for name in MEASURED), _means(maps, full)[0], strict=True))
-        rows.append(row | dict(zip((f"weight_{name}" for name in SOURCES), weights[0], strict=True)))
+        row |= {"haze_index": haze_index(pair.optical, pair.valid)}
+        row |= {f"mean_{name}": value for name, value in zip(MEASURED, _means(maps, full)[0], strict=True)}
+        rows.append(row | {f"weight_{name}": value for name, value in zip(SOURCES, weights[0], strict=True)})
     return pd.DataFrame(rows)
 
 
-def within_image_relation(
-    measure: Measure, seeds: Sequence[int], size: int, sar_bands: Sequence[int] = (0,)
-) -> pd.DataFrame:
+def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> pd.DataFrame:
     """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
 
     Args:
-        measure, size, sar_bands: as `dose_response`.
-        seeds: of synthetic scenes.
+        seeds: of synthetic scenes; the other arguments as `dose_response`.
 
     Returns:
-        one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, Spearman's correlation over
-        cells of the map of the nuisance and that of the source, and `rho_change`, that with the rise of the source
-        over the same scene without the nuisance, which drops the ground beneath. Both are NaN where the scene has none
-        of the nuisance, 0 of a flat map.
+        one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, and `rho_change`, with the rise
+        of the source over the same scene without the nuisance. NaN where the scene has none of it, 0 of a flat map.
     """
     _check_size(size, "size")
     if not len(seeds):
         raise ValueError("seeds must name at least one scene")
     rows = []
     for seed in seeds:
-        calm = render(seed, size, CALM, sar_bands=sar_bands).pair
+        calm = render(seed, size, CALM).pair
         images, causes = [calm], []
         for name, (nuisance, where) in WITHIN.items():
-            made = render(seed, size, nuisance, sar_bands=sar_bands)
+            made = render(seed, size, nuisance)
             pair, cause = made.pair, where(made)
-            if name == "speckle":
+            if name == "speckle":  # the same everywhere in a rendering: two quadrants of its image stay calm
                 noisy = _quadrants(size, bool(seed % 2))
                 cause = cause * noisy
                 pair = dataclasses.replace(pair, sar=torch.where(torch.from_numpy(noisy), pair.sar, calm.sar))
             images.append(pair)
             causes.append(_pool(cause).ravel())
-        maps, _ = _measured(measure, [pair.sar for pair in images], [pair.optical for pair in images])
+        maps, _ = _measured(measure, images)
         flat = maps.reshape(*maps.shape[:2], -1)
         for name, cause, values in zip(WITHIN, causes, flat[1:], strict=True):
             rhos = zip(MEASURED, _spearman(cause, values), _spearman(cause, values - flat[0]), strict=True)
@@ -278,15 +259,14 @@ def _quadrants(size: int, mirrored: bool) -> np.ndarray:
     return (high[:, None] ^ high[None]) ^ mirrored
 
 
-def _measured(measure: Measure, sar: Sequence[Tensor], optical: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of images of one size in the order of `MEASURED`, (N, 9, h, w), and weights (N, 6), both float64."""
-    batch, maps, weights = 8, [], []
+def _measured(measure: Measure, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of pairs of one size in the order of `MEASURED`, (N, 9, h, w), and weights (N, 6), both float64."""
+    maps, weights = [], []
     with torch.inference_mode():
-        for start in range(0, len(sar), batch):
-            images = torch.stack(list(sar[start : start + batch])), torch.stack(list(optical[start : start + batch]))
-            made = measure(*images)
+        for some in (pairs[i : i + 8] for i in range(0, len(pairs), 8)):
+            made = measure(torch.stack([pair.sar for pair in some]), torch.stack([pair.optical for pair in some]))
             every = torch.cat([made.sources, made.sar, made.optical, (made.sar + made.optical) / 2], 1)
-            expected = (len(every), len(MEASURED), *(side // STRIDE for side in sar[0].shape[-2:]))
+            expected = (len(every), len(MEASURED), *(side // STRIDE for side in some[0].size))
             if tuple(every.shape) != expected or not bool(every.isfinite().all()):
                 raise ValueError(f"measure: expected finite maps {expected} in all, got {tuple(every.shape)}")
             maps.append(every.double().cpu())
@@ -300,14 +280,12 @@ def _rows(labels: Mapping[str, object], values: np.ndarray, weights: np.ndarray)
 
 
 def _crops(pairs: Pairs, crop_size: int) -> Iterator[tuple[Pair, np.ndarray]]:
-    """Windows at the centre of each pair, and the cells (h, w) that have data in all their pixels."""
+    """Central windows of each pair, and the cells (h, w) that have data in all their pixels."""
     _check_size(crop_size, "crop_size")
     if not len(pairs):
         raise ValueError("pairs must hold at least one pair")
     for pair in pairs:
-        if min(pair.size) < crop_size:
-            raise ValueError(f"crop_size {crop_size} is larger than pair {pair.id!r} of {pair.size} px; choose less")
-        y, x = ((side - crop_size) // 2 for side in pair.size)
+        x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
         cut = (..., slice(y, y + crop_size), slice(x, x + crop_size))
         images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
         yield dataclasses.replace(pair, **images, transform=None), _pool(images["valid"].numpy()) == 1

@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks of resident me
 
 @pytest.fixture(scope="module")
 def modes():
-    return measure_modes(SMALL, size=32, passes=(1, 4), repeats=3, search_radius=8.0)
+    return measure_modes(workload(SMALL, 32, search_radius=8.0), (1, 4), repeats=3)
 
 
 def test_a_row_a_mode(modes):
@@ -145,9 +145,6 @@ def test_runs_alternate():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"passes": 0}, "passes must be different numbers of at least 1"),
-        ({"passes": (5, 5)}, "passes must be different"),
-        ({"repeats": 0}, "repeats must be at least 1"),
         ({"size": 40}, "size: expected images .* multiples of 16"),
         ({"size": 272}, "up to 256 px"),
         ({"search_radius": 0.0}, "search_radius must be positive"),
@@ -156,11 +153,19 @@ def test_runs_alternate():
 )
 def test_rejected(change, message):
     with pytest.raises(ValueError, match=message):
-        measure_modes(**{"net_config": SMALL, "size": 32, "passes": 1, "repeats": 1} | change)
+        workload(**{"net_config": SMALL, "size": 32} | change)
+
+
+@pytest.mark.parametrize(
+    ("passes", "repeats", "message"), [(0, 1, "of at least 1"), ((5, 5), 1, "different"), (1, 0, "repeats")]
+)
+def test_rejected_passes(passes, repeats, message):
+    with pytest.raises(ValueError, match=message):
+        measure_modes(workload(SMALL, 32), passes, repeats)
 
 
 def test_bound_rejects():
-    with pytest.raises(ValueError, match="parts lacks the columns"):
+    with pytest.raises(ValueError, match="lack the columns"):
         prefix_bound(pd.DataFrame({"seconds": [1.0]}), 1)
     parts = pd.DataFrame({"seconds": [0.0], "once": [1], "per_pass": [1]})
     with pytest.raises(ValueError, match="positive in sum"):

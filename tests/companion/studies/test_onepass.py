@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def taught(run, split):
+def distilled(run, split):
     return distilled_or_load(run, split, 4)
 
 
@@ -65,8 +65,8 @@ def test_errors_lie_on_the_cells_of_their_matches():
     assert (errors[0, 0], errors[1, 2]) == (2.0, 7.0)
 
 
-def test_a_head_is_taught_once_and_the_given_network_is_left_alone(run, taught, split):
-    first, curve = taught
+def test_a_head_is_distilled_once_and_the_given_network_is_left_alone(run, distilled, split):
+    first, curve = distilled
     assert float(first.net.epistemic_head.distilled) == 1 and float(run.net.epistemic_head.distilled) == 0
     (file,) = run.path.glob("distilled-*.safetensors")
     written = file.stat().st_mtime_ns
@@ -78,9 +78,9 @@ def test_a_head_is_taught_once_and_the_given_network_is_left_alone(run, taught, 
         assert "epistemic_head" in name or torch.equal(value, run.net.state_dict()[name])
 
 
-def test_estimates_are_those_that_matches_carry(taught, split, run):
+def test_estimates_are_those_that_matches_carry(distilled, split, run):
     """Of each match, what the table says at its SAR cell is what a matcher that estimates so reports."""
-    run, _ = taught
+    run, _ = distilled
     density, config = density_or_load(run, split, 4), dataclasses.replace(run.config.evaluation, max_pairs=1)
     assert torch.equal(density_or_load(run, split, 4).means, density.means)
     table = estimates_or_load(run, density, split.test, config)
@@ -102,8 +102,8 @@ def test_passes_see_what_a_matcher_sees(run, split):
     attach(prediction, row_entropy(prediction))
 
 
-def test_costs_are_relative_to_one_pass(taught, split):
-    run, _ = taught
+def test_costs_are_relative_to_one_pass(distilled, split):
+    run, _ = distilled
     density = density_or_load(run, split, 4)
     costs = measure_costs(run.net, density, split.test.subset([0]), run.config.evaluation, passes=10, repeats=1)
     costs = costs.set_index("confidence")["passes"]
@@ -125,9 +125,9 @@ def test_rank_correlation_is_within_pairs():
 def test_a_share_of_the_gain_is_kept_and_harm_is_negative():
     table = gains("yes").set_index("confidence")["kept"]
     assert table.to_dict() == pytest.approx(dict(zip([*ESTIMATES, "passes"], [-0.25, 0.25, 0.75, 1.0], strict=True)))
-    said = kept_statement(gains("yes"))
-    assert "row entropy (1.00), distilled (1.10)" in said and "feature density" not in said
-    assert "beyond the interval: distilled." in said and "distilled keeps most: 75%" in said
+    text = kept_statement(gains("yes"))
+    assert "row entropy (1.00), distilled (1.10)" in text and "feature density" not in text
+    assert "beyond the interval: distilled." in text and "distilled keeps most: 75%" in text
 
 
 @pytest.mark.parametrize("better", ["open", "worse", "too few scenes"])
@@ -137,5 +137,5 @@ def test_a_share_of_no_gain_is_not_stated(better):
     assert "no gain to keep" in kept_statement(table)
 
 
-def test_nothing_affordable_is_said_so():
+def test_nothing_affordable_is_text_so():
     assert kept_statement(gains("yes"), cheap=0.9) == "No estimate costs at most 0.9 passes."

@@ -1,4 +1,4 @@
-"""Tables of the chapter on precision, on matches whose law is known, and the way into the header of weights."""
+"""Tables of the chapter on precision, on matches whose error model is known, and the way into the header of weights."""
 
 from __future__ import annotations
 

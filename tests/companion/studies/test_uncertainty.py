@@ -311,7 +311,7 @@ def test_rejected_inputs(real: Pairs) -> None:
         dose_response(fake, 1, SIZE, 0, doses={})
     with pytest.raises(ValueError, match="size must be a positive multiple"):
         dose_response(fake, 1, 66, 0)
-    with pytest.raises(ValueError, match="crop_size 96 is larger"):
+    with pytest.raises(ValueError, match="smaller than the 96 px crop"):
         group_levels(fake, real, 96)
     with pytest.raises(ValueError, match="crop_size must be a positive multiple"):
         backscatter_relation(fake, real, 0)
