@@ -54,7 +54,7 @@ def study(
     alone = metrics_table(scores[~scores["voting"]], metrics)
     radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
     print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
-    for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
+    for title, table in (("aggregated over neighbours", voting), ("each cell by itself, one pass", alone)):
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
     if output is not None:
         write_table(scores, output, "records")
@@ -161,17 +161,9 @@ def _runs(given: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see `cli.run_app`.
-
-    Args:
-        arguments: default `sys.argv[1:]`.
-    """
+    """Run the command line on `sys.argv[1:]` or other arguments; returns the exit status, see `run_app`."""
     app = SubcommandApp()
     for command in (study, compare, book):
         app.command(command)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return run_app(app, "python -m companion", "Studies of the book, and the book itself.", arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

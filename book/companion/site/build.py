@@ -1,10 +1,4 @@
-"""The book's machinery: what a chapter asks for, and how all chapters are executed, built into a site and published.
-
-A chapter's parameters cell holds literals only (`profile`, `data_root`, `runs_dir`, `results_dir`); papermill injects
-values after it, and the next cell calls `chapter_settings`. Three environment variables reach notebooks that nobody
-injects into: `SARMATCH_PROFILE` overrides the profile (continuous integration forces `smoke`), `SARMATCH_DATA` names
-the data, and `SARMATCH_OUT` the folder below which runs and results go.
-"""
+"""How all chapters are executed, built into a site and published."""
 
 from __future__ import annotations
 
@@ -15,21 +9,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from companion.settings import PUBLISHED_PROFILE, book_profile, find_checkout
+from companion.settings import PUBLISHED_PROFILE, BookConfig, book_profile, find_checkout
 from companion.site.execute import BookError, default_workers, execute_all, in_order
 from companion.site.headline import update
 from companion.site.notebooks import clean_notebook
 from companion.site.page_provenance import save_page
 from sarmatch.io import atomic_path
 
-if TYPE_CHECKING:
-    pass
-
-
-FRONT_PICTURE = "fig-scenes-joined"
-"""Figure that README and front page show."""
+FRONT_PICTURE = "fig-scenes-joined"  # of README and front page
 
 
 def toc_files(book: Path) -> list[str]:
@@ -69,8 +58,6 @@ def build_book(
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
     Args:
-        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
-        data_root: folder of the data, for the profiles on real data.
         out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
         chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
         site: also run jupyter-book.
@@ -85,41 +72,44 @@ def build_book(
         BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
         ValueError: unknown profile or chapter, no data folder for a profile on real data, or no workers.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
-    config = book_profile(profile, data)  # rejected now rather than in a kernel
-    forced = os.environ.get("SARMATCH_PROFILE", profile)
-    if forced != profile:
-        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
     names = chapter_names(book)
-    unknown = set(chapters or ()) - set(names)
-    if unknown:
-        raise ValueError(f"no chapter {sorted(unknown)} in {book / '_toc.yml'}; there are {names}")
-
+    config = _checked(profile, data, names, chapters, workers)
     staged = Path(out).resolve() / profile / "book"
+    results = staged / "results" / profile
     _stage(book, staged, names)
-    parameters = {
-        "profile": profile,
-        "data_root": data,
-        "runs_dir": str(Path(runs_dir).resolve()),
-        "results_dir": str(staged / "results" / profile),
-    }
+    parameters = {"profile": profile, "data_root": data, "runs_dir": str(Path(runs_dir).resolve())}
+    parameters["results_dir"] = str(results)
 
-    def done(name: str) -> None:
-        save_page(staged / "results" / profile, name, config)
+    def execute(some: Sequence[str]) -> None:
+        n = default_workers() if workers is None else workers
+        execute_all(book, staged, some, parameters, n, lambda name: save_page(results, name, config))
 
     first, together, last = in_order(chapters or names)
-    n = default_workers() if workers is None else workers
-    execute_all(book, staged, first, parameters, n, done)
+    execute(first)
     if site and first and together:  # something to read while the others run
         print(f"first result: {build_site(staged).with_name(first[0])}.html", flush=True)
-    for some in (together, last):
-        execute_all(book, staged, some, parameters, n, done)
+    execute(together)
+    execute(last)
     if site:
         print(f"site: {build_site(staged)}", flush=True)
     return staged
+
+
+def _checked(
+    profile: str, data: str | None, names: Sequence[str], chapters: Sequence[str] | None, workers: int | None
+) -> BookConfig:
+    """The profile's configuration; rejects now what would fail in a kernel."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    config = book_profile(profile, data)
+    forced = os.environ.get("SARMATCH_PROFILE", profile)
+    if forced != profile:
+        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
+    if unknown := set(chapters or ()) - set(names):
+        raise ValueError(f"no chapter {sorted(unknown)} in _toc.yml; there are {names}")
+    return config
 
 
 def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
@@ -138,11 +128,7 @@ def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
 
 
 def build_site(book: Path, options: Sequence[str] = ()) -> Path:
-    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`.
-
-    Raises:
-        BookError: jupyter-book is not installed, or it failed; its last lines are in the message.
-    """
+    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`; `BookError` if it fails."""
     command = shutil.which("jupyter-book", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
     if command is None:
         raise BookError("jupyter-book is not installed; pip install -e '.[book]'")
@@ -167,7 +153,6 @@ def publish(
 
     Args:
         staged: what `build_book` returned.
-        profile: the profile that made it.
         data_root: folder of the data; outputs that print it show `DATA` instead.
         chapters: names to publish; default all.
         book: folder of the tracked sources; default the `book` folder of the checkout.
@@ -193,7 +178,6 @@ def publish(
 
 
 def _picture(notebook: Any, name: str) -> bytes | None:
-    """The stored picture of the cell that makes the figure of this name, as PNG."""
     for cell in notebook.cells:
         if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
             for output in cell.outputs:

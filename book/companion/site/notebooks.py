@@ -13,12 +13,7 @@ _RUN_METADATA = ("papermill", "execution", "ExecuteTime")
 
 
 def clean_notebook(notebook: Any, private: Mapping[str, str] | None = None) -> Any:
-    """The notebook as it is stored: no injected cell, no times, no warnings on stderr, no private text in outputs.
-
-    Args:
-        notebook: an nbformat 4 notebook; left as it is.
-        private: text to replace in outputs.
-    """
+    """A copy as it is stored: no injected cell, times or warnings, and `private` text in outputs replaced."""
     import nbformat
 
     clean = copy.deepcopy(notebook)
