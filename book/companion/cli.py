@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from sarmatch.cli import ProfileName, run_app
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from sarmatch.config import Config
 
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 
@@ -36,14 +41,14 @@ def study(
     from companion.studies.ablation import STUDIES, measured_pairs, pair_scores, studied, study_matches
     from companion.studies.ablation_tables import calibration_table, metrics_table
     from companion.studies.sensitivity import possible
-    from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.intervals import with_intervals
     from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.training.runs import open_split
 
     if output is not None:
         check_output(output, "records", TABLES)
     config = studied(book_profile(profile, str(data) if data else None), name)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    split = open_split(config)
     variants = possible(STUDIES[name], config, split)
     if absent := [variant.name for variant in STUDIES[name] if variant not in variants]:
         print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
@@ -52,8 +57,7 @@ def study(
     metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
     voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
     alone = metrics_table(scores[~scores["voting"]], metrics)
-    radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
-    print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
+    print(f"{_setting(config, config.evaluation.headline_radius)}; 95 % for other seeds and scenes")
     for title, table in (("aggregated over neighbours", voting), ("each cell by itself, one pass", alone)):
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
     if output is not None:
@@ -84,33 +88,42 @@ def compare(
     from companion.shipping import shipped_or_trained
     from companion.studies.comparison import all_methods, without_packages
     from companion.studies.comparison import compare as compare_methods
-    from companion.studies.comparison_tables import ranked, registration_table
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
-    from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.evaluation.intervals import with_intervals
     from sarmatch.geometry import Search
     from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.training.runs import open_split
 
     Search(search_radius)  # rejects what makes no sense before hours of training
     if output is not None:
         check_output(output, "records", TABLES)
     config = book_profile(profile, str(data) if data else None)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    split = open_split(config)
     run = shipped_or_trained(config, _runs(runs), split)
     trainings = trained_peers(config, split, _runs(runs))
     compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
     records, _ = compare_methods(run, compared, split, config, search_radius)
-    table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
-    where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
-    print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
+    print(f"{_setting(config, search_radius)}; 95 % for other scenes")
     budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
-    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
-    for name in without_packages():
-        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
-    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+    _print_comparison(records, budget, without_packages())
     if output is not None:
         write_table(records, output, "records")
     return 0
+
+
+def _print_comparison(records: DataFrame, budget: DataFrame, skipped: Iterable[str]) -> None:
+    from companion.studies.comparison_tables import ranked, registration_table
+    from sarmatch.evaluation.intervals import with_intervals
+
+    print(with_intervals(ranked(records, ["mma_1px", "mma_3px", "n_matches"]), 3).to_string(index=False))
+    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
+    for name in skipped:
+        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
+    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+
+
+def _setting(config: Config, radius: float | None) -> str:
+    where = "the whole image" if radius is None else f"search radius {radius:g} px"
+    return f"protocol shift, {where}, {config.evaluation.crop_size} px crops, test part"
 
 
 def book(

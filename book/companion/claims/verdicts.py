@@ -45,6 +45,10 @@ class Number:
     def has_interval(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return (self.low, self.high) if self.has_interval else (self.value, self.value)
+
     def __str__(self) -> str:
         scale, form, unit = (100, "+.1f", " %") if self.kind == "percent" else (1, FORMATS[self.kind], "")
         shown = f"{scale * self.value:{form}}{unit}"
@@ -174,7 +178,7 @@ def behind(numbers: Sequence[Number], claim: Claim) -> Verdict:
 
 
 def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> Verdict:
-    (near, far), *others = (sorted((sign * _low(n), sign * _high(n))) for n in numbers)
+    (near, far), *others = (sorted(sign * end for end in n.ends) for n in numbers)
     known = [number.has_interval for number in numbers]
     if all(near > other[1] for other in others):
         return SAME, "intervals do not overlap" if known[0] else f"the first is {side}"
@@ -226,16 +230,8 @@ def _printed_in(number: Number, claim: Claim, words: str) -> Verdict:
 
 
 def _holds(number: Number, printed: float) -> bool:
-    slack = 1e-9 * max(abs(printed), 1)
-    return _low(number) - slack <= printed <= _high(number) + slack
-
-
-def _low(number: Number) -> float:
-    return number.low if number.has_interval else number.value
-
-
-def _high(number: Number) -> float:
-    return number.high if number.has_interval else number.value
+    slack, (low, high) = 1e-9 * max(abs(printed), 1), number.ends
+    return low - slack <= printed <= high + slack
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

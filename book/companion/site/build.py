@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from companion.settings import PUBLISHED_PROFILE, BookConfig, book_profile, find_checkout
 from companion.site.execute import BookError, default_workers, execute_all, in_order
 from companion.site.headline import update
-from companion.site.notebooks import clean_notebook
 from companion.site.page_provenance import save_page
 from sarmatch.io import atomic_path
 
+RUN_METADATA = ("papermill", "execution", "ExecuteTime")  # of notebooks and cells
 FRONT_PICTURE = "fig-scenes-joined"  # of README and front page
 
 
@@ -58,19 +59,13 @@ def build_book(
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
     Args:
-        out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
+        out: the copy, which is returned, is `<out>/<profile>/book`, the site in its `_build/html`.
         chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
-        site: also run jupyter-book.
         book: folder of the sources; default the `book` folder of the checkout.
-        runs_dir: store of trained runs; what it holds is loaded, so that a second call resumes.
         workers: chapters at a time, in processes that share the cores; None takes `execute.default_workers`.
-
-    Returns:
-        the folder of the staged copy.
 
     Raises:
         BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
-        ValueError: unknown profile or chapter, no data folder for a profile on real data, or no workers.
     """
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
@@ -79,11 +74,10 @@ def build_book(
     staged = Path(out).resolve() / profile / "book"
     results = staged / "results" / profile
     _stage(book, staged, names)
-    parameters = {"profile": profile, "data_root": data, "runs_dir": str(Path(runs_dir).resolve())}
-    parameters["results_dir"] = str(results)
+    parameters = dict(profile=profile, data_root=data, runs_dir=str(Path(runs_dir).resolve()), results_dir=str(results))
 
     def execute(some: Sequence[str]) -> None:
-        n = default_workers() if workers is None else workers
+        n = workers or default_workers()
         execute_all(book, staged, some, parameters, n, lambda name: save_page(results, name, config))
 
     first, together, last = in_order(chapters or names)
@@ -154,8 +148,6 @@ def publish(
     Args:
         staged: what `build_book` returned.
         data_root: folder of the data; outputs that print it show `DATA` instead.
-        chapters: names to publish; default all.
-        book: folder of the tracked sources; default the `book` folder of the checkout.
     """
     import nbformat
 
@@ -184,3 +176,39 @@ def _picture(notebook: Any, name: str) -> bytes | None:
                 if "image/png" in output.get("data", {}):
                     return base64.b64decode(output["data"]["image/png"])
     return None
+
+
+def clean_notebook(notebook: Any, private: Mapping[str, str] | None = None) -> Any:
+    """A copy as it is stored: no injected cell, times or warnings, and `private` text in outputs replaced."""
+    import nbformat
+
+    clean = copy.deepcopy(notebook)
+    clean.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    clean.cells = [cell for cell in clean.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in clean.cells:
+        for key in RUN_METADATA:
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            cell.outputs = [nbformat.from_dict(_replace_text(dict(o), private or {})) for o in outputs]
+    for count, cell in enumerate((c for c in clean.cells if c.cell_type == "code" and c.source.strip()), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    return clean
+
+
+def _replace_text(value: Any, replacements: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for old in sorted(replacements, key=len, reverse=True):  # longest first: a path before its parent
+            value = value.replace(old, replacements[old])
+        return value
+    if isinstance(value, dict):
+        return {key: _replace_text(item, replacements) for key, item in value.items()}
+    return [_replace_text(item, replacements) for item in value] if isinstance(value, list) else value
