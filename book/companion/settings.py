@@ -134,7 +134,7 @@ class ChapterSettings:
         self.results_dir.mkdir(parents=True, exist_ok=True)
         path = self.results_dir / name
         with atomic_path(path) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
         return path
 
     def __repr__(self) -> str:
