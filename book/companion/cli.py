@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 
 
+# long because the help is generated from the docstring and imports wait for the command
 def study(
     name: Positional[StudyName],
     profile: ProfileName = "demo",
@@ -65,6 +66,7 @@ def study(
     return 0
 
 
+# long because the help is generated from the docstring and imports wait for the command
 def compare(
     profile: ProfileName = "demo",
     data: Path | None = None,

@@ -46,6 +46,7 @@ def chapter_names(book: Path) -> list[str]:
     return [name for name in toc_files(book) if (book / f"{name}.ipynb").is_file()]
 
 
+# long because it is the public signature with its contract, and the order of the steps
 def build_book(
     profile: str = "demo",
     data_root: str | Path | None = None,
