@@ -86,7 +86,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         Step(
             "python -m companion study ablation --profile s1s2 --data path/to/data",
             OURS,
-            says=("neighbours vote",),
+            says=("aggregated over neighbours",),
         ),
         Step(
             "python -m companion study ablation --profile s1s2 --data DATA",
@@ -190,7 +190,7 @@ OPTIONS = (
 """Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
 
 ELSEWHERE = {
-    "python -m companion compare": "test_cli.py::test_help_explains_every_option",
+    "python -m companion compare": "companion/test_companion_cli.py::test_help_explains_every_option",
     "sarmatch export s1s2 -o s1s2.onnx": "model/test_onnx.py::test_the_command_exports_the_named_model",
     "jupyter-book build book": "companion/site/test_build.py::test_site_is_built_and_its_failure_reported",
 }

@@ -15,11 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from companion import cli as companion_cli
-from companion.baselines import SiftMatcher, TemplateMatcher
-from companion.baselines.multiscale import MultiscaleNet
-from companion.studies import ablation, comparison, learned_baselines
-from companion.studies.ablation import STUDIES, Variant
 from sarmatch import cli
 from sarmatch.config import PROFILES, PROTOCOLS
 from sarmatch.scenes.commands import SceneArguments
@@ -35,7 +30,6 @@ COMMANDS = [
     "data get",
     "data check",
 ]
-OF_THE_BOOK = ["study", "compare", "book"]
 
 
 @pytest.fixture
@@ -58,51 +52,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_choices_are_those_of_the_config() -> None:
-    assert set(typing.get_args(companion_cli.StudyName)) == set(STUDIES)
     assert set(typing.get_args(cli.ProfileName)) == set(PROFILES)
     assert typing.get_args(cli.ProtocolName) == PROTOCOLS
 
 
-def test_a_study_prints_its_rows_and_writes_its_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(ablation.STUDIES, "transfer", (Variant("all data"), Variant("half", share=0.5)))
-    command = ["study", "transfer", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    assert companion_cli.main([*command, "-o", str(tmp_path / "none" / "records.csv")]) == 2
-    assert "make it first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-    assert companion_cli.main([*command, "-o", str(tmp_path / "records.csv")]) == 0
-    printed = capsys.readouterr().out
-    assert "all data" in printed and "half" in printed and "ece" in printed
-    records = pd.read_csv(tmp_path / "records.csv")
-    assert set(records["row"]) == {"all data", "half"} and set(records["seed"]) == {0, 1}
-
-
-def test_compare_prints_a_ranking_and_writes_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    two = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(200)}
-    monkeypatch.setattr(comparison, "all_methods", lambda net, crop_size, trained: two)
-    monkeypatch.setattr(learned_baselines, "PEERS", {"multiscale chain": MultiscaleNet})
-    monkeypatch.setattr(learned_baselines, "OURS", {})
-    command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]
-    assert companion_cli.main([*command, "--search-radius", "-5"]) == 2
-    assert "search_radius must be positive" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-    assert companion_cli.main([*command, "--search-radius", "16", "-o", str(tmp_path / "records.csv")]) == 0
-    printed = capsys.readouterr().out
-    assert "template" in printed and "success_3px" in printed and "search radius 16" in printed
-    assert "trained at equal budget" in printed and "multiscale chain" in printed
-    assert set(pd.read_csv(tmp_path / "records.csv")["method"]) == set(two)
-
-
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_BOOK])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    home, prog = (companion_cli, "python -m companion") if command in OF_THE_BOOK else (cli, "sarmatch")
     with pytest.raises(SystemExit) as ended:
-        home.main([*command.split(), "--help"])
+        cli.main([*command.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert f"usage: {prog} {command}" in text
-    function = train_command([]) if command == "train" else getattr(home, command.replace(" ", "_"))
+    assert f"usage: sarmatch {command}" in text
+    function = train_command([]) if command == "train" else getattr(cli, command.replace(" ", "_"))
     explained = inspect.getdoc(function) or ""
     assert all(f"    {name}: " in explained for name in function.__annotations__ if name != "return")
     if command in ("match", "register"):
@@ -141,12 +102,6 @@ def test_bad_input_is_one_line_without_traceback(tmp_path: Path, capsys: pytest.
 def test_what_is_missing_is_named(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     assert words in capsys.readouterr().err
-
-
-def test_bad_input_of_the_book_is_named_alike(capsys: pytest.CaptureFixture[str]) -> None:
-    assert companion_cli.main(["book", "--profile", "sen12ms"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("sarmatch: error: ") and "--data" in error
 
 
 def test_a_run_of_version_0_1_is_evaluated(run: Path, tmp_path: Path) -> None:
@@ -241,30 +196,6 @@ def test_the_decision_on_overlap_is_printed_and_saved(
     assert cli.main(["match", *map(str, images), "--device", "cpu", "--force", "-o", str(output)]) == 0
     assert "look unrelated" in capsys.readouterr().err
     assert json.loads(output.read_text())["overlaps"] is False
-
-
-def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from companion.site import build, execute
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise execute.BookError("data.ipynb, cell In [2]")
-
-    monkeypatch.setattr(build, "build_book", fail)
-    assert companion_cli.main(["book", "--out", str(tmp_path)]) == 1
-
-
-def test_book_publishes_the_published_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from companion.settings import home
-    from companion.site import build
-
-    calls = []
-    monkeypatch.setattr(build, "build_book", lambda *a, **k: calls.append(a) or tmp_path)
-    monkeypatch.setattr(build, "publish", lambda *a, **k: calls.append(a))
-    assert companion_cli.main(["book", "--publish", "--data", str(tmp_path), "--chapters", "data", "--no-site"]) == 0
-    assert calls == [
-        ("s1s2", tmp_path, home() / "build", ("data",), False, None, home() / "runs", 1),
-        (tmp_path, "s1s2", tmp_path, ("data",)),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ LAYERS = {
     ),
     "companion": (
         {"settings", "cache", "timing"},
-        {"baselines", "records", "shipping"},
+        {"baselines", "shipping"},
         {"studies"},
         {"figures"},
         {"claims", "site", "benchmarks"},

@@ -1,8 +1,7 @@
-"""Tables that were measured once, kept under a digest of all that they depend on.
+"""What the book measures of runs, made once and kept in `records/` of the run's folder under a digest of its inputs.
 
 No table outlives a training, a change of profile, or data of another size, band or origin; after a single file among
-many was corrected, remove `records/` of the run. The code that measured is no part of the digest: tables carry their
-commit in a column.
+many was corrected, remove `records/`. The code that measured is no part of the digest: tables carry their commit.
 """
 
 from __future__ import annotations
@@ -14,17 +13,24 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from sarmatch.io import atomic_path, digest
+from sarmatch.calibration.confidence import SPREAD, Confidence
+from sarmatch.config import EvaluationConfig, Protocol
+from sarmatch.data.pairs import Pairs
+from sarmatch.data.splits import Split
+from sarmatch.evaluation.confidence_fit import collect_matches
+from sarmatch.evaluation.protocols import CropMatcher, evaluate
+from sarmatch.io import atomic_path, commit, digest
+from sarmatch.matching.matcher import Matcher
+from sarmatch.training import runs
+from sarmatch.training.runs import Run
 
 
 def cached_table(
     folder: Path, name: str, depends_on: Mapping[str, Any], make: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """A table, read where it was kept, else made and kept.
+    """A table, read where it was kept, else made and kept as `<folder>/records/<name>-<digest>.parquet`.
 
     Args:
-        folder: of a run; the table is `records/<name>-<digest>.parquet` in it.
-        name: for people; the digest tells tables apart.
         depends_on: all that decides the table, of kinds that `digest` takes.
     """
     path = folder / "records" / f"{name}-{digest(depends_on)}.parquet"
@@ -36,3 +42,45 @@ def cached_table(
                 with atomic_path(path) as partial:
                     table.to_parquet(partial)
     return pd.read_parquet(path)
+
+
+def records_or_load(
+    run: Run,
+    matcher: CropMatcher,
+    name: str,
+    pairs: Pairs,
+    protocol: Protocol,
+    search_radius: float | None,
+    config: EvaluationConfig | None = None,
+) -> pd.DataFrame:
+    """Records of `evaluate`, measured once; `name` is the file's and that in the column `method`."""
+    config = config or run.config.evaluation
+    radius = "none" if search_radius is None else f"{search_radius:g}"
+    on = {"matcher": matcher, "protocol": protocol, "radius": search_radius, "pairs": pairs, "config": config}
+
+    def make() -> pd.DataFrame:
+        return evaluate(matcher, pairs, protocol, search_radius, config).assign(commit=commit())
+
+    return cached_table(run.path, f"{name}-{protocol}-R{radius}", on, make).assign(method=name)
+
+
+def matches_or_load(
+    run: Run, matcher: Matcher, name: str, pairs: Pairs, protocol: Protocol, config: EvaluationConfig
+) -> pd.DataFrame:
+    """Matches at the headline radius as `confidence_fit.collect_matches` gives them, collected once."""
+    on = {"matcher": matcher, "protocol": protocol, "pairs": pairs, "config": config, "columns": SPREAD}
+
+    def make() -> pd.DataFrame:
+        return collect_matches(matcher, name, pairs, config, protocol).assign(commit=commit())
+
+    mode = f"{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
+    return cached_table(run.path, f"matches-{name}-{mode}", on, make)
+
+
+def confidence_or_load(run: Run, split: Split) -> Confidence:
+    """`runs.confidence_or_load` from kept matches, which chapters then read too."""
+
+    def collect(matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+        return matches_or_load(run, matcher, name, pairs, "shift", config)
+
+    return runs.confidence_or_load(run, split, collect)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -13,9 +13,15 @@ from tyro.extras import SubcommandApp
 
 from sarmatch.cli import ProfileName, run_app
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from sarmatch.config import Config
+
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 
 
+# long because the help is generated from the docstring and imports wait for the command
 def study(
     name: Positional[StudyName],
     profile: ProfileName = "demo",
@@ -43,14 +49,14 @@ def study(
         study_matches,
     )
     from companion.studies.sensitivity import possible
-    from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.intervals import with_intervals
     from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.training.runs import open_split
 
     if output is not None:
         check_output(output, "records", TABLES)
     config = studied(book_profile(profile, str(data) if data else None), name)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    split = open_split(config)
     variants = possible(STUDIES[name], config, split)
     if absent := [variant.name for variant in STUDIES[name] if variant not in variants]:
         print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
@@ -59,15 +65,15 @@ def study(
     metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
     voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
     alone = metrics_table(scores[~scores["voting"]], metrics)
-    radius, side = config.evaluation.headline_radius, config.evaluation.crop_size
-    print(f"protocol shift, search radius {radius:g} px, {side} px crops, test part; 95 % for other seeds and scenes")
-    for title, table in (("neighbours vote", voting), ("each cell by itself, one pass", alone)):
+    print(f"{_setting(config, config.evaluation.headline_radius)}; 95 % for other seeds and scenes")
+    for title, table in (("aggregated over neighbours", voting), ("each cell by itself, one pass", alone)):
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
     if output is not None:
         write_table(scores, output, "records")
     return 0
 
 
+# long because the help is generated from the docstring and imports wait for the command
 def compare(
     profile: ProfileName = "demo",
     data: Path | None = None,
@@ -92,31 +98,41 @@ def compare(
     from companion.studies.comparison import all_methods, ranked, registration_table, without_packages
     from companion.studies.comparison import compare as compare_methods
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
-    from sarmatch.data import open_pairs, split_pairs
-    from sarmatch.evaluation.intervals import with_intervals
     from sarmatch.geometry import Search
     from sarmatch.io import TABLES, check_output, write_table
+    from sarmatch.training.runs import open_split
 
     Search(search_radius)  # rejects what makes no sense before hours of training
     if output is not None:
         check_output(output, "records", TABLES)
     config = book_profile(profile, str(data) if data else None)
-    split = split_pairs(open_pairs(config.data, config.seed), config.data)
+    split = open_split(config)
     run = shipped_or_trained(config, _runs(runs), split)
     trainings = trained_peers(config, split, _runs(runs))
     compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
     records, _ = compare_methods(run, compared, split, config, search_radius)
-    table = ranked(records, ["mma_1px", "mma_3px", "n_matches"])
-    where = f"protocol shift, search radius {search_radius} px, {config.evaluation.crop_size} px crops, test part"
-    print(f"{where}; 95 % for other scenes\n{with_intervals(table, 3).to_string(index=False)}")
+    print(f"{_setting(config, search_radius)}; 95 % for other scenes")
     budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
-    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
-    for name in without_packages():
-        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
-    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+    _print_comparison(records, budget, without_packages())
     if output is not None:
         write_table(records, output, "records")
     return 0
+
+
+def _print_comparison(records: DataFrame, budget: DataFrame, skipped: Iterable[str]) -> None:
+    from companion.studies.comparison_tables import ranked, registration_table
+    from sarmatch.evaluation.intervals import with_intervals
+
+    print(with_intervals(ranked(records, ["mma_1px", "mma_3px", "n_matches"]), 3).to_string(index=False))
+    print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
+    for name in skipped:
+        print(f"skipped {name}: its package is not installed (sarmatch[peers])")
+    print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
+
+
+def _setting(config: Config, radius: float | None) -> str:
+    where = "the whole image" if radius is None else f"search radius {radius:g} px"
+    return f"protocol shift, {where}, {config.evaluation.crop_size} px crops, test part"
 
 
 def book(
@@ -167,17 +183,9 @@ def _runs(given: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see `cli.run_app`.
-
-    Args:
-        arguments: default `sys.argv[1:]`.
-    """
+    """Run the command line on `sys.argv[1:]` or other arguments; returns the exit status, see `run_app`."""
     app = SubcommandApp()
     for command in (study, compare, book):
         app.command(command)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return run_app(app, "python -m companion", "Studies of the book, and the book itself.", arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

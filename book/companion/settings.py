@@ -1,9 +1,7 @@
 """What a chapter runs with: the profile, the sizes of its studies, where runs and results go.
 
-A chapter's parameters cell holds literals only (`profile`, `data_root`, `runs_dir`, `results_dir`); papermill injects
-values after it, and the next cell calls `chapter_settings`. Three environment variables reach notebooks that nobody
-injects into: `SARMATCH_PROFILE` overrides the profile (continuous integration forces `smoke`), `SARMATCH_DATA` names
-the data, and `SARMATCH_OUT` the folder below which runs and results go.
+Environment variables reach notebooks that papermill injects no parameters into: `SARMATCH_PROFILE` overrides the
+profile, `SARMATCH_DATA` names the data, and `SARMATCH_OUT` the folder below which runs and results go.
 """
 
 from __future__ import annotations
@@ -23,12 +21,21 @@ import pandas as pd
 from sarmatch.config import ON_REAL_DATA, Config, profile
 from sarmatch.io import atomic_path
 
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
+
+PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")  # assigned in the parameters cell of every chapter
+PUBLISHED_PROFILE = "s1s2"  # its outputs are stored in the chapters
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/){2,}[\w.-]+|\b[A-Z]:\\\w")
+"""Three segments from a slash that follows no word, URL or closing tag; or a drive letter."""
+
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """How large the studies of the chapters are; no part of a run's hash, since each study's runs carry their own."""
+    """How large the studies of the chapters are."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)  #: Of the trainings with and without pretraining that are compared.
+    seeds: tuple[int, ...] = (0, 1, 2)  #: Of the trainings with and without pretraining.
     crop_size: int = 96  #: Side of their training crops, px.
     pretraining_steps: int = 100  #: Of the trainings with and without pretraining that are compared.
     sweep_steps: int = 60  #: Of each contrastive training that is compared with others.
@@ -52,7 +59,7 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class BookConfig(Config):
-    """A run's configuration with the sizes of the studies; `to_dict()` and `hash()` are those of the run alone."""
+    """A run's configuration with the sizes of the studies, which `to_dict()` and `hash()` leave out."""
 
     studies: StudyConfig = field(default_factory=StudyConfig)
 
@@ -68,17 +75,12 @@ _SMOKE = StudyConfig(
     ablation_passes=2, test_pairs=2, fit_pairs=2, registers_with_shipped=True, scene_shifts=1, unrelated_crops=1,
     unrelated_scenes=0,
 )  # fmt: skip
-
-
 _DEMO = StudyConfig(
     seeds=(0, 1), crop_size=64, pretraining_steps=8, sweep_steps=12, steps=16, validate_every=8, label_steps=8,
     label_warmup_steps=2, temperatures=(0.07, 0.5), passes=(1, 5, 20), scenes=4, distillation_crops=48, test_pairs=6,
     fit_pairs=6, registers_with_shipped=True, scene_shifts=2, unrelated_crops=12, unrelated_scenes=4,
 )  # fmt: skip
-
-
-STUDIES = {"smoke": _SMOKE, "demo": _DEMO, "s1s2-smoke": _SMOKE}
-"""Sizes by profile; the others have the defaults."""
+STUDIES = {"smoke": _SMOKE, "demo": _DEMO, "s1s2-smoke": _SMOKE}  # other profiles have the defaults
 
 
 def book_profile(name: str, data_root: str | None = None) -> BookConfig:
@@ -88,28 +90,9 @@ def book_profile(name: str, data_root: str | None = None) -> BookConfig:
     return BookConfig(**sections, studies=STUDIES.get(name, StudyConfig()))
 
 
-if TYPE_CHECKING:
-    from IPython.display import HTML
-    from matplotlib.figure import Figure
-
-
-PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")
-"""Names that the parameters cell of every chapter assigns."""
-
-
-PUBLISHED_PROFILE = "s1s2"
-"""Profile whose outputs are stored in the chapters."""
-
-
 @dataclass(frozen=True)
 class ChapterSettings:
-    """What a chapter runs with; shown in the page as the line that says where its numbers come from.
-
-    Attributes:
-        config: the profile's configuration.
-        runs_dir: store of trained runs, given to `train_or_load`.
-        results_dir: where tables are saved; pages read published tables from `book/results/<profile>/`.
-    """
+    """Configuration, store of runs and folder of the tables of a chapter; shown as its line of provenance."""
 
     config: BookConfig
     runs_dir: Path
@@ -117,11 +100,11 @@ class ChapterSettings:
 
     @property
     def made_by(self) -> str:
-        """What stands under a figure and in the caption of a table; the end of the page has run, commit and command."""
+        """What stands under a figure and in the caption of a table."""
         return f"profile {self.config.profile}, seed {self.config.seed}"
 
     def subplots(self, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-        """`matplotlib.pyplot.subplots` with a constrained layout; the figure says which profile and seed made it."""
+        """`matplotlib.pyplot.subplots` with a constrained layout; the figure names profile and seed."""
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
@@ -129,30 +112,29 @@ class ChapterSettings:
         return figure, axes
 
     def table(self, table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> HTML:
-        """Save a table under `name` and show it, or `shown` for it, with a caption that says which made it."""
+        """Save a table under `name` and show it, or `shown` for it, with a caption that names profile and seed."""
         from IPython.display import HTML
 
         self.save_table(table, name)
         content = table if shown is None else shown
         words = [f"text-{i}" for i, name in enumerate(content, start=1) if _has_words(content[name])]
         shown_html = content.to_html(index=False, float_format=_three_digits, na_rep="", border=0, classes=words)
-        said = html.escape(f"{caption} ({self.made_by})")
-        return HTML(shown_html.replace("<thead>", f"<caption>{said}</caption>\n  <thead>", 1))
+        full = html.escape(f"{caption} ({self.made_by})")
+        return HTML(shown_html.replace("<thead>", f"<caption>{full}</caption>\n  <thead>", 1))
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
-        self.results_dir.mkdir(parents=True, exist_ok=True)
-        path = self.results_dir / f"{name}.csv"
-        with atomic_path(path) as partial:
-            table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-        return path
+        return self._write(f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
     def save_about(self, name: str, **about: Any) -> Path:
         """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`, of paths the name."""
+        return self._write(f"{name}.json", without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
+
+    def _write(self, name: str, text: str) -> Path:
         self.results_dir.mkdir(parents=True, exist_ok=True)
-        path = self.results_dir / f"{name}.json"
+        path = self.results_dir / name
         with atomic_path(path) as partial:
-            partial.write_text(without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
+            partial.write_text(text, encoding="utf-8")
         return path
 
     def __repr__(self) -> str:
@@ -205,24 +187,10 @@ def _checkout_above(start: Path) -> Path | None:
 
 
 def find_checkout() -> Path:
-    """Root of the source checkout that this process runs in or that the package was installed from in editable mode.
-
-    Raises:
-        FileNotFoundError: there is none; the chapters are not part of the installed package.
-    """
-    root = _checkout_above(Path.cwd()) or _checkout_above(Path(__file__).parent)
-    if root is None:
-        raise FileNotFoundError(
-            f"no checkout of sarmatch at or above {Path.cwd()}: expected a folder with pyproject.toml and book/; "
-            "clone the repository and run the command inside it"
-        )
-    return root
-
-
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/){2,}[\w.-]+|\b[A-Z]:\\\w")
-"""Three segments from a slash that follows no word, URL or closing tag; or a drive letter."""
+    """Root of the checkout around the working folder, else of the one that holds this file."""
+    return _checkout_above(Path.cwd()) or Path(__file__).parents[2]
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths in a text cut to their last name, so that it says nothing of the machine it was written on."""
+    """A text with absolute paths cut to their last name: they belong to the machine that wrote it."""
     return _ABSOLUTE_PATH.sub(lambda path: path.group().rpartition("/")[2], text)

@@ -19,14 +19,12 @@ from sarmatch.matching.matcher import WEIGHTS
 from sarmatch.model.checkpoints import load_weights, save_weights, update_header
 from sarmatch.training.runs import NOT_PRETRAINING, Run, open_split, run_path, split_fingerprint, train_or_load
 
-TOLD = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")
-"""Provenance that travels in the header of shipped weights."""
+HEADER = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")  # of shipped weights
 
 
 def ship(run: Run, path: Path) -> None:
-    """Write a run's weights in half precision with its confidence, history and provenance, as `load_matcher` takes
-    them."""
-    about = {name: str(run.provenance[name]) for name in TOLD}
+    """Write a run's weights in half precision with its confidence, history and provenance, for `load_matcher`."""
+    about = {name: str(run.provenance[name]) for name in HEADER}
     about["history"] = run.history.to_json(orient="records", double_precision=6)
     confidence = read_confidence(run.path)
     if confidence is not None:
@@ -37,14 +35,12 @@ def ship(run: Run, path: Path) -> None:
 def shipped_or_trained(
     config: Config, runs_dir: str | Path = "runs", split: Split | None = None, weights: Path = WEIGHTS
 ) -> Run:
-    """The run behind the shipped weights, where they are of this very config on these data; else `train_or_load`.
+    """A stored run; else the shipped weights, where they are of this very config and data; else `train_or_load`.
 
-    Shipped weights of another config or of other data stand for nothing: what is tested on these data may have trained
-    them. A stored run comes first. That of shipped weights has half precision and the folder `shipped-<hash>` for what
-    is measured with it.
+    Shipped weights of other data are not taken: what is tested on these data may have trained them. What is measured
+    with shipped weights, of half precision, is kept in the folder `shipped-<hash>`.
 
     Args:
-        runs_dir, split: as for `train_or_load`.
         weights: folder of the shipped weights, `<profile>.safetensors`.
     """
     split = split or open_split(config)
@@ -74,8 +70,8 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
 
 
 def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str, Any]:
-    """Only what the header tells: this process, its command and hardware had no part in the training."""
-    facts: dict[str, Any] = {name: about[name] for name in TOLD}
+    """Only what the header holds: this process, its command and hardware had no part in the training."""
+    facts: dict[str, Any] = {name: about[name] for name in HEADER}
     commits = ast.literal_eval(facts["commits"])
     facts |= {"seed": config.seed, "commits": commits, "commit": commits[-1], "steps": int(facts["steps"])}
     first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
@@ -85,9 +81,6 @@ def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str,
 def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: Path = WEIGHTS) -> Confidence:
     """Fit the confidence of shipped weights anew and write it into their header; tensors stay as they are.
 
-    Args:
-        weights: folder of the shipped weights.
-
     Raises:
         ValueError: there are no weights of this config and these data.
     """
@@ -96,11 +89,11 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
         raise ValueError(f"{weights} holds no weights of this config and these data; refit a run with `sarmatch train`")
     part = split.calibration
     confidence = fit_confidence(run.net, config, part)
-    told = {"scenes": part.index["scene"].nunique(), "pairs": len(part), "fingerprint": part.fingerprint()}
-    told["commit"] = commit()
+    fitted_on = {"scenes": part.index["scene"].nunique(), "pairs": len(part)}
+    fitted_on |= {"fingerprint": part.fingerprint(), "commit": commit()}
     path = weights / f"{config.profile}.safetensors"
-    # Version 0.1 fitted covariances and radii apart, and said so under a name of its own.
+    # Version 0.1 fitted covariances and radii apart, and noted that under another name.
     update_header(
-        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(told), precision_fitted_on=None
+        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(fitted_on), precision_fitted_on=None
     )
     return confidence

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from companion import records
+from companion import cache
 from sarmatch.calibration.calibrators import Isotonic, cross_fitted
 from sarmatch.calibration.confidence import fit_calibrator
 from sarmatch.config import Config, profile
@@ -72,7 +72,7 @@ def test_fitted_anew_for_other_weights_or_sizes_of_the_fit(run, split):
 
 
 def test_the_book_keeps_the_matches_that_it_fits_on(run, split):
-    confidence = records.confidence_or_load(run, split)
+    confidence = cache.confidence_or_load(run, split)
     kept = {path.name.split("-")[1] for path in (run.path / "records").iterdir() if path.suffix == ".parquet"}
     assert kept == {"validation", "unrelated"}
     (run.path / "confidence.json").unlink()

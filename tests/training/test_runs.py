@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_run import tiny
 
-from companion.records import steps_to_score
+from companion.studies.selfsupervision import steps_to_score
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.model import SarOpticalNet
 from sarmatch.training.runs import pretrain_or_load, run_lock, run_path, split_fingerprint, train_or_load

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from companion.records import records_or_load
+from companion.cache import records_or_load
 from sarmatch.config import Config, ModelConfig, TrainingConfig, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.matching.matcher import Matcher
@@ -249,7 +249,7 @@ def test_records_are_measured_once_and_read_ever_after(tmp_path, monkeypatch):
     split = split_pairs(open_pairs(run.config.data), run.config.data)
     once = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert (once["method"] == "consensus").all()
-    monkeypatch.setattr("companion.records.evaluate", None)  # read from the store, so nothing is evaluated
+    monkeypatch.setattr("companion.cache.evaluate", None)  # read from the store, so nothing is evaluated
     again = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert once.equals(again)
     with pytest.raises(TypeError):

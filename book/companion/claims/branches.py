@@ -20,26 +20,19 @@ NAMED: Mapping[str, str] = {
     "snow": "season",
 }
 """The branch that is named for a nuisance (sections 3.2.1 and 3.2.2)."""
-MODALITY = {"speckle": "sar", "layover": "sar", "relief": "sar"}
-"""Modality whose U a nuisance concerns; the others are optical."""
-STRONG = 0.8
-"""Rank correlation from which a response counts as one."""
-VISIBLE = 0.2
-"""Least change, over the deviation between scenes, that counts."""
+MODALITY = {"speckle": "sar", "layover": "sar", "relief": "sar"}  # whose U a nuisance concerns; of the others optical
+STRONG = 0.8  # rank correlation from which a response counts as one
+VISIBLE = 0.2  # least change, over the deviation between scenes, that counts
 
 
 def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
     """Does the branch named for a nuisance rise with it, and do U of its modality and the total?
 
-    `follows`: correlation at least 0.8 (`STRONG`), its interval above zero, and a change of at least a fifth of the
-    deviation between scenes (`VISIBLE`). `falls`: the same downwards. `hardly moves`: a smaller change. Else `no`.
+    `follows`: correlation at least `STRONG`, its interval above zero, and a change of at least `VISIBLE`. `falls`: the
+    same downwards. `hardly moves`: a smaller change. Else `no`.
 
     Args:
         correlations: of `uncertainty.rank_correlations`.
-
-    Returns:
-        one row a nuisance and measure (its branch, U of its modality, total): nuisance, measure, rho, rho_low,
-        rho_high, effect, change (of a mean map in [0, 1], from the lowest to the highest dose), verdict.
     """
     rows = []
     for nuisance, group in correlations.groupby("nuisance", sort=False):
@@ -60,28 +53,21 @@ def _branch_verdict(rho: float, rho_low: float, rho_high: float, effect: float) 
 
 
 def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, object]:
-    """Mean of a column over pairs, its interval over scenes, and whether that lies above the neutral value.
-
-    Returns:
-        mean, low, high, n_pairs, n_scenes, verdict: `yes`, `opposite`, `open` or `too few scenes`.
-    """
+    """Mean of a column over pairs, its interval over scenes, and whether that lies above the neutral value."""
     found = cluster_bootstrap(records, value)
     words = ("yes", "opposite", "open")
-    said = verdict(found.low - neutral, found.high - neutral, found.n_clusters, words=words)
+    side = verdict(found.low - neutral, found.high - neutral, found.n_clusters, words=words)
     counts = {"n_pairs": found.n_pairs, "n_scenes": found.n_clusters}
-    return found.named("mean", "") | counts | {"verdict": said}
+    return found.named("mean", "") | counts | {"verdict": side}
 
 
 def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
     """Spearman's correlation over the pairs of each dataset between a cause and mean levels of uncertainty.
 
     Args:
-        levels: of `uncertainty.group_levels`.
+        levels: of `uncertainty.group_levels`; datasets of fewer than four pairs are left out.
         cause: column, such as `haze_index`.
         sources: names behind `mean_`.
-
-    Returns:
-        columns dataset, source, rho, n_pairs; datasets of fewer than four pairs are left out.
     """
     rows = []
     for dataset, group in levels.groupby("dataset"):
@@ -95,13 +81,7 @@ def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str])
 def aleatoric_order(table: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
     """AUROC of 1 - aleatoric uncertainty for a match being right: pooled, and as the mean within pairs over scenes.
 
-    Pairs whose matches are all right or all wrong are left out of the mean.
-
-    Args:
-        table: of `confidence_fit.match_table`.
-
-    Returns:
-        one row a dataset: dataset, pooled, within_pairs, low, high, n_pairs (that count within), n_scenes.
+    Pairs whose matches are all right or all wrong are left out of the mean, and of the number of pairs.
     """
     rows = []
     for dataset, group in table.groupby("dataset"):

@@ -18,9 +18,6 @@ from companion.figures.plots import with_legend
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VERDICT_COLOURS = ("#029e73", "#56b4e9", "#d55e00", "#949494")
-"""Of `VERDICTS`, from the colour-blind palette; bars carry their numbers as well."""
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -31,9 +28,6 @@ class Judged:
     why: str
     numbers: Sequence[Number] = field(default=())
     beside: Sequence[Number] = field(default=())
-
-
-# Numbers: from result files
 
 
 @cache
@@ -67,7 +61,7 @@ COMPUTED: Mapping[str, Callable[[], float]] = {
 
 
 def select(selector: Mapping[str, Any], results: Path) -> Number:
-    """The number that a selector names.
+    """The number that a selector names; `ClaimError` or `FileNotFoundError` where there is no such one.
 
     Args:
         selector: `file` (without `.csv`), `where` (column: value, of exactly one row), `value` (column); optionally
@@ -75,16 +69,13 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
             `over` (another `where`; the number is the quotient of the two, without interval), `label`, `kind`.
             Or `computed`, a name in `COMPUTED`.
         results: folder of the published tables.
-
-    Raises:
-        FileNotFoundError: no such table.
-        ClaimError: not exactly one such row, or no such column.
     """
     label, kind = str(selector.get("label", "")), str(selector.get("kind", "share"))
     if "computed" in selector:
         return Number(float(COMPUTED[selector["computed"]]()), label=label, kind=kind, file="computed")
     name, value = str(selector["file"]), str(selector["value"])
-    table = _table(results / f"{name}.csv")
+    path = results / f"{name}.csv"
+    table = _read(path, path.stat().st_mtime_ns)
     row = _row(table, selector.get("where", {}), name)
     if value not in table:
         raise ClaimError(f"{name}.csv has no column {value!r}, there are {list(table)}")
@@ -92,7 +83,8 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
         return Number(row[value] / _row(table, selector["over"], name)[value], label=label, kind=kind, file=name)
     if not isinstance(row[value], (int, float)):
         return Number(math.nan, label=label, kind=kind, text=str(row[value]), file=name)
-    low, high = (str(selector.get(end) or _limit(table, value, end)) for end in ("low", "high"))
+    ends = ((end, f"{value}_{end}") for end in ("low", "high"))
+    low, high = (str(selector.get(end) or (own if own in table else end)) for end, own in ends)
     at_low, at_high = (float(row[end]) if end in table else math.nan for end in (low, high))
     return Number(float(row[value]), at_low, at_high, label, kind, text=str(row.get("verdict", "")), file=name)
 
@@ -100,14 +92,6 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
 @cache
 def _read(path: Path, changed: int) -> pd.DataFrame:
     return pd.read_csv(path)
-
-
-def _table(path: Path) -> pd.DataFrame:
-    return _read(path, path.stat().st_mtime_ns)
-
-
-def _limit(table: pd.DataFrame, value: str, end: str) -> str:
-    return f"{value}_{end}" if f"{value}_{end}" in table else end
 
 
 def _row(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -119,9 +103,6 @@ def _row(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> dict[str, 
     if len(chosen) != 1:
         raise ClaimError(f"{name}.csv has {len(chosen)} rows with {dict(where)}, expected one")
     return chosen.iloc[0].to_dict()
-
-
-# The ledger
 
 
 def judge(claim: Claim, results: str | Path) -> Judged:
@@ -146,21 +127,12 @@ def judge(claim: Claim, results: str | Path) -> Judged:
 
 
 def ledger(claims: Sequence[Claim], results: str | Path) -> pd.DataFrame:
-    """The ledger as text, one row a claim.
-
-    Returns:
-        number, section, place, claim, paper, test, here, verdict, why, files, chapter.
-    """
+    """The ledger as text, one row a claim."""
     rows: list[dict[str, Any]] = []
     for number, judged in enumerate((judge(claim, results) for claim in claims), start=1):
         claim, shown = judged.claim, [*judged.numbers, *judged.beside]
-        row: dict[str, Any] = {
-            "number": number,
-            "section": claim.section,
-            "place": claim.place,
-            "claim": claim.claim,
-            "test": claim.test,
-        }
+        row: dict[str, Any] = {"number": number, "section": claim.section, "place": claim.place}
+        row |= {"claim": claim.claim, "test": claim.test}
         row["here"] = "; ".join(str(n) for n in shown if not math.isnan(n.value) or n.text)
         row |= {"verdict": judged.verdict, "why": judged.why, "note": claim.note, "rule": claim.rule}
         row["files"] = ", ".join(dict.fromkeys(n.file for n in shown))
@@ -198,13 +170,9 @@ def ledger_html(table: pd.DataFrame) -> str:
 
 
 def verdict_bars(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Numbers of claims by section, stacked by verdict; the total of the ledger in the legend.
-
-    Args:
-        table: of `counts`.
-    """
+    """Numbers of claims by section and verdict, of `counts`, stacked; the total of the ledger in the legend."""
     left = pd.Series(0, index=table.index)
-    for verdict, colour in zip(VERDICTS, VERDICT_COLOURS, strict=True):
+    for verdict, colour in zip(VERDICTS, ("#029e73", "#56b4e9", "#d55e00", "#949494"), strict=True):
         width = table[verdict]
         bars = ax.barh(table.index, width, left=left, color=colour, label=f"{verdict} ({width.sum()})")
         ax.bar_label(bars, [str(n) if n else "" for n in width], label_type="center", color="black", size="small")

@@ -1,9 +1,4 @@
-"""Claims of the paper, and the rules that give each a verdict from our numbers.
-
-Claims are data (`book/claims.yml`). Each names the place in the paper, the numbers of ours that answer it (a result
-file, the row and the column) and a rule. No verdict is written by hand: a rule reads the numbers and nothing else. Only
-a claim for which there is nothing to measure has no rule, and says why.
-"""
+"""Claims of the paper (`book/claims.yml`), and the rules that give each a verdict from our numbers and nothing else."""
 
 from __future__ import annotations
 
@@ -17,16 +12,12 @@ from typing import Any, TypeAlias
 from companion.claims.branches import STRONG
 
 VERDICTS = ("reproduced here", "same direction", "not reproduced", "not testable here")
-"""In the order in which the ledger counts them."""
 REPRODUCED, SAME, NOT, UNTESTABLE = VERDICTS
-CLOSE = 0.1
-"""Relative deviation up to which two numbers without an interval agree (rule `within`)."""
-MARGIN = 0.05
-"""Loss of accuracy (a share) that still counts as none (rule `unchanged`)."""
+CLOSE = 0.1  # relative deviation up to which two numbers without an interval agree (rule `within`)
+MARGIN = 0.05  # loss of accuracy (a share) that still counts as none (rule `unchanged`)
 FORMATS = {
     "share": ".3f", "difference": "+.3f", "rho": "+.2f", "ratio": ".2f", "count": ".0f", "more": "+.0f", "p": ".0e",
 }  # fmt: skip
-"""How a number is written, by its kind; percentages have a branch of their own."""
 
 
 class ClaimError(ValueError):
@@ -54,6 +45,10 @@ class Number:
     def has_interval(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return (self.low, self.high) if self.has_interval else (self.value, self.value)
+
     def __str__(self) -> str:
         scale, form, unit = (100, "+.1f", " %") if self.kind == "percent" else (1, FORMATS[self.kind], "")
         shown = f"{scale * self.value:{form}}{unit}"
@@ -67,19 +62,14 @@ class Claim:
     """One claim of the paper as `book/claims.yml` states it.
 
     Attributes:
-        section: heading under which the ledger lists it.
         place: section, table or figure of the paper.
-        claim: in our words.
         chapter: page and anchor of the book that has more.
-        test: what we did about it.
         rule: name in `RULES`; empty where nothing can be measured, with `reason` saying why.
         numbers: selectors of the numbers that the rule judges, see `select`.
         beside: selectors of numbers that are shown and not judged.
         printed: the paper's number on the scale of ours, where it has one.
         neutral: what no effect would measure; 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
-        same_setting: the paper's own setting, as far as the claim goes, so that its number can be reproduced and
-            not only its direction.
-        figure: figure of the chapter.
+        same_setting: the paper's own setting, so that its number can be reproduced and not only its direction.
         if_absent: reason why there is no verdict as long as the result file or its row does not exist.
         note: why the two differ, or what to keep in mind.
     """
@@ -107,48 +97,47 @@ class Claim:
             raise ClaimError(f"{self.claim!r}: no rule {self.rule!r}, there are {sorted(RULES)}")
 
 
-# Rules: from numbers to a verdict
+Verdict: TypeAlias = tuple[str, str]  # one of `VERDICTS`, and why
+Rule: TypeAlias = Callable[[Sequence[Number], Claim], Verdict]
 
 
-Rule: TypeAlias = Callable[[Sequence[Number], Claim], tuple[str, str]]
-
-
-def rises(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def rises(numbers: Sequence[Number], claim: Claim) -> Verdict:
     """Every interval lies above `neutral`; the paper's number inside it, in its own setting, makes it reproduced."""
     return _signed(numbers, claim, +1)
 
 
-def falls(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def falls(numbers: Sequence[Number], claim: Claim) -> Verdict:
     """As `rises`, downwards."""
     return _signed(numbers, claim, -1)
 
 
-def _signed(numbers: Sequence[Number], claim: Claim, sign: int) -> tuple[str, str]:
+def _signed(numbers: Sequence[Number], claim: Claim, sign: int) -> Verdict:
     verdicts = []
     for number in numbers:
+        low, high = sorted((sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)))
         if not number.has_interval:
             verdicts.append((UNTESTABLE, "no interval: too few scenes"))
-        elif min(sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)) > 0:
+        elif low > 0:
             verdicts.append(_printed_in(number, claim, f"interval on the claimed side of {claim.neutral:g}"))
-        elif max(sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)) < 0:
+        elif high < 0:
             verdicts.append((NOT, f"the opposite: interval on the other side of {claim.neutral:g}"))
         else:
             verdicts.append((NOT, f"undecided: interval holds {claim.neutral:g}"))
     return _worst(verdicts)
 
 
-def _every(judge: Callable[[Number, Claim], tuple[str, str]]) -> Rule:
-    """A rule that judges each number alone: a claim on several numbers has the worst verdict among them."""
+def _every(judge: Callable[[Number, Claim], Verdict]) -> Rule:
+    """A rule that judges each number alone; the worst verdict is the claim's."""
 
     @wraps(judge)
-    def rule(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+    def rule(numbers: Sequence[Number], claim: Claim) -> Verdict:
         return _worst([judge(number, claim) for number in numbers])
 
     return rule
 
 
 @_every
-def near(number: Number, claim: Claim) -> tuple[str, str]:
+def near(number: Number, claim: Claim) -> Verdict:
     """Every interval holds the paper's number."""
     if _holds(number, _printed(claim)):
         words = "interval holds the printed number" if number.has_interval else "is the printed number"
@@ -157,7 +146,7 @@ def near(number: Number, claim: Claim) -> tuple[str, str]:
 
 
 @_every
-def at_most(number: Number, claim: Claim) -> tuple[str, str]:
+def at_most(number: Number, claim: Claim) -> Verdict:
     """Not above the paper's number, as far as the interval tells."""
     if number.low > _printed(claim) or (not number.has_interval and number.value > _printed(claim)):
         return NOT, "ours is higher"
@@ -167,7 +156,7 @@ def at_most(number: Number, claim: Claim) -> tuple[str, str]:
 
 
 @_every
-def unchanged(number: Number, claim: Claim) -> tuple[str, str]:
+def unchanged(number: Number, claim: Claim) -> Verdict:
     """No interval holds a loss of more than 0.05 (`MARGIN`): what is claimed to be robust must be shown to be."""
     if not number.has_interval:
         return UNTESTABLE, "no interval: too few scenes"
@@ -178,18 +167,18 @@ def unchanged(number: Number, claim: Claim) -> tuple[str, str]:
     return NOT, f"undecided: interval has room for a loss of more than {MARGIN:g}"
 
 
-def ahead(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def ahead(numbers: Sequence[Number], claim: Claim) -> Verdict:
     """The first number's interval lies above those of all others."""
     return _apart(numbers, +1, "ahead", "lower")
 
 
-def behind(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def behind(numbers: Sequence[Number], claim: Claim) -> Verdict:
     """The first number's interval lies below those of all others."""
     return _apart(numbers, -1, "behind", "higher")
 
 
-def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> tuple[str, str]:
-    (near, far), *others = (sorted((sign * _low(n), sign * _high(n))) for n in numbers)
+def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> Verdict:
+    (near, far), *others = (sorted(sign * end for end in n.ends) for n in numbers)
     known = [number.has_interval for number in numbers]
     if all(near > other[1] for other in others):
         return SAME, "intervals do not overlap" if known[0] else f"the first is {side}"
@@ -199,7 +188,7 @@ def _apart(numbers: Sequence[Number], sign: int, side: str, opposite: str) -> tu
 
 
 @_every
-def follows(number: Number, claim: Claim) -> tuple[str, str]:
+def follows(number: Number, claim: Claim) -> Verdict:
     """Rank correlation of 0.8 or more, interval above zero, visible change: the chapter's `follows`."""
     if number.text == "no":
         if number.low > 0:
@@ -212,7 +201,7 @@ def follows(number: Number, claim: Claim) -> tuple[str, str]:
     return SAME if number.text == "follows" else NOT, words.get(number.text, f"the table says {number.text!r}")
 
 
-def within(numbers: Sequence[Number], claim: Claim) -> tuple[str, str]:
+def within(numbers: Sequence[Number], claim: Claim) -> Verdict:
     """Numbers without an interval, such as times, deviate from the paper's by at most a tenth (`CLOSE`)."""
     printed = _printed(claim)
     off = max(abs(number.value / printed - 1) for number in numbers)
@@ -232,7 +221,7 @@ def _printed(claim: Claim) -> float:
     return claim.printed
 
 
-def _printed_in(number: Number, claim: Claim, words: str) -> tuple[str, str]:
+def _printed_in(number: Number, claim: Claim, words: str) -> Verdict:
     if claim.printed is None:
         return SAME, words
     if not _holds(number, claim.printed):
@@ -241,30 +230,17 @@ def _printed_in(number: Number, claim: Claim, words: str) -> tuple[str, str]:
 
 
 def _holds(number: Number, printed: float) -> bool:
-    slack = 1e-9 * max(abs(printed), 1)
-    return _low(number) - slack <= printed <= _high(number) + slack
+    slack, (low, high) = 1e-9 * max(abs(printed), 1), number.ends
+    return low - slack <= printed <= high + slack
 
 
-def _low(number: Number) -> float:
-    return number.low if number.has_interval else number.value
-
-
-def _high(number: Number) -> float:
-    return number.high if number.has_interval else number.value
-
-
-def _worst(verdicts: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """A claim on several numbers holds where it holds for all; a failure says more than a gap."""
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
     order = (NOT, UNTESTABLE, SAME, REPRODUCED)
     return min(verdicts, key=lambda verdict: order.index(verdict[0]))
 
 
 def load_claims(path: str | Path) -> list[Claim]:
-    """Claims of a YAML file: sections, each with a list of claims.
-
-    Raises:
-        ClaimError: a claim lacks a field, has an unknown one, or contradicts itself.
-    """
+    """Claims of a YAML file: sections, each with a list; `ClaimError` where a field is missing, unknown or absurd."""
     import yaml
 
     claims = []

@@ -12,20 +12,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair
 from sarmatch.evaluation.intervals import cluster_bootstrap
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+from sarmatch.visualize import COLOURS, neutral, show_image
 
 MARKERS = "osD^vP"
-
-
-LOSS_PARTS = ("plain", "consensus", "fine")
-"""Names under which training logs the parts of its loss."""
-
-
+LOSS_PARTS = ("plain", "consensus", "fine")  # names under which training logs the parts of its loss
 _MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
 
 
@@ -54,7 +48,7 @@ def count_heatmap(ax: Axes, counts: pd.DataFrame) -> Axes:
 
 
 def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]], bins: int = 64) -> Sequence[Axes]:
-    """Distribution of the values of valid pixels, a line a source: SAR (first band) left, optical (all bands) right."""
+    """Distribution of valid pixels' values, a line a source: SAR (first band) left, optical (all bands) right."""
     for ax, kind in zip(axes, ("sar", "optical"), strict=True):
         for name, pairs in samples.items():
             bands = 1 if kind == "sar" else None
@@ -75,16 +69,15 @@ def displacement_volume(
     truth: tuple[float, float] | None = None,
     estimate: tuple[float, float] | None = None,
 ) -> Axes:
-    """Similarity of one SAR position with all displacements: a slice of the volume of design point 4.
+    """Similarity of one SAR position with all displacements: a slice of the cost volume.
 
     Args:
         scores: (K, K), rows dy and columns dx from -(K - 1) / 2 to (K - 1) / 2 steps; not finite where impossible.
-        step_px: px per step.
         truth, estimate: displacements (dx, dy) in px to mark.
     """
     values = np.ma.masked_invalid(np.asarray(scores, dtype=np.float64))
-    reach = len(values) / 2 * step_px
-    ax.imshow(values, cmap="viridis", extent=(-reach, reach, reach, -reach), interpolation="nearest")
+    radius = len(values) / 2 * step_px
+    ax.imshow(values, cmap="viridis", extent=(-radius, radius, radius, -radius), interpolation="nearest")
     if truth is not None:
         ax.scatter(*truth, s=70, marker="o", facecolors="none", edgecolors=COLOURS[3], linewidths=1.8, label="truth")
     if estimate is not None:
@@ -99,7 +92,6 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
     """Losses on the first axes, validation accuracy on the second, the learning rate on a third where there is one.
 
     Args:
-        axes: two or three.
         history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`, `lr`;
             NaN where a value was not measured. Losses are drawn with a running median over 5 % of the rows.
     """
@@ -131,11 +123,7 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
 
 
 def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset", cluster: str = "scene") -> Axes:
-    """Mean matching accuracy against its threshold, a line a group, with 95 % intervals of a cluster bootstrap.
-
-    Args:
-        records: one row a pair, with columns `mma_*px`, `group` and `cluster`.
-    """
+    """`mma_*px` of records against the threshold, a line a group, with 95 % intervals of a cluster bootstrap."""
     columns = _mma_thresholds(records)
     thresholds = np.array(list(columns.values()))
     groups = records.groupby(group, sort=False)
@@ -168,11 +156,7 @@ def mma_by_radius(
 
 
 def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | None = None, label: str = "row") -> Axes:
-    """A metric of each row of a table with its interval, the first row on top; beside it what a paper printed.
-
-    Args:
-        table: columns `label`, `metric`, `<metric>_low`, `<metric>_high`, and `printed` where that is given.
-    """
+    """A metric of each row of a table with its interval, the first row on top; beside it what a paper printed."""
     y = np.arange(len(table))[::-1]
     error_bars(ax, y, table, metric, True, fmt="o", color=COLOURS[0], markersize=5, label="measured here")
     ax.set(xlabel=metric_name(metric), yticks=y, yticklabels=table[label])
@@ -183,20 +167,12 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
 
 
-def provenance_line(target: Figure | Axes, text: str) -> Figure | Axes:
-    """One small line under a figure (or under the figure of an axes): profile, data, commit."""
-    figure = target if isinstance(target, Figure) else target.figure
-    figure.text(0.995, -0.01, text, ha="right", va="top", size="x-small", color=NEUTRAL)
-    return target
-
-
 def error_bars(
     ax: Axes, at: Any, table: pd.DataFrame, value: str, horizontal: bool = False, **style: Any
 ) -> ErrorbarContainer:
-    """A column against positions, with error bars where the table has `<value>_low` and `<value>_high` and knows them.
+    """A column against places `at` (N,) on the other axis, with error bars where `<value>_low` and `_high` are known.
 
     Args:
-        at: (N,) places along the other axis: x, or y where the bars are `horizontal`.
         style: as `Axes.errorbar` takes it.
     """
     mean, name, error = table[value].to_numpy(float), "xerr" if horizontal else "yerr", None
@@ -213,13 +189,12 @@ def metric_name(column: str) -> str:
 
 
 def _mma_thresholds(table: pd.DataFrame) -> dict[str, float]:
-    """Columns `mma_<threshold>px` and their thresholds, the lowest first."""
     found = {name: float(match[1]) for name in table if (match := _MMA_COLUMN.fullmatch(name))}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th line, told apart in grey too."""
+    """Colour and marker of the i-th line, distinct in grey too."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 

@@ -27,11 +27,7 @@ def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
 
 
 def joined(ax: Axes, view: View, matches: Matches) -> Axes:
-    """Matches that lie in a view, their ends joined where the georeference puts them, coloured by confidence.
-
-    Args:
-        matches: in px of the common grid.
-    """
+    """Matches (px of the common grid) in a view, joined where the georeference puts them, coloured by confidence."""
     corner = np.array([view.region.x, view.region.y])
     ends = [(xy - corner + 0.5) / view.factor - 0.5 for xy in (matches.xy_sar, matches.xy_optical)]
     height, width = view.reference.shape[:2]
@@ -41,7 +37,7 @@ def joined(ax: Axes, view: View, matches: Matches) -> Axes:
 
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:
-    """Corner errors by model, one mark a registration and shape a scene: by the shift applied, and at check points."""
+    """Corner errors by model, one mark a registration: by the shift applied, and at check points."""
     models = list(dict.fromkeys(registrations["model"]))
     scenes = list(dict.fromkeys(registrations["id"]))
     columns = {"corner_error_px": "from the shift applied", "check_corner_px": "at the check points nearest to corners"}

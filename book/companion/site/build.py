@@ -1,35 +1,25 @@
-"""The book's machinery: what a chapter asks for, and how all chapters are executed, built into a site and published.
-
-A chapter's parameters cell holds literals only (`profile`, `data_root`, `runs_dir`, `results_dir`); papermill injects
-values after it, and the next cell calls `chapter_settings`. Three environment variables reach notebooks that nobody
-injects into: `SARMATCH_PROFILE` overrides the profile (continuous integration forces `smoke`), `SARMATCH_DATA` names
-the data, and `SARMATCH_OUT` the folder below which runs and results go.
-"""
+"""How all chapters are executed, built into a site and published."""
 
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from companion.settings import PUBLISHED_PROFILE, book_profile, find_checkout
+from companion.settings import PUBLISHED_PROFILE, BookConfig, book_profile, find_checkout
 from companion.site.execute import BookError, default_workers, execute_all, in_order
 from companion.site.headline import update
-from companion.site.notebooks import clean_notebook
 from companion.site.page_provenance import save_page
 from sarmatch.io import atomic_path
 
-if TYPE_CHECKING:
-    pass
-
-
-FRONT_PICTURE = "fig-scenes-joined"
-"""Figure that README and front page show."""
+RUN_METADATA = ("papermill", "execution", "ExecuteTime")  # of notebooks and cells
+FRONT_PICTURE = "fig-scenes-joined"  # of README and front page
 
 
 def toc_files(book: Path) -> list[str]:
@@ -56,6 +46,7 @@ def chapter_names(book: Path) -> list[str]:
     return [name for name in toc_files(book) if (book / f"{name}.ipynb").is_file()]
 
 
+# long because it is the public signature with its contract, and the order of the steps
 def build_book(
     profile: str = "demo",
     data_root: str | Path | None = None,
@@ -69,57 +60,51 @@ def build_book(
     """Execute chapters into a staged copy of the book and build the site there; tracked files stay as they are.
 
     Args:
-        profile: what the chapters run on, see `sarmatch.config.PROFILES`.
-        data_root: folder of the data, for the profiles on real data.
-        out: the copy is `<out>/<profile>/book`, the site `<out>/<profile>/book/_build/html`.
+        out: the copy, which is returned, is `<out>/<profile>/book`, the site in its `_build/html`.
         chapters: names to execute; the others keep the outputs of the last build, or else the stored ones.
-        site: also run jupyter-book.
         book: folder of the sources; default the `book` folder of the checkout.
-        runs_dir: store of trained runs; what it holds is loaded, so that a second call resumes.
         workers: chapters at a time, in processes that share the cores; None takes `execute.default_workers`.
-
-    Returns:
-        the folder of the staged copy.
 
     Raises:
         BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
-        ValueError: unknown profile or chapter, no data folder for a profile on real data, or no workers.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
     book = Path(book) if book else find_checkout() / "book"
     data = str(Path(data_root).resolve()) if data_root else None
-    config = book_profile(profile, data)  # rejected now rather than in a kernel
-    forced = os.environ.get("SARMATCH_PROFILE", profile)
-    if forced != profile:
-        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
     names = chapter_names(book)
-    unknown = set(chapters or ()) - set(names)
-    if unknown:
-        raise ValueError(f"no chapter {sorted(unknown)} in {book / '_toc.yml'}; there are {names}")
-
+    config = _checked(profile, data, names, chapters, workers)
     staged = Path(out).resolve() / profile / "book"
+    results = staged / "results" / profile
     _stage(book, staged, names)
-    parameters = {
-        "profile": profile,
-        "data_root": data,
-        "runs_dir": str(Path(runs_dir).resolve()),
-        "results_dir": str(staged / "results" / profile),
-    }
+    parameters = dict(profile=profile, data_root=data, runs_dir=str(Path(runs_dir).resolve()), results_dir=str(results))
 
-    def done(name: str) -> None:
-        save_page(staged / "results" / profile, name, config)
+    def execute(some: Sequence[str]) -> None:
+        n = workers or default_workers()
+        execute_all(book, staged, some, parameters, n, lambda name: save_page(results, name, config))
 
     first, together, last = in_order(chapters or names)
-    n = default_workers() if workers is None else workers
-    execute_all(book, staged, first, parameters, n, done)
+    execute(first)
     if site and first and together:  # something to read while the others run
         print(f"first result: {build_site(staged).with_name(first[0])}.html", flush=True)
-    for some in (together, last):
-        execute_all(book, staged, some, parameters, n, done)
+    execute(together)
+    execute(last)
     if site:
         print(f"site: {build_site(staged)}", flush=True)
     return staged
+
+
+def _checked(
+    profile: str, data: str | None, names: Sequence[str], chapters: Sequence[str] | None, workers: int | None
+) -> BookConfig:
+    """The profile's configuration; rejects now what would fail in a kernel."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    config = book_profile(profile, data)
+    forced = os.environ.get("SARMATCH_PROFILE", profile)
+    if forced != profile:
+        raise ValueError(f"SARMATCH_PROFILE={forced} overrides profile {profile!r} in the chapters; unset it")
+    if unknown := set(chapters or ()) - set(names):
+        raise ValueError(f"no chapter {sorted(unknown)} in _toc.yml; there are {names}")
+    return config
 
 
 def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
@@ -138,11 +123,7 @@ def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
 
 
 def build_site(book: Path, options: Sequence[str] = ()) -> Path:
-    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`.
-
-    Raises:
-        BookError: jupyter-book is not installed, or it failed; its last lines are in the message.
-    """
+    """Run `jupyter-book build` on a folder of pages and return the site's `index.html`; `BookError` if it fails."""
     command = shutil.which("jupyter-book", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
     if command is None:
         raise BookError("jupyter-book is not installed; pip install -e '.[book]'")
@@ -167,10 +148,7 @@ def publish(
 
     Args:
         staged: what `build_book` returned.
-        profile: the profile that made it.
         data_root: folder of the data; outputs that print it show `DATA` instead.
-        chapters: names to publish; default all.
-        book: folder of the tracked sources; default the `book` folder of the checkout.
     """
     import nbformat
 
@@ -193,10 +171,45 @@ def publish(
 
 
 def _picture(notebook: Any, name: str) -> bytes | None:
-    """The stored picture of the cell that makes the figure of this name, as PNG."""
     for cell in notebook.cells:
         if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     return base64.b64decode(output["data"]["image/png"])
     return None
+
+
+def clean_notebook(notebook: Any, private: Mapping[str, str] | None = None) -> Any:
+    """A copy as it is stored: no injected cell, times or warnings, and `private` text in outputs replaced."""
+    import nbformat
+
+    clean = copy.deepcopy(notebook)
+    clean.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    clean.cells = [cell for cell in clean.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in clean.cells:
+        for key in RUN_METADATA:
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            cell.outputs = [nbformat.from_dict(_replace_text(dict(o), private or {})) for o in outputs]
+    for count, cell in enumerate((c for c in clean.cells if c.cell_type == "code" and c.source.strip()), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    return clean
+
+
+def _replace_text(value: Any, replacements: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for old in sorted(replacements, key=len, reverse=True):  # longest first: a path before its parent
+            value = value.replace(old, replacements[old])
+        return value
+    if isinstance(value, dict):
+        return {key: _replace_text(item, replacements) for key, item in value.items()}
+    return [_replace_text(item, replacements) for item in value] if isinstance(value, list) else value

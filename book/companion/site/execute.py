@@ -11,14 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-FIRST = "matching"
-"""Executed alone and first: it trains the network that other chapters load, and shows the first result."""
-LAST = "claims"
-"""Reads the results of all others."""
+FIRST = "matching"  # alone: it trains the network that other chapters load, and shows the first result
+LAST = "claims"  # reads the results of all others
 LONG = ("encoders", "labels", "ablation", "comparison", "selfsupervision", "onepass", "calibration")
-"""Chapters that take longest, the longest first; they begin first, so that none runs on alone at the end."""
-MOST_WORKERS = 4
-"""Each holds a kernel with a network and its tables, about 1.5 GB."""
+"""The longest first; they begin before the others, so that none runs on alone at the end."""
+MOST_WORKERS = 4  # each holds a kernel with a network and its tables, about 1.5 GB
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -35,7 +32,6 @@ def default_workers() -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -53,16 +49,12 @@ def execute_all(
     names: Sequence[str],
     parameters: Mapping[str, Any],
     workers: int,
-    done: Callable[[str], None],
+    done: Callable[[str], object],
 ) -> None:
     """Execute chapters into the staged copy: one process each, with an equal share of the cores as threads.
 
     Two processes that each start as many threads as there are cores slow each other down ten times; so where several
     run at a time, `OMP_NUM_THREADS` is set for them unless the caller has set it.
-
-    Args:
-        names: executed in this order, `workers` at a time.
-        done: called with the name of each chapter after it was executed.
 
     Raises:
         BookError: a chapter failed; those that had begun are finished, no other is begun.
@@ -97,11 +89,7 @@ def _set_threads(threads: str) -> None:
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-    """Execute one chapter.
-
-    Raises:
-        BookError: a cell failed; what ran until then is in the target.
-    """
+    """Execute one chapter; where a cell fails, what ran until then is in the target, and `BookError` names it."""
     import papermill
 
     start = time.perf_counter()

@@ -14,7 +14,7 @@ BEGIN = "<!-- {}:begin (generated from book/results/s1s2; do not edit by hand) -
 END = "<!-- {}:end -->"
 COLUMNS = {"mma_1px": "within 1 px", "mma_3px": "within 3 px", "n_matches": "matches a crop"}
 METHODS = {
-    "consensus": "sarmatch, neighbours vote",
+    "consensus": "sarmatch, aggregated over neighbours",
     "per cell": "sarmatch, each cell by itself (most literal reading of the paper)",
     "gradients only": "the same network, its fixed oriented gradients alone",
     "template": "oriented-gradient template, 65 px, no learning",
@@ -22,11 +22,7 @@ METHODS = {
 
 
 def headline(results: Path) -> str:
-    """The table in Markdown, with a line that says where it comes from.
-
-    Args:
-        results: folder with `matching.csv` and `matching.json`, as the chapter on matching saves them.
-    """
+    """The table in Markdown from `matching.csv` and `.json`, with a line that says where it comes from."""
     table = pd.read_csv(results / "matching.csv")
     about = json.loads((results / "matching.json").read_text())
     lines = [f"| Test scenes | Method | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
@@ -49,11 +45,7 @@ def headline(results: Path) -> str:
 
 
 def summary(results: Path) -> str:
-    """The front page's first table in Markdown: the paper's headline numbers beside ours.
-
-    Args:
-        results: folder with `matching.csv`, `calibration_matcher.csv` and `claims_counts.csv`.
-    """
+    """The front page's first table in Markdown: the paper's headline numbers beside ours."""
     table = pd.read_csv(results / "matching.csv").set_index(["source", "method"])
     calibration = pd.read_csv(results / "calibration_matcher.csv").set_index(["mode", "score"])
     one, twenty = (calibration.loc[(mode, "ece")] for mode in ("single", "monte_carlo"))
@@ -83,19 +75,11 @@ def summary(results: Path) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", words])
 
 
-BLOCKS = {"headline": headline, "summary": summary}
-"""What may stand between the markers of that name."""
+BLOCKS = {"headline": headline, "summary": summary}  # by the name of their markers
 
 
 def update(path: Path, results: Path, blocks: Sequence[str] = ("headline",)) -> None:
-    """Put the current tables between the markers of a Markdown file.
-
-    Args:
-        blocks: names in `BLOCKS` that the file has markers for.
-
-    Raises:
-        ValueError: the file lacks the markers.
-    """
+    """Put current tables of `BLOCKS` between their markers in a Markdown file; ValueError where it lacks those."""
     text = path.read_text()
     for name in blocks:
         first, last = BEGIN.format(name), END.format(name)

@@ -11,8 +11,7 @@ from typing import Any
 from sarmatch.config import Config
 from sarmatch.io import atomic_path
 
-PREFIX = "page_"
-"""The file of a chapter is `<PREFIX><chapter>.json` in the folder of its results."""
+PREFIX = "page_"  # of the note of a chapter, `page_<chapter>.json`, in the folder of its results
 
 
 def save_page(results: Path, chapter: str, config: Config) -> Path:
@@ -36,24 +35,16 @@ def save_page(results: Path, chapter: str, config: Config) -> Path:
 
 
 def page_file(results: Path, chapter: str, published: str) -> Path | None:
-    """The note that belongs to the stored outputs of a chapter, or None.
+    """The note on the stored outputs of a chapter, or None; `results` holds a folder for each profile.
 
-    A staged book has notes of the profile that it was built for beside the published ones; the former are then newer.
-
-    Args:
-        results: folder with a folder of results for each profile.
-        published: name of the profile whose outputs are published.
+    A staged book has notes of its own profile beside those of the `published` one; the former are then newer.
     """
     found = sorted(results.glob(f"*/{PREFIX}{chapter}.json"), key=lambda path: path.parent.name == published)
     return found[0] if found else None
 
 
 def page_lines(note: Path) -> list[tuple[str, str]]:
-    """What a page says at its end: first the execution, then each result table that came with a note of its own.
-
-    Returns:
-        (heading, words) of each line; words are plain text.
-    """
+    """(heading, words) of the lines at a page's end: its execution, then each result table that has a note."""
     about = json.loads(note.read_text())
     chapter = note.stem.removeprefix(PREFIX)
     words = [f"profile {about['profile']}", f"seed {about['seed']}", about["date"], f"sarmatch {about['version']}"]
@@ -92,10 +83,6 @@ def _about_table(about: dict[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return (
-        " and ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if _is_number(value) else str(value)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
+    return f"{value:g}" if type(value) in (int, float) else str(value)

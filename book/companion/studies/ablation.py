@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from companion.records import matches_or_load
+from companion.cache import matches_or_load
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.calibration.confidence import fit_calibrator

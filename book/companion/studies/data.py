@@ -15,11 +15,7 @@ PERCENTILES = (1, 25, 50, 75, 99)
 
 
 def distribution(pairs: Pairs, rows: str = "land_cover", columns: str = "season") -> pd.DataFrame:
-    """Numbers of pairs by two columns of the index, as figure 8; seasons in the order of the year, empty as "unknown".
-
-    Raises:
-        ValueError: the index has no such column.
-    """
+    """Numbers of pairs by two columns of the index, as figure 8; seasons in order, empty as "unknown"."""
     for name in (rows, columns):
         if name not in pairs.index:
             raise ValueError(f"the index has no column {name!r}; it has {list(pairs.index.columns)}")
@@ -40,14 +36,10 @@ def band_statistics(pairs: Pairs, sample: int = 200, seed: int = 0) -> pd.DataFr
     Args:
         pairs: at least one, all with the same numbers of bands.
         sample: number of pairs to read at most.
-        seed: of the choice.
 
     Returns:
-        one row a band ("sar 0", "optical 0", ...): `mean`, `std`, `p1` ... `p99` in the units of `Pair`, [0, 1], and
-        `pixels`. Mean and standard deviation are exact over the sample; percentiles from at most 4,096 pixels a pair.
-
-    Raises:
-        ValueError: no pairs, or sample < 1.
+        one row a band ("sar 0", "optical 0", ...), in the units of `Pair`, [0, 1]. Mean and standard deviation are
+        exact over the sample; percentiles from at most 4,096 pixels a pair.
     """
     if not len(pairs) or sample < 1:
         raise ValueError(f"need at least one pair and sample >= 1, got {len(pairs)} pairs and sample={sample}")

@@ -1,7 +1,6 @@
-"""How far the co-registration of a pair is off, estimated without any network (design point 11).
+"""How far the co-registration of a pair is off, as a whole and at check points, estimated without any network.
 
-Public pairs are taken for perfectly aligned, and terrain, layover and different orbits make that untrue by a pixel or
-two. This bounds what any matcher can reach within 1 px, so it is measured and shown beside every result.
+Terrain, layover and different orbits displace public pairs by a pixel or two, which bounds any accuracy within 1 px.
 """
 
 from __future__ import annotations
@@ -12,23 +11,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
+from companion.baselines.mutual_information import equal_bins, mutual_information
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.model.oriented_gradients import (
     OPTICAL_SIGMA_PX,
     SAR_SIGMA_PX,
+    gaussian_blur,
     oriented_gradients,
     parabola_peak,
     shift_scores,
 )
 
-MAX_SHIFT_PX = 8
-"""Largest shift along each axis that is looked for."""
-RELIABLE_QUALITY = 4.0
-"""Of 284 pairs made of images of two different places (OMBRIA, SEN1-2, SEN12MS) none reached a quality of 3.2."""
+MAX_SHIFT_PX = 8  # largest shift along each axis that is looked for
+RELIABLE_QUALITY = 4.0  # of 284 pairs of images of two places (OMBRIA, SEN1-2, SEN12MS) none had more than 3.2
+AGREE_PX = 2.0  # of two estimates for a check point; drawn at random they agree to this in one of 87 cases
 _BACKGROUND_PX = 40  # shifts up to this far show how high the scores of wrong shifts are
 _PEAK_HALF_WIDTH = 6
+_BINS = 16  # of grey values, for mutual information
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class ResidualShift:
 
     @property
     def length(self) -> float:
-        """Length of the shift, px."""
         return float(np.hypot(self.dx, self.dy))
 
     @property
@@ -57,12 +58,7 @@ class ResidualShift:
 
 
 def residual_shift(pair: Pair, max_shift: int = MAX_SHIFT_PX) -> ResidualShift:
-    """Shift at which the oriented-gradient channels of both images correlate best, to sub-pixel precision.
-
-    Args:
-        pair: pixels outside `pair.valid` do not count.
-        max_shift: largest shift along each axis, px.
-    """
+    """Shift of at most `max_shift` px on each axis at which the oriented gradients of both images correlate best."""
     if max_shift > _BACKGROUND_PX // 2:
         raise ValueError(f"max_shift must be at most {_BACKGROUND_PX // 2}, got {max_shift}; register such pairs first")
     sar = oriented_gradients(pair.sar, SAR_SIGMA_PX, pair.valid)
@@ -94,11 +90,9 @@ def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
 
 
 def windows(pair: Pair, size: tuple[int, int], per_axis: int) -> Iterator[tuple[tuple[float, float], Pair]]:
-    """Overlapping windows, spread evenly from corner to corner: the centre (x, y) px of each, and the pair within it.
+    """Overlapping windows (height, width) from corner to corner: the centre (x, y) px of each, and the pair within it.
 
-    Args:
-        size: (height, width) of a window, px.
-        per_axis: windows along each axis; fewer where they would coincide.
+    There are `per_axis` along each axis, fewer where they would coincide.
     """
     height, width = size
     tops, lefts = (
@@ -127,8 +121,7 @@ def residual_shift_table(pairs: Pairs, max_shift: int = MAX_SHIFT_PX) -> pd.Data
 
 
 def summarise_shifts(table: pd.DataFrame, within_px: Sequence[float] = (1.0, 2.3), by: str = "dataset") -> pd.DataFrame:
-    """Per group of a `residual_shift_table`: pairs, share that is reliable, and over those the median length (px), the
-    mean shift and the share within each of `within_px`."""
+    """Per group of a `residual_shift_table`: pairs, share reliable, and over those length, mean and shares."""
     rows = {}
     for name, group in table.groupby(by):
         reliable = group[group["reliable"]]
@@ -141,3 +134,60 @@ def summarise_shifts(table: pd.DataFrame, within_px: Sequence[float] = (1.0, 2.3
             **{f"within_{limit:g}px": (reliable["length"] <= limit).mean() for limit in within_px},
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
+
+
+@dataclass(frozen=True)
+class CheckPoints:
+    """Places (n, 2) px of a SAR image and where they lie in the optical one, of the blocks that were asked for one."""
+
+    xy_sar: np.ndarray
+    xy_optical: np.ndarray
+    n_blocks: int
+
+    def nearest(self, corners: np.ndarray) -> np.ndarray:
+        """For each of some places (k, 2), which check point lies nearest, (k,); none where there are no points."""
+        if not len(self.xy_sar):
+            return np.empty(0, int)
+        return np.linalg.norm(corners[:, None] - self.xy_sar[None], axis=-1).argmin(axis=1)
+
+
+def check_points(pair: Pair, block_px: int = 256, per_axis: int = 5, max_shift: int = 16) -> CheckPoints:
+    """Overlapping blocks for which two similarities that share little agree within `AGREE_PX`; their mean counts.
+
+    Left out are also blocks whose oriented gradients do not stand out.
+    """
+    side = min(block_px, *pair.size)
+    blocks = list(windows(pair, (side, side), per_axis))
+    centres, shifts = [], []
+    for centre, part in blocks:
+        first, second = residual_shift(part, max_shift), information_shift(part.sar, part.optical, max_shift)
+        if first.reliable and np.hypot(first.dx - second.dx, first.dy - second.dy) <= AGREE_PX:
+            centres.append(centre)
+            shifts.append(((first.dx + second.dx) / 2, (first.dy + second.dy) / 2))
+    source = np.array(centres, np.float64).reshape(-1, 2)
+    return CheckPoints(source, source + np.array(shifts, np.float64).reshape(-1, 2), len(blocks))
+
+
+def information_shift(sar: Tensor, optical: Tensor, max_shift: int) -> ResidualShift:
+    """The shift of a whole pair by which the mutual information of smoothed grey values is largest.
+
+    Args:
+        sar, optical: (C, H, W) and (C', H, W) in [0, 1]; the first SAR band and the mean over optical bands count.
+        max_shift: along each axis, px; the SAR image is compared less a margin of so much.
+    """
+    height, width = sar.shape[1:]
+    inner = (height - 2 * max_shift, width - 2 * max_shift)
+    if min(inner) < 2 * max_shift:
+        raise ValueError(
+            f"images must be at least {4 * max_shift} px for shifts of {max_shift} px, got {height} x {width}"
+        )
+    first = equal_bins(gaussian_blur(sar[:1], SAR_SIGMA_PX), _BINS)[0].numpy().astype(np.int64)
+    second = equal_bins(gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX), _BINS)[0]
+    other = second.numpy().astype(np.int64)
+    own = first[max_shift : max_shift + inner[0], max_shift : max_shift + inner[1]] * _BINS
+    steps = 2 * max_shift + 1
+    counts = np.empty((steps, steps, _BINS**2), np.float32)
+    for dy, dx in np.ndindex(steps, steps):
+        joint = own + other[dy : dy + inner[0], dx : dx + inner[1]]
+        counts[dy, dx] = np.bincount(joint.ravel(), minlength=_BINS**2)
+    return peak_shift(mutual_information(counts).astype(np.float64), max_shift)

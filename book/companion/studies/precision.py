@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from companion.cache import cached_table
-from companion.records import confidence_or_load
+from companion.cache import cached_table, confidence_or_load
 from companion.shipping import shipped_or_trained
 from companion.studies.sensitivity import with_source
 from sarmatch.calibration.calibrators import Calibrator

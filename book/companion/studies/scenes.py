@@ -1,7 +1,6 @@
 """Registration judged: pairs with a known displacement, and unrelated ones, through the whole path of a user.
 
-Each trial writes both images to rasters in memory, gives the optical one a georeference that is off by a known shift,
-and registers the two as files of a user: warped onto the common grid, located, matched in windows, judged, fitted.
+Each trial writes both images to rasters in memory, the optical one with a georeference that is off by a known shift.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +20,10 @@ from rasterio.io import DatasetReader, MemoryFile
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.cache import cached_table
-from companion.records import confidence_or_load
+from companion.cache import cached_table, confidence_or_load
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
-from companion.studies.check_points import CheckPoints, check_points
+from companion.studies.groundtruth import CheckPoints, check_points
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
@@ -37,19 +35,19 @@ from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
 from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
-_CRS, _CORNER, _PX = "EPSG:32631", (500_000.0, 5_000_000.0), 10.0
-_CROP = 256  # px, of an unrelated crop
+OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
+_ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90", "rmse_px")
 
 
 @contextmanager
 def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -> Iterator[DatasetReader]:
     """An image (C, H, W) in [0, 1] as an 8-bit raster of 10 m px, whose georeference puts it `shift` px too far."""
     values = (image.numpy() * 255).round().astype(np.uint8)
-    transform = Affine(_PX, 0, _CORNER[0] + _PX * shift[0], 0, -_PX, _CORNER[1] - _PX * shift[1])
+    transform = Affine(10.0, 0, 500_000.0 + 10.0 * shift[0], 0, -10.0, 5_000_000.0 - 10.0 * shift[1])
     count, height, width = values.shape
     shape: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": "uint8"}
     with MemoryFile() as memory:
-        with memory.open(driver="GTiff", crs=_CRS, transform=transform, **shape) as file:
+        with memory.open(driver="GTiff", crs="EPSG:32631", transform=transform, **shape) as file:
             file.write(values)
         with memory.open() as file:
             yield file
@@ -66,15 +64,21 @@ def example_files(config: BookConfig) -> tuple[Path, Path]:
 
 
 @contextmanager
-def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> Iterator[MatchedPair]:
-    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
+def _matched(
+    sar: Tensor, optical: Tensor, shift: Sequence[float] | np.ndarray, matcher: Matcher
+) -> Iterator[MatchedPair]:
     settings = MatchSettings(matcher, progress=False)
     with (
-        as_raster(pair.sar) as sar,
-        as_raster(pair.optical, shift) as optical,
-        matched_pair(sar, optical, settings, None, spread=True) as matched,
+        as_raster(sar) as first,
+        as_raster(optical, shift) as second,
+        matched_pair(first, second, settings, None, spread=True) as matched,
     ):
         yield matched
+
+
+def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> AbstractContextManager[MatchedPair]:
+    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
+    return _matched(pair.sar, pair.optical, shift, matcher)
 
 
 def registration_trials(
@@ -85,19 +89,15 @@ def registration_trials(
     seed: int = 0,
     models: Sequence[Model] = MODELS,
 ) -> pd.DataFrame:
-    """Register pairs whose optical image is displaced by random sub-pixel shifts.
-
-    Args:
-        max_shift_px: on each axis.
+    """Register pairs whose optical image is displaced by random sub-pixel shifts, of up to `max_shift_px` on each axis.
 
     Returns:
         one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
         agreeing matches, rmse_px (of the matches), seconds; corner_error_px, the largest distance at the four corners
-        from the shift applied; and at check points, which tell what the pair's own co-registration is off besides
-        (NaN where there are none): n_blocks that were asked for one and n_checks that gave one, own_median_px and
-        own_corner_px (median displacement of the pair by itself, and largest at the check points nearest to the four
-        corners), check_rmse_px, check_corner_px (largest at the same ones), within_ce90 (share of check points that
-        lie within the CE90 stated for their place).
+        from the shift applied; and at check points, which know what the pair is displaced by itself (NaN where there
+        are none): n_blocks, n_checks, own_median_px and own_corner_px (of that displacement; the latter is the largest
+        at the check points nearest to the corners), check_rmse_px, check_corner_px (at the same ones), within_ce90
+        (share of check points that lie within the CE90 stated for their place).
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -110,18 +110,8 @@ def registration_trials(
     return pd.DataFrame(rows)
 
 
-OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
-
-
 def own_displacements(trials: pd.DataFrame) -> pd.DataFrame:
-    """How far pairs are displaced by themselves: a registration must follow that, and the shift applied ignores it.
-
-    Args:
-        trials: as `registration_trials` returns.
-
-    Returns:
-        one row a pair: id and the columns of `OWN`.
-    """
+    """How far pairs of `registration_trials` are displaced by themselves: a row a pair, id and the columns of `OWN`."""
     return trials.drop_duplicates("id")[["id", *OWN]].reset_index(drop=True)
 
 
@@ -146,8 +136,7 @@ def _trial(
     with displaced(pair, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
-    about |= {"n_thinned": agreed.n_thinned, **_own(pair, checks)}
-    about |= {"seconds": time.perf_counter() - start}
+    about |= {"n_thinned": agreed.n_thinned, **_own(pair, checks), "seconds": time.perf_counter() - start}
     rows = []
     for model in models:
         row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
@@ -161,13 +150,10 @@ def _trial(
     return rows
 
 
-_ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90", "rmse_px")
-
-
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
     corners = _corners(pair)
-    found = {"corner_error_px": float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())}
-    found["rmse_px"] = transform.rmse_px
+    furthest = float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())
+    found = {"corner_error_px": furthest, "rmse_px": transform.rmse_px}
     if len(checks.xy_sar):
         errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
         found["check_corner_px"] = float(errors[checks.nearest(corners)].max())
@@ -186,8 +172,7 @@ def unrelated_trials(
         side: of crops from the upper left, px; None takes whole images.
 
     Returns:
-        one row a pairing: sar, optical (ids), share and required share of agreeing matches, refused (the reason; empty
-        is a false success).
+        one row a pairing; an empty reason in `refused` is a false success.
     """
     rng = np.random.default_rng(seed)
     scene = pairs.index["scene"].to_numpy()
@@ -198,17 +183,14 @@ def unrelated_trials(
         shift = rng.uniform(-max_shift_px, max_shift_px, 2)
         first, second = pairs[i], pairs[j]
         part = np.s_[:, :side, :side]
-        row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0}
-        row["n_thinned"] = 0
-        with as_raster(first.sar[part]) as sar, as_raster(second.optical[part], shift) as optical:
-            try:
-                settings = MatchSettings(matcher, progress=False)
-                with matched_pair(sar, optical, settings, None, spread=True) as matched:
-                    agreed = matched.agreement
-                    row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
-                    row["n_thinned"] = agreed.n_thinned
-            except SceneRefusal as refusal:
-                row["refused"] = str(refusal)
+        row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0, "n_thinned": 0}
+        try:
+            with _matched(first.sar[part], second.optical[part], shift, matcher) as matched:
+                agreed = matched.agreement
+                row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
+                row["n_thinned"] = agreed.n_thinned
+        except SceneRefusal as refused:
+            row["refused"] = str(refused)
         rows.append(row)
     return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
 
@@ -216,8 +198,8 @@ def unrelated_trials(
 def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
     """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
 
-    A success is a corner error of at most the threshold: from the shift applied (success), and at the check points
-    nearest to the corners (success_checks). What was refused or has no check points is none.
+    A success is a corner error of at most the threshold, from the shift applied (success) or at the check points
+    nearest to the corners (success_checks).
     """
     rows = []
     for model, group in trials.groupby("model", sort=False):
@@ -237,14 +219,11 @@ def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFra
 
 
 def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Per kind of unrelated pairings: how many, how many were accepted, and how close they came.
-
-    Largest share of agreeing matches, and smallest distance of a share from what is required.
-    """
+    """Per kind of unrelated pairings: how many, how many accepted, and how close shares came to what is required."""
     rows = []
     for kind, table in pairings.items():
-        row: dict[str, Any] = {"kind": kind, "pairings": len(table)}
-        row["false_successes"] = int((table["refused"] == "").sum())
+        accepted = int((table["refused"] == "").sum())
+        row: dict[str, Any] = {"kind": kind, "pairings": len(table), "false_successes": accepted}
         row |= {"largest_share": table["share"].max(), "least_margin": (table["required"] - table["share"]).min()}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -258,18 +237,12 @@ def refusal(
     shift: Sequence[float] = (0.0, 0.0),
 ) -> str:
     """Why a pair is refused when one of its images is replaced by an array (C, H, W), or its georeference shifted."""
-    changes = {"sar": sar, "optical": optical}
-    images = {
-        name: getattr(pair, name) if v is None else torch.from_numpy(np.ascontiguousarray(v, np.float32))
-        for name, v in changes.items()
-    }
-    settings = MatchSettings(matcher, progress=False)
+
+    def image(own: Tensor, other: np.ndarray | None) -> Tensor:
+        return own if other is None else torch.from_numpy(np.ascontiguousarray(other, np.float32))
+
     try:
-        with (
-            as_raster(images["sar"]) as first,
-            as_raster(images["optical"], shift) as second,
-            matched_pair(first, second, settings, None, spread=True) as matched,
-        ):
+        with _matched(image(pair.sar, sar), image(pair.optical, optical), shift, matcher) as matched:
             return matched.agreement.reason or "accepted"
     except SceneRefusal as refused:
         return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
@@ -294,8 +267,8 @@ def scenes_of(config: BookConfig) -> Pairs:
 def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
     """What the chapter on scenes registers with: the network of `shipping.shipped_or_trained` with its confidence.
 
-    Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`).
-    These have seen none of the generated scenes; of the real pairs of `s1s2-smoke` they may have seen some.
+    Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`);
+    some of the real pairs of `s1s2-smoke` may have trained these.
     """
     if config.studies.registers_with_shipped:
         return load_matcher("s1s2")
@@ -305,10 +278,7 @@ def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
 
 
 def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:
-    """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs.
-
-    The column `commit` says with which code.
-    """
+    """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs."""
     scenes = scenes_of(config)
     generated = scenes.index["dataset"].iloc[0] == "synthetic"
     test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
@@ -316,23 +286,17 @@ def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study
     n_shifts, n_crops, n_scenes = studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes
     chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
     chosen = chosen[:n_shifts] if generated else chosen
-    folder = runs_dir / "scenes"
-
-    def kept(
-        name: str, pairs: Pairs, n: int, make: Callable[[], pd.DataFrame], columns: Sequence[str] = ()
-    ) -> pd.DataFrame:
-        on = {"matcher": matcher, "pairs": pairs, "n": n, "seed": config.seed, "columns": columns}
-        return cached_table(folder, name, on, lambda: make().assign(commit=commit()))
-
     seed = config.seed
+
+    def kept(name: str, make: Callable[[], pd.DataFrame], pairs: Pairs, n: int, *columns: str) -> pd.DataFrame:
+        on = {"matcher": matcher, "pairs": pairs, "n": n, "seed": seed, "columns": columns}
+        return cached_table(runs_dir / "scenes", name, on, lambda: make().assign(commit=commit()))
+
+    def registrations() -> pd.DataFrame:
+        return registration_trials(matcher, chosen, n_shifts, seed=seed)
+
     return Study(
-        kept(
-            "registrations",
-            scenes,
-            n_shifts,
-            lambda: registration_trials(matcher, chosen, n_shifts, seed=seed),
-            (*OWN, *_ERRORS),
-        ),
-        kept("crops", test, n_crops, lambda: unrelated_trials(matcher, test, n_crops, _CROP, seed)),
-        kept("unrelated", scenes, n_scenes, lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed)),
+        kept("registrations", registrations, scenes, n_shifts, *OWN, *_ERRORS),
+        kept("crops", lambda: unrelated_trials(matcher, test, n_crops, 256, seed), test, n_crops),
+        kept("unrelated", lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed), scenes, n_scenes),
     )

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from companion.records import steps_to_score
 from companion.settings import BookConfig
 from sarmatch.data.splits import Split
 from sarmatch.training.runs import pretrain_or_load, train_or_load
@@ -118,3 +117,23 @@ def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) ->
         row |= {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
         rows.append(row | {"n_pairs": n_pairs, "run": run.path.name})
     return pd.DataFrame(rows)
+
+
+def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
+    """Steps until a validation score (higher is better) first reaches a level, linear between validations.
+
+    Returns:
+        the first validation's step where that already reaches the level, NaN where none does.
+
+    Raises:
+        ValueError: the history has no such column.
+    """
+    if column not in history:
+        raise ValueError(f"column {column!r} is not in the history; it has {list(history.columns)}")
+    rows = history[["step", column]].dropna().sort_values("step")
+    steps, scores = rows["step"].to_numpy(float), rows[column].to_numpy(float)
+    reached = np.flatnonzero(scores >= level)
+    if not len(reached):
+        return float("nan")
+    i = int(reached[0])
+    return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))

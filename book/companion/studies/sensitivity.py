@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from companion.cache import cached_table
-from companion.records import records_or_load
+from companion.cache import cached_table, records_or_load
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies.ablation import (

@@ -20,7 +20,7 @@ from sarmatch.model.checkpoints import load_weights
 
 RESULTS = Path(__file__).parents[3] / "book" / "results" / "s1s2"
 DRIFT = 0.03
-"""Of the accuracy of a pair: weights are shipped in half precision, and a few doubtful matches change sides."""
+"""Of the accuracy of a pair: weights are shipped in half precision, and a few uncertain matches change sides."""
 
 
 @pytest.fixture(scope="module")

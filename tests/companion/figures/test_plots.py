@@ -182,13 +182,6 @@ def test_mma_by_radius_puts_the_whole_image_last() -> None:
     np.testing.assert_allclose(np.round(ax.containers[1].lines[0].get_xdata()), [0, 1, 2])
 
 
-def test_provenance_line_is_written_on_the_figure() -> None:
-    figure, ax = plt.subplots()
-    assert plots.provenance_line(ax, "profile smoke") is ax
-    assert plots.provenance_line(figure, "again") is figure
-    assert [text.get_text() for text in figure.texts] == ["profile smoke", "again"]
-
-
 def test_text_can_be_read_on_white_and_on_black() -> None:
     ax = plots.mma_by_threshold(plt.subplots()[1], records())
     texts = [ax.xaxis.label, ax.title, ax.get_xticklabels()[0], *ax.get_legend().get_texts()]
@@ -201,22 +194,12 @@ def test_text_can_be_read_on_white_and_on_black() -> None:
 
 
 def test_rows_stand_in_order_with_intervals_and_what_was_printed() -> None:
-    table = pd.DataFrame(
-        {
-            "row": ["a", "b"],
-            "ece": [0.2, 0.1],
-            "ece_low": [0.1, np.nan],
-            "ece_high": [0.4, np.nan],
-            "paper": [0.3, np.nan],
-        }
-    )
-    _, ax = plt.subplots()
-    plots.row_intervals(ax, table, "ece", "paper")
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"] and ax.get_yticks()[0] > ax.get_yticks()[
-        1
-    ]
+    table = pd.DataFrame({"row": ["a", "b"], "ece": [0.2, 0.1], "paper": [0.3, np.nan]})
+    table = table.assign(ece_low=[0.1, np.nan], ece_high=[0.4, np.nan])
+    ax = plots.row_intervals(plt.subplots()[1], table, "ece", "paper")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_yticks()[0] > ax.get_yticks()[1]
     (segments,) = (c.get_segments() for c in ax.collections)
     np.testing.assert_allclose(segments[0][:, 0], [0.1, 0.4])  # the first row's interval; the second has none
     np.testing.assert_allclose(segments[1][:, 0], [0.1, 0.1])
     assert "paper, other data" in [text.get_text() for text in ax.get_legend().get_texts()]
-    plt.close(ax.figure)

@@ -11,12 +11,12 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from stored_chapters import notebook_problems
 from tiny_book import LITERALS, write_book, write_chapter
 
 from companion.settings import PARAMETERS, chapter_settings
-from companion.site.build import build_book, build_site, chapter_names, publish, toc_files
+from companion.site.build import build_book, build_site, chapter_names, clean_notebook, publish, toc_files
 from companion.site.execute import BookError
-from companion.site.notebooks import clean_notebook, notebook_problems
 
 BOOK = Path(__file__).parents[3] / "book"
 CHAPTERS = chapter_names(BOOK)
