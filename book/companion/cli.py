@@ -95,7 +95,7 @@ def compare(
     """
     from companion.settings import book_profile
     from companion.shipping import shipped_or_trained
-    from companion.studies.comparison import all_methods, ranked, registration_table, without_packages
+    from companion.studies.comparison import all_methods, without_packages
     from companion.studies.comparison import compare as compare_methods
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
     from sarmatch.geometry import Search
@@ -120,7 +120,7 @@ def compare(
 
 
 def _print_comparison(records: DataFrame, budget: DataFrame, skipped: Iterable[str]) -> None:
-    from companion.studies.comparison_tables import ranked, registration_table
+    from companion.studies.comparison import ranked, registration_table
     from sarmatch.evaluation.intervals import with_intervals
 
     print(with_intervals(ranked(records, ["mma_1px", "mma_3px", "n_matches"]), 3).to_string(index=False))
