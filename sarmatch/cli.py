@@ -99,6 +99,7 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     return 0 if report.ok else 1
 
 
+# long because the help is generated from the docstring, and imports wait for the command
 def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,

@@ -47,6 +47,7 @@ class Encoders(nn.Module):
         return tuple(flat)
 
 
+# long because the file must be written, read back and checked before it takes its place
 def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
     """Write the encoders of a network, checked on a size that the graph was not made with.
 

@@ -57,6 +57,7 @@ class SceneArguments:
 Shared = Annotated[SceneArguments, tyro.conf.OmitArgPrefixes]
 
 
+# long because the help is generated from the docstring, and imports wait for the command
 def match(
     sar: Sar,
     optical: Optical,
@@ -130,6 +131,7 @@ def match(
     return 0
 
 
+# long because the help is generated from the docstring, and imports wait for the command
 def register(
     sar: Sar,
     optical: Optical,

@@ -156,9 +156,8 @@ def match_scenes(
         agreed = matched.agreement
         if not agreed.accepted and not force:
             matched.store.remove()
-            raise SceneRefusal(
-                f"{matched.pair.sar.dataset.name} and {matched.pair.optical.dataset.name}: {agreed.reason}"
-            )
+            names = f"{matched.pair.sar.dataset.name} and {matched.pair.optical.dataset.name}"
+            raise SceneRefusal(f"{names}: {agreed.reason}")
         if output is None:
             parts = list(matched.parts())
             return concatenated(parts, **georeference(matched.pair), overlaps=agreed.accepted)

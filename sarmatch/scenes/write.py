@@ -45,9 +45,7 @@ def write_registered(
     mask in the file marks px without data.
 
     Args:
-        grid: of the reference.
-        to_moving: px (N, 2) of the grid to px of the moving image's file.
-        tags: further tags.
+        to_moving: px (N, 2) of the grid, which is the reference's, to px of the moving image's file.
         resampling: `nearest`, `bilinear` or `cubic`.
     """
     if resampling not in RESAMPLING:

@@ -106,6 +106,7 @@ def collect(
     return DistillationTargets(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
 
 
+# long because the whole training of the head is one loop, to be read in one place
 def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epochs: int = 30) -> pd.DataFrame:
     """Fit a head to log(mutual information + `FLOOR`) by smooth L1, from scratch; it changes once, at the end.
 

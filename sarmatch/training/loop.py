@@ -92,6 +92,7 @@ def parameter_groups(objective: nn.Module, schedule: Schedule) -> list[dict[str,
     ]
 
 
+# long because the training loop is to be read in one place: no callbacks, no trainer class
 def fit(
     objective: nn.Module,
     crops: TrainingCrops,
