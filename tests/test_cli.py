@@ -177,12 +177,12 @@ def test_match_estimates_the_epistemic_uncertainty_in_one_pass(images: tuple[Pat
     assert (pd.read_csv(output)["epistemic"] > 0).all()
 
 
-def test_an_untaught_head_is_refused(
+def test_a_head_that_was_not_distilled_is_refused(
     run: Path, images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "matches.csv"
     assert cli.main(["match", *map(str, images), "--model", str(run), "--distilled", "-o", str(output)]) == 2
-    assert "epistemic_head was taught" in capsys.readouterr().err
+    assert "epistemic_head was distilled" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -90,7 +90,7 @@ def match(
         spacing: match windows spread evenly, one a so many px, instead of everything.
         mc_passes: Monte Carlo passes with dropout for the epistemic uncertainty; the paper takes 20, 0 makes none.
         mc_seed: seed of their dropout masks; the same one gives the same masks on any device.
-        distilled: estimate that uncertainty in one pass instead, by the head that was taught to.
+        distilled: estimate that uncertainty in one pass instead, by the distilled head.
         coverage: share of matches whose true position is to lie within `radius_px`, a column that is written where
             radii are calibrated for this search.
         onnx: encoders of the same model, written by `sarmatch export`, to be run by ONNX Runtime.
