@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
+# Processes that tests start find the companion as the tests themselves do, by `pythonpath` in pyproject.toml.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "book"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 
 
 @pytest.fixture(scope="session")
