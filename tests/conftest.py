@@ -9,7 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 # Processes that tests start find the companion as the tests themselves do, by `pythonpath` in pyproject.toml.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "book"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT / "book"), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
