@@ -32,7 +32,7 @@ lint: $(VENV)/.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site first: tests/test_built_site.py reads it.
+# The site first: tests/companion/site/test_built_site.py reads it.
 test: lint
 	$(BIN)/jupyter-book build book --all -W -n --keep-going
 	$(BIN)/pytest tests

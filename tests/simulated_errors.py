@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from sarmatch.calibration.calibrators import Isotonic
-from sarmatch.calibration.position_error import CONFIDENT_PX, Precision, fit_precision
+from sarmatch.calibration.position_error import Precision, fit_precision
+from sarmatch.config import CONFIDENT_PX
 
 AS_STATED = Isotonic((0.0, 1.0), (0.0, 1.0))
 """Takes the probability for the confidence."""

@@ -141,7 +141,7 @@ class Logistic:
         Args:
             features: see `Features`.
             correct: (N,) bool, both of which must occur.
-                names: features to use. The penalty is half the squared norm of their weights, against N matches.
+            names: features to use. The penalty is half the squared norm of their weights, against N matches.
             isotonic: whether to fit an `Isotonic` on top.
 
         Raises:

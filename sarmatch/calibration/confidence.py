@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
-from sarmatch.calibration.position_error import CONFIDENT_PX, COVERAGE, Precision
+from sarmatch.calibration.position_error import COVERAGE, Precision
+from sarmatch.config import CONFIDENT_PX
 
 CONFIDENCE_FILE = "confidence.json"
 

@@ -89,18 +89,18 @@ def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
         `brier` (mean squared difference of confidence and correctness), all in [0, 1]; `nll` (mean negative
         log-likelihood in nats, confidences clipped to [1e-7, 1 - 1e-7]); `auroc`; `aurc`, see `pooled_aurc`.
     """
-    return _scores(pool(confidence, correct))
+    return pooled_scores(pool(confidence, correct))
 
 
 def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
     """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
-    confidence, correct = _checked(confidence, correct)
+    confidence, correct = checked(confidence, correct)
     values, inverse = np.unique(confidence, return_inverse=True)
     weights = np.ones(len(confidence)) if weights is None else weights
     return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
 
 
-def _checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
     confidence, correct = checked_numbers(confidence, "confidence"), np.asarray(correct)
     if correct.shape != confidence.shape or not len(confidence):
         raise ValueError(
@@ -165,7 +165,7 @@ def _risk_coverage(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
     return k / n[-1], np.interp(k, n, wrong) / k
 
 
-def _scores(groups: Groups) -> dict[str, float]:
+def pooled_scores(groups: Groups) -> dict[str, float]:
     (x, n, correct), (ece, mce) = groups, _gaps(groups)
     total, clipped = float(n.sum()), np.clip(x, CLIP, 1 - CLIP)
     scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}

@@ -13,13 +13,13 @@ from sarmatch.model import STRIDE, Descriptors, SarOpticalNet
 
 
 class Prediction(NamedTuple):
-    """The coarse level of one pair (B = 1), before matches are picked.
+    """The coarse level of B pairs, before matches are picked.
 
     Attributes:
-        forward, backward: log-probabilities (1, K*K, h, w) of the row and of the column softmax.
-        pair_maps: weighted sources of uncertainty of each image, (1, h, w) each, or None.
-        variance: over passes, of the probability of each cell's best displacement, (1, h, w); None without passes.
-        mutual_information: between displacement and weights, nats, (1, h, w); None without passes.
+        forward, backward: log-probabilities (B, K*K, h, w) of the row and of the column softmax.
+        pair_maps: weighted sources of uncertainty of each image, (B, h, w) each, or None.
+        variance: over passes, of the probability of each cell's best displacement, (B, h, w); None without passes.
+        mutual_information: between displacement and weights, nats, (B, h, w); None without passes.
     """
 
     forward: Tensor
@@ -91,5 +91,5 @@ def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, T
     cells = cell_grid(height, width, forward.device)
     there, on_image = optical_cells(cells, displacement, (height, width))
     mutual = on_image & (displacement_back.flatten(0, 1)[there] == displacement).all(-1)
-    confidence = (log_row + log_column.flatten()[there]).exp()
-    return cells[mutual], displacement[mutual], confidence[mutual]
+    probability = (log_row + log_column.flatten()[there]).exp()
+    return cells[mutual], displacement[mutual], probability[mutual]

@@ -191,7 +191,7 @@ class Matcher:
 
     @property
     def mode(self) -> str:
-        """Mode of inference, a key of `Confidence`; the matcher without consensus has no calibration."""
+        """Mode of inference, a key of `Confidence.calibrators`; the matcher without consensus has no calibration."""
         if not self.use_consensus:
             return "per cell"
         if self.mc_passes:
@@ -254,7 +254,7 @@ class Matcher:
             if not all(bool(cell_valid(mask, STRIDE).any()) for mask in masks):
                 continue
             seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
-            raw = self._match_tile((sar[..., *window], optical[..., *window], masks[0], masks[1]), search_radius, seed)
+            raw = self.match_tile((sar[..., *window], optical[..., *window], masks[0], masks[1]), search_radius, seed)
             origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
             low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
             xy_sar = raw.xy_sar + origin
@@ -265,7 +265,7 @@ class Matcher:
             return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
         return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
+    def match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
         """Match two images (1, C, H, W) of one tile with masks (1, H, W) of pixels."""
         net, aggregate = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         prediction = None
@@ -283,10 +283,9 @@ class Matcher:
         if prediction is None:
             prediction = predict(net, first, second, search_radius, *masks, aggregate)
         if self.distilled and not self.mc_passes:
-            from sarmatch.matching.epistemic import distilled_information
+            from sarmatch.matching.epistemic import attach, distilled_information
 
-            information = distilled_information(net, prediction, first, second)
-            prediction = prediction._replace(mutual_information=information)
+            prediction = attach(prediction, distilled_information(net, prediction, first, second))
         return pick_matches(net, prediction, first.fine, second.fine, *masks, aggregate)
 
 

@@ -49,7 +49,7 @@ def test_two_steps_at_full_width_from_real_geotiffs(config, tmp_path):
 
 def test_two_processes_have_the_losses_of_one(config, tmp_path):
     # Each process draws its own quarter turns and contrasts its own part of the batch, so pretraining differs
-    # (tests/test_two_processes.py).
+    # (test_two_processes.py).
     config = config.replace(pretraining={"contrastive": False, "rotation": False})
     one = train_or_load(config, tmp_path / "one", show_progress=False)
     run_in_two_processes(TRAIN, tmp_path, str(tmp_path / "two"), json.dumps(config.to_dict()))

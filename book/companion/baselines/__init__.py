@@ -2,7 +2,7 @@
 
 To add a baseline, write a subclass of `Baseline` with `match` in a file of its own and name it below.
 One that is trained here is a subclass of `learned.PeerNet`, named in `studies.learned_baselines.PEERS`.
-`studies.comparison.methods` then makes it a row of the comparison, `STANDS_FOR` describes the row.
+Then add it to `studies.comparison.methods` and describe it in `STANDS_FOR` there, under the same name.
 """
 
 from companion.baselines.base import Baseline

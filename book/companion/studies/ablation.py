@@ -16,9 +16,8 @@ from companion.cache import matches_or_load
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.position_error import CONFIDENT_PX
 from sarmatch.calibration.scores import BINS
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.intervals import (

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from companion.timing import interleave
 from sarmatch.calibration.confidence import Confidence
-from sarmatch.calibration.position_error import CONFIDENT_PX
 from sarmatch.calibration.scores import expected_calibration_error
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation.metrics import match_errors, mma

@@ -15,9 +15,8 @@ import scipy.stats
 from companion.cache import cached_table
 from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, Temperature
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.position_error import CONFIDENT_PX
-from sarmatch.calibration.scores import Groups, _checked, _scores, calibration_scores, pooled_aurc
-from sarmatch.config import EvaluationConfig
+from sarmatch.calibration.scores import Groups, calibration_scores, checked, pooled_aurc, pooled_scores
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
@@ -103,7 +102,7 @@ def calibrated_confidences(
     recipes: Mapping[str, Recipe] = RECIPES,
     threshold_px: float = CONFIDENT_PX,
 ) -> pd.DataFrame:
-    """Confidences of the measured matches, a column a recipe, each fitted on the others; pairs count alike in fitting.
+    """Confidences of the measured matches, a column a recipe, each fitted on the others; every match counts alike.
 
     Where all matches to fit on are correct, or all wrong, nothing tells scores apart: every confidence is 1, or 0.
     """
@@ -291,7 +290,7 @@ def bootstrap_scores(
     codes, clusters = pd.factorize(table[cluster], sort=True)
 
     def scores(counts: np.ndarray) -> np.ndarray:
-        found = map(_scores, resampled_groups(values, correct, codes, counts))
+        found = map(pooled_scores, resampled_groups(values, correct, codes, counts))
         return np.array([[one[name] for name in names] for one in found])
 
     value, low, high = bootstrap(scores, len(clusters), n, seed)
@@ -305,7 +304,7 @@ def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, counts
         confidence, correct, clusters: of each match, (N,): in [0, 1], bool, and the number of its cluster.
         counts: (R, C), how often each resample holds each of the C clusters.
     """
-    confidence, correct = _checked(confidence, correct)
+    confidence, correct = checked(confidence, correct)
     order = np.argsort(confidence)
     values, clusters, correct = confidence[order], clusters[order], correct[order].astype(np.float64)
     starts = np.flatnonzero(np.append(True, np.diff(values) > 0))

@@ -21,8 +21,7 @@ from companion.settings import BookConfig
 from companion.studies.calibration import score_table
 from companion.timing import interleave, summary
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.position_error import CONFIDENT_PX
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
@@ -137,8 +136,10 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
 
 
 def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
-    """`methods` and those of `learned_baselines.peer_matchers`, in the order of `STANDS_FOR`."""
+    """`methods` and those of `learned_baselines.peer_matchers`, all of them described in `STANDS_FOR`, in its order."""
     found = methods(net, crop_size) | dict(trained)
+    if missing := set(found) - set(STANDS_FOR):
+        raise ValueError(f"describe {sorted(missing)} in STANDS_FOR: a row that stands for nothing is not shown")
     return {name: found[name] for name in STANDS_FOR if name in found}
 
 

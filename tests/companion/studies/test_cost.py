@@ -102,7 +102,7 @@ def test_weights_and_pair_are_taken():
     assert torch.equal(drawn.inputs[0], again.inputs[0])
     assert not torch.equal(drawn.inputs[0], workload(SMALL, 32, seed=2).inputs[0])
     given = workload(SMALL, seed=2, weights=drawn.full.state_dict(), pair=drawn.inputs[:2])
-    one, other = (Matcher(w.full, "cpu")._match_tile(w.inputs, 8.0) for w in (drawn, given))
+    one, other = (Matcher(w.full, "cpu").match_tile(w.inputs, 8.0) for w in (drawn, given))
     assert torch.equal(one.xy_optical, other.xy_optical)
 
 
@@ -119,7 +119,7 @@ def test_parts_are_those_of_one_pass():
 def test_parts_one_after_the_other_give_the_matches_of_a_pass(oriented_gradients):
     work = workload(dataclasses.replace(SMALL, oriented_gradients=oriented_gradients), 48, search_radius=8.0)
     work.inputs[2][0, 16:28, 16:28] = False  # cells without data, next to which there are no gradients
-    whole = Matcher(work.full, "cpu")._match_tile(work.inputs, 8.0)
+    whole = Matcher(work.full, "cpu").match_tile(work.inputs, 8.0)
     of_parts = _part_runs(work)["pick"]()
     assert len(whole.xy_sar) > 10
     for one, other in zip(whole, of_parts, strict=True):
