@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.figure import Figure
 
-PARAMETERS = ("profile", "data_root", "runs_dir", "results_dir")  # assigned in the parameters cell of every chapter
 PUBLISHED_PROFILE = "s1s2"  # its outputs are stored in the chapters
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/){2,}[\w.-]+|\b[A-Z]:\\\w")
 """Three segments from a slash that follows no word, URL or closing tag; or a drive letter."""
@@ -80,14 +79,14 @@ _DEMO = StudyConfig(
     label_warmup_steps=2, temperatures=(0.07, 0.5), passes=(1, 5, 20), scenes=4, distillation_crops=48, test_pairs=6,
     fit_pairs=6, registers_with_shipped=True, scene_shifts=2, unrelated_crops=12, unrelated_scenes=4,
 )  # fmt: skip
-STUDIES = {"smoke": _SMOKE, "demo": _DEMO, "s1s2-smoke": _SMOKE}  # other profiles have the defaults
+SIZES = {"smoke": _SMOKE, "demo": _DEMO, "s1s2-smoke": _SMOKE}  # other profiles have the defaults
 
 
 def book_profile(name: str, data_root: str | None = None) -> BookConfig:
     """The named profile with the sizes of its studies; arguments and errors of `sarmatch.profile`."""
     config = profile(name, data_root)
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
-    return BookConfig(**sections, studies=STUDIES.get(name, StudyConfig()))
+    return BookConfig(**sections, studies=SIZES.get(name, StudyConfig()))
 
 
 @dataclass(frozen=True)
