@@ -1,10 +1,11 @@
 # make book [PROFILE=demo] [DATA=path]   execute all chapters and build the site under build/
-# make test                              all checks, as continuous integration runs them
+# make test [JOBS=2]                     all checks, as continuous integration runs them; unit tests in JOBS processes
 # make lint | serve | clean
 SHELL := /bin/bash
 PROFILE ?= demo
 DATA ?=
 PORT ?= 8000
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -35,7 +36,7 @@ lint: $(VENV)/.stamp
 # The site first: tests/companion/site/test_built_site.py reads it.
 test: lint
 	$(BIN)/jupyter-book build book --all -W -n --keep-going
-	$(BIN)/pytest tests
+	$(BIN)/pytest -n $(JOBS) --dist worksteal tests
 	$(BIN)/pytest --nbval --nbval-current-env book
 
 serve:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Processes side by side share the cores: with as many threads each they would wait for each other most of the time.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
 PROJECT = Path(__file__).parents[1]
 # Processes that tests start find the companion as the tests themselves do, by `pythonpath` in pyproject.toml.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT / "book"), os.environ.get("PYTHONPATH")]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,39 +35,96 @@ def reliability_weights(net: SarOpticalNet, sar: Descriptors, optical: Descripto
     """
     if sar.uncertainty is None or optical.uncertainty is None:
         return None
-    there = displaced(optical.uncertainty.fused[:, 0], (sar.coarse.shape[-2], sar.coarse.shape[-1]), radius)
-    return torch.exp(-net.vote_log_scale.exp() * (sar.uncertainty.fused[:, None] + there))
+    beta = net.vote_log_scale.exp()
+    here, there = (torch.exp(-beta * d.uncertainty.fused[:, 0]) for d in (sar, optical) if d.uncertainty is not None)
+    return here[:, None, None] * displaced(there, (here.shape[-2], here.shape[-1]), radius)
 
 
-def consensus(volume: Volume, sides: Sequence[int], reliability: Tensor | None = None) -> list[Volume]:
+def consensus(volume: Volume, side: int, reliability: Tensor | None = None) -> Volume:
     """Local consensus: replace each similarity by the mean over the neighbourhood at the same displacement.
 
     sum over p' in N(p) of w(p', delta) V(p', delta) / sum of w(p', delta), over valid entries only.
 
     Args:
-        sides: odd sides of the neighbourhoods in cells.
+        side: odd side of the neighbourhood in cells.
         reliability: weights w >= 0, broadcastable to the volume; None weighs all alike.
 
     Returns:
-        one volume a side, valid wherever at least one neighbour counts.
+        a volume that is valid wherever at least one neighbour counts.
     """
-    weights = volume.valid.to(volume.values) if reliability is None else volume.valid * reliability
-    weighted = volume.values * weights
-    result = []
-    for side in sides:
-        total = box_sums(weights, side)
-        valid = total > NO_WEIGHT
-        result.append(Volume(box_sums(weighted, side) / total.clamp(min=NO_WEIGHT) * valid, valid))
-    return result
+    weights = _weights(volume, reliability)
+    total = box_sums(weights, side)
+    return Volume(box_sums(volume.values * weights, side) / total.clamp(min=NO_WEIGHT), total > NO_WEIGHT)
+
+
+def aggregate(volume: Volume, sides: Sequence[int], scales: Tensor, reliability: Tensor | None = None) -> Volume:
+    """Logits: the weighted similarity of the cell alone and its `consensus` of every side, each times its scale.
+
+    Args:
+        sides: odd sides of the neighbourhoods in cells, the widest last; with none the cell stands alone.
+        scales: (1 + len(sides),), of the cell alone first.
+        reliability: as for `consensus`.
+
+    Returns:
+        a volume that is valid where its widest neighbourhood is.
+    """
+    weights = _weights(volume, reliability)
+    logits, valid = _Aggregation.apply(volume.values, weights, scales, tuple(sides))
+    return Volume(logits, valid)
+
+
+def _weights(volume: Volume, reliability: Tensor | None) -> Tensor:
+    return volume.valid.to(volume.values) if reliability is None else volume.valid * reliability
+
+
+class _Aggregation(torch.autograd.Function):
+    """The values of `aggregate`. Its gradient is written by hand: volumes are large, and each pass over one counts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weights: Tensor, scales: Tensor, sides: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        weighted = values * weights
+        logits, valid, kept = weighted * scales[0], weights > NO_WEIGHT, []
+        for i, (side, scale) in enumerate(zip(sides, scales[1:], strict=True)):
+            total, mean = box_sums(weights, side), box_sums(weighted, side)
+            if i + 1 == len(sides):
+                valid = total > NO_WEIGHT
+            logits.addcmul_(mean.div_(total.clamp_(min=NO_WEIGHT)), scale)
+            kept += [total, mean] if any(ctx.needs_input_grad) else []
+        ctx.save_for_backward(values, weights, scales, *kept)
+        ctx.mark_non_differentiable(valid)
+        ctx.sides = sides
+        return logits, valid
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
+        values, weights, scales, *kept = ctx.saved_tensors
+        to_weighted, to_weights = gradient * scales[0], torch.zeros_like(gradient)
+        to_scales = [_dot(gradient, values * weights)]
+        for side, scale, total, mean in zip(ctx.sides, scales[1:], kept[::2], kept[1::2], strict=True):
+            to_scales.append(_dot(gradient, mean))
+            to_sum = (gradient * scale).div_(total)
+            to_weighted += box_sums(to_sum, side)
+            if ctx.needs_input_grad[1]:
+                to_weights -= box_sums(to_sum.mul_(mean), side)
+        to_reliability = to_weights.addcmul_(to_weighted, values) if ctx.needs_input_grad[1] else None
+        return to_weighted.mul_(weights), to_reliability, torch.stack(to_scales), None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten())
 
 
 def box_sums(x: Tensor, side: int) -> Tensor:
     """Sums over side x side windows of the last two axes, cut off at the border.
 
-    As products with banded matrices: faster than pooling or integral images on such small grids, and exact.
+    As products with banded matrices, whose cost does not grow with the side: faster than pooling or integral images on
+    such small grids, and exact.
     """
-    rows, columns = (band(n, side, x) for n in x.shape[-2:])
-    return rows @ (x @ columns)
+    height, width = x.shape[-2:]
+    along_rows = (x.reshape(-1, width) @ band(width, side, x)).view(-1, height, width)
+    return torch.bmm(band(height, side, x).expand(len(along_rows), -1, -1), along_rows).view(x.shape)
 
 
 def band(n: int, side: int, like: Tensor) -> Tensor:
@@ -75,31 +133,20 @@ def band(n: int, side: int, like: Tensor) -> Tensor:
     return ((steps[:, None] - steps[None, :]).abs() <= side // 2).to(like)
 
 
-def combine(volumes: Sequence[Volume], scales: Tensor) -> Volume:
-    """Logits as the sum of volumes times their scales; valid where the last, the widest neighbourhood, is."""
-    logits = sum(scale * volume.values for scale, volume in zip(scales, volumes, strict=True))
-    assert isinstance(logits, Tensor)
-    return Volume(logits, volumes[-1].valid)
-
-
 def plain_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None) -> Volume:
     """Each cell by itself: its similarities weighted by the reliability of both ends, times the learned scale."""
-    return Volume(_weighted(volume, reliability).values * net.plain_log_scale.exp(), volume.valid)
+    values = volume.values if reliability is None else volume.values * reliability
+    return Volume(values * net.plain_log_scale.exp(), volume.valid)
 
 
 def aggregated_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None) -> Volume:
     """The cell and its neighbourhoods together, each times its learned scale."""
-    volumes = [_weighted(volume, reliability), *consensus(volume, net.config.consensus_cells, reliability)]
-    return combine(volumes, net.coarse_log_scales.exp())
-
-
-def _weighted(volume: Volume, reliability: Tensor | None) -> Volume:
-    return volume if reliability is None else Volume(volume.values * reliability, volume.valid)
+    return aggregate(volume, net.config.consensus_cells, net.coarse_log_scales.exp(), reliability)
 
 
 def fine_logits(net: SarOpticalNet, volume: Volume) -> Volume:
     """Fine similarities and their consensus times the learned scales."""
-    return combine([volume, *consensus(volume, net.config.consensus_cells)], net.fine_log_scales.exp())
+    return aggregate(volume, net.config.consensus_cells, net.fine_log_scales.exp())
 
 
 def coarse_logits(

@@ -74,22 +74,40 @@ def best(log_probability: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([index % size - radius, index // size - radius], dim=-1), value
 
 
-def mutual_matches(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+class CellMatches(NamedTuple):
+    """N matches of whole cells in a batch of pairs: number of the pair (N,) long, SAR cell and displacement (N, 2) long
+    (x, y) in cells, dual-softmax probability (N,)."""
+
+    pair: Tensor
+    cell: Tensor
+    displacement: Tensor
+    probability: Tensor
+
+
+def mutual_matches(
+    forward: Tensor, backward: Tensor, sar_valid: Tensor | None = None, optical_valid: Tensor | None = None
+) -> CellMatches:
     """Cells whose best displacement leads to an optical cell whose best displacement leads back.
 
-    A cell whose best displacement leads off the optical image has no match.
+    A cell whose best displacement leads off the optical image has no match. What is above the selection of matches
+    waits for nothing on a GPU; the number of matches is the first that does.
 
     Args:
-        forward, backward: log-probabilities (1, K*K, H, W) of the row and of the column softmax.
-
-    Returns:
-        SAR cells (N, 2) long (x, y), displacements (N, 2) long in cells, dual-softmax probability (N,).
+        forward, backward: log-probabilities (B, K*K, H, W) of the row and of the column softmax.
+        sar_valid, optical_valid: (B, H, W) bool, cells that may be matched; None takes all.
     """
-    displacement, log_row = (t[0] for t in best(forward))
-    displacement_back, log_column = (t[0] for t in best(backward))
-    height, width = log_row.shape
+    displacement, log_row = best(forward)
+    displacement_back, log_column = best(backward)
+    height, width = log_row.shape[-2:]
     cells = cell_grid(height, width, forward.device)
-    there, on_image = optical_cells(cells, displacement, (height, width))
-    mutual = on_image & (displacement_back.flatten(0, 1)[there] == displacement).all(-1)
-    probability = (log_row + log_column.flatten()[there]).exp()
-    return cells[mutual], displacement[mutual], probability[mutual]
+    there, mutual = optical_cells(cells, displacement, (height, width))
+    there = there.flatten(1)
+    back = displacement_back.flatten(1, 2).gather(1, there[..., None].expand(-1, -1, 2)).view_as(displacement)
+    mutual &= (back == displacement).all(-1)
+    if sar_valid is not None:
+        mutual &= sar_valid
+    if optical_valid is not None:
+        mutual &= optical_valid.flatten(1).expand(len(there), -1).gather(1, there).view_as(mutual)
+    probability = (log_row + log_column.flatten(1).gather(1, there).view_as(log_row)).exp()
+    pair, y, x = mutual.nonzero(as_tuple=True)
+    return CellMatches(pair, torch.stack([x, y], -1), displacement[pair, y, x], probability[pair, y, x])

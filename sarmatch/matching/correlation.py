@@ -6,8 +6,8 @@ A volume V is (B, K, K, H, W): V[b, i, j, y, x] compares SAR cell (x, y) with op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 MASKED = -1e4  #: Logit of an entry that cannot be: exp of it is zero in float32, bfloat16 and float16.
 PIXEL_STEP = 2  #: Every second SAR pixel is compared, with optical pixels at every displacement: a quarter of the work.
+COARSE_TILE, FINE_TILE = 8, 4  #: Sides, in cells, of the tiles whose volumes are matrix products; the fastest on a CPU.
 
 
 class Volume(NamedTuple):
@@ -49,12 +50,13 @@ def coarse_volume(
 
 def coarse_similarity(sar: Tensor, optical: Tensor, radius: int) -> Tensor:
     """The values of `coarse_volume`, (B, K, K, H, W), not yet zero where they are not valid."""
-    batch, _, height, width = sar.shape
-    similarity = sar.flatten(2).transpose(1, 2) @ optical.flatten(2)  # (B, HW, H'W')
-    index, _ = _window_index((height, width), (optical.shape[-2], optical.shape[-1]), radius, sar.device)
-    values = similarity.gather(2, index.expand(batch, -1, -1))
-    size = 2 * radius + 1
-    return values.transpose(1, 2).reshape(batch, size, size, height, width)
+    (height, width), side = sar.shape[-2:], COARSE_TILE + 2 * radius
+    down, across = -height % COARSE_TILE, -width % COARSE_TILE
+    size = (height + down, width + across)
+    cells = _tiles(F.pad(sar, (0, across, 0, down)), COARSE_TILE, COARSE_TILE)
+    around = _tiles(F.pad(optical, _margin(size, optical.shape, radius)), side, COARSE_TILE)
+    values = _window_sums(cells, around, 1, 2 * radius + 1, 1)
+    return _assembled(values, size)[..., :height, :width]
 
 
 def coarse_valid(
@@ -65,126 +67,141 @@ def coarse_valid(
     optical_valid: Tensor | None = None,
 ) -> Tensor:
     """The mask of `coarse_volume`, (B, K, K, H, W) or with B = 1: it follows from sizes and masks alone."""
-    (height, width), size = sar.shape[-2:], 2 * radius + 1
-    index, valid = _window_index((height, width), (optical.shape[-2], optical.shape[-1]), radius, sar.device)
-    valid = valid[None]
-    if optical_valid is not None:
-        valid = valid & optical_valid.flatten(1)[:, index]
-    if sar_valid is not None:
-        valid = valid & sar_valid.flatten(1)[:, :, None]
-    return valid.transpose(1, 2).reshape(-1, size, size, height, width)
-
-
-@lru_cache(maxsize=2)
-def _window_index(
-    size_sar: tuple[int, int], size_optical: tuple[int, int], radius: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Flat optical index of (SAR cell, displacement), (HW, K*K) long, and whether it lies on the grid.
-
-    Cached, since training steps and Monte Carlo passes ask for the same; not to be written to.
-    """
-    with torch.inference_mode(False):  # what is cached may serve a training step next
-        steps = torch.arange(-radius, radius + 1, device=device)
-        y = torch.arange(size_sar[0], device=device)[:, None] + steps  # (H, K)
-        x = torch.arange(size_sar[1], device=device)[:, None] + steps  # (W, K)
-        on_y = (y >= 0) & (y < size_optical[0])
-        on_x = (x >= 0) & (x < size_optical[1])
-        y, x = y.clamp(0, size_optical[0] - 1), x.clamp(0, size_optical[1] - 1)
-        index = y[:, None, :, None] * size_optical[1] + x[None, :, None, :]  # (H, W, K, K)
-        valid = on_y[:, None, :, None] & on_x[None, :, None, :]
-        n_cells = size_sar[0] * size_sar[1]
-        return index.reshape(n_cells, -1), valid.reshape(n_cells, -1)
+    if optical_valid is None:
+        optical_valid = torch.ones(1, *optical.shape[-2:], dtype=torch.bool, device=optical.device)
+    valid = displaced(optical_valid, (sar.shape[-2], sar.shape[-1]), radius)
+    return valid if sar_valid is None else valid & sar_valid[:, None, None]
 
 
 def displaced(optical_map: Tensor, size: tuple[int, int], radius: int) -> Tensor:
-    """Values of a map (B, H', W') at the optical cell of every entry of a volume, (B, K, K, H, W).
+    """Values of a map (B, H', W') at the optical cell of every entry of a volume, a view (B, K, K, H, W).
 
-    Off the optical grid the nearest cell is repeated; a volume's `valid` tells which entries are real.
+    Zero off the optical grid; a volume's `valid` tells which entries are real.
     """
-    batch, n_cells, steps = len(optical_map), size[0] * size[1], 2 * radius + 1
-    index, _ = _window_index(size, (optical_map.shape[-2], optical_map.shape[-1]), radius, optical_map.device)
-    rows = optical_map.flatten(1)[:, None].expand(-1, n_cells, -1)
-    return rows.gather(2, index.expand(batch, -1, -1)).transpose(1, 2).reshape(batch, steps, steps, *size)
+    padded = F.pad(optical_map, _margin(size, optical_map.shape, radius))
+    return padded.unfold(1, size[0], 1).unfold(2, size[1], 1)
+
+
+def _margin(size: Sequence[int], optical: Sequence[int], radius: int) -> tuple[int, int, int, int]:
+    """What a map of the optical size lacks to reach `radius` cells beyond a SAR grid of (height, width)."""
+    return radius, size[1] + radius - optical[-1], radius, size[0] + radius - optical[-2]
 
 
 def fine_volume(sar: Tensor, optical: Tensor, offset: Tensor, radius: int, cell: int) -> Volume:
     """Mean similarity of each SAR cell's pixels with the optical pixels a whole-pixel displacement away.
 
     Args:
-        sar, optical: L2-normalised full-resolution descriptors (B, C, H, W) of equal size.
+        sar, optical: L2-normalised full-resolution descriptors (B, C, H, W) of equal size, in cells multiples of 4.
         offset: (B, 2) long, the displacement (dx, dy) in px around which to look, one a pair.
         radius: half-width of the window in px.
         cell: side of a cell in px; the volume has (H / cell, W / cell) cells.
     """
-    size, first = 2 * radius + 1, radius % PIXEL_STEP
-    shifted, on_image = _shift(optical, offset, radius + first)
-    every, phases = _phases(sar)[:, 0], _phases(shifted)
-    corners = [(x + first, y + first) for y in range(size) for x in range(size)]
-    products = _WindowProducts.apply(every, phases, corners)
-    masks = torch.stack([_strided(on_image, every, corner) for corner in corners], 1)
-    valid = F.avg_pool2d(masks, cell // PIXEL_STEP) > 0.999
-    values = F.avg_pool2d(products, cell // PIXEL_STEP) * valid
-    return Volume(values.unflatten(1, (size, size)), valid.unflatten(1, (size, size)))
+    (height, width), size, tile = sar.shape[-2:], 2 * radius + 1, FINE_TILE * cell
+    compared = _tiles(sar[..., ::PIXEL_STEP, ::PIXEL_STEP], tile // PIXEL_STEP, tile // PIXEL_STEP)
+    around = _tiles(_Shift.apply(optical, offset, radius), tile - PIXEL_STEP + size, tile)
+    sums = _window_sums(compared, around, cell // PIXEL_STEP, size, PIXEL_STEP)
+    steps = torch.arange(-radius, radius + 1, device=sar.device)
+    on = []
+    for axis, length in ((1, height), (0, width)):
+        first = torch.arange(0, length, cell, device=sar.device) + (offset[:, axis, None] + steps)[..., None]
+        on.append((first >= 0) & (first + cell - PIXEL_STEP < length))  # (B, K, cells)
+    valid = on[0][:, :, None, :, None] & on[1][:, None, :, None, :]
+    return Volume(_assembled(sums, (height // cell, width // cell)) * valid / (cell // PIXEL_STEP) ** 2, valid)
 
 
-def _shift(image: Tensor, offset: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """Crop (B, C, H, W) at a whole-pixel offset a pair, `margin` px wider on each side; zeros and a mask outside."""
-    height, width = image.shape[-2:]
-    pad = margin + int(offset.abs().max())
-    padded = F.pad(image, (pad, pad, pad, pad))
-    mask = F.pad(image.new_ones(1, height, width), (pad, pad, pad, pad))
-    crops, masks = [], []
-    for b, (x, y) in enumerate((pad - margin + offset).tolist()):
-        window = (..., slice(y, y + height + 2 * margin), slice(x, x + width + 2 * margin))
-        crops.append(padded[b][window])
-        masks.append(mask[window])
-    return torch.stack(crops), torch.cat(masks)
+def _tiles(image: Tensor, side: int, step: int) -> Tensor:
+    """Windows of (B, C, H, W) every `step` along both axes, row by row, (B * windows, C, side * side)."""
+    windows = image.unfold(2, side, step).unfold(3, side, step)
+    return windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, image.shape[1], side**2)
 
 
-def _phases(image: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, PIXEL_STEP ** 2, C, H / PIXEL_STEP, W / PIXEL_STEP), one image a sub-grid.
+def _assembled(tiles: Tensor, size: Sequence[int]) -> Tensor:
+    """Volumes of tiles (B * tiles, K, K, t, t) put together, (B, K, K, *size)."""
+    steps, tile = tiles.shape[1], tiles.shape[-1]
+    grid = tiles.view(-1, size[0] // tile, size[1] // tile, steps, steps, tile, tile)
+    return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, steps, steps, *size)
 
-    A window taken at every second pixel is then a contiguous slice of one phase, and several times faster.
+
+def _window_sums(points: Tensor, around: Tensor, block: int, size: int, step: int) -> Tensor:
+    """Inner products of the points of a tile with what lies around them, summed over blocks of points.
+
+    Args:
+        points: (N, C, p * p), a tile of p x p points.
+        around: (N, C, s * s), the window that the points reach, s = step (p - 1) + size.
+        block: side of the square of points that are summed; their cells are p / block a side.
+        size: displacements along each axis, K.
+        step: entries of the window between two points.
+
+    Returns:
+        (N, K, K, p / block, p / block).
     """
-    unshuffled = F.pixel_unshuffle(image, PIXEL_STEP)
-    return unshuffled.unflatten(1, (image.shape[1], PIXEL_STEP**2)).movedim(2, 1).contiguous()
+    side, window = math.isqrt(points.shape[-1]), math.isqrt(around.shape[-1])
+    cells, entry = side // block, window**2
+    shape = (len(points), size, size, cells, cells)
+    # Moving on by a point moves its window too: all displacements are a slanted view of the product.
+    right, down = entry + step, side * entry + step * window
+    strides = (side**2 * entry, window, 1, block * down, block * right)
+    offsets = [i * down + j * right for i in range(block) for j in range(block)]
+    return _SlantedProduct.apply(points, around, shape, strides, offsets)
 
 
-def _window(every: Tensor, corner: tuple[int, int]) -> tuple[Any, ...]:
-    """Index of the window at `corner` in phases, as large as the SAR image."""
-    (x, y), (height, width) = corner, every.shape[-2:]
-    phase = y % PIXEL_STEP * PIXEL_STEP + x % PIXEL_STEP
-    rows, columns = y // PIXEL_STEP, x // PIXEL_STEP
-    return (slice(None), phase, ..., slice(rows, rows + height), slice(columns, columns + width))
+class _SlantedProduct(torch.autograd.Function):
+    """Sum of strided views of the product of (N, C, P) and (N, C, Q) over C, (N, P, Q).
 
-
-def _strided(mask: Tensor, every: Tensor, corner: tuple[int, int]) -> Tensor:
-    """Every `PIXEL_STEP`-th pixel of the window at `corner` of a mask (B, H, W)."""
-    (x, y), (height, width) = corner, every.shape[-2:]
-    return mask[:, y : y + height * PIXEL_STEP : PIXEL_STEP, x : x + width * PIXEL_STEP : PIXEL_STEP]
-
-
-class _WindowProducts(torch.autograd.Function):
-    """Inner product over channels of an image with many windows of another's phases, (B, len(corners), H, W).
-
-    The gradient is written by hand: autograd would fill a zero image for each window, half of a training step on a CPU.
+    The gradient is written by hand: autograd would fill a product of zeros for each view.
     """
 
     @staticmethod
-    def forward(ctx: Any, every: Tensor, optical: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
-        ctx.save_for_backward(every, optical)
-        ctx.corners = corners
-        return torch.stack([(every * optical[_window(every, corner)]).sum(1) for corner in corners], 1)
+    def forward(
+        ctx: Any, left: Tensor, right: Tensor, shape: Sequence[int], strides: Sequence[int], offsets: Sequence[int]
+    ) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.views = shape, strides, offsets
+        product = torch.bmm(left.mT, right)
+        total = product.as_strided(shape, strides, offsets[0]).clone(memory_format=torch.contiguous_format)
+        for offset in offsets[1:]:
+            total += product.as_strided(shape, strides, offset)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        every, optical = ctx.saved_tensors
-        to_every, to_optical = torch.zeros_like(every), torch.zeros_like(optical)
-        for i, corner in enumerate(ctx.corners):
-            window, weight = _window(every, corner), gradient[:, i, None]
-            to_every.addcmul_(weight, optical[window])
-            to_optical[window].addcmul_(weight, every)
-        return to_every, to_optical, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        left, right = ctx.saved_tensors
+        shape, strides, offsets = ctx.views
+        of_product = gradient.new_zeros(len(left), left.shape[-1], right.shape[-1])
+        for offset in offsets:
+            of_product.as_strided(shape, strides, offset).copy_(gradient)
+        return torch.bmm(right, of_product.mT), torch.bmm(left, of_product), None, None, None
+
+
+class _Shift(torch.autograd.Function):
+    """(B, C, H, W) at a whole-pixel offset (B, 2) a pair, `margin` px wider on each side; zero outside.
+
+    The gradient of a shift is the shift back; that of indexing adds up element by element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, offset: Tensor, margin: int) -> Tensor:
+        ctx.save_for_backward(offset)
+        ctx.margin, ctx.size = margin, image.shape[-2:]
+        height, width = image.shape[-2:]
+        return _cut(image, offset - margin, (height + 2 * margin, width + 2 * margin))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (offset,) = ctx.saved_tensors
+        return _cut(gradient, ctx.margin - offset, ctx.size), None, None
+
+
+def _cut(image: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
+    """Windows of (B, C, H, W) with their top-left pixels (x, y) at `corner` (B, 2), which may lie outside: zero."""
+    on, at = [], []
+    for axis, length, extent in ((1, image.shape[-2], size[0]), (0, image.shape[-1], size[1])):
+        place = corner[:, axis, None] + torch.arange(extent, device=image.device)
+        on.append((place >= 0) & (place < length))
+        at.append(place.clamp(0, length - 1))
+    index = (at[0][:, :, None] * image.shape[-1] + at[1][:, None]).flatten(1)
+    window = image.flatten(2).gather(2, index[:, None].expand(-1, image.shape[1], -1)).unflatten(2, size)
+    return window * (on[0][:, None, :, None] & on[1][:, None, None])
 
 
 def swap(volume: Volume) -> Volume:

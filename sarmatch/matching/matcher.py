@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
@@ -20,20 +19,22 @@ from sarmatch.calibration.position_error import COVERAGE, check_coverage
 from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.raster import Raster, check_same_grid, load_optical, load_sar
-from sarmatch.geometry import Search, cell_valid, inside, transform_points, warp
+from sarmatch.geometry import Search, inside, transform_points
 from sarmatch.matching.aggregation import coarse_logits
 from sarmatch.matching.assignment import predict
 from sarmatch.matching.coarse_alignment import global_prior
 from sarmatch.matching.correlation import Volume
+from sarmatch.matching.inputs import batch_of_one, crop_rasters, crop_search, resampled, usable_device
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.monte_carlo import predict_monte_carlo
 from sarmatch.matching.refinement import RawMatches, pick_matches
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
-from sarmatch.matching.tiling import MULTIPLE, TILE, tile_seed, tiles
-from sarmatch.model import STRIDE, PairEncoder, PairInput, SarOpticalNet, encode_pair, prepare
+from sarmatch.matching.tiling import TILE, Tile, tile_seed, tiles
+from sarmatch.model import PairEncoder, PairInput, SarOpticalNet, encode_pair, prepare
 from sarmatch.model.checkpoints import load_weights
 
 GLOBAL_SIDE = 2048  #: Largest side for the global stage, px: it holds descriptors of the whole image, about 3 GB.
+TILES_AT_ONCE, TILES_AT_ONCE_ON_GPU = 1, 16  #: In one batch; on a CPU larger ones only leave its caches.
 LOCAL_RADIUS = 16.0  #: Search radius around a prior that the coarse global stage found, px.
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -123,7 +124,7 @@ class Matcher:
         encoders: PairEncoder | None = None,
         mc_seed: int = 0,
     ) -> None:
-        self.device = PartialState().default_device if device == "auto" else _usable_device(device)
+        self.device = PartialState().default_device if device == "auto" else usable_device(device)
         self.net = _in_evaluation(net, self.device)
         self.use_consensus = use_consensus
         self.mc_passes, self.mc_seed = _not_negative("mc_passes", mc_passes), _not_negative("mc_seed", mc_seed)
@@ -182,12 +183,26 @@ class Matcher:
         Args:
             window: number of these images among the windows of larger ones; each draws its own dropout masks.
         """
-        raw = self._match(sar, optical, search, window)
-        return apply(raw, self.confidence, self.mode, search.shift_radius, self.coverage)
+        return self._calibrated(self._match([(sar, optical)], search, [window])[0], search)
+
+    def match_batch(
+        self, pairs: Sequence[tuple[Raster, Raster]], search: Search, windows: Sequence[int] | None = None
+    ) -> list[Matches]:
+        """`match_rasters` of many pairs; those of one size go through the network together."""
+        found = self._match(pairs, search, [0] * len(pairs) if windows is None else windows)
+        return [self._calibrated(raw, search) for raw in found]
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
         """Match the crops of an evaluation protocol, with the prior knowledge that the protocol grants."""
-        return self.match_rasters(*_of_crops(crops, search_radius))
+        return self.match_all_crops([crops], search_radius)[0]
+
+    def match_all_crops(self, crops: Sequence[EvaluationCrops], search_radius: float | None) -> list[Matches]:
+        """`match_crops` of a batch under one protocol."""
+        search = crop_search(crops[0], search_radius)
+        return self.match_batch([crop_rasters(one) for one in crops], search)
+
+    def _calibrated(self, raw: RawMatches, search: Search) -> Matches:
+        return apply(raw, self.confidence, self.mode, search.shift_radius, self.coverage)
 
     @property
     def mode(self) -> str:
@@ -201,7 +216,7 @@ class Matcher:
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """`match_crops` before calibration."""
-        return self._match(*_of_crops(crops, search_radius))
+        return self._match([crop_rasters(crops)], crop_search(crops, search_radius), [0])[0]
 
     @torch.no_grad()
     def similarity_volumes(self, crops: EvaluationCrops, search_radius: float) -> tuple[Volume, Volume]:
@@ -211,62 +226,68 @@ class Matcher:
         return logits(use_consensus=False), logits(use_consensus=True)
 
     @torch.no_grad()
-    def _match(self, sar: Raster, optical: Raster, search: Search, window: int = 0) -> RawMatches:
-        height, width = (max(a, b) for a, b in zip(sar.valid.shape, optical.valid.shape, strict=True))
-        size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
-        (sar_in, sar_valid), (optical_in, optical_valid) = (_pad(r, size, self.device) for r in (sar, optical))
-        images = (sar_in, optical_in, sar_valid, optical_valid)
-        # Tiles overlap by half of their side at most: a wider search takes the global stage.
-        widest = np.inf if max(size) <= TILE else TILE / 4
-        if search.shift_radius is not None and search.shift_radius <= widest:
-            return self._match_tiles(images, search.shift_radius, window)
-        if max(size) > GLOBAL_SIDE:
-            raise ValueError(
-                f"images of {height} x {width} px: a search of the whole image, of rotation or scale, or beyond "
-                f"{TILE // 4} px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
-            )
-        prior = global_prior(self.net, images, search)
-        if search.turned:
-            # The best of a few rotations is off by some degrees; a robust affine of first matches corrects it.
-            one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
-            prior = _refit(one_pass._match_warped(images, prior, window), prior)
-        return self._match_warped(images, prior, window)
+    def _match(
+        self, pairs: Sequence[tuple[Raster, Raster]], search: Search, windows: Sequence[int]
+    ) -> list[RawMatches]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # 10 bits shift positions by tenths of a px
+            inputs = [batch_of_one(*pair, self.device) for pair in pairs]
+            largest = max((side for images in inputs for side in images[0].shape[-2:]), default=0)
+            # Tiles overlap by half of their side at most: a wider search takes the global stage.
+            widest = np.inf if largest <= TILE else TILE / 4
+            if search.shift_radius is not None and search.shift_radius <= widest:
+                return self._match_tiles(inputs, search.shift_radius, windows)
+            if largest > GLOBAL_SIDE:
+                raise ValueError(
+                    f"images of {largest} px: a search of the whole image, of rotation or scale, or beyond {TILE // 4} "
+                    f"px takes sides up to {GLOBAL_SIDE} px; give a smaller search_radius, or cut the images"
+                )
+            priors = [global_prior(self.net, images, search) for images in inputs]
+            if search.turned:
+                # The best of a few rotations is off by some degrees; a robust affine of first matches corrects it.
+                one_pass = Matcher(self.net, self.device, self.use_consensus, encoders=self.encoders)
+                first = one_pass._match_warped(inputs, priors, windows)
+                priors = [_refit(raw, prior) for raw, prior in zip(first, priors, strict=True)]
+            return self._match_warped(inputs, priors, windows)
 
-    def _match_warped(self, images: PairInput, prior: Tensor, window: int = 0) -> RawMatches:
-        """Match around a predicted map by resampling the optical image onto the SAR grid with it."""
-        sar, optical, sar_valid, optical_valid = images
-        size = (sar.shape[-2], sar.shape[-1])
-        moved = warp(optical, prior, size)
-        moved_valid = warp(optical_valid[:, None].float(), prior, size)[:, 0] > 0.999
-        raw = self._match_tiles((sar, moved, sar_valid, moved_valid), LOCAL_RADIUS, window)
-        xy_optical = transform_points(prior, raw.xy_optical)
-        linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
-        raw = raw._replace(xy_optical=xy_optical, covariance=linear @ raw.covariance @ linear.T)
-        return raw.select(inside(xy_optical, size))
+    def _match_warped(
+        self, inputs: Sequence[PairInput], priors: Sequence[Tensor], windows: Sequence[int]
+    ) -> list[RawMatches]:
+        """Match around predicted maps by resampling the optical images onto the SAR grids with them."""
+        moved = [resampled(images, prior) for images, prior in zip(inputs, priors, strict=True)]
+        results = []
+        for raw, prior, images in zip(self._match_tiles(moved, LOCAL_RADIUS, windows), priors, inputs, strict=True):
+            linear = prior[:2, :2].to(raw.covariance)  # the covariance of A x is A C A^T
+            xy_optical, covariance = transform_points(prior, raw.xy_optical), linear @ raw.covariance @ linear.T
+            on_image = inside(xy_optical, (images[1].shape[-2], images[1].shape[-1]))
+            results.append(raw._replace(xy_optical=xy_optical, covariance=covariance).select(on_image))
+        return results
 
-    def _match_tiles(self, images: PairInput, search_radius: float, number: int = 0) -> RawMatches:
-        """Match same-sized images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
-        sar, optical, *valid = images
-        height, width = sar.shape[-2:]
-        parts = []
-        for window, core in tiles(height, width, margin=min(search_radius, TILE // 4)):
-            masks = [mask[..., *window] for mask in valid]
-            if not all(bool(cell_valid(mask, STRIDE).any()) for mask in masks):
-                continue
-            seed = tile_seed(self.mc_seed, number, window[1].start, window[0].start)
-            raw = self.match_tile((sar[..., *window], optical[..., *window], masks[0], masks[1]), search_radius, seed)
-            origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
-            low, high = raw.xy_sar.new_tensor(core[:2]), raw.xy_sar.new_tensor(core[2:])
-            xy_sar = raw.xy_sar + origin
-            raw = raw._replace(xy_sar=xy_sar, xy_optical=raw.xy_optical + origin)
-            parts.append(raw.select(((xy_sar >= low) & (xy_sar < high)).all(-1)))
-        if not parts:
-            empty, points = sar.new_zeros(0), sar.new_zeros(0, 2)
-            return RawMatches(points, points, empty, empty, empty, sar.new_zeros(0, 2, 2))
-        return RawMatches(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    def _match_tiles(
+        self, inputs: Sequence[PairInput], search_radius: float, numbers: Sequence[int]
+    ) -> list[RawMatches]:
+        """Match images tile by tile; each SAR cell is decided in the tile it lies deepest in."""
+        jobs: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
+        for k, (sar, *_) in enumerate(inputs):
+            for tile in tiles(sar.shape[-2], sar.shape[-1], margin=min(search_radius, TILE // 4)):
+                cut = sar[..., *tile[0]]
+                jobs.setdefault((cut.shape[-2], cut.shape[-1]), []).append((k, tile))
+        parts: list[list[RawMatches]] = [[] for _ in inputs]
+        at_once = TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
+        for same_size in jobs.values():
+            for batch in (same_size[i : i + at_once] for i in range(0, len(same_size), at_once)):
+                sar, optical, sar_valid, optical_valid = (
+                    torch.cat([inputs[k][part][..., *window] for k, (window, _) in batch]) for part in range(4)
+                )
+                seeds = [tile_seed(self.mc_seed, numbers[k], w[1].start, w[0].start) for k, (w, _) in batch]
+                found = self.match_tiles((sar, optical, sar_valid, optical_valid), search_radius, seeds)
+                for (k, tile), raw in zip(batch, found, strict=True):
+                    parts[k].append(_placed(raw, tile))
+        return [RawMatches(*(torch.cat(values) for values in zip(*of_pair, strict=True))) for of_pair in parts]
 
-    def match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
-        """Match two images (1, C, H, W) of one tile with masks (1, H, W) of pixels."""
+    def match_tiles(
+        self, images: PairInput, search_radius: float, seeds: Sequence[int | Sequence[int]] = (0,)
+    ) -> list[RawMatches]:
+        """Match pairs (B, C, H, W) of one tile each with masks (B, H, W) of pixels and seeds of dropout masks."""
         net, aggregate = self.net, self.use_consensus and bool(self.net.config.consensus_cells)
         prediction = None
         if self.encoders is not None:
@@ -279,7 +300,9 @@ class Matcher:
             masks = encoded[0].valid, encoded[1].valid
             if self.mc_passes:
                 prefixes = encoded[0].prefix, encoded[1].prefix
-                prediction = predict_monte_carlo(net, *prefixes, search_radius, self.mc_passes, *masks, aggregate, seed)
+                prediction = predict_monte_carlo(
+                    net, *prefixes, search_radius, self.mc_passes, *masks, aggregate, seeds
+                )
         if prediction is None:
             prediction = predict(net, first, second, search_radius, *masks, aggregate)
         if self.distilled and not self.mc_passes:
@@ -305,15 +328,6 @@ def _in_evaluation(net: SarOpticalNet, device: torch.device) -> SarOpticalNet:
     return copy.deepcopy(net).to(device).eval()
 
 
-def _usable_device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown name, or a build or machine without it
-        raise ValueError(f"device {str(name)!r} cannot be used here ({error}); take 'auto' or 'cpu'") from error
-    return device
-
-
 def _refit(matches: RawMatches, prior: Tensor) -> Tensor:
     """A robust affine of the matches, or the prior where they do not determine one."""
     try:
@@ -323,15 +337,10 @@ def _refit(matches: RawMatches, prior: Tensor) -> Tensor:
     return torch.from_numpy(fit.matrix)
 
 
-def _of_crops(crops: EvaluationCrops, search_radius: float | None) -> tuple[Raster, Raster, Search]:
-    sar, optical = (crops.sar, crops.sar_valid), (crops.optical, crops.optical_valid)
-    search = dataclasses.replace(crops.search, radius=search_radius)
-    return Raster(*sar, None, None), Raster(*optical, None, None), search
-
-
-def _pad(raster: Raster, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of one of the wanted size, its border repeated, and the mask of valid pixels (1, H, W)."""
-    height, width = raster.valid.shape
-    margin = (0, size[1] - width, 0, size[0] - height)
-    image = F.pad(raster.image[None], margin, mode="replicate")
-    return image.to(device), F.pad(raster.valid, margin)[None].to(device)
+def _placed(raw: RawMatches, tile: Tile) -> RawMatches:
+    """The matches of a tile in the core of it, px of the whole image."""
+    window, core = tile
+    origin = raw.xy_sar.new_tensor([window[1].start, window[0].start])
+    xy_sar = raw.xy_sar + origin
+    inside_core = (xy_sar >= raw.xy_sar.new_tensor(core[:2])) & (xy_sar < raw.xy_sar.new_tensor(core[2:]))
+    return raw._replace(xy_sar=xy_sar, xy_optical=raw.xy_optical + origin).select(inside_core.all(-1))

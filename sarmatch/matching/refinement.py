@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sarmatch.geometry import cell_centres, inside
 from sarmatch.matching.aggregation import band, box_sums
-from sarmatch.matching.assignment import Prediction, mutual_matches
-from sarmatch.matching.correlation import PIXEL_STEP, optical_cells
+from sarmatch.matching.assignment import CellMatches, Prediction, mutual_matches
+from sarmatch.matching.correlation import PIXEL_STEP
 from sarmatch.model import STRIDE, SarOpticalNet
 
 FINE_RADIUS = 4  #: Half-width of the fine window, px: a cell's own width, so a match one cell off can be mended.
-AT_ONCE = 64  #: Coarse displacements worked off together; it bounds memory.
+AT_ONCE = 256  #: Displacements worked off together; it bounds memory.
 
 
 class RawMatches(NamedTuple):
@@ -56,70 +56,70 @@ def pick_matches(
     optical_valid: Tensor | None = None,
     use_consensus: bool = True,
     refine: bool = True,
-) -> RawMatches:
-    """All mutual matches of one pair, to the fraction of a pixel.
+) -> list[RawMatches]:
+    """All mutual matches of each pair of a batch, to the fraction of a pixel.
 
     Refined in a fine volume with consensus; without, as in the paper, by the expectation over 3x3 cells.
 
     Args:
-        sar_fine, optical_fine: full-resolution descriptors (1, C, H, W).
+        sar_fine, optical_fine: full-resolution descriptors (B, C, H, W).
         refine: False stops at whole cells.
     """
-    cells, displacement, probability = mutual_matches(prediction.forward, prediction.backward)
+    found = mutual_matches(prediction.forward, prediction.backward, sar_valid, optical_valid)
     rows, columns = prediction.forward.shape[-2:]
-    here, there = cells[:, 1] * columns + cells[:, 0], optical_cells(cells, displacement, (rows, columns))[0]
-    keep = torch.ones_like(here, dtype=torch.bool)
-    for valid, index in ((sar_valid, here), (optical_valid, there)):
-        keep = keep if valid is None else keep & valid.flatten()[index]
-    cells, displacement, probability, here, there = (x[keep] for x in (cells, displacement, probability, here, there))
-    moved = displacement.float() * STRIDE
+    moved = found.displacement.float() * STRIDE
     covariance = moved.new_full((len(moved), 2, 2), torch.nan)
     if refine and use_consensus:
-        step, covariance = refine_displacement(net, sar_fine, optical_fine, cells, displacement)
+        longest = STRIDE * (math.isqrt(prediction.forward.shape[1]) // 2)
+        step, covariance = refine_displacement(net, sar_fine, optical_fine, found, longest)
         moved = moved + step
     elif refine:
-        step, covariance = _expected_step(prediction.forward, cells, displacement)
+        step, covariance = _expected_step(prediction.forward, found)
         moved, covariance = moved + STRIDE * step, STRIDE**2 * covariance
-    xy_sar = cell_centres(rows, columns, STRIDE, moved.device).flatten(0, 1)[here]
-    uncertainties = _uncertainties(prediction, here, there)
-    raw = RawMatches(xy_sar, xy_sar + moved, probability, *uncertainties, covariance)
-    return raw.select(inside(raw.xy_optical, (rows * STRIDE, columns * STRIDE)))
+    xy_sar = cell_centres(rows, columns, STRIDE, moved.device)[found.cell[:, 1], found.cell[:, 0]]
+    raw = RawMatches(xy_sar, xy_sar + moved, found.probability, *_uncertainties(prediction, found), covariance)
+    on_image = inside(raw.xy_optical, (rows * STRIDE, columns * STRIDE))
+    counts = torch.bincount(found.pair[on_image], minlength=len(prediction.forward)).tolist()
+    each = zip(*(values.split(counts) for values in raw.select(on_image)), strict=True)
+    return [RawMatches(*values) for values in each]
 
 
-def _uncertainties(prediction: Prediction, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Aleatoric and epistemic uncertainty (N,) of matches between flat cells; NaN where unknown."""
-    aleatoric = epistemic = prediction.forward.new_full(here.shape, torch.nan)
+def _uncertainties(prediction: Prediction, found: CellMatches) -> tuple[Tensor, Tensor]:
+    """Aleatoric and epistemic uncertainty (N,) of matches; NaN where unknown."""
+    aleatoric = epistemic = torch.full_like(found.probability, torch.nan)
+    (x, y), to = found.cell.unbind(1), found.cell + found.displacement
     if prediction.pair_maps is not None:
-        of_sar, of_optical = (of_image.flatten() for of_image in prediction.pair_maps)
-        aleatoric = (of_sar[here] + of_optical[there]).clamp(0, 1)  # weights sum to one but for rounding
+        of_sar, of_optical = prediction.pair_maps
+        both = of_sar[found.pair, y, x] + of_optical[found.pair, to[:, 1], to[:, 0]]
+        aleatoric = both.clamp(0, 1)  # weights sum to one but for rounding
     if prediction.mutual_information is not None:
-        epistemic = prediction.mutual_information.flatten()[here]
+        epistemic = prediction.mutual_information[found.pair, y, x]
     return aleatoric, epistemic
 
 
-def _expected_step(log_probability: Tensor, cells: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+def _expected_step(log_probability: Tensor, found: CellMatches) -> tuple[Tensor, Tensor]:
     """Correction (N, 2) of matches in cells, expected over the 3x3 steps around each, and its moments (N, 2, 2)."""
     size = math.isqrt(log_probability.shape[1])
-    at_cells = log_probability[0, :, cells[:, 1], cells[:, 0]].T.unflatten(1, (size, size))
+    at_cells = log_probability[found.pair, :, found.cell[:, 1], found.cell[:, 0]].unflatten(1, (size, size))
     position = local_expectation(at_cells)
-    return position - displacement, window_moments(at_cells, position)
+    return position - found.displacement, window_moments(at_cells, position)
 
 
 def refine_displacement(
-    net: SarOpticalNet, sar: Tensor, optical: Tensor, cells: Tensor, displacement: Tensor
+    net: SarOpticalNet, sar: Tensor, optical: Tensor, found: CellMatches, longest: int
 ) -> tuple[Tensor, Tensor]:
     """Sub-pixel correction of coarse matches by the fine level, and its spread.
 
     Args:
-        sar, optical: full-resolution descriptors (1, C, H, W).
-        cells, displacement: (N, 2) long (x, y), in cells.
+        sar, optical: full-resolution descriptors (B, C, H, W).
+        longest: displacement along an axis, px, that no match exceeds.
 
     Returns:
         (dx, dy) in px, (N, 2) float32, each within `FINE_RADIUS` + 1; covariance (N, 2, 2) px^2, see `window_moments`.
     """
-    sides = (1, *net.config.consensus_cells)
-    values, valid = fine_consensus(sar, optical, cells, displacement * STRIDE, FINE_RADIUS, sides, STRIDE)
-    logits = torch.einsum("s,snij->nij", net.fine_log_scales.exp(), values).masked_fill(~valid[-1], -torch.inf)
+    sides, scales = net.config.consensus_cells, net.fine_log_scales.exp()
+    displacement = found.displacement * STRIDE
+    logits = window_logits((sar, optical), found.pair, found.cell, displacement, sides, scales, longest)
     position = local_expectation(logits)
     return position, window_moments(logits, position)
 
@@ -171,79 +171,120 @@ def window_moments(logits: Tensor, position: Tensor) -> Tensor:
     return torch.stack([var_x, var_xy, var_xy, var_y], -1).unflatten(1, (2, 2))
 
 
-# long because one loop shares the maps of a displacement among all cells that ask for it
-def fine_consensus(
-    sar: Tensor, optical: Tensor, cells: Tensor, displacement: Tensor, radius: int, sides: Sequence[int], cell: int
-) -> tuple[Tensor, Tensor]:
-    """The entries of `consensus(fine_volume(...))` of single cells, each around a displacement of its own.
+# long because of its documented arguments
+def window_logits(
+    images: tuple[Tensor, Tensor],
+    pair: Tensor,
+    cells: Tensor,
+    displacement: Tensor,
+    sides: Sequence[int],
+    scales: Tensor,
+    longest: int,
+    radius: int = FINE_RADIUS,
+    cell: int = STRIDE,
+) -> Tensor:
+    """The entries of `aggregate(fine_volume(...))` of single cells, each around a displacement of its own.
 
-    Many matches share displacements: one map of cell means each, and its sums over each neighbourhood, give the same
-    numbers in a fraction of the time.
+    Cells share displacements: the similarity of all cells at one displacement and its sums over neighbourhoods are
+    computed once.
 
     Args:
-        sar, optical: full-resolution descriptors (1, C, H, W) of equal size, a multiple of `cell`.
+        images: full-resolution descriptors of both, (B, C, H, W) of equal size, sides multiples of `cell`.
+        pair: (N,) long, the number of each cell's pair in the batch.
         cells: (N, 2) long (x, y).
         displacement: (N, 2) long, px, around which to look.
+        sides, scales: as for `aggregate`.
+        longest: px, that no displacement exceeds along an axis.
         radius: half-width of the window in px; K = 2 radius + 1.
-        sides: odd sides of the neighbourhoods in cells; 1 is the cell alone.
         cell: side of a cell in px.
 
     Returns:
-        values (len(sides), N, K, K) float32, zero where not valid; valid (len(sides), N, K, K) bool.
+        (N, K, K) float32, -inf where no neighbour lies on the optical image.
     """
-    if sar.device.type == "mps":  # which lacks `unique` along an axis
-        found = fine_consensus(sar.cpu(), optical.cpu(), cells.cpu(), displacement.cpu(), radius, sides, cell)
-        return found[0].to(sar.device), found[1].to(sar.device)
-    size = 2 * radius + 1
-    values = torch.zeros(len(sides), len(cells), size, size, device=sar.device)
-    valid = torch.zeros_like(values, dtype=torch.bool)
-    shared, group = displacement.unique(dim=0, return_inverse=True)
-    steps = torch.arange(-radius, radius + 1, device=sar.device)
+    height, width = (n // cell for n in images[0].shape[-2:])
+    steps = torch.arange(-radius, radius + 1, device=pair.device)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)  # (K*K, 2) as (dx, dy)
-    maps = _CellMaps(sar, optical, int(displacement.abs().max()) + radius if len(cells) else 0, cell)
-    for first in range(0, len(shared), AT_ONCE):
-        chosen = shared[first : first + AT_ONCE]
-        needed, place = (chosen[:, None] + window).flatten(0, 1).unique(dim=0, return_inverse=True)
-        rows = ((group >= first) & (group < first + len(chosen))).nonzero()[:, 0]
-        index = place.view(len(chosen), -1)[group[rows] - first]  # (n, K*K)
-        on_rows, on_columns = maps.on_image(needed)
-        similarity = maps.similarity(needed).mul_(on_rows[:, :, None]).mul_(on_columns[:, None, :])
-        for i, side in enumerate(sides):
-            mean, count = _box_means(similarity, (on_rows, on_columns), side, index, cells[rows])
-            values[i, rows], valid[i, rows] = mean.unflatten(1, (size, size)), (count > 0).unflatten(1, (size, size))
-    return values, valid
+    planes = _Planes(*images, longest + radius, cell)
+    shared, group = planes.unique(pair, displacement)
+    around = shared[:, None, 1:] + window  # (groups, K*K, 2)
+    needed, place = planes.unique(shared[:, :1].expand(-1, len(window)).flatten(), around.flatten(0, 1))
+    index = place.view(len(shared), len(window))[group]  # (N, K*K)
+    parts = needed.split(AT_ONCE)
+    maps = [_map_logits(planes.similarity(part), planes.on_image(part), sides, scales) for part in parts]
+    at = (index * height + cells[:, 1:]) * width + cells[:, :1]
+    return torch.cat(maps).flatten()[at].unflatten(1, (len(steps), len(steps)))
 
 
-class _CellMaps:
-    """Mean similarity of every cell at whole-pixel displacements, of one pair.
+def _map_logits(similarity: Tensor, on_image: tuple[Tensor, Tensor], sides: Sequence[int], scales: Tensor) -> Tensor:
+    """`aggregate` of similarities (U, h, w) whose rows (U, h) and columns (U, w) of cells lie on the optical image."""
+    rows, columns = on_image
+    similarity = similarity.mul_(rows[:, :, None]).mul_(columns[:, None])
+    logits = similarity * scales[0]
+    for side, scale in zip(sides, scales[1:], strict=True):
+        # The number of neighbours on the image is that of rows times that of columns.
+        down, across = (on @ band(on.shape[1], side, on) for on in on_image)
+        mean = box_sums(similarity, side).div_(down.clamp(min=1)[:, :, None]).div_(across.clamp(min=1)[:, None])
+        logits.addcmul_(mean, scale)
+        rows, columns = down, across
+    return logits.masked_fill_((rows == 0)[:, :, None] | (columns == 0)[:, None], -torch.inf)
 
-    Both images are taken apart into the pixels of a cell, one plane of cells each, so that any displacement compares
-    contiguous rows: the planes of a displaced cell are others, moved by whole cells.
+
+class _Planes:
+    """Both images of a batch taken apart into the pixels of a cell, one plane of cells each.
+
+    Any displacement then compares contiguous rows: the planes of a displaced cell are others, moved by whole cells.
     """
 
     def __init__(self, sar: Tensor, optical: Tensor, longest: int, cell: int) -> None:
         self.cell, self.height, self.width = cell, sar.shape[-2], sar.shape[-1]
         self.margin = -(-longest // cell) * cell
-        self.sar = _planes(sar[0], cell)[::PIXEL_STEP, ::PIXEL_STEP]
-        self.padded = _planes(F.pad(optical[0], (self.margin, self.margin + cell) * 2), cell)
+        self.sar = _planes(sar, cell)[:, ::PIXEL_STEP, ::PIXEL_STEP]
+        self.optical = _planes(F.pad(optical, (self.margin, self.margin + cell) * 2), cell)
+        self.pixels = torch.arange(0, cell, PIXEL_STEP, device=sar.device)
+
+    def unique(self, pair: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct rows (pair, dx, dy) (U, 3), those that read the same planes together, and which each is (N,)."""
+        # One number a row: MPS knows no unique rows.
+        span = 2 * self.margin // self.cell + 1
+        x, y = (displacement + self.margin).unbind(-1)
+        key = (pair * self.cell + y % self.cell) * self.cell + x % self.cell
+        key, index = (key * span**2 + y // self.cell * span + x // self.cell).unique(return_inverse=True)
+        phase, place = key // span**2, key % span**2
+        y = place // span * self.cell + phase // self.cell % self.cell
+        x = place % span * self.cell + phase % self.cell
+        return torch.stack([phase // self.cell**2, x - self.margin, y - self.margin], -1), index
 
     def similarity(self, needed: Tensor) -> Tensor:
-        """Of all cells at displacements (U, 2), (U, h, w); of no use where a cell is not on the image."""
-        rows, columns, _, height, width = self.sar.shape
+        """Of all cells, (U, h, w), for rows (pair, dx, dy) (U, 3); of no use where a cell is not on the image."""
+        _, rows, columns, _, height, width = self.sar.shape
+        from_corner = needed[:, 1:] + self.margin
+        if needed.device.type != "cpu":
+            return self.gathered(needed[:, 0], from_corner)
+        # On a CPU copies of the windows would take longer than their products.
         found = self.sar.new_zeros(len(needed), height, width)
-        products, total = torch.empty_like(self.sar[0, 0]), torch.empty_like(found[:1])[0]  # reused: pages are slow
-        for out, (x, y) in zip(found, (needed + self.margin).tolist(), strict=True):
-            for i, j in product(range(rows), range(columns)):
+        products, total = torch.empty_like(self.sar[0, 0, 0]), torch.empty_like(self.sar[0, 0, 0, 0])
+        displacements = list(zip(found, needed[:, 0].tolist(), from_corner.tolist(), strict=True))
+        for i, j in product(range(rows), range(columns)):
+            for out, pair, (x, y) in displacements:
                 down, y_in_cell = divmod(y + i * PIXEL_STEP, self.cell)
                 right, x_in_cell = divmod(x + j * PIXEL_STEP, self.cell)
-                there = self.padded[y_in_cell, x_in_cell, :, down : down + height, right : right + width]
-                out += torch.sum(torch.mul(self.sar[i, j], there, out=products), 0, out=total)
+                there = self.optical[pair, y_in_cell, x_in_cell, :, down : down + height, right : right + width]
+                out += torch.sum(torch.mul(self.sar[pair, i, j], there, out=products), 0, out=total)
         return found.div_(rows * columns)
+
+    def gathered(self, pair: Tensor, from_corner: Tensor) -> Tensor:
+        """`similarity` without a loop, for pairs (U,) and displacements (U, 2) counted from the padded corner."""
+        height, width = self.sar.shape[-2:]
+        windows = self.optical.unfold(4, height, 1).unfold(5, width, 1).movedim(3, 5)
+        y, x = (from_corner[:, axis, None] + self.pixels for axis in (1, 0))  # (U, rows), (U, columns)
+        y, x, pair = y[:, :, None], x[:, None], pair[:, None, None]
+        there = windows[pair, y % self.cell, x % self.cell, y // self.cell, x // self.cell]
+        return (there * self.sar[pair[:, 0, 0]]).mean((1, 2)).sum(1)
 
     def on_image(self, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows (U, h) and columns (U, w) of cells lie on the optical image at each displacement, float."""
         found = []
-        for axis, length in ((1, self.height), (0, self.width)):
+        for axis, length in ((2, self.height), (1, self.width)):
             corner = torch.arange(0, length, self.cell, device=needed.device) + needed[:, axis, None]
             # The last pixel compared of a cell must be on the image too.
             found.append(((corner >= 0) & (corner + self.cell - PIXEL_STEP < length)).float())
@@ -251,27 +292,11 @@ class _CellMaps:
 
 
 def _planes(image: Tensor, cell: int) -> Tensor:
-    """(C, H, W) to (cell, cell, C, H / cell, W / cell): the pixels (y, x) of all cells."""
-    return F.pixel_unshuffle(image, cell).unflatten(0, (len(image), cell, cell)).movedim(0, 2).contiguous()
-
-
-def _box_means(
-    similarity: Tensor, on_image: tuple[Tensor, Tensor], side: int, index: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Means over `side` x `side` cells around each of `cells` (n, 2), as far as they lie on the optical image.
-
-    Args:
-        similarity: of the displacements, (U, h, w), zero where a cell is not on the image.
-        on_image: their rows (U, h) and columns (U, w) that are.
-        index: displacements that each cell asks for, (n, K*K).
-
-    Returns:
-        (n, K*K) each: the mean, zero where no cell lies on the image, and how many do.
-    """
-    height, width = similarity.shape[1:]
-    x, y = cells[:, :1], cells[:, 1:]
-    total = similarity if side == 1 else box_sums(similarity, side)
-    # The number on the image is that of rows times that of columns.
-    rows, columns = (on @ band(on.shape[1], side, on) for on in on_image)
-    count = rows.flatten()[index * height + y] * columns.flatten()[index * width + x]
-    return total.flatten()[(index * height + y) * width + x] / count.clamp(min=1), count
+    """(B, C, H, W) to (B, cell, cell, C, H / cell, W / cell): the pixels (y, x) of all cells."""
+    height, width = image.shape[-2:]
+    return (
+        image.unflatten(2, (height // cell, cell))
+        .unflatten(4, (width // cell, cell))
+        .permute(0, 3, 5, 1, 2, 4)
+        .contiguous()
+    )

@@ -56,10 +56,14 @@ class Prefix(NamedTuple):
             return self
         return self._replace(gradients=self.gradients * eroded(valid)[:, None])
 
-    def expand(self, n: int) -> Prefix:
-        """One image's prefix, repeated n times along the batch."""
-        image, *maps = (part.expand(n, -1, -1, -1) for part in (self.image, *self.maps))
-        return Prefix(image, tuple(maps), None if self.gradients is None else self.gradients.expand(n, -1, -1, -1))
+    def repeat(self, n: int) -> Prefix:
+        """The prefix of all images n times along the batch; of a single one without a copy."""
+
+        def repeated(x: Tensor) -> Tensor:
+            return x.expand(n, -1, -1, -1) if len(x) == 1 else x.repeat(n, 1, 1, 1)
+
+        gradients = None if self.gradients is None else repeated(self.gradients)
+        return Prefix(repeated(self.image), tuple(repeated(x) for x in self.maps), gradients)
 
 
 class DenseEncoder(nn.Module, ABC):

@@ -95,7 +95,7 @@ def collect(
         sar, optical, valid = first.descriptors, second.descriptors, (first.valid, second.valid)
         prediction = predict(net, sar, optical, radius, *valid, aggregate)
         prefixes, of_masks = (first.prefix, second.prefix), int(rng.integers(2**31))
-        target = predict_monte_carlo(net, *prefixes, radius, passes, *valid, aggregate, of_masks).mutual_information
+        target = predict_monte_carlo(net, *prefixes, radius, passes, *valid, aggregate, [of_masks]).mutual_information
         assert target is not None
         there, on_image = other_end(prediction, sar.coarse, optical.coarse)
         rows = some_cells(valid[0].flatten() & on_image & valid[1].flatten()[there], cells, rng)

@@ -134,7 +134,7 @@ class TestAttach:
         net, prediction, sar, optical = described
         height, width = prediction.forward.shape[-2:]
         estimate = torch.arange(height * width, dtype=torch.float32).reshape(1, height, width)
-        raw = pick_matches(net, attach(prediction, estimate), sar.fine, optical.fine)
+        raw = pick_matches(net, attach(prediction, estimate), sar.fine, optical.fine)[0]
         x, y = ((raw.xy_sar - 1.5) / 4).round().T
         assert len(x) and torch.equal(raw.epistemic, y * width + x)
         assert prediction.mutual_information is None

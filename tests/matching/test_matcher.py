@@ -65,10 +65,10 @@ def test_rotation_and_scale_are_searched_when_asked_for(matcher):
 def test_covariance_turns_with_the_prior(matcher):
     sar, optical = (torch.from_numpy(image) for image in pair(128, translation(0, 0)))
     valid = torch.ones(1, 128, 128, dtype=torch.bool)
-    plain = matcher._match_warped((sar[None, None], optical[None], valid, valid), translation(0, 0))
+    (plain,) = matcher._match_warped([(sar[None, None], optical[None], valid, valid)], [translation(0, 0)], [0])
     quarter = torch.tensor([[0.0, -1, 127], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)  # (x, y) to (127 - y, x)
     turned_image = optical.rot90(-1, (1, 2))[None]
-    turned = matcher._match_warped((sar[None, None], turned_image, valid, valid), quarter)
+    (turned,) = matcher._match_warped([(sar[None, None], turned_image, valid, valid)], [quarter], [0])
     assert len(plain.covariance) == len(turned.covariance) > 500
     expected = plain.covariance.flip(1, 2) * torch.tensor([[1.0, -1], [-1, 1]])
     torch.testing.assert_close(turned.covariance, expected, atol=1e-3, rtol=1e-2)
@@ -79,10 +79,10 @@ def test_covariance_of_a_sheared_prior_is_that_of_the_sheared_points(matcher, mo
     points = torch.randn(4000, 2, generator=generator) * torch.tensor([0.5, 0.2])
     unknown, centre = torch.full((1,), torch.nan), torch.full((1, 2), 32.0)
     found = RawMatches(centre, centre, unknown, unknown, unknown, points.T.cov()[None])
-    monkeypatch.setattr(matcher, "_match_tiles", lambda *_: found)
+    monkeypatch.setattr(matcher, "_match_tiles", lambda *_: [found])
     prior = torch.tensor([[0.5, 0.3, 4], [-0.1, 1.2, 2], [0, 0, 1]], dtype=torch.float64)
     image, valid = torch.zeros(1, 1, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
-    moved = matcher._match_warped((image, image, valid, valid), prior)
+    (moved,) = matcher._match_warped([(image, image, valid, valid)], [prior], [0])
     torch.testing.assert_close(moved.covariance[0], transform_points(prior, points).T.cov())
 
 
@@ -284,7 +284,7 @@ def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
     seeds, predict = [], monte_carlo.predict_monte_carlo
 
     def watched(*arguments):
-        seeds.append(arguments[-1])
+        seeds.extend(arguments[-1])
         return predict(*arguments)
 
     monkeypatch.setattr(inference, "predict_monte_carlo", watched)
@@ -296,6 +296,27 @@ def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
         matcher.match_rasters(*rasters, Search(8.0), window)
     assert len(seeds) == len(set(seeds)) == 8
     assert {seed[:2] for seed in seeds} == {(4, 0), (4, 1)}
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_a_batch_gives_what_each_pair_gives_alone(monkeypatch, passes):
+    """Of pairs of two sizes, and all tiles of one size in one batch."""
+    monkeypatch.setattr(inference, "TILES_AT_ONCE", 8)
+    matcher = Matcher(untrained().eval(), "cpu", mc_passes=passes)
+    rasters = []
+    for size, shift in ((96, 4), (64, 0), (96, -8)):
+        sar, optical = (torch.from_numpy(image) for image in pair(size, translation(shift, 0)))
+        valid = torch.ones(size, size, dtype=torch.bool)
+        valid[:16] = shift < 0
+        rasters.append((Raster(sar[None], valid, None, None), Raster(optical, valid, None, None)))
+    together = matcher.match_batch(rasters, Search(8.0), windows=(0, 1, 2))
+    for k, (found, one) in enumerate(zip(together, rasters, strict=True)):
+        alone = matcher.match_rasters(*one, Search(8.0), k)
+        assert len(alone) > 20
+        assert np.array_equal(found.xy_sar, alone.xy_sar)
+        assert np.allclose(found.xy_optical, alone.xy_optical, atol=1e-3)
+        assert np.allclose(found.epistemic, alone.epistemic, atol=1e-5, equal_nan=True)
+    assert matcher.match_batch([], Search(8.0)) == []
 
 
 def test_passes_repeat_and_leave_no_trace():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sarmatch.config import ModelConfig, profile
 from sarmatch.matching import monte_carlo as montecarlo
 from sarmatch.matching.assignment import predict
-from sarmatch.matching.monte_carlo import active_dropout, pass_generators, predict_monte_carlo
+from sarmatch.matching.monte_carlo import active_dropout, pass_generator, predict_monte_carlo
 from sarmatch.model import Descriptors, SarOpticalNet
 
 SMALL = profile("smoke").model
@@ -38,7 +38,7 @@ def images(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def monte_carlo(net, passes, seed=0, use_consensus=True, **masks):
     sar, optical = images()
     prefixes = net.sar_encoder.prefix(sar), net.optical_encoder.prefix(optical)
-    return predict_monte_carlo(net, *prefixes, RADIUS, passes, use_consensus=use_consensus, seed=seed, **masks)
+    return predict_monte_carlo(net, *prefixes, RADIUS, passes, use_consensus=use_consensus, seeds=[seed], **masks)
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def one_by_one(net, passes, seed=0, use_consensus=True, **masks):
     """Single passes through the whole network, kept apart."""
     singles = []
     for number in range(passes):
-        with active_dropout(net, pass_generators(seed, range(number, number + 1))):
+        with active_dropout(net, [pass_generator(seed, number)]):
             singles.append(predict(net, *net(*images()), RADIUS, use_consensus=use_consensus, **masks))
     return singles
 
@@ -95,7 +95,7 @@ def test_each_dropout_acts_on_what_follows_it_and_only_when_active(place, change
     for training in (False, True):
         net.train(training)
         quiet = everything(net)
-        with active_dropout(net, pass_generators(0, range(1))):
+        with active_dropout(net, [pass_generator(0, 0)]):
             one, other = everything(net), everything(net)
         for before, after, active in ((one, other, True), (quiet, everything(net), training)):
             moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -106,7 +106,7 @@ def test_each_dropout_acts_on_what_follows_it_and_only_when_active(place, change
 
 def test_dropout_takes_whole_channels_at_its_rate():
     net = build(early_dropout=0.1, uncertainty_dropout=0.2)
-    with active_dropout(net, pass_generators(0, range(100))):
+    with active_dropout(net, [pass_generator(0, n) for n in range(100)]):
         for dropout, rate in ((net.sar_encoder.early_dropout, 0.1), (net.sar_encoder.uncertainty.dropout, 0.2)):
             out = dropout(torch.ones(100, 100, 2, 2)).flatten(2)
             assert (out == out[..., :1]).all()
@@ -120,7 +120,7 @@ def test_modes_and_random_state_are_as_before(fails):
     net.optical_encoder.train()
     net.sar_encoder.early_dropout.train()
     modes = {name: m.training for name, m in net.named_modules()}
-    state, generators = torch.get_rng_state(), pass_generators(7, range(1))
+    state, generators = torch.get_rng_state(), [pass_generator(7, 0)]
     with pytest.raises(KeyError) if fails else nullcontext(), active_dropout(net, generators):
         inside = {name: m.training for name, m in net.named_modules()}
         net(*images())
@@ -224,7 +224,7 @@ def test_masks_are_the_same_on_every_device(monkeypatch):
         with monkeypatch.context() as patch, torch.no_grad():
             moved = copy.deepcopy(net).to(device)
             patch.setattr(torch, "rand", watched)
-            with active_dropout(moved, pass_generators(5, generators)):
+            with active_dropout(moved, [pass_generator(5, n) for n in generators]):
                 moved(*images)
     assert len(drawn["cpu"]) == 3 * 8  # six dropouts, that of the descriptors once for each image
     assert all(t.device.type == "cpu" for t in drawn["meta"])
@@ -233,7 +233,7 @@ def test_masks_are_the_same_on_every_device(monkeypatch):
 
 def test_a_batch_has_a_generator_for_each_of_its_passes():
     net = build()
-    with pytest.raises(ValueError, match="a batch of 2"), active_dropout(net, pass_generators(0, range(1))):
+    with pytest.raises(ValueError, match="a batch of 2"), active_dropout(net, [pass_generator(0, 0)]):
         net.fusion_dropout(torch.ones(2, 4, 3, 3))
 
 

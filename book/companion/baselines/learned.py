@@ -240,7 +240,7 @@ def learned_volume(sar: Tensor, optical: Tensor, batch: Sample, config: PeerSize
     """Cosines of descriptors (B, C, h, w) over the training window, averaged over templates of `side` cells."""
     valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
     volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), config.window_cells, *valid)
-    return volume if side == 1 else consensus(volume, [side])[0]
+    return volume if side == 1 else consensus(volume, side)
 
 
 def contrast(volume: Volume, log_of_scale: Tensor, truth: Truth) -> Tensor:

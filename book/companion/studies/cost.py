@@ -192,7 +192,7 @@ def _modes(work: Workload, passes: Sequence[int]) -> Runs:
 
 @torch.no_grad()
 def _match(matcher: Matcher, work: Workload) -> None:
-    matcher.match_tile(work.inputs, work.search_radius)
+    matcher.match_tiles(work.inputs, work.search_radius)
 
 
 def _part_runs(work: Workload) -> Runs:

@@ -203,7 +203,9 @@ class PositionMatcher(Matcher):
         super().__init__(net)
         self.position = position
 
-    def match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
+    def match_tiles(
+        self, images: PairInput, search_radius: float, seeds: Sequence[int | Sequence[int]] = (0,)
+    ) -> list[RawMatches]:
         with torch.no_grad():
             encoded = encode_pair(self.net, images)
         first, second = (image.descriptors for image in encoded)
