@@ -40,14 +40,16 @@ def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mas
     groups = pool(confidence, correct)
     ends = bin_ends(groups, bins, equal_mass)
     n, claimed, right = bin_sums(groups, ends)
-    low, high = np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]
+    edges = np.linspace(0, 1, bins + 1)
+    low, high = edges[:-1], edges[1:]
     if equal_mass:
         spans = [groups.confidence[a:b] for a, b in pairwise(ends)]
         low, high = (np.array([span[i] if len(span) else np.nan for span in spans]) for i in (0, -1))
     filled = np.where(n > 0, n, np.nan)
     table = {"low": low, "high": high, "n": n.astype(int), "confidence": claimed / filled, "accuracy": right / filled}
-    intervals = [_wilson(int(k), int(of)) for k, of in zip(right, n, strict=True)]
-    return pd.DataFrame(table).join(pd.DataFrame(intervals, columns=["accuracy_low", "accuracy_high"]))
+    tests = [scipy.stats.binomtest(int(k), int(of)) for k, of in zip(right[n > 0], n[n > 0], strict=True)]
+    intervals = pd.DataFrame([test.proportion_ci(method="wilson") for test in tests], index=np.flatnonzero(n))
+    return pd.DataFrame(table).join(intervals.set_axis(["accuracy_low", "accuracy_high"], axis=1))
 
 
 def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
@@ -92,12 +94,11 @@ def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
     return pooled_scores(pool(confidence, correct))
 
 
-def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
-    """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
+def pool(confidence: Any, correct: Any) -> Groups:
+    """Checked and pooled by equal confidence."""
     confidence, correct = checked(confidence, correct)
     values, inverse = np.unique(confidence, return_inverse=True)
-    weights = np.ones(len(confidence)) if weights is None else weights
-    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+    return Groups(values, np.bincount(inverse).astype(float), np.bincount(inverse, correct))
 
 
 def checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -137,13 +138,6 @@ def bin_sums(groups: Groups, ends: np.ndarray) -> list[np.ndarray]:
     """Number of matches, of matches expected to be correct, and of correct ones in each bin, (bins,) each."""
     summed = (groups.n, groups.n * groups.confidence, groups.correct)
     return [np.array([values[a:b].sum() for a, b in pairwise(ends)]) for values in summed]
-
-
-def _wilson(correct: int, n: int) -> tuple[float, float]:
-    if n == 0:
-        return float("nan"), float("nan")
-    interval = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _gaps(groups: Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,20 +33,13 @@ class Interval:
         prefix = f"{name}_" if prefix is None else prefix
         return {name: self.mean, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-
-def cluster_draws(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """Clusters drawn with replacement for each resample, (n, n_clusters) int."""
-    return np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
-
-
-def draw_counts(draws: np.ndarray) -> np.ndarray:
-    """How often each resample holds each cluster, (n, C) float64, from `cluster_draws`."""
-    n, width = draws.shape
-    places = draws + width * np.arange(n)[:, None]
-    return np.bincount(places.ravel(), minlength=n * width).reshape(n, width).astype(np.float64)
+def resampled_counts(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each of n resamples with replacement holds each cluster, (n, n_clusters) float64."""
+    draws = np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
+    counts = np.zeros((n, n_clusters))
+    np.add.at(counts, (np.arange(n)[:, None], draws), 1)
+    return counts
 
 
 def bootstrap(
@@ -63,7 +57,7 @@ def bootstrap(
     """
     counts = np.ones((1, n_clusters))
     if n_clusters > 1:
-        counts = np.concatenate([counts, draw_counts(cluster_draws(n_clusters, n, seed))])
+        counts = np.concatenate([counts, resampled_counts(n_clusters, n, seed)])
     value, *drawn = np.asarray(statistic(counts))
     ends = pd.DataFrame(np.reshape(drawn, (len(drawn), value.size))).quantile([0.025, 0.975])
     return np.stack([value, *ends.to_numpy().reshape(2, *value.shape)])
@@ -189,7 +183,7 @@ def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: 
         sums: as `crossed_sums` returns, (A, B, V).
         statistic: of rows of sums (m, V), returns (m,).
     """
-    counts = draw_counts(cluster_draws(sums.shape[1], n, seed))
+    counts = resampled_counts(sums.shape[1], n, seed)
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
         value = float(statistic(sums.sum((0, 1))[None])[0])
         by_first, by_draw = statistic(sums.sum(1)), statistic(counts @ sums.sum(0))
@@ -215,7 +209,6 @@ def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: s
     Raises:
         ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
     """
-    check_columns(records_a, ("scene",))
     return cluster_bootstrap(_differences(records_a, records_b, value), "difference")
 
 
@@ -259,18 +252,13 @@ def intervals(
     return {name: number for value, interval in found for name, number in interval.named(value).items()}
 
 
-def summarise(
-    records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene", seed: int = 0
-) -> pd.DataFrame:
+def summarise(records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene") -> pd.DataFrame:
     """`cluster_bootstrap` of several columns, a row a group in order of appearance.
 
     Returns:
         the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`.
     """
-
-    def of(group: pd.DataFrame, value: str) -> Interval:
-        return cluster_bootstrap(group, value, cluster, seed=seed)
-
+    of = partial(cluster_bootstrap, cluster=cluster)
     rows: list[dict[str, Any]] = []
     for names, group in records.groupby(list(by), sort=False, dropna=False):
         counts = {"n_pairs": len(group), f"n_{cluster}s": group[cluster].nunique()}

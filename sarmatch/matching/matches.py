@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from rasterio import Affine
 
+from sarmatch.calibration.position_error import raw_covariance
 from sarmatch.config import CONFIDENT_PX
 from sarmatch.matching.robust_fit import AffineFit, AffineModel, fit_affine
 from sarmatch.matching.vector_files import GEOREFERENCE, write_matches
@@ -168,12 +169,13 @@ class Matches:
         missing = set(COLUMNS) - set(frame.columns)
         if missing:
             raise ValueError(f"{path}: not a table of matches, columns {sorted(missing)} are missing")
-        return cls(
-            frame[["x_sar", "y_sar"]].to_numpy(),
-            frame[["x_optical", "y_optical"]].to_numpy(),
-            *(frame[name].to_numpy() for name in COLUMNS[4:]),
-            **(_precision(frame) | _georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
-        )
+        values = frame.reindex(columns=[*COLUMNS, *COVARIANCE_COLUMNS, RADIUS_COLUMN])  # NaN where there are none
+        xy_sar, xy_optical = values[["x_sar", "y_sar"]].to_numpy(), values[["x_optical", "y_optical"]].to_numpy()
+        known: dict[str, Any] = {name: frame.attrs[name] for name in GEOREFERENCE if name in frame.attrs}
+        known = {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}
+        known |= {name: values[name].to_numpy() for name in COLUMNS[4:]}
+        known |= {"covariance": raw_covariance(values), "radius": values[RADIUS_COLUMN].to_numpy()}
+        return cls(xy_sar, xy_optical, **known | {"overlaps": _overlaps(frame)})
 
 
 def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -185,24 +187,8 @@ def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     return array
 
 
-def _precision(frame: pd.DataFrame) -> dict[str, Any]:
-    """Covariance (N, 2, 2) and radius (N,) of a table that has columns of them."""
-    known: dict[str, Any] = {}
-    if set(COVARIANCE_COLUMNS) <= set(frame.columns):
-        var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
-        known["covariance"] = np.stack([var_x, var_xy, var_xy, var_y], -1).reshape(-1, 2, 2)
-    if RADIUS_COLUMN in frame:
-        known["radius"] = frame[RADIUS_COLUMN].to_numpy()
-    return known
-
-
 def _overlaps(frame: pd.DataFrame) -> bool | None:
     if len(frame) == 0:
         return frame.attrs.get("overlaps")
     values = frame["overlaps"].unique() if "overlaps" in frame else []
     return bool(values[0]) if len(values) == 1 and isinstance(values[0], bool | np.bool_) else None
-
-
-def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
-    known = {name: attributes[name] for name in GEOREFERENCE if name in attributes}
-    return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}

@@ -121,9 +121,15 @@ def test_unknown_scenes_have_the_calibrator_of_all_and_one_scene_its_own():
 
 
 def test_folds_leave_out_groups_of_scenes():
-    table = matches(n_scenes=6)
-    found = cross_fitted(table, table, fit, folds=2)  # even scenes, all right, are judged by odd ones
-    assert found.tolist() == pytest.approx(np.where(table["error_px"] <= 3, 0.0, 1.0).tolist())
+    table = matches(n_scenes=24, n=4)  # three scenes of eight folds
+    fitted: list[int] = []
+
+    def counted(part: pd.DataFrame) -> Isotonic:
+        fitted.append(part["scene"].nunique())
+        return fit(part)
+
+    cross_fitted(table, table, counted)
+    assert fitted == [24] + [21] * 8
 
 
 def test_the_real_calibrator_can_be_cross_fitted():

@@ -112,7 +112,7 @@ def calibrated_confidences(
         return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
     found = {}
     for name, recipe in recipes.items():
-        calibrator = recipe.fit(recipe.features(fitted_on), correct, None)
+        calibrator = recipe.fit(recipe.features(fitted_on), correct)
         found[name] = calibrator(recipe.features(measured))
     return pd.DataFrame(found, index=measured.index)
 
