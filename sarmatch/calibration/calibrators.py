@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.optimize
 import scipy.special
 
-from sarmatch.calibration.scores import CLIP, bin_ends, bin_sums, checked_numbers, pool
+from sarmatch.calibration.scores import CLIP, bin_sums, checked_numbers, pool
 
 MAX_KNOTS = 100  #: Of a fitted isotonic map, so that it fits into the header of a file.
 FOLDS = 8  #: Groups of scenes for cross-fitting.
@@ -32,33 +32,6 @@ FEATURES: Mapping[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = 
     "epistemic": ("epistemic", float("inf"), lambda information: np.log(information + 1e-6)),
 }
 """What `Logistic` can use: the column it comes from, that column's upper limit, and the function of it."""
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Divides the logit of the probability by one number > 0."""
-
-    kind: str = field(default="temperature", init=False)
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-
-    @classmethod
-    def fit(cls, features: Features, correct: Any) -> Temperature:
-        """The temperature of least negative log-likelihood between 0.01 and 100; arguments as `Logistic.fit`."""
-        logits = _feature(features, "logit_probability")
-        signed = np.where(_outcomes(correct, len(logits)), -logits, logits)
-
-        def loss(log_temperature: float) -> float:
-            return float(np.logaddexp(0, signed * np.exp(-log_temperature)).sum())
-
-        found = scipy.optimize.minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded")
-        return cls(float(np.exp(found.x)))
-
-    def __call__(self, features: Features) -> np.ndarray:
-        return scipy.special.expit(_feature(features, "logit_probability") / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -85,7 +58,7 @@ class Isotonic:
         probability = _column(features, "probability", 1.0)
         x, n, right = groups = pool(probability, _outcomes(correct, len(probability)))
         if len(x) > MAX_KNOTS:
-            sums = np.stack(bin_sums(groups, bin_ends(groups, MAX_KNOTS, equal_mass=True)))
+            sums = np.stack(bin_sums(groups, MAX_KNOTS, equal_mass=True))
             n, claimed, right = sums[:, sums[0] > 0]
             x = np.minimum(claimed / n, 1)
         model = IsotonicRegression(y_min=0, y_max=1).fit(x, right / n, sample_weight=n)
@@ -97,21 +70,14 @@ class Isotonic:
 
 @dataclass(frozen=True)
 class Logistic:
-    """Logistic regression on standardised features, with an isotonic map of its result where there is one.
-
-    Attributes:
-        names: keys of `FEATURES`, whose columns must not hold NaN.
-        mean, scale, weights: one value a feature; scale > 0.
-        bias: log-odds where all features have their mean.
-        isotonic: applied to the probability, or None.
-    """
+    """Logistic regression on standardised features, with an isotonic map of its result where there is one."""
 
     kind: str = field(default="logistic", init=False)
-    names: tuple[str, ...]
+    names: tuple[str, ...]  #: Keys of `FEATURES`, whose columns must not hold NaN.
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     weights: tuple[float, ...]
-    bias: float
+    bias: float  #: Log-odds where all features have their mean.
     isotonic: Isotonic | None = None
 
     def __post_init__(self) -> None:
@@ -124,13 +90,11 @@ class Logistic:
     def fit(
         cls, features: Features, correct: Any, names: Sequence[str] = tuple(FEATURES), isotonic: bool = False
     ) -> Logistic:
-        """Fits all parameters on matches of validation pairs.
+        """Fits all parameters on matches of validation pairs, penalised by half the squared norm of the weights.
 
         Args:
-            features: see `Features`.
             correct: (N,) bool, both of which must occur.
-            names: features to use. The penalty is half the squared norm of their weights, against N matches.
-            isotonic: whether to fit an `Isotonic` on top.
+            names: features to use.
 
         Raises:
             ValueError: a feature that is missing, NaN or out of range; lengths that differ; one outcome only.
@@ -152,7 +116,19 @@ class Logistic:
         return probability if self.isotonic is None else self.isotonic({"probability": probability})
 
 
-Calibrator: TypeAlias = Temperature | Isotonic | Logistic
+def temperature_scaling(features: Features, correct: Any) -> Logistic:
+    """Divides the logit of the probability by the number from 0.01 to 100 of least negative log-likelihood."""
+    logits = _design(features, ("logit_probability",))[:, 0]
+    signed = np.where(_outcomes(correct, len(logits)), -logits, logits)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, signed * np.exp(-log_temperature)).sum())
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded")
+    return Logistic(("logit_probability",), (0.0,), (1.0,), (float(np.exp(-found.x)),), 0.0)
+
+
+Calibrator: TypeAlias = Isotonic | Logistic
 """Called with `Features`, gives the probability (N,) in [0, 1] that each match is correct; no matches give none."""
 
 
@@ -163,7 +139,7 @@ def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
         ValueError: unknown kind, or values that the calibrator rejects.
         TypeError: missing or unknown entries.
     """
-    kinds: dict[str, Callable[..., Calibrator]] = {c.kind: c for c in (Temperature, Isotonic, Logistic)}
+    kinds: dict[str, Callable[..., Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
     entries = with_tuples(description)
     kind = entries.pop("kind", None)
     if kind not in kinds:
@@ -183,11 +159,8 @@ def cross_fitted(
 ) -> np.ndarray:
     """Value (N,) of each match by a function, such as a calibrator, that was fitted without its scene.
 
-    Args:
-        fitted_on: matches to fit on, in at most `FOLDS` groups of scenes, each left out once; a single scene is fitted
-            on itself.
-        table: matches to judge; those of scenes that `fitted_on` lacks have the value by the function of all.
-        fit: makes the function of matches.
+    The scenes to fit on make at most `FOLDS` groups, each left out once; a single one is fitted on itself. Matches of
+    other scenes have the value by the function of all.
     """
     scenes = sorted(fitted_on["scene"].unique())
     fold = {scene: i % FOLDS for i, scene in enumerate(scenes)}
@@ -205,16 +178,13 @@ def _column(features: Features, name: str, high: float) -> np.ndarray:
     return checked_numbers(features[name], f"features[{name!r}]", high, "; choose a calibrator that does without it")
 
 
-def _feature(features: Features, name: str) -> np.ndarray:
-    column, high, function = FEATURES[name]
-    return function(_column(features, column, high))
-
-
 def _design(features: Features, names: Sequence[str]) -> np.ndarray:
     """(N, number of names) float64."""
     if not names or len(set(names)) < len(names) or not set(names) <= set(FEATURES):
         raise ValueError(f"names must be different ones of {list(FEATURES)}, got {list(names)}")
-    return np.stack([_feature(features, name) for name in names], axis=1)
+    used = [FEATURES[name] for name in names]
+    columns = [function(_column(features, column, high)) for column, high, function in used]
+    return np.stack(columns, axis=1)
 
 
 def _outcomes(correct: Any, length: int) -> np.ndarray:

@@ -33,23 +33,14 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Confidence:
-    """How a matcher turns raw scores into confidence.
-
-    Attributes:
-        calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
-        overlaps: the decision on a pair, by mode.
-        search_radius: px, of the fit; no decision with another: fewer candidates make any match likelier.
-        mc_passes: of the mode `monte_carlo`; with another number the calibrator of a single pass serves.
-        precision: error models, by mode; may be empty in older files, as `fitted_on`.
-        fitted_on: digest of the weights, pairs and settings of the fit.
-    """
+    """How a matcher turns raw scores into confidence, for its modes of inference: single, distilled, monte_carlo."""
 
     calibrators: Mapping[str, Calibrator]
     overlaps: Mapping[str, Overlap]
-    search_radius: float
-    mc_passes: int
+    search_radius: float  #: Px, of the fit; no decision with another: fewer candidates make any match likelier.
+    mc_passes: int  #: Of the mode `monte_carlo`; with another number the calibrator of a single pass serves.
     precision: Mapping[str, Precision] = field(default_factory=dict)
-    fitted_on: str = ""
+    fitted_on: str = ""  #: Digest of the weights, pairs and settings of the fit.
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -70,9 +61,7 @@ class Confidence:
 def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...]) -> Calibrator:
     """Logistic regression on raw scores, then isotonic; every match counts alike, as it does in the scores of eq. 8.
 
-    Args:
-        table: matches of validation pairs, see `confidence_fit.match_table`.
-        names: features, keys of `calibrators.FEATURES`.
+    The table is a `confidence_fit.match_table` of validation pairs, the names are keys of `calibrators.FEATURES`.
     """
     correct = table["error_px"].to_numpy() <= CONFIDENT_PX
     if correct.all() or not correct.any():  # nothing tells right from wrong, as after a few steps of training
@@ -92,12 +81,9 @@ def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, ids: pd.Series)
 
 
 def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
-    """The lowest threshold that accepts at most this share of unrelated validation pairs.
+    """The lowest threshold that accepts at most this share of unrelated pairs, from `pair_agreements`.
 
     It lies halfway between the most confident unrelated pair that it refuses and the next related one above.
-
-    Args:
-        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
     """
     if not len(related) or not len(unrelated):
         raise ValueError(f"related and unrelated pairs are needed, got {len(related)} and {len(unrelated)}")
@@ -126,10 +112,8 @@ def calibrated(
 
     Args:
         raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
-        mode: key of the calibrators.
         search_radius: px, with which the matches were found; with another one than was fitted, or None, nothing is
             decided and radii are NaN.
-        coverage: of the radii.
 
     Returns:
         `confidence` (N,), `covariance` (N, 2, 2) px^2, `radius` (N,) px, `overlaps` (bool or None).

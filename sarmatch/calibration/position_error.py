@@ -7,7 +7,7 @@ distribution of wrong matches. Coverage holds on average over scenes like the va
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,29 +24,21 @@ LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())  #: Coverages with
 
 @dataclass(frozen=True)
 class Precision:
-    """The error model of a match, and its conformal correction.
+    """The error model of a match, and its conformal correction."""
 
-    Attributes:
-        scale, floor: a covariance is `scale` times the raw spread plus `floor` px^2 on both axes, such as the error of
-            the ground truth.
-        wrong: quantiles of the errors of wrong matches, px, at evenly spaced probabilities from 0 to 1.
-        levels, thresholds: for each coverage, the probability that the error model must reach at the radius.
-    """
-
-    scale: float
-    floor: float
-    wrong: tuple[float, ...]
-    levels: tuple[float, ...]
-    thresholds: tuple[float, ...]
+    scale: float  #: A covariance is `scale` times the raw spread plus `floor` on both axes.
+    floor: float  #: Px^2, such as the error of the ground truth.
+    wrong: tuple[float, ...]  #: Quantiles of the errors of wrong matches, px, at even steps from 0 to 1.
+    levels: tuple[float, ...]  #: Coverages that have a threshold.
+    thresholds: tuple[float, ...]  #: Probability of the error model within the radius of each level.
 
     def __post_init__(self) -> None:
         numbers = np.array([self.scale, self.floor, *self.wrong, *self.levels, *self.thresholds], dtype=np.float64)
         if not np.isfinite(numbers).all() or self.scale < 0 or self.floor <= 0:
             raise ValueError(f"scale >= 0 and floor > 0 must be finite, got {self.scale} and {self.floor}")
-        if len(self.levels) != len(self.thresholds) or len(self.wrong) < 2 or not len(self.levels):
-            raise ValueError("wrong needs two quantiles or more, and every level one threshold")
-        if any((np.diff(values) < 0).any() for values in (self.wrong, self.levels, self.thresholds)):
-            raise ValueError("wrong, levels and thresholds must ascend")
+        curves = (self.wrong, self.levels, self.thresholds)
+        if len(self.levels) != len(self.thresholds) or any((np.diff(values) < 0).any() for values in curves):
+            raise ValueError("wrong, levels and thresholds must ascend, and every level needs one threshold")
 
     def covariance(self, raw: np.ndarray) -> np.ndarray:
         """Covariances (N, 2, 2) px^2 of correct matches from their raw spread."""
@@ -66,11 +58,7 @@ class Precision:
         return confidence * near + (1 - confidence) * np.where(error > CONFIDENT_PX, far, 0)
 
     def radius(self, confidence: Any, raw: np.ndarray, coverage: float) -> np.ndarray:
-        """Radius (N,) px around each optical position that holds the true one in this share of cases.
-
-        Raises:
-            ValueError: a coverage outside `LEVELS`.
-        """
+        """Radius (N,) px around each optical position that holds the true one in this share of cases."""
         check_coverage(coverage)
         needed = np.interp(coverage, self.levels, self.thresholds)
         confidence, sigma = np.asarray(confidence, dtype=np.float64), self._sigma(raw)
@@ -109,30 +97,24 @@ def scene_weights(table: pd.DataFrame) -> np.ndarray:
 def fit_precision(table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator]) -> Precision:
     """The error model of all scenes, with cross-conformal thresholds: each fold is scored by the model of the others.
 
-    Scenes count alike, not matches: those of one scene are not exchangeable.
-
-    Args:
-        table: matches of validation pairs, see `sarmatch.evaluation.confidence_fit.match_table`.
-        fit_calibrator: fits the confidence that the radii are made with.
-
-    Raises:
-        ValueError: no match has a spread.
+    Scenes count alike, not matches: those of one scene are not exchangeable. The table is a
+    `sarmatch.evaluation.confidence_fit.match_table` of validation pairs; a ValueError where no match has a spread.
     """
     table = table[table["var_x"].notna()]
     if not len(table):
         raise ValueError("none of the matches has a spread to fit a precision on; take a matcher that refines them")
 
     def scorer(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
-        model, calibrator = Precision(*_error_model(known), LEVELS, LEVELS), fit_calibrator(known)
+        model, calibrator = _error_model(known), fit_calibrator(known)
         return lambda own: model.error_cdf(own["error_px"], calibrator(own), raw_covariance(own))
 
     scores = cross_fitted(table, table, scorer)
     thresholds = weighted_quantiles(scores, scene_weights(table), LEVELS)
-    return Precision(*_error_model(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
+    return replace(_error_model(table), thresholds=tuple(np.minimum(thresholds, 1).tolist()))
 
 
-def _error_model(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
-    """Scale, floor and quantiles of wrong errors."""
+def _error_model(table: pd.DataFrame) -> Precision:
+    """Before its conformal correction."""
     right = table["error_px"].to_numpy() <= CONFIDENT_PX
     weights = scene_weights(table)
     residuals = table[["error_x", "error_y"]].to_numpy(np.float64)
@@ -141,7 +123,7 @@ def _error_model(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
     if not right.all():
         errors, levels = table["error_px"].to_numpy()[~right], np.linspace(0, 1, len(wrong))
         wrong[1:] = weighted_quantiles(errors, weights[~right], levels)[1:]
-    return scale, floor, tuple(wrong.tolist())
+    return Precision(scale, floor, tuple(wrong.tolist()), LEVELS, LEVELS)
 
 
 def fit_covariance(raw: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -79,12 +79,8 @@ def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
 def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Collect = collect_matches) -> Confidence:
     """Calibrators, decisions on overlap and precision of a network, under `shift` at the headline radius.
 
-    Decisions and precision are cross-fitted over scenes. The distilled mode is left out where the head was not
-    distilled.
-
-    Args:
-        pairs: of scenes that had no part in the choice of the weights, at most `evaluation.calibration_pairs` for
-            passes with dropout and `SINGLE_PAIRS` times as many for one pass.
+    Decisions and precision are cross-fitted over scenes, which must have had no part in the choice of the weights. The
+    distilled mode is left out where the head was not distilled.
     """
     calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():

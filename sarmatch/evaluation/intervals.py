@@ -49,7 +49,6 @@ def bootstrap(
 
     Args:
         statistic: of a matrix of counts (m, n_clusters), how often each cluster is there; returns (m, ...).
-        n, seed: number of resamples, and the seed of the drawing.
 
     Returns:
         (3, ...): the statistic of every cluster once, and the ends, NaN where there is a single cluster. Resamples with
@@ -69,8 +68,7 @@ def cluster_bootstrap(
     """Mean of a column over pairs, with the interval of `bootstrap` over clusters of any size.
 
     Args:
-        records: one row a pair.
-        value: numeric column; rows where it is NaN are left out.
+        records: one row a pair; those where the value is NaN are left out.
         cluster: column naming the group that stays together.
 
     Raises:
@@ -111,8 +109,7 @@ def crossed_sums(
 ) -> np.ndarray:
     """Sums of columns over the records of each pair of levels, (levels, levels, values); 0 where there are none.
 
-    Args:
-        levels: those of both factors; None takes what the records have, sorted.
+    Levels are those of both factors; None takes what the records have, sorted.
     """
     check_columns(records, (*values, *factors))
     sums = records.groupby(list(factors))[list(values)].sum()
@@ -143,19 +140,12 @@ def verdict(
 
 
 class Crossed(NamedTuple):
-    """A statistic of records that two factors cross, such as trainings of a few seeds that all match the same scenes.
+    """A statistic of records that two factors cross, such as trainings of a few seeds that match the same scenes."""
 
-    Attributes:
-        value: of all records.
-        by_first: of each level of the first factor alone, (A,).
-        by_draw: of resamples of the levels of the second factor, (n,); constant where it has one.
-        n_second: levels of the second factor.
-    """
-
-    value: float
-    by_first: np.ndarray
-    by_draw: np.ndarray
-    n_second: int
+    value: float  #: Of all records.
+    by_first: np.ndarray  #: Of each level of the first factor alone, (A,).
+    by_draw: np.ndarray  #: Of resamples of the levels of the second factor, (n,); constant where it has one.
+    n_second: int  #: Levels of the second factor.
 
     def interval(self) -> tuple[float, float]:
         """95 % interval for other levels of both factors; NaN twice where the second factor has a single level.
@@ -177,12 +167,7 @@ class Crossed(NamedTuple):
 
 
 def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
-    """A statistic of sums over records: of all, of each level of the first factor, of draws of the second.
-
-    Args:
-        sums: as `crossed_sums` returns, (A, B, V).
-        statistic: of rows of sums (m, V), returns (m,).
-    """
+    """A statistic, of rows of sums (m, V) to (m,), of `crossed_sums` (A, B, V): of all, of each A, of draws of B."""
     counts = resampled_counts(sums.shape[1], n, seed)
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
         value = float(statistic(sums.sum((0, 1))[None])[0])
@@ -191,20 +176,14 @@ def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: 
 
 
 def crossed_bootstrap(records: pd.DataFrame, value: str) -> Interval:
-    """Mean of a column with the interval of `Crossed` over seeds and scenes, for one row a pair and training.
-
-    Arguments and errors as in `cluster_bootstrap`.
-    """
+    """Mean of a column over pairs and trainings, with the interval of `Crossed`; errors as `cluster_bootstrap`."""
     known = _known(records, value, ("seed", "scene")).assign(_one=1.0)
     found = crossed(crossed_sums(known, [value, "_one"]), _quotient)
     return Interval(found.value, *found.interval(), len(known), found.n_second)
 
 
 def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Interval:
-    """`cluster_bootstrap` over scenes of a - b on the same pairs.
-
-    Args:
-        records_a, records_b: of two methods over the same pairs and protocol, one row a pair, with `id`.
+    """`cluster_bootstrap` over scenes of a - b on the same pairs, one row a pair in both tables.
 
     Raises:
         ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
@@ -227,14 +206,11 @@ def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) 
 def _differences(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> pd.DataFrame:
     for name, records in (("a", records_a), ("b", records_b)):
         check_columns(records, ("id", value))
-        twice = records["id"][records["id"].duplicated()]
-        if len(twice):
+        if not records["id"].is_unique:
+            raise ValueError(f"records_{name}: an id stands in several rows; choose one protocol and one search radius")
+        if np.isinf(records[value].astype(float)).any():
             raise ValueError(
-                f"records_{name}: id {twice.iloc[0]} stands in several rows; choose one protocol and one search radius"
-            )
-        if np.isinf(records[value].to_numpy(dtype=np.float64)).any():
-            raise ValueError(
-                f"records_{name}: {value!r} is infinite for some pairs; compare the share below a threshold instead"
+                f"records_{name}: {value!r} is infinite for some pairs; compare the share below a threshold"
             )
     only_one = set(records_a["id"]) ^ set(records_b["id"])
     if only_one:
@@ -268,17 +244,16 @@ def summarise(records: pd.DataFrame, by: Sequence[str], values: Sequence[str], c
 
 def with_intervals(summary: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """A `summarise` table for reading: each value as "mean [low, high]", the columns of its ends left out."""
+
+    def text(mean: float, low: float, high: float) -> str:
+        if np.isnan(mean):
+            return ""
+        places = 0 if abs(mean) >= 100 else digits  # counts
+        return f"{mean:.{places}f}" + ("" if np.isnan(low) else f" [{low:.{places}f}, {high:.{places}f}]")
+
     shown = summary.copy()
     for name in [c.removesuffix("_low") for c in summary if c.endswith("_low")]:
-        ends = zip(summary[name], summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
-        shown[name] = [_interval_text(*values, digits) for values in ends]
-        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+        columns = [name, f"{name}_low", f"{name}_high"]
+        shown[name] = [text(*row) for row in summary[columns].to_numpy(np.float64)]
+        shown = shown.drop(columns=columns[1:])
     return shown
-
-
-def _interval_text(mean: float, low: float, high: float, digits: int) -> str:
-    if np.isnan(mean):
-        return ""
-    digits = 0 if abs(mean) >= 100 else digits  # counts
-    interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{mean:.{digits}f}{interval}"

@@ -18,17 +18,17 @@ from sarmatch.model import STRIDE
 
 
 def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
-    """Distance of each match from the truth, (N,) float64, px.
+    """Distance of each match from the truth, (N,) float64, px; arguments as `match_residuals`."""
+    return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
+
+
+def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+    """Found less true optical position of each match, (N, 2) float64, px.
 
     Args:
         matches: matches, or two (N, 2) arrays of SAR and optical positions.
         A_sar_to_optical: (3, 3) true map of pixel coordinates, array or tensor.
     """
-    return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
-
-
-def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
-    """Found less true optical position of each match, (N, 2) float64, px; arguments as `match_errors`."""
     xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
     return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)
 
@@ -43,11 +43,6 @@ def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: fl
 
     C_j are the matches whose confidence is at least j; G_j is read as all `visible_keypoints`, for every j. Then the
     lowest j, which keeps every match, has the maximum, and the number is a recall that needs no confidence.
-
-    Args:
-        errors: (N,) px.
-        n_ground_truth: |G|, the number of ground-truth correspondences.
-        threshold: px.
     """
     if n_ground_truth <= 0:
         raise ValueError(f"n_ground_truth must be positive, got {n_ground_truth}; leave out pairs that do not overlap")
@@ -55,11 +50,9 @@ def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: fl
 
 
 def visible_keypoints(A_sar_to_optical: Any, size: tuple[int, int]) -> int:
-    """Number of descriptor cells of the SAR image whose centres lie on the optical image; |G| of eq. 6.
+    """Number of descriptor cells of the SAR image whose centres lie on the optical image of the same (height, width).
 
-    Args:
-        A_sar_to_optical: (3, 3) true map.
-        size: (height, width) of both images, px.
+    This is |G| of eq. 6.
     """
     centres = cell_centres(size[0] // STRIDE, size[1] // STRIDE, STRIDE).reshape(-1, 2)
     return int(inside(torch.from_numpy(_transform(centres, A_sar_to_optical)), size).sum())
@@ -71,12 +64,7 @@ def rmse(errors: np.ndarray) -> float:
 
 
 def corner_error(A_estimated: Any, A_true: Any, size: tuple[int, int]) -> float:
-    """Mean distance between the estimated and the true place of the four corner pixels' centres, px.
-
-    Args:
-        A_estimated, A_true: (3, 3) maps of SAR to optical pixels.
-        size: (height, width) of the SAR image.
-    """
+    """Mean distance of the four corner pixels' centres of a SAR image (height, width) under two (3, 3) maps, px."""
     right, bottom = size[1] - 1, size[0] - 1
     corners = np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]], dtype=np.float64)
     distances = np.linalg.norm(_transform(corners, A_estimated) - _transform(corners, A_true), axis=1)
@@ -110,9 +98,7 @@ def pair_record(
       `rmse_inlier_px`: over the matches within 5 px only; `median_error_px`; all NaN without matches;
     - `corner_error_px`: of a robust affine map from all matches, inf where there is none.
 
-    Args:
-        A_true: (3, 3) true map from SAR to optical pixels.
-        size: (height, width) of both images, px.
+    `A_true` is the (3, 3) true map from SAR to optical pixels, `size` the (height, width) of both images.
     """
     errors = match_errors(matches, A_true)
     thinned = matches.thin(16.0)

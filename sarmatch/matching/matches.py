@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import rasterio.transform
 from rasterio import Affine
 
 from sarmatch.calibration.position_error import raw_covariance
@@ -18,7 +19,6 @@ from sarmatch.matching.robust_fit import AffineFit, AffineModel, fit_affine
 from sarmatch.matching.vector_files import GEOREFERENCE, write_matches
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
-MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")  #: Where the images are georeferenced.
 COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")  #: Where the covariance of any match is known, px^2.
 RADIUS_COLUMN = "radius_px"  #: Where the conformal radius of any match is known.
 _ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
@@ -62,17 +62,20 @@ class Matches:
         n = len(self.confidence)
         shapes = {"xy_sar": (n, 2), "xy_optical": (n, 2), "covariance": (n, 2, 2)}
         for name in _ARRAYS:
-            object.__setattr__(self, name, _array(getattr(self, name), shapes.get(name, (n,)), name))
-        for name in ("xy_sar", "xy_optical"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
+            value, shape = getattr(self, name), shapes.get(name, (n,))
+            array = np.full(shape, np.nan, np.float32) if value is None else np.asarray(value, dtype=np.float32)
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
+            object.__setattr__(self, name, array)
+        if not (np.isfinite(self.xy_sar).all() and np.isfinite(self.xy_optical).all()):
+            raise ValueError("positions contain NaN or infinity; leave out matches without a position")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
             raise ValueError("confidence must lie in [0, 1] and not be NaN")
-        for name in ("aleatoric", "epistemic", "radius"):
-            if (getattr(self, name) < 0).any():
+        variances = np.diagonal(self.covariance, axis1=1, axis2=2)
+        not_negative = {"aleatoric": self.aleatoric, "epistemic": self.epistemic, "radius": self.radius}
+        for name, values in (not_negative | {"variances of covariance": variances}).items():
+            if (values < 0).any():
                 raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
-        if (np.diagonal(self.covariance, axis1=1, axis2=2) < 0).any():
-            raise ValueError("covariance must not have negative variances; use NaN where it is unknown")
         transposed = self.covariance.transpose(0, 2, 1)
         if not np.allclose(self.covariance, transposed, rtol=1e-4, atol=1e-4, equal_nan=True):  # but for rounding
             raise ValueError("covariance must hold symmetric matrices")
@@ -108,29 +111,22 @@ class Matches:
     def affine(
         self, model: AffineModel = "affine", threshold_px: float = CONFIDENT_PX, min_inliers: int = 8
     ) -> AffineFit:
-        """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`.
-
-        Raises:
-            RegistrationError: fewer than `min_inliers` matches, or fewer that agree within `threshold_px`.
-        """
+        """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`."""
         return fit_affine(self.xy_sar, self.xy_optical, model, threshold_px, min_inliers)
 
     def map_coordinates(self) -> dict[str, np.ndarray]:
-        """Map positions of the pixel positions, (N,) float64 each, by those `MAP_COLUMNS` that are known."""
-        known = {}
+        """Map positions (N,) float64 by name, `map_x_sar` to `map_y_optical`, of those images that have their place."""
+        known: dict[str, np.ndarray] = {}
         for image in ("sar", "optical"):
             transform, xy = getattr(self, f"{image}_transform"), getattr(self, f"xy_{image}").astype(np.float64)
             if transform is not None:
-                column, row = (xy + 0.5).T  # rasterio's transform counts from the pixel's corner
-                known[f"map_x_{image}"] = transform.a * column + transform.b * row + transform.c
-                known[f"map_y_{image}"] = transform.d * column + transform.e * row + transform.f
+                x, y = rasterio.transform.xy(transform, xy[:, 1], xy[:, 0])
+                known |= {f"map_x_{image}": x, f"map_y_{image}": y}
         return known
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a match: `COLUMNS`; `COVARIANCE_COLUMNS` and `RADIUS_COLUMN` where any is known; `MAP_COLUMNS` where
-        the image is georeferenced."""
-        pixels = np.hstack([self.xy_sar, self.xy_optical]).T
-        values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
+        """One row a match: `COLUMNS`, those of covariance and radius where any is known, and `map_coordinates`."""
+        values = [*self.xy_sar.T, *self.xy_optical.T, self.confidence, self.aleatoric, self.epistemic]
         columns = dict(zip(COLUMNS, values, strict=True))
         if not np.isnan(self.covariance).all():
             upper = self.covariance[:, [0, 0, 1], [0, 1, 1]].T
@@ -176,15 +172,6 @@ class Matches:
         known |= {name: values[name].to_numpy() for name in COLUMNS[4:]}
         known |= {"covariance": raw_covariance(values), "radius": values[RADIUS_COLUMN].to_numpy()}
         return cls(xy_sar, xy_optical, **known | {"overlaps": _overlaps(frame)})
-
-
-def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    if value is None:
-        return np.full(shape, np.nan, dtype=np.float32)
-    array = np.asarray(value, dtype=np.float32)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
-    return array
 
 
 def _overlaps(frame: pd.DataFrame) -> bool | None:

@@ -29,9 +29,6 @@ def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overla
     Args:
         parts: at least one, empty ones included; one at a time is held.
         overlaps: the decision on the pair.
-
-    Raises:
-        as `matches_writer`.
     """
     write = matches_writer(path)
     with atomic_path(path) as temporary:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from patch_net import PatchNet, texture
 
-from sarmatch.calibration.calibrators import Temperature
+from sarmatch.calibration.calibrators import Logistic
 from sarmatch.calibration.confidence import (
     SCORES,
     SPREAD,
@@ -40,22 +40,23 @@ def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
 
 
 def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:
-    """Matches that are right with the probability 0.9 where doubt is low and 0.2 where it is high."""
+    """Matches that are right with the probability 0.9 where aleatoric uncertainty is low and 0.2 where it is high."""
     rng = np.random.default_rng(seed)
     parts = []
     for i in range(n_pairs):
         n = int(rng.integers(20, 400))
-        doubt = rng.choice([0.1, 0.8], n)
-        right = rng.random(n) < np.where(doubt < 0.5, 0.9, 0.2)
+        aleatoric = rng.choice([0.1, 0.8], n)
+        right = rng.random(n) < np.where(aleatoric < 0.5, 0.9, 0.2)
         parts.append(
             pd.DataFrame(
-                {"id": f"p{i}", "error_px": np.where(right, 1.0, 20.0), "probability": 0.5, "aleatoric": doubt}
+                {"id": f"p{i}", "error_px": np.where(right, 1.0, 20.0), "probability": 0.5, "aleatoric": aleatoric}
             )
         )
     return pd.concat(parts, ignore_index=True)
 
 
-CONFIDENCE = Confidence({"single": Temperature(2.0)}, {"single": Overlap(0.6, 40, 0)}, search_radius=32.0, mc_passes=20)
+HALF_LOGIT = Logistic(("logit_probability",), (0.0,), (1.0,), (0.5,), 0.0)
+CONFIDENCE = Confidence({"single": HALF_LOGIT}, {"single": Overlap(0.6, 40, 0)}, search_radius=32.0, mc_passes=20)
 
 
 def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
@@ -139,7 +140,7 @@ def test_agreement_of_each_pair():
     pairs = synthetic_pairs(3, 96, seed=0)
     a, b, c = pairs.index["id"]
     table = pd.DataFrame({"id": [a, b, a], "probability": [0.2, 0.5, 0.6]})
-    agreements = pair_agreements(table, Temperature(1.0)(table), pairs.index["id"])
+    agreements = pair_agreements(table, table["probability"].to_numpy(), pairs.index["id"])
     assert agreements.to_dict() == pytest.approx({a: 0.4, b: 0.5, c: 0.0})
 
 
