@@ -90,11 +90,7 @@ class Logistic:
     def fit(
         cls, features: Features, correct: Any, names: Sequence[str] = tuple(FEATURES), isotonic: bool = False
     ) -> Logistic:
-        """Fits all parameters on matches of validation pairs, penalised by half the squared norm of the weights.
-
-        Args:
-            correct: (N,) bool, both of which must occur.
-            names: features to use.
+        """Fits all parameters on N matches of validation pairs, penalised by half the squared norm of the weights.
 
         Raises:
             ValueError: a feature that is missing, NaN or out of range; lengths that differ; one outcome only.
@@ -135,9 +131,7 @@ Calibrator: TypeAlias = Isotonic | Logistic
 def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
     """The calibrator that `dataclasses.asdict` described, also after a trip through JSON.
 
-    Raises:
-        ValueError: unknown kind, or values that the calibrator rejects.
-        TypeError: missing or unknown entries.
+    Unknown kinds and values are a ValueError, missing or unknown entries a TypeError.
     """
     kinds: dict[str, Callable[..., Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
     entries = with_tuples(description)

@@ -47,9 +47,7 @@ class Precision:
     def error_cdf(self, error: Any, confidence: Any, raw: np.ndarray) -> np.ndarray:
         """Modelled probability (N,) that matches are off by `error` px (N,) at most.
 
-        Args:
-            confidence: (N,) calibrated probability of an error up to 3 px.
-            raw: (N, 2, 2) spread, not calibrated.
+        The confidence (N,) is the calibrated probability of an error up to 3 px, the spread (N, 2, 2) is raw.
         """
         error, confidence = (np.asarray(values, dtype=np.float64) for values in (error, confidence))
         sigma = self._sigma(raw)

@@ -40,11 +40,8 @@ Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig], pd.DataFr
 def match_table(
     matcher: Callable[[EvaluationCrops], RawMatches], pairs: Pairs, protocol: Protocol, config: EvaluationConfig
 ) -> pd.DataFrame:
-    """All matches of all pairs with their raw scores and errors, one row a match.
-
-    Returns:
-        columns x, y (SAR position, px), error_px, `confidence.SCORES`, `confidence.SPREAD`, id, dataset and scene.
-    """
+    """All matches of all pairs with their raw scores and errors, one row a match: the columns x, y (SAR position, px),
+    error_px, `confidence.SCORES`, `confidence.SPREAD`, id, dataset and scene."""
     parts = []
     for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None):
         crops = evaluation_crops(pair, protocol, config)

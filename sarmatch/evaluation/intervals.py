@@ -65,11 +65,7 @@ def bootstrap(
 def cluster_bootstrap(
     records: pd.DataFrame, value: str, cluster: str = "scene", n: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of a column over pairs, with the interval of `bootstrap` over clusters of any size.
-
-    Args:
-        records: one row a pair; those where the value is NaN are left out.
-        cluster: column naming the group that stays together.
+    """Mean of a column over rows that have it, one a pair, with the interval of `bootstrap` over clusters of any size.
 
     Raises:
         ValueError: missing columns, no values, or an unnamed cluster.
@@ -125,12 +121,10 @@ def verdict(
     n_seeds: int | None = None,
     words: tuple[str, str, str] = ("better", "worse", "undecided"),
 ) -> str:
-    """Verdict of the interval of a difference.
+    """Verdict of the interval of a difference, in words for one above 0, below 0, and one that holds it.
 
-    Args:
-        n_clusters: scenes behind the interval; fewer than `FEWEST_CLUSTERS` give "too few scenes", as does a NaN.
-        n_seeds: trainings compared, fewer than 2 give "one seed"; None where one network was used in two ways.
-        words: for an interval above 0, below 0, and one that holds it.
+    Fewer than `FEWEST_CLUSTERS` scenes behind the interval, or a NaN, give "too few scenes"; fewer than 2 trainings
+    give "one seed", but None says that one network was used in two ways.
     """
     if n_seeds is not None and n_seeds < 2:
         return "one seed"
@@ -194,8 +188,7 @@ def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: s
 def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Any:
     """The paper's significance test: scipy's result of a two-sided paired t-test, which takes pairs as independent.
 
-    Raises:
-        ValueError: as `paired_difference`; fewer than two pairs with a value in both.
+    Errors as `paired_difference`, and where fewer than two pairs have a value in both tables.
     """
     difference = _differences(records_a, records_b, value)["difference"].dropna()
     if len(difference) < 2:
@@ -229,11 +222,8 @@ def intervals(
 
 
 def summarise(records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene") -> pd.DataFrame:
-    """`cluster_bootstrap` of several columns, a row a group in order of appearance.
-
-    Returns:
-        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`.
-    """
+    """`cluster_bootstrap` of several columns, a row a group in order of appearance, with the columns `by`, `n_pairs`,
+    `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`."""
     of = partial(cluster_bootstrap, cluster=cluster)
     rows: list[dict[str, Any]] = []
     for names, group in records.groupby(list(by), sort=False, dropna=False):

@@ -25,9 +25,7 @@ def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_opti
 def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
     """Found less true optical position of each match, (N, 2) float64, px.
 
-    Args:
-        matches: matches, or two (N, 2) arrays of SAR and optical positions.
-        A_sar_to_optical: (3, 3) true map of pixel coordinates, array or tensor.
+    Two (N, 2) arrays of SAR and optical positions do as well; the true map of pixel coordinates is (3, 3).
     """
     xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
     return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)

@@ -33,10 +33,8 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     """Cut the two images of a protocol from a pair, the same for every method.
 
     The SAR crop is the central window. The optical one is it too (`aligned`), displaced by up to `max_shift_px` on each
-    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn.
-
-    Raises:
-        ValueError: the pair is too small for the protocol.
+    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn,
+    and a pair that is too small for them is a ValueError.
     """
     affine = protocol == "affine"
     crop = config.affine_crop_size if affine else config.crop_size

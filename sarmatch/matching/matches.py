@@ -139,11 +139,7 @@ class Matches:
         """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
 
         Parquet keeps the transforms and reference systems, CSV the map coordinates only. `overlaps` is a member of the
-        GeoJSON collection; in tables it is a column where it was decided.
-
-        Raises:
-            ValueError: another suffix.
-            FileNotFoundError: the folder does not exist.
+        GeoJSON collection; in tables it is a column where it was decided. Another suffix is a ValueError.
         """
         write_matches(path, [self], self.overlaps)
 
@@ -151,9 +147,7 @@ class Matches:
     def load(cls, path: str | os.PathLike[str]) -> Matches:
         """Read matches from a .csv or .parquet file written by `save`; `overlaps` is None where rows disagree.
 
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: another suffix, or columns missing.
+        Another suffix or missing columns are a ValueError, no such file a FileNotFoundError.
         """
         readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
         suffix = Path(path).suffix.lower()

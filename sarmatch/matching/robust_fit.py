@@ -86,24 +86,17 @@ def _sample_consensus(source: np.ndarray, target: np.ndarray, model: AffineModel
 
 
 def _densest_shift(source: np.ndarray, target: np.ndarray, threshold: float, at_most: int = 512) -> np.ndarray:
-    """The displacement of the match that most others agree with, as a map; exact up to so many matches.
-
-    Counting the neighbours of every displacement would take N^2 steps: a fine grid chooses candidates first.
-    """
+    """The displacement of the match that most others agree with, as a map; exact up to `at_most` matches."""
     shift = target - source
-    candidates = np.sort(np.argsort(-_density(shift, threshold), kind="stable")[:at_most])
-    agreeing = cKDTree(shift).query_ball_point(shift[candidates], r=threshold, return_length=True)
-    return _map(np.eye(2), np.zeros(2), shift[candidates[np.argmax(agreeing)]])
-
-
-def _density(points: np.ndarray, radius: float) -> np.ndarray:
-    """How many of N points lie within about `radius` of each, (N,): those in cells of a fine grid no further away."""
-    cells = np.floor(points / (radius / 4)).astype(np.int64)
+    # Counting the neighbours of every displacement would take N^2 steps: a grid of a quarter of the threshold chooses
+    # candidates first. A cell has at most 48 others within four cells, however many matches lie in them.
+    cells = np.floor(shift / (threshold / 4)).astype(np.int64)
     occupied, which, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    # A cell has at most 48 others within four cells, however many points lie in them.
     first, second = cKDTree(occupied).query_pairs(4, output_type="ndarray").T
     near = counts + np.bincount(first, counts[second], len(counts)) + np.bincount(second, counts[first], len(counts))
-    return near[which.reshape(-1)]
+    candidates = np.sort(np.argsort(-near[which.reshape(-1)], kind="stable")[:at_most])
+    agreeing = cKDTree(shift).query_ball_point(shift[candidates], r=threshold, return_length=True)
+    return _map(np.eye(2), np.zeros(2), shift[candidates[np.argmax(agreeing)]])
 
 
 def _refit(

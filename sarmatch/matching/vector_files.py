@@ -24,11 +24,9 @@ Writer = Callable[["Iterator[Matches]", "bool | None", Path], None]
 
 
 def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overlaps: bool | None = None) -> None:
-    """Write the matches of all parts of a pair into one file; an existing file is replaced in one step.
+    """Write the matches of all parts of a pair into one file, with the decision on it; see `matches_writer`.
 
-    Args:
-        parts: at least one, empty ones included; one at a time is held.
-        overlaps: the decision on the pair.
+    There must be a part, if an empty one; one at a time is held. An existing file is replaced in one step.
     """
     write = matches_writer(path)
     with atomic_path(path) as temporary:
@@ -36,11 +34,8 @@ def write_matches(path: str | os.PathLike[str], parts: Iterable[Matches], overla
 
 
 def matches_writer(path: str | os.PathLike[str]) -> Writer:
-    """The writer for a file of matches, also to check a path before a long computation.
-
-    Raises:
-        as `sarmatch.io.check_output`; ValueError also where the suffix needs a package that is not installed.
-    """
+    """The writer for a file of matches, also to check a path before a long computation: errors of `io.check_output`,
+    and a ValueError where the suffix needs a package that is not installed."""
     writers: dict[str, Writer] = {
         ".csv": _write_csv,
         ".parquet": _write_parquet,
@@ -85,13 +80,10 @@ def _write_geojson(parts: Iterator[Matches], overlaps: bool | None, path: Path) 
 
 def _features(matches: Matches) -> Iterator[dict[str, Any]]:
     x, y, _ = _places(matches)
-    rows = matches.to_frame().astype(float).to_dict("records")
-    for px, py, row in zip(x, y, rows, strict=True):
-        yield {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": [float(px), float(py)]},
-            "properties": {name: value if np.isfinite(value) else None for name, value in row.items()},
-        }
+    frame = matches.to_frame().astype(float)
+    rows = frame.astype(object).where(np.isfinite(frame), None).to_dict("records")
+    for *xy, properties in zip(x.tolist(), y.tolist(), rows, strict=True):
+        yield {"type": "Feature", "geometry": {"type": "Point", "coordinates": xy}, "properties": properties}
 
 
 def _write_gpkg(parts: Iterator[Matches], overlaps: bool | None, path: Path) -> None:
