@@ -139,7 +139,8 @@ def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
     """Mean accuracies and number of matches under `shift` at the headline radius."""
     records = evaluate(matcher, pairs, "shift", config.headline_radius, config, progress=False)
-    return records[[*(f"mma_{t:g}px" for t in config.thresholds_px), "n_matches"]].mean().to_dict()
+    columns = [*(f"mma_{t:g}px" for t in config.thresholds_px), "n_matches"]
+    return records.reindex(columns=columns).mean().to_dict()  # NaN without pairs
 
 
 def spread(pairs: Pairs, at_most: int | None) -> Pairs:
