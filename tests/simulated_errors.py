@@ -1,4 +1,4 @@
-"""Matches whose law of error is known, for tests of precision."""
+"""Matches whose error model is known, for tests of precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AS_STATED = Isotonic((0.0, 1.0), (0.0, 1.0))
 def simulated(n_scenes: int = 20, per_scene: int = 400, seed: int = 0, hard: float = 1.0) -> pd.DataFrame:
     """Matches right with their probability; right ones off as 0.4 raw + 0.2 I says, wrong ones by 3 to 50 px.
 
-    `hard` multiplies the errors of right matches: 2 makes a law that is fitted on 1 too narrow.
+    `hard` multiplies the errors of right matches: 2 makes a model that is fitted on 1 too narrow.
     """
     rng = np.random.default_rng(seed)
     n = n_scenes * per_scene

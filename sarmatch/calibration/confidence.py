@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
-from sarmatch.calibration.position_error import COVERAGE, Precision
+from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict, with_tuples
+from sarmatch.calibration.position_error import Precision
 from sarmatch.config import CONFIDENT_PX
 
 CONFIDENCE_FILE = "confidence.json"
@@ -30,67 +30,43 @@ class Overlap:
     n_unrelated: int  #: Unrelated validation pairs that the threshold was chosen on.
     n_accepted: int  #: How many of them it accepts.
 
-    def accepts(self, confidence: np.ndarray) -> bool:
-        return agreement(confidence) >= self.threshold
-
 
 @dataclass(frozen=True)
 class Confidence:
-    """How a matcher turns raw scores into confidence.
-
-    Attributes:
-        calibrators: by mode of inference: `single` pass, `distilled`, `monte_carlo`.
-        overlaps: the decision on a pair, by mode.
-        search_radius: px, of the fit; no decision with another: fewer candidates make any match likelier.
-        mc_passes: of the mode `monte_carlo`; with another number the calibrator of a single pass serves.
-        precision: error models, by mode; may be empty in older files, as `fitted_on`.
-        fitted_on: digest of the weights, pairs and settings of the fit.
-    """
+    """How a matcher turns raw scores into confidence, for its modes of inference: single, distilled, monte_carlo."""
 
     calibrators: Mapping[str, Calibrator]
     overlaps: Mapping[str, Overlap]
-    search_radius: float
-    mc_passes: int
+    search_radius: float  #: Px, of the fit; no decision with another: fewer candidates make any match likelier.
+    mc_passes: int  #: Of the mode `monte_carlo`; with another number the calibrator of a single pass serves.
     precision: Mapping[str, Precision] = field(default_factory=dict)
-    fitted_on: str = ""
+    fitted_on: str = ""  #: Digest of the weights, pairs and settings of the fit.
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "calibrators": {mode: c.to_dict() for mode, c in self.calibrators.items()},
-                "overlaps": {mode: asdict(o) for mode, o in self.overlaps.items()},
-                "search_radius": self.search_radius,
-                "mc_passes": self.mc_passes,
-                "precision": {mode: p.to_dict() for mode, p in self.precision.items()},
-                "fitted_on": self.fitted_on,
-            }
-        )
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Confidence:
         """Raises ValueError where the text was not written by `to_json`."""
         try:
             content = json.loads(text)
-            calibrators = {mode: calibrator_from_dict(c) for mode, c in content["calibrators"].items()}
-            overlaps = {mode: Overlap(**o) for mode, o in content["overlaps"].items()}
-            precision = {mode: Precision.from_dict(p) for mode, p in content.get("precision", {}).items()}
-            radius, passes = float(content["search_radius"]), int(content["mc_passes"])
-            return cls(calibrators, overlaps, radius, passes, precision, str(content.get("fitted_on", "")))
+            calibrators = {mode: calibrator_from_dict(c) for mode, c in content.pop("calibrators").items()}
+            overlaps = {mode: Overlap(**o) for mode, o in content.pop("overlaps").items()}
+            precision = {mode: Precision(**with_tuples(p)) for mode, p in content.pop("precision", {}).items()}
+            return cls(calibrators, overlaps, precision=precision, **content)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
 
 
-def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...], threshold_px: float = CONFIDENT_PX) -> Calibrator:
+def fit_calibrator(table: pd.DataFrame, names: tuple[str, ...]) -> Calibrator:
     """Logistic regression on raw scores, then isotonic; every match counts alike, as it does in the scores of eq. 8.
 
-    Args:
-        table: matches of validation pairs, see `confidence_fit.match_table`.
-        names: features, keys of `calibrators.FEATURES`.
+    The table is a `confidence_fit.match_table` of validation pairs, the names are keys of `calibrators.FEATURES`.
     """
-    correct = table["error_px"].to_numpy() <= threshold_px
+    correct = table["error_px"].to_numpy() <= CONFIDENT_PX
     if correct.all() or not correct.any():  # nothing tells right from wrong, as after a few steps of training
         return Isotonic((0.5,), (float(len(correct) > 0 and correct.all()),))
-    return Logistic.fit(table, correct, None, names, isotonic=True)
+    return Logistic.fit(table, correct, names, isotonic=True)
 
 
 def agreement(confidence: np.ndarray) -> float:
@@ -105,12 +81,9 @@ def pair_agreements(table: pd.DataFrame, confidence: np.ndarray, ids: pd.Series)
 
 
 def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float = 0.01) -> Overlap:
-    """The lowest threshold that accepts at most this share of unrelated validation pairs.
+    """The lowest threshold that accepts at most this share of unrelated pairs, from `pair_agreements`.
 
     It lies halfway between the most confident unrelated pair that it refuses and the next related one above.
-
-    Args:
-        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
     """
     if not len(related) or not len(unrelated):
         raise ValueError(f"related and unrelated pairs are needed, got {len(related)} and {len(unrelated)}")
@@ -128,35 +101,32 @@ def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame
     return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
 
 
-def rate(
+def calibrated(
     raw: Mapping[str, np.ndarray],
     confidence: Confidence | None,
     mode: str,
     search_radius: float | None,
-    coverage: float = COVERAGE,
+    coverage: float,
 ) -> dict[str, Any]:
     """Calibrated confidence, covariance and radius of matches, and the decision; raw where nothing is fitted.
 
     Args:
         raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
-        mode: key of the calibrators.
         search_radius: px, with which the matches were found; with another one than was fitted, or None, nothing is
             decided and radii are NaN.
-        coverage: of the radii.
 
     Returns:
         `confidence` (N,), `covariance` (N, 2, 2) px^2, `radius` (N,) px, `overlaps` (bool or None).
     """
-    calibrator = confidence.calibrators.get(mode) if confidence else None
-    fits = confidence is not None and confidence.search_radius == search_radius
-    overlap = confidence.overlaps.get(mode) if confidence is not None and fits else None
-    precision = confidence.precision.get(mode) if confidence else None
-    value = raw["probability"] if calibrator is None else calibrator(raw)
-    covariance, radius = raw["covariance"], np.full(len(value), np.nan)
-    if precision is not None:
-        radius = precision.radius(value, covariance, coverage) if fits else radius
+    fitted = confidence or Confidence({}, {}, search_radius=0.0, mc_passes=0)
+    calibrator, precision = fitted.calibrators.get(mode), fitted.precision.get(mode)
+    value = calibrator(raw) if calibrator else raw["probability"]
+    covariance, radius, overlaps = raw["covariance"], np.full(len(value), np.nan), None
+    if fitted.search_radius == search_radius:
+        radius = precision.radius(value, covariance, coverage) if precision else radius
+        overlaps = agreement(value) >= fitted.overlaps[mode].threshold if mode in fitted.overlaps else None
+    if precision:
         covariance = precision.covariance(covariance)
-    overlaps = None if overlap is None else overlap.accepts(np.asarray(value))
     return {"confidence": value, "covariance": covariance, "radius": radius, "overlaps": overlaps}
 
 

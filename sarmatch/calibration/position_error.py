@@ -6,47 +6,39 @@ distribution of wrong matches. Coverage holds on average over scenes like the va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.optimize
+from scipy.stats import rayleigh
 
-from sarmatch.calibration.calibrators import FOLDS, Calibrator, cross_fitted
+from sarmatch.calibration.calibrators import Calibrator, cross_fitted
 from sarmatch.config import CONFIDENT_PX
 
 COVERAGE = 0.9  #: Of radii, unless another is asked for.
 LEVELS = tuple(np.linspace(0.02, 0.98, 49).round(2).tolist())  #: Coverages with a threshold; interpolated in between.
-WRONG_KNOTS = 41
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The error model of a match, and its conformal correction.
+    """The error model of a match, and its conformal correction."""
 
-    Attributes:
-        scale, floor: a covariance is `scale` times the raw spread plus `floor` px^2 on both axes, such as the error of
-            the ground truth.
-        wrong: quantiles of the errors of wrong matches, px, at evenly spaced probabilities from 0 to 1.
-        levels, thresholds: for each coverage, the probability that the error model must reach at the radius.
-    """
-
-    scale: float
-    floor: float
-    wrong: tuple[float, ...]
-    levels: tuple[float, ...]
-    thresholds: tuple[float, ...]
+    scale: float  #: A covariance is `scale` times the raw spread plus `floor` on both axes.
+    floor: float  #: Px^2, such as the error of the ground truth.
+    wrong: tuple[float, ...]  #: Quantiles of the errors of wrong matches, px, at even steps from 0 to 1.
+    levels: tuple[float, ...]  #: Coverages that have a threshold.
+    thresholds: tuple[float, ...]  #: Probability of the error model within the radius of each level.
 
     def __post_init__(self) -> None:
         numbers = np.array([self.scale, self.floor, *self.wrong, *self.levels, *self.thresholds], dtype=np.float64)
         if not np.isfinite(numbers).all() or self.scale < 0 or self.floor <= 0:
             raise ValueError(f"scale >= 0 and floor > 0 must be finite, got {self.scale} and {self.floor}")
-        if len(self.levels) != len(self.thresholds) or len(self.wrong) < 2 or not len(self.levels):
-            raise ValueError("wrong needs two quantiles or more, and every level one threshold")
-        if any((np.diff(values) < 0).any() for values in (self.wrong, self.levels, self.thresholds)):
-            raise ValueError("wrong, levels and thresholds must ascend")
+        curves = (self.wrong, self.levels, self.thresholds)
+        if len(self.levels) != len(self.thresholds) or any((np.diff(values) < 0).any() for values in curves):
+            raise ValueError("wrong, levels and thresholds must ascend, and every level needs one threshold")
 
     def covariance(self, raw: np.ndarray) -> np.ndarray:
         """Covariances (N, 2, 2) px^2 of correct matches from their raw spread."""
@@ -55,46 +47,28 @@ class Precision:
     def error_cdf(self, error: Any, confidence: Any, raw: np.ndarray) -> np.ndarray:
         """Modelled probability (N,) that matches are off by `error` px (N,) at most.
 
-        Args:
-            confidence: (N,) calibrated probability of an error up to 3 px.
-            raw: (N, 2, 2) spread, not calibrated.
+        The confidence (N,) is the calibrated probability of an error up to 3 px, the spread (N, 2, 2) is raw.
         """
         error, confidence = (np.asarray(values, dtype=np.float64) for values in (error, confidence))
-        variance = self._variance(raw)
-        near = _rayleigh(np.minimum(error, CONFIDENT_PX), variance) / _rayleigh(CONFIDENT_PX, variance)
+        sigma = self._sigma(raw)
+        near = rayleigh.cdf(np.minimum(error, CONFIDENT_PX), scale=sigma) / rayleigh.cdf(CONFIDENT_PX, scale=sigma)
         far = np.interp(error, self.wrong, np.linspace(0, 1, len(self.wrong)))
         return confidence * near + (1 - confidence) * np.where(error > CONFIDENT_PX, far, 0)
 
     def radius(self, confidence: Any, raw: np.ndarray, coverage: float) -> np.ndarray:
-        """Radius (N,) px around each optical position that holds the true one in this share of cases.
-
-        Raises:
-            ValueError: a coverage outside `LEVELS`.
-        """
+        """Radius (N,) px around each optical position that holds the true one in this share of cases."""
         check_coverage(coverage)
         needed = np.interp(coverage, self.levels, self.thresholds)
-        confidence, variance = np.asarray(confidence, dtype=np.float64), self._variance(raw)
+        confidence, sigma = np.asarray(confidence, dtype=np.float64), self._sigma(raw)
         share = np.minimum(needed / np.maximum(confidence, 1e-12), 1 - 1e-12)  # of all, no radius but infinity
-        near = np.sqrt(-2 * variance * np.log1p(-share * _rayleigh(CONFIDENT_PX, variance)))
+        near = rayleigh.ppf(share * rayleigh.cdf(CONFIDENT_PX, scale=sigma), scale=sigma)
         rest = np.clip((needed - confidence) / np.maximum(1 - confidence, 1e-12), 0, 1)
         far = np.interp(rest, np.linspace(0, 1, len(self.wrong)), self.wrong)
         return np.where(needed <= confidence, np.minimum(near, CONFIDENT_PX), np.maximum(far, CONFIDENT_PX))
 
-    def _variance(self, raw: np.ndarray) -> np.ndarray:
-        """Of one axis, the mean of both: a radius knows no direction."""
-        return np.trace(self.covariance(raw), axis1=1, axis2=2) / 2
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, description: Mapping[str, Any]) -> Precision:
-        """Raises ValueError where the entries are not those of `to_dict`."""
-        try:
-            entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-            return cls(**entries)
-        except TypeError as error:
-            raise ValueError(f"these are not the entries of a precision: {sorted(description)}") from error
+    def _sigma(self, raw: np.ndarray) -> np.ndarray:
+        """Standard deviation (N,) px on one axis, by the mean variance of both: a radius knows no direction."""
+        return np.sqrt(np.trace(self.covariance(raw), axis1=1, axis2=2) / 2)
 
 
 def check_coverage(coverage: float) -> float:
@@ -118,45 +92,36 @@ def scene_weights(table: pd.DataFrame) -> np.ndarray:
     return (1 / scenes.map(scenes.value_counts()) / scenes.nunique()).to_numpy(np.float64)
 
 
-def fit_precision(
-    table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator], folds: int = FOLDS
-) -> Precision:
+def fit_precision(table: pd.DataFrame, fit_calibrator: Callable[[pd.DataFrame], Calibrator]) -> Precision:
     """The error model of all scenes, with cross-conformal thresholds: each fold is scored by the model of the others.
 
-    Scenes count alike, not matches: those of one scene are not exchangeable.
-
-    Args:
-        table: matches of validation pairs, see `sarmatch.evaluation.confidence_fit.match_table`.
-        fit_calibrator: fits the confidence that the radii are made with.
-
-    Raises:
-        ValueError: no match has a spread.
+    Scenes count alike, not matches: those of one scene are not exchangeable. The table is a
+    `sarmatch.evaluation.confidence_fit.match_table` of validation pairs; a ValueError where no match has a spread.
     """
     table = table[table["var_x"].notna()]
     if not len(table):
         raise ValueError("none of the matches has a spread to fit a precision on; take a matcher that refines them")
 
     def scorer(known: pd.DataFrame) -> Callable[[pd.DataFrame], np.ndarray]:
-        model, calibrator = Precision(*_error_model(known), LEVELS, LEVELS), fit_calibrator(known)
+        model, calibrator = _error_model(known), fit_calibrator(known)
         return lambda own: model.error_cdf(own["error_px"], calibrator(own), raw_covariance(own))
 
-    scores = cross_fitted(table, table, scorer, folds)
+    scores = cross_fitted(table, table, scorer)
     thresholds = weighted_quantiles(scores, scene_weights(table), LEVELS)
-    return Precision(*_error_model(table), LEVELS, tuple(np.minimum(thresholds, 1).tolist()))
+    return replace(_error_model(table), thresholds=tuple(np.minimum(thresholds, 1).tolist()))
 
 
-def _error_model(table: pd.DataFrame) -> tuple[float, float, tuple[float, ...]]:
-    """Scale, floor and quantiles of wrong errors."""
+def _error_model(table: pd.DataFrame) -> Precision:
+    """Before its conformal correction."""
     right = table["error_px"].to_numpy() <= CONFIDENT_PX
     weights = scene_weights(table)
     residuals = table[["error_x", "error_y"]].to_numpy(np.float64)
     scale, floor = fit_covariance(raw_covariance(table)[right], residuals[right], weights[right])
-    levels = np.linspace(0, 1, WRONG_KNOTS)
-    if right.all():
-        return scale, floor, tuple(np.full(WRONG_KNOTS, CONFIDENT_PX).tolist())
-    wrong = weighted_quantiles(table["error_px"].to_numpy()[~right], weights[~right], levels)
-    wrong[0] = CONFIDENT_PX
-    return scale, floor, tuple(wrong.tolist())
+    wrong = np.full(41, CONFIDENT_PX)
+    if not right.all():
+        errors, levels = table["error_px"].to_numpy()[~right], np.linspace(0, 1, len(wrong))
+        wrong[1:] = weighted_quantiles(errors, weights[~right], levels)[1:]
+    return Precision(scale, floor, tuple(wrong.tolist()), LEVELS, LEVELS)
 
 
 def fit_covariance(raw: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -177,12 +142,5 @@ def fit_covariance(raw: np.ndarray, residuals: np.ndarray, weights: np.ndarray) 
 
 def weighted_quantiles(values: np.ndarray, weights: np.ndarray, levels: Any) -> np.ndarray:
     """The least of the values below or at which each share of the weight lies."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    index = np.searchsorted(reached, np.asarray(levels) * reached[-1] - 1e-12)
-    return np.asarray(values, dtype=np.float64)[order][np.minimum(index, len(values) - 1)]
-
-
-def _rayleigh(radius: Any, variance: np.ndarray) -> np.ndarray:
-    """Share of an isotropic normal distribution within a radius."""
-    return -np.expm1(-(np.asarray(radius) ** 2) / (2 * variance))
+    levels = np.maximum(np.asarray(levels) - 1e-12, 0)  # weights add up but for rounding
+    return np.quantile(np.asarray(values, dtype=np.float64), levels, weights=weights, method="inverted_cdf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,57 +20,44 @@ class Groups(NamedTuple):
     correct: np.ndarray  #: How many of them are correct.
 
 
-def reliability_table(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
-    """Mean confidence and accuracy of the matches in each bin of confidence.
+def reliability_table(confidence: Any, correct: Any, bins: int = BINS) -> pd.DataFrame:
+    """Mean confidence and accuracy of N matches, confident in [0, 1] and correct or not, by bins of confidence.
 
-    Args:
-        confidence: (N,) in [0, 1].
-        correct: (N,) bool.
-        bins: number of bins; empty ones are kept. A bin holds low <= confidence < high, the last one also 1.
-        equal_mass: cut at equal shares of the matches; equal confidences stay together.
+    Bins have equal widths and hold low <= confidence < high, the last one also 1; empty ones are kept.
 
     Returns:
-        a row a bin: `low` and `high` (its edges; with `equal_mass` the extremes in it), `n`, `confidence` and
-        `accuracy` (means in [0, 1]), `accuracy_low` and `accuracy_high` (Wilson, 95 %, as if matches were independent).
+        a row a bin: its edges `low` and `high`, `n`, `confidence` and `accuracy` (means in [0, 1]), `accuracy_low` and
+        `accuracy_high` (Wilson, 95 %, as if matches were independent).
 
     Raises:
         ValueError: no matches, lengths that differ, NaN, values out of range, or no bins; so do all scores below.
     """
-    groups = pool(confidence, correct)
-    ends = bin_ends(groups, bins, equal_mass)
-    n, claimed, right = bin_sums(groups, ends)
-    low, high = np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:]
-    if equal_mass:
-        spans = [groups.confidence[a:b] for a, b in pairwise(ends)]
-        low, high = (np.array([span[i] if len(span) else np.nan for span in spans]) for i in (0, -1))
-    filled = np.where(n > 0, n, np.nan)
-    table = {"low": low, "high": high, "n": n.astype(int), "confidence": claimed / filled, "accuracy": right / filled}
-    intervals = [_wilson(int(k), int(of)) for k, of in zip(right, n, strict=True)]
-    return pd.DataFrame(table).join(pd.DataFrame(intervals, columns=["accuracy_low", "accuracy_high"]))
+    n, claimed, right = bin_sums(pool(confidence, correct), bins)
+    edges, filled = np.linspace(0, 1, bins + 1), np.where(n > 0, n, np.nan)
+    table = {"low": edges[:-1], "high": edges[1:], "n": n.astype(int)}
+    table |= {"confidence": claimed / filled, "accuracy": right / filled}
+    tests = [scipy.stats.binomtest(int(k), int(of)) for k, of in zip(right[n > 0], n[n > 0], strict=True)]
+    intervals = pd.DataFrame([test.proportion_ci(method="wilson") for test in tests], index=np.flatnonzero(n))
+    return pd.DataFrame(table).join(intervals.set_axis(["accuracy_low", "accuracy_high"], axis=1))
 
 
-def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
+def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS) -> float:
     """Eq. 8: mean over matches of the gap between confidence and accuracy of their bin, in [0, 1].
 
-    "Equally-sized bins" is read as bins of equal width; `equal_mass` is the other reading. Arguments as in
-    `reliability_table`.
+    "Equally-sized bins" is read as bins of equal width; `ece_equal_mass` of `calibration_scores` is the other reading.
     """
-    return _gaps(pool(confidence, correct), bins, equal_mass)[0]
+    return _gaps(pool(confidence, correct), bins)[0]
 
 
 def auroc(confidence: Any, correct: Any) -> float:
     """Chance that a correct match has more confidence than a wrong one, ties counting half; NaN with one outcome."""
-    return _auroc(pool(confidence, correct))
+    return calibration_scores(confidence, correct)["auroc"]
 
 
 def risk_coverage(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Share of wrong matches among the k most confident, for k = 1 ... N.
+    """Coverage k / N, and risk, the share of wrong matches among the k most confident, for k = 1 ... N, (N,) each.
 
     Where k cuts through matches of equal confidence, the risk is its mean over all their orders.
-
-    Returns:
-        coverage: (N,) k / N, ascending in (0, 1].
-        risk: (N,) in [0, 1]; the last one is the error rate of all matches.
     """
     return _risk_coverage(pool(confidence, correct))
 
@@ -92,12 +78,11 @@ def calibration_scores(confidence: Any, correct: Any) -> dict[str, float]:
     return pooled_scores(pool(confidence, correct))
 
 
-def pool(confidence: Any, correct: Any, weights: np.ndarray | None = None) -> Groups:
-    """Checked and pooled by equal confidence; `weights` (N,) count the matches where not all count one."""
+def pool(confidence: Any, correct: Any) -> Groups:
+    """Checked and pooled by equal confidence."""
     confidence, correct = checked(confidence, correct)
     values, inverse = np.unique(confidence, return_inverse=True)
-    weights = np.ones(len(confidence)) if weights is None else weights
-    return Groups(values, np.bincount(inverse, weights), np.bincount(inverse, weights * correct))
+    return Groups(values, np.bincount(inverse).astype(float), np.bincount(inverse, correct))
 
 
 def checked(confidence: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -124,52 +109,47 @@ def checked_numbers(values: Any, name: str, high: float = 1.0, remedy: str = "")
     return array
 
 
-def bin_ends(groups: Groups, bins: int, equal_mass: bool) -> np.ndarray:
-    """Where bins begin and end among the groups, (bins + 1,) int."""
+def bin_sums(groups: Groups, bins: int, equal_mass: bool = False) -> list[np.ndarray]:
+    """Number of matches, of matches expected to be correct, and of correct ones in each bin, (bins,) each.
+
+    Bins are cut at equal widths of confidence or at equal shares of the matches; equal confidences stay together.
+    """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    share = (np.cumsum(groups.n) - groups.n / 2) / groups.n.sum()
-    inner = np.searchsorted(share if equal_mass else groups.confidence, np.linspace(0, 1, bins + 1)[1:-1])
-    return np.concatenate([[0], inner, [len(groups.n)]])
-
-
-def bin_sums(groups: Groups, ends: np.ndarray) -> list[np.ndarray]:
-    """Number of matches, of matches expected to be correct, and of correct ones in each bin, (bins,) each."""
-    summed = (groups.n, groups.n * groups.confidence, groups.correct)
-    return [np.array([values[a:b].sum() for a, b in pairwise(ends)]) for values in summed]
-
-
-def _wilson(correct: int, n: int) -> tuple[float, float]:
-    if n == 0:
-        return float("nan"), float("nan")
-    interval = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    place = (np.cumsum(groups.n) - groups.n / 2) / groups.n.sum() if equal_mass else groups.confidence
+    number = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], place, side="right")
+    return [np.bincount(number, of, bins) for of in (groups.n, groups.n * groups.confidence, groups.correct)]
 
 
 def _gaps(groups: Groups, bins: int = BINS, equal_mass: bool = False) -> tuple[float, float]:
-    n, claimed, right = bin_sums(groups, bin_ends(groups, bins, equal_mass))
+    n, claimed, right = bin_sums(groups, bins, equal_mass)
     missed = np.abs(right - claimed)
     return float(missed.sum() / n.sum()), float((missed[n > 0] / n[n > 0]).max())
 
 
-def _auroc(groups: Groups) -> float:
-    right, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.correct, groups.n - groups.correct))
-    if right[-1] == 0 or wrong[-1] == 0:
-        return float("nan")
-    return float(np.trapezoid(right / right[-1], wrong / wrong[-1]))
-
-
 def _risk_coverage(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    n, wrong = (np.append(0, np.cumsum(n[::-1])) for n in (groups.n, groups.n - groups.correct))
+    n, _, wrong = _most_confident(groups)
     k = np.arange(1, round(n[-1]) + 1)
     return k / n[-1], np.interp(k, n, wrong) / k
 
 
+def _most_confident(groups: Groups) -> list[np.ndarray]:
+    """Numbers of matches, of correct and of wrong ones, among those of at least each confidence, from none to all."""
+    return [np.append(0, np.cumsum(n[::-1])) for n in (groups.n, groups.correct, groups.n - groups.correct)]
+
+
 def pooled_scores(groups: Groups) -> dict[str, float]:
-    (x, n, correct), (ece, mce) = groups, _gaps(groups)
-    total, clipped = float(n.sum()), np.clip(x, CLIP, 1 - CLIP)
-    scores = {"ece": ece, "ece_equal_mass": _gaps(groups, equal_mass=True)[0], "mce": mce}
-    scores["brier"] = float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / total)
-    scores["nll"] = float(-(correct @ np.log(clipped) + (n - correct) @ np.log1p(-clipped)) / total)
-    scores |= {"auroc": _auroc(groups), "aurc": pooled_aurc(groups)}
-    return scores | {"accuracy": float(correct.sum()) / total, "n": total}
+    x, n, correct = groups
+    (ece, mce), (_, right, wrong) = _gaps(groups), _most_confident(groups)
+    total, clipped, both = float(n.sum()), np.clip(x, CLIP, 1 - CLIP), right[-1] > 0 and wrong[-1] > 0
+    return {
+        "ece": ece,
+        "ece_equal_mass": _gaps(groups, equal_mass=True)[0],
+        "mce": mce,
+        "brier": float((correct @ (1 - x) ** 2 + (n - correct) @ x**2) / total),
+        "nll": float(-(correct @ np.log(clipped) + (n - correct) @ np.log1p(-clipped)) / total),
+        "auroc": float(np.trapezoid(right, wrong) / (right[-1] * wrong[-1])) if both else float("nan"),
+        "aurc": pooled_aurc(groups),
+        "accuracy": float(correct.sum()) / total,
+        "n": total,
+    }

@@ -33,34 +33,24 @@ MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 """Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
 SINGLE_PAIRS = 10  #: One pass is fitted on so many times as many pairs as the slower passes with dropout.
-RawMatcher: TypeAlias = Callable[[EvaluationCrops], RawMatches]
 Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig], pd.DataFrame]
 """Gives the `match_table` of a matcher and pairs under `shift` at the headline radius; the string names the table."""
 
 
 def match_table(
-    matcher: RawMatcher, pairs: Pairs, protocol: Protocol, config: EvaluationConfig, progress: bool = True
+    matcher: Callable[[EvaluationCrops], RawMatches], pairs: Pairs, protocol: Protocol, config: EvaluationConfig
 ) -> pd.DataFrame:
-    """All matches of all pairs with their raw scores and errors, one row a match.
-
-    Args:
-        matcher: gives raw matches of two crops.
-
-    Returns:
-        columns id, dataset, scene, x, y (SAR position, px), error_px, `confidence.SCORES` and `confidence.SPREAD`.
-    """
+    """All matches of all pairs with their raw scores and errors, one row a match: the columns x, y (SAR position, px),
+    error_px, `confidence.SCORES`, `confidence.SPREAD`, id, dataset and scene."""
     parts = []
-    for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None if progress else True):
+    for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None):
         crops = evaluation_crops(pair, protocol, config)
-        raw = matcher(crops)
-        xy = raw.xy_sar.cpu().numpy(), raw.xy_optical.cpu().numpy()
-        residuals = match_residuals(xy, crops.A_sar_to_optical)
-        table = {"x": xy[0][:, 0], "y": xy[0][:, 1], "error_px": np.linalg.norm(residuals, axis=1)}
-        table |= {name: getattr(raw, name).cpu().numpy() for name in SCORES}
-        spread_of_position = raw.covariance.cpu().numpy()[:, [0, 0, 1], [0, 1, 1]]
-        table |= dict(zip(SPREAD, np.hstack([residuals, spread_of_position]).T, strict=True))
-        labels = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
-        parts.append(pd.DataFrame(table).astype(np.float32).assign(**labels))
+        raw = {name: values.cpu().numpy() for name, values in matcher(crops)._asdict().items()}
+        residuals = match_residuals((raw["xy_sar"], raw["xy_optical"]), crops.A_sar_to_optical)
+        scores, upper = [raw[name] for name in SCORES], raw["covariance"][:, [0, 0, 1], [0, 1, 1]]
+        values = np.column_stack([raw["xy_sar"], np.linalg.norm(residuals, axis=1), *scores, residuals, upper])
+        table = pd.DataFrame(values.astype(np.float32), columns=["x", "y", "error_px", *SCORES, *SPREAD])
+        parts.append(table.assign(id=pair.id, dataset=pair.dataset, scene=pair.scene))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -86,12 +76,8 @@ def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
 def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Collect = collect_matches) -> Confidence:
     """Calibrators, decisions on overlap and precision of a network, under `shift` at the headline radius.
 
-    Decisions and precision are cross-fitted over scenes. The distilled mode is left out where the head was not
-    distilled.
-
-    Args:
-        pairs: of scenes that had no part in the choice of the weights, at most `evaluation.calibration_pairs` for
-            passes with dropout and `SINGLE_PAIRS` times as many for one pass.
+    Decisions and precision are cross-fitted over scenes, which must have had no part in the choice of the weights. The
+    distilled mode is left out where the head was not distilled.
     """
     calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,20 +33,13 @@ class Interval:
         prefix = f"{name}_" if prefix is None else prefix
         return {name: self.mean, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-
-def cluster_draws(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """Clusters drawn with replacement for each resample, (n, n_clusters) int."""
-    return np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
-
-
-def draw_counts(draws: np.ndarray) -> np.ndarray:
-    """How often each resample holds each cluster, (n, C) float64, from `cluster_draws`."""
-    n, width = draws.shape
-    places = draws + width * np.arange(n)[:, None]
-    return np.bincount(places.ravel(), minlength=n * width).reshape(n, width).astype(np.float64)
+def resampled_counts(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each of n resamples with replacement holds each cluster, (n, n_clusters) float64."""
+    draws = np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
+    counts = np.zeros((n, n_clusters))
+    np.add.at(counts, (np.arange(n)[:, None], draws), 1)
+    return counts
 
 
 def bootstrap(
@@ -55,7 +49,6 @@ def bootstrap(
 
     Args:
         statistic: of a matrix of counts (m, n_clusters), how often each cluster is there; returns (m, ...).
-        n, seed: number of resamples, and the seed of the drawing.
 
     Returns:
         (3, ...): the statistic of every cluster once, and the ends, NaN where there is a single cluster. Resamples with
@@ -63,7 +56,7 @@ def bootstrap(
     """
     counts = np.ones((1, n_clusters))
     if n_clusters > 1:
-        counts = np.concatenate([counts, draw_counts(cluster_draws(n_clusters, n, seed))])
+        counts = np.concatenate([counts, resampled_counts(n_clusters, n, seed)])
     value, *drawn = np.asarray(statistic(counts))
     ends = pd.DataFrame(np.reshape(drawn, (len(drawn), value.size))).quantile([0.025, 0.975])
     return np.stack([value, *ends.to_numpy().reshape(2, *value.shape)])
@@ -72,12 +65,7 @@ def bootstrap(
 def cluster_bootstrap(
     records: pd.DataFrame, value: str, cluster: str = "scene", n: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of a column over pairs, with the interval of `bootstrap` over clusters of any size.
-
-    Args:
-        records: one row a pair.
-        value: numeric column; rows where it is NaN are left out.
-        cluster: column naming the group that stays together.
+    """Mean of a column over rows that have it, one a pair, with the interval of `bootstrap` over clusters of any size.
 
     Raises:
         ValueError: missing columns, no values, or an unnamed cluster.
@@ -117,8 +105,7 @@ def crossed_sums(
 ) -> np.ndarray:
     """Sums of columns over the records of each pair of levels, (levels, levels, values); 0 where there are none.
 
-    Args:
-        levels: those of both factors; None takes what the records have, sorted.
+    Levels are those of both factors; None takes what the records have, sorted.
     """
     check_columns(records, (*values, *factors))
     sums = records.groupby(list(factors))[list(values)].sum()
@@ -134,12 +121,10 @@ def verdict(
     n_seeds: int | None = None,
     words: tuple[str, str, str] = ("better", "worse", "undecided"),
 ) -> str:
-    """Verdict of the interval of a difference.
+    """Verdict of the interval of a difference, in words for one above 0, below 0, and one that holds it.
 
-    Args:
-        n_clusters: scenes behind the interval; fewer than `FEWEST_CLUSTERS` give "too few scenes", as does a NaN.
-        n_seeds: trainings compared, fewer than 2 give "one seed"; None where one network was used in two ways.
-        words: for an interval above 0, below 0, and one that holds it.
+    Fewer than `FEWEST_CLUSTERS` scenes behind the interval, or a NaN, give "too few scenes"; fewer than 2 trainings
+    give "one seed", but None says that one network was used in two ways.
     """
     if n_seeds is not None and n_seeds < 2:
         return "one seed"
@@ -149,19 +134,12 @@ def verdict(
 
 
 class Crossed(NamedTuple):
-    """A statistic of records that two factors cross, such as trainings of a few seeds that all match the same scenes.
+    """A statistic of records that two factors cross, such as trainings of a few seeds that match the same scenes."""
 
-    Attributes:
-        value: of all records.
-        by_first: of each level of the first factor alone, (A,).
-        by_draw: of resamples of the levels of the second factor, (n,); constant where it has one.
-        n_second: levels of the second factor.
-    """
-
-    value: float
-    by_first: np.ndarray
-    by_draw: np.ndarray
-    n_second: int
+    value: float  #: Of all records.
+    by_first: np.ndarray  #: Of each level of the first factor alone, (A,).
+    by_draw: np.ndarray  #: Of resamples of the levels of the second factor, (n,); constant where it has one.
+    n_second: int  #: Levels of the second factor.
 
     def interval(self) -> tuple[float, float]:
         """95 % interval for other levels of both factors; NaN twice where the second factor has a single level.
@@ -183,13 +161,8 @@ class Crossed(NamedTuple):
 
 
 def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
-    """A statistic of sums over records: of all, of each level of the first factor, of draws of the second.
-
-    Args:
-        sums: as `crossed_sums` returns, (A, B, V).
-        statistic: of rows of sums (m, V), returns (m,).
-    """
-    counts = draw_counts(cluster_draws(sums.shape[1], n, seed))
+    """A statistic, of rows of sums (m, V) to (m,), of `crossed_sums` (A, B, V): of all, of each A, of draws of B."""
+    counts = resampled_counts(sums.shape[1], n, seed)
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
         value = float(statistic(sums.sum((0, 1))[None])[0])
         by_first, by_draw = statistic(sums.sum(1)), statistic(counts @ sums.sum(0))
@@ -197,33 +170,25 @@ def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: 
 
 
 def crossed_bootstrap(records: pd.DataFrame, value: str) -> Interval:
-    """Mean of a column with the interval of `Crossed` over seeds and scenes, for one row a pair and training.
-
-    Arguments and errors as in `cluster_bootstrap`.
-    """
+    """Mean of a column over pairs and trainings, with the interval of `Crossed`; errors as `cluster_bootstrap`."""
     known = _known(records, value, ("seed", "scene")).assign(_one=1.0)
     found = crossed(crossed_sums(known, [value, "_one"]), _quotient)
     return Interval(found.value, *found.interval(), len(known), found.n_second)
 
 
 def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Interval:
-    """`cluster_bootstrap` over scenes of a - b on the same pairs.
-
-    Args:
-        records_a, records_b: of two methods over the same pairs and protocol, one row a pair, with `id`.
+    """`cluster_bootstrap` over scenes of a - b on the same pairs, one row a pair in both tables.
 
     Raises:
         ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
     """
-    check_columns(records_a, ("scene",))
     return cluster_bootstrap(_differences(records_a, records_b, value), "difference")
 
 
 def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Any:
     """The paper's significance test: scipy's result of a two-sided paired t-test, which takes pairs as independent.
 
-    Raises:
-        ValueError: as `paired_difference`; fewer than two pairs with a value in both.
+    Errors as `paired_difference`, and where fewer than two pairs have a value in both tables.
     """
     difference = _differences(records_a, records_b, value)["difference"].dropna()
     if len(difference) < 2:
@@ -234,14 +199,11 @@ def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) 
 def _differences(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> pd.DataFrame:
     for name, records in (("a", records_a), ("b", records_b)):
         check_columns(records, ("id", value))
-        twice = records["id"][records["id"].duplicated()]
-        if len(twice):
+        if not records["id"].is_unique:
+            raise ValueError(f"records_{name}: an id stands in several rows; choose one protocol and one search radius")
+        if np.isinf(records[value].astype(float)).any():
             raise ValueError(
-                f"records_{name}: id {twice.iloc[0]} stands in several rows; choose one protocol and one search radius"
-            )
-        if np.isinf(records[value].to_numpy(dtype=np.float64)).any():
-            raise ValueError(
-                f"records_{name}: {value!r} is infinite for some pairs; compare the share below a threshold instead"
+                f"records_{name}: {value!r} is infinite for some pairs; compare the share below a threshold"
             )
     only_one = set(records_a["id"]) ^ set(records_b["id"])
     if only_one:
@@ -259,18 +221,10 @@ def intervals(
     return {name: number for value, interval in found for name, number in interval.named(value).items()}
 
 
-def summarise(
-    records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene", seed: int = 0
-) -> pd.DataFrame:
-    """`cluster_bootstrap` of several columns, a row a group in order of appearance.
-
-    Returns:
-        the columns `by`, `n_pairs`, `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`.
-    """
-
-    def of(group: pd.DataFrame, value: str) -> Interval:
-        return cluster_bootstrap(group, value, cluster, seed=seed)
-
+def summarise(records: pd.DataFrame, by: Sequence[str], values: Sequence[str], cluster: str = "scene") -> pd.DataFrame:
+    """`cluster_bootstrap` of several columns, a row a group in order of appearance, with the columns `by`, `n_pairs`,
+    `n_<cluster>s`, and for each value its mean, `<value>_low` and `<value>_high`."""
+    of = partial(cluster_bootstrap, cluster=cluster)
     rows: list[dict[str, Any]] = []
     for names, group in records.groupby(list(by), sort=False, dropna=False):
         counts = {"n_pairs": len(group), f"n_{cluster}s": group[cluster].nunique()}
@@ -280,17 +234,16 @@ def summarise(
 
 def with_intervals(summary: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """A `summarise` table for reading: each value as "mean [low, high]", the columns of its ends left out."""
+
+    def text(mean: float, low: float, high: float) -> str:
+        if np.isnan(mean):
+            return ""
+        places = 0 if abs(mean) >= 100 else digits  # counts
+        return f"{mean:.{places}f}" + ("" if np.isnan(low) else f" [{low:.{places}f}, {high:.{places}f}]")
+
     shown = summary.copy()
     for name in [c.removesuffix("_low") for c in summary if c.endswith("_low")]:
-        ends = zip(summary[name], summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
-        shown[name] = [_interval_text(*values, digits) for values in ends]
-        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+        columns = [name, f"{name}_low", f"{name}_high"]
+        shown[name] = [text(*row) for row in summary[columns].to_numpy(np.float64)]
+        shown = shown.drop(columns=columns[1:])
     return shown
-
-
-def _interval_text(mean: float, low: float, high: float, digits: int) -> str:
-    if np.isnan(mean):
-        return ""
-    digits = 0 if abs(mean) >= 100 else digits  # counts
-    interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{mean:.{digits}f}{interval}"

@@ -9,27 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from sarmatch.geometry import cell_centres, inside
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError
 from sarmatch.model import STRIDE
 
-INLIER_PX = 5.0  #: `rmse_inlier_px` of a record is taken over the matches within this error.
-THINNING_PX = 16.0  #: A record also counts matches so far apart: neighbouring dense matches are not independent.
-
 
 def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
-    """Distance of each match from the truth, (N,) float64, px.
-
-    Args:
-        matches: matches, or two (N, 2) arrays of SAR and optical positions.
-        A_sar_to_optical: (3, 3) true map of pixel coordinates, array or tensor.
-    """
+    """Distance of each match from the truth, (N,) float64, px; arguments as `match_residuals`."""
     return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
 
 
 def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
-    """Found less true optical position of each match, (N, 2) float64, px; arguments as `match_errors`."""
+    """Found less true optical position of each match, (N, 2) float64, px.
+
+    Two (N, 2) arrays of SAR and optical positions do as well; the true map of pixel coordinates is (3, 3).
+    """
     xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
     return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)
 
@@ -39,46 +36,24 @@ def mma(errors: np.ndarray, threshold: float) -> float:
     return float(np.mean(errors <= threshold)) if len(errors) else 0.0
 
 
-def maximum_mean_accuracy(
-    errors: np.ndarray, confidences: np.ndarray, n_ground_truth: int, threshold: float = 1.0
-) -> float:
+def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: float = 1.0) -> float:
     """Eq. 6 for one pair, as printed: the maximum over thresholds j of |C_j n G_j| / |G_j|, in [0, 1].
 
     C_j are the matches whose confidence is at least j; G_j is read as all `visible_keypoints`, for every j. Then the
-    maximum is reached at the lowest confidence, and the number is a recall.
-
-    Args:
-        errors, confidences: (N,) each.
-        n_ground_truth: |G|, the number of ground-truth correspondences.
-        threshold: px.
+    lowest j, which keeps every match, has the maximum, and the number is a recall that needs no confidence.
     """
     if n_ground_truth <= 0:
         raise ValueError(f"n_ground_truth must be positive, got {n_ground_truth}; leave out pairs that do not overlap")
-    if not len(errors):
-        return 0.0
-    order = np.argsort(-np.asarray(confidences), kind="stable")
-    n_correct_above = np.cumsum(np.asarray(errors)[order] <= threshold)
-    return float(min(n_correct_above.max() / n_ground_truth, 1.0))
+    return min(float(np.sum(errors <= threshold)) / n_ground_truth, 1.0)
 
 
-def visible_keypoints(
-    A_sar_to_optical: Any,
-    size: tuple[int, int],
-    optical_size: tuple[int, int] | None = None,
-    stride: int = STRIDE,
-) -> int:
-    """Number of grid cells of the SAR image whose centres' true counterparts lie on the optical image; |G| of eq. 6.
+def visible_keypoints(A_sar_to_optical: Any, size: tuple[int, int]) -> int:
+    """Number of descriptor cells of the SAR image whose centres lie on the optical image of the same (height, width).
 
-    Args:
-        A_sar_to_optical: (3, 3) true map.
-        size, optical_size: (height, width) of the images, px; None takes `size` for both.
-        stride: spacing of the grid, px.
+    This is |G| of eq. 6.
     """
-    rows, columns = (np.arange(side // stride) * stride + (stride - 1) / 2 for side in size)
-    grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
-    height, width = optical_size or size
-    xy = _transform(grid, A_sar_to_optical)
-    return int(((xy >= 0) & (xy <= (width - 1, height - 1))).all(axis=1).sum())
+    centres = cell_centres(size[0] // STRIDE, size[1] // STRIDE, STRIDE).reshape(-1, 2)
+    return int(inside(torch.from_numpy(_transform(centres, A_sar_to_optical)), size).sum())
 
 
 def rmse(errors: np.ndarray) -> float:
@@ -86,51 +61,24 @@ def rmse(errors: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
 
 
-def normalised_rmse(errors: np.ndarray, size: tuple[int, int]) -> float:
-    """RMSE (eq. 7) over the diagonal of an image of (height, width) px (section 4.3.2)."""
-    return rmse(errors) / float(np.hypot(*size))
-
-
-def anm(confidences: Sequence[np.ndarray], threshold: float) -> float:
-    """Average number of matches above a confidence (eq. 9), from one (N_i,) array for each pair."""
-    if not len(confidences):
-        raise ValueError("anm needs the confidences of at least one pair, got none")
-    return float(np.mean([np.sum(np.asarray(values) > threshold) for values in confidences]))
-
-
-def corner_error(A_estimated: Any | None, A_true: Any, size: tuple[int, int]) -> float:
-    """Mean distance between the estimated and the true place of the four corner pixels' centres, px.
-
-    Args:
-        A_estimated: (3, 3) map of SAR to optical pixels; None where the registration failed, which gives inf.
-        size: (height, width) of the SAR image.
-    """
-    if A_estimated is None:
-        return float("inf")
+def corner_error(A_estimated: Any, A_true: Any, size: tuple[int, int]) -> float:
+    """Mean distance of the four corner pixels' centres of a SAR image (height, width) under two (3, 3) maps, px."""
     right, bottom = size[1] - 1, size[0] - 1
     corners = np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]], dtype=np.float64)
     distances = np.linalg.norm(_transform(corners, A_estimated) - _transform(corners, A_true), axis=1)
     return float(distances.mean())
 
 
-def registration_success(
-    corner_errors: np.ndarray, thresholds: Sequence[float] = (1.0, 3.0, 5.0, 10.0)
-) -> dict[float, float]:
+def registration_success(corner_errors: np.ndarray, thresholds: Sequence[float]) -> dict[float, float]:
     """Share of pairs with a corner error within each threshold; failures (inf or NaN) stay in the denominator."""
-    errors = np.asarray(corner_errors, dtype=np.float64)
-    if errors.size == 0:
+    if not len(corner_errors):
         raise ValueError("registration_success needs the corner error of at least one pair, got none")
-    return {float(threshold): float(np.mean(errors <= threshold)) for threshold in thresholds}
+    return {float(threshold): float(np.mean(np.asarray(corner_errors) <= threshold)) for threshold in thresholds}
 
 
 # long because it documents the columns of every table of records
 def pair_record(
-    matches: Matches,
-    A_true: Any,
-    size: tuple[int, int],
-    thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0),
-    optical_size: tuple[int, int] | None = None,
-    confidence_threshold: float = 0.5,
+    matches: Matches, A_true: Any, size: tuple[int, int], thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0)
 ) -> dict[str, float]:
     """All metrics of one pair, the row of a table of records.
 
@@ -141,46 +89,39 @@ def pair_record(
 
     And once:
 
-    - `n_matches`; `n_confident`: those above `confidence_threshold`, whose mean over pairs is aNM (eq. 9);
-      `n_thinned_16px`: after keeping the most confident match per 16 px;
+    - `n_matches`; `n_confident`: those of a confidence above 0.5, whose mean over pairs is aNM (eq. 9);
+      `n_thinned_16px`: after keeping the most confident match per 16 px: neighbours are not independent;
     - `mma_eq6_1px`: eq. 6 with all visible grid keypoints as ground truth, a recall; see `maximum_mean_accuracy`;
-    - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal; `rmse_inlier_px`: over the
-      matches within 5 px only; `median_error_px`; all NaN without matches;
+    - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal of the image (section 4.3.2);
+      `rmse_inlier_px`: over the matches within 5 px only; `median_error_px`; all NaN without matches;
     - `corner_error_px`: of a robust affine map from all matches, inf where there is none.
 
-    Args:
-        A_true: (3, 3) true map from SAR to optical pixels.
-        size, optical_size: (height, width) of the images, px; None takes `size` for both.
-        confidence_threshold: tau of eq. 9.
+    `A_true` is the (3, 3) true map from SAR to optical pixels, `size` the (height, width) of both images.
     """
     errors = match_errors(matches, A_true)
-    thinned = matches.thin(THINNING_PX)
+    thinned = matches.thin(16.0)
     thinned_errors = match_errors(thinned, A_true)
     record: dict[str, float] = {
         "n_matches": len(matches),
-        "n_confident": int((matches.confidence > confidence_threshold).sum()),
+        "n_confident": len(matches.above(0.5)),
         "n_thinned_16px": len(thinned),
     }
     for t in thresholds:
         record[f"n_correct_{t:g}px"] = int((errors <= t).sum())
         record[f"mma_{t:g}px"] = mma(errors, t)
         record[f"mma_thinned_{t:g}px"] = mma(thinned_errors, t)
-    n_ground_truth = visible_keypoints(A_true, size, optical_size)
-    return record | {
-        "mma_eq6_1px": maximum_mean_accuracy(errors, matches.confidence, n_ground_truth, threshold=1.0),
-        "rmse_px": rmse(errors),
-        "rmse_normalised": normalised_rmse(errors, size),
-        "rmse_inlier_px": rmse(errors[errors <= INLIER_PX]),
-        "median_error_px": float(np.median(errors)) if len(errors) else float("nan"),
-        "corner_error_px": corner_error(_registered(matches), A_true, size),
-    }
-
-
-def _registered(matches: Matches) -> np.ndarray | None:
     try:
-        return matches.affine().matrix
+        corner = corner_error(matches.affine().matrix, A_true, size)
     except RegistrationError:
-        return None
+        corner = float("inf")
+    return record | {
+        "mma_eq6_1px": maximum_mean_accuracy(errors, visible_keypoints(A_true, size), threshold=1.0),
+        "rmse_px": rmse(errors),
+        "rmse_normalised": rmse(errors) / float(np.hypot(*size)),
+        "rmse_inlier_px": rmse(errors[errors <= 5]),
+        "median_error_px": float(np.median(errors)) if len(errors) else float("nan"),
+        "corner_error_px": corner,
+    }
 
 
 def _transform(xy: Any, affine: Any) -> np.ndarray:

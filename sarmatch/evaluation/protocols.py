@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
-from sarmatch.evaluation.metrics import match_errors, mma, pair_record
+from sarmatch.evaluation.metrics import pair_record
 from sarmatch.geometry import (
     Search,
     central_corner,
@@ -33,10 +33,8 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     """Cut the two images of a protocol from a pair, the same for every method.
 
     The SAR crop is the central window. The optical one is it too (`aligned`), displaced by up to `max_shift_px` on each
-    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn.
-
-    Raises:
-        ValueError: the pair is too small for the protocol.
+    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn,
+    and a pair that is too small for them is a ValueError.
     """
     affine = protocol == "affine"
     crop = config.affine_crop_size if affine else config.crop_size
@@ -113,23 +111,19 @@ def evaluate(
 def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
     """The same SAR images, each with the optical image of another scene: nothing can be matched but by a leak.
 
-    Args:
-        spare: whose optical images to take where all pairs are of one scene.
-
-    Raises:
-        ValueError: all pairs are of one scene, and so are the spare ones.
+    Where all pairs are of one scene, the optical images are those of `spare`; a ValueError where these are of it too.
     """
     alone = pairs.index["scene"].nunique() == 1
     givers = spare if alone and spare is not None else pairs
     scenes, n = givers.index["scene"].to_numpy(), len(givers)
     partners: dict[str, int] = {}
-    for i, scene in enumerate(pairs.index["scene"]):
+    for i, (name, scene) in enumerate(zip(pairs.index["id"], pairs.index["scene"], strict=True)):
         # Half the list away first, so that the partner is not a neighbour that only counts as another scene.
-        others = [(i + n // 2 + k) % n for k in range(n)]
-        j = next((j for j in others if scenes[j] != scene), None)
-        if j is None:
+        order = (np.arange(n) + i + n // 2) % n
+        others = order[scenes[order] != scene]
+        if not len(others):
             raise ValueError(f"mismatched pairs need at least two scenes, all {n} pairs are of {scene!r}")
-        partners[pairs.index["id"].iloc[i]] = j
+        partners[name] = int(others[0])
 
     def read(row: pd.Series) -> Pair:
         own, other = pairs.read(row), givers[partners[row["id"]]]
@@ -144,13 +138,9 @@ def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
 
 def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
     """Mean accuracies and number of matches under `shift` at the headline radius."""
-    errors = []
-    for pair in spread(pairs, config.max_pairs):
-        crops = evaluation_crops(pair, "shift", config)
-        matches = matcher.match_crops(crops, config.headline_radius)
-        errors.append(match_errors(matches, crops.A_sar_to_optical))
-    scores = {f"mma_{t:g}px": float(np.mean([mma(e, t) for e in errors])) for t in config.thresholds_px}
-    return scores | {"n_matches": float(np.mean([len(e) for e in errors]))}
+    records = evaluate(matcher, pairs, "shift", config.headline_radius, config, progress=False)
+    columns = [*(f"mma_{t:g}px" for t in config.thresholds_px), "n_matches"]
+    return records.reindex(columns=columns).mean().to_dict()  # NaN without pairs
 
 
 def spread(pairs: Pairs, at_most: int | None) -> Pairs:

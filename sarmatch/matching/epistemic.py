@@ -24,9 +24,6 @@ def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors)
     Returns:
         (h*w, 2 descriptor_dim + 4), rows in the order of the SAR image's cells: descriptors of both ends, log-
         probability of the best displacement, entropy of the row (nats), U_sar and U_opt (0 without such modules).
-
-    Raises:
-        ValueError: more than one pair, or descriptors of another size than the prediction.
     """
     there, _ = other_end(prediction, sar.coarse, optical.coarse)
     log_best = prediction.forward.max(1).values.flatten()
@@ -42,11 +39,7 @@ def row_entropy(prediction: Prediction) -> Tensor:
 
 
 def attach(prediction: Prediction, information: Tensor) -> Prediction:
-    """The prediction with an estimate (1, h, w) as its mutual information, which matches then carry as `epistemic`.
-
-    Raises:
-        ValueError: the estimate is not one number for each SAR cell.
-    """
+    """The prediction with an estimate (1, h, w) as its mutual information, which matches then carry as `epistemic`."""
     if information.shape != (expected := (len(prediction.forward), *prediction.forward.shape[-2:])):
         raise ValueError(f"information must have one number a SAR cell, {expected}, got {tuple(information.shape)}")
     return prediction._replace(mutual_information=information)
@@ -54,11 +47,7 @@ def attach(prediction: Prediction, information: Tensor) -> Prediction:
 
 @torch.no_grad()
 def distilled_information(net: SarOpticalNet, prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
-    """Estimate of the mutual information that Monte Carlo passes would find, nats, (1, h, w).
-
-    Raises:
-        ValueError: the head of the network is untrained.
-    """
+    """Estimate of the mutual information that Monte Carlo passes would find, nats, (1, h, w), by the trained head."""
     if not net.epistemic_head.distilled:
         raise ValueError(
             "the network's epistemic_head is untrained; train it with `sarmatch.training.distillation.distil` first"
@@ -76,11 +65,11 @@ def by_cell(values: Tensor) -> Tensor:
 def other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
     """`optical_cells` of each SAR cell's best displacement, (h*w,) each; the images (1, C, h, w) are checked."""
     n, (height, width) = len(prediction.forward), prediction.forward.shape[-2:]
-    for name, shape in (("sar", tuple(sar.shape)), ("optical", tuple(optical.shape))):
-        if n != 1 or (shape[0], *shape[2:]) != (1, height, width):
+    for name, image in (("sar", sar), ("optical", optical)):
+        if n != 1 or (len(image), *image.shape[2:]) != (1, height, width):
             raise ValueError(
-                f"{name}: expected (1, C, {height}, {width}) beside the prediction of one pair, got {shape} beside {n}"
-                "; take one pair at a time and what its prediction was made of"
+                f"{name}: expected (1, C, {height}, {width}) beside the prediction of one pair, got "
+                f"{tuple(image.shape)} beside {n}; take one pair at a time and what its prediction was made of"
             )
     displacement = best(prediction.forward)[0][0]
     there, on_image = optical_cells(cell_grid(height, width, displacement.device), displacement, (height, width))

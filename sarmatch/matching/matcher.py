@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from sarmatch.calibration.confidence import Confidence, rate, read_confidence, warn_of_missing_confidence
+from sarmatch.calibration.confidence import Confidence, calibrated, read_confidence, warn_of_missing_confidence
 from sarmatch.calibration.position_error import COVERAGE, check_coverage
 from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.data.crops import EvaluationCrops
@@ -88,9 +88,9 @@ def apply(
     search_radius: float | None,
     coverage: float = COVERAGE,
 ) -> Matches:
-    """Matches with what `confidence.rate` makes of their raw scores."""
+    """Matches with what `confidence.calibrated` makes of their raw scores."""
     arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
-    rated = rate(arrays, confidence, mode, search_radius, coverage)
+    rated = calibrated(arrays, confidence, mode, search_radius, coverage)
     del arrays["probability"]
     return Matches(**arrays | rated)
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import rasterio.transform
 from rasterio import Affine
 
+from sarmatch.calibration.position_error import raw_covariance
 from sarmatch.config import CONFIDENT_PX
 from sarmatch.matching.robust_fit import AffineFit, AffineModel, fit_affine
 from sarmatch.matching.vector_files import GEOREFERENCE, write_matches
 
 COLUMNS = ("x_sar", "y_sar", "x_optical", "y_optical", "confidence", "aleatoric", "epistemic")
-MAP_COLUMNS = ("map_x_sar", "map_y_sar", "map_x_optical", "map_y_optical")  #: Where the images are georeferenced.
 COVARIANCE_COLUMNS = ("var_x", "var_xy", "var_y")  #: Where the covariance of any match is known, px^2.
 RADIUS_COLUMN = "radius_px"  #: Where the conformal radius of any match is known.
 _ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "covariance", "radius")
@@ -61,17 +62,20 @@ class Matches:
         n = len(self.confidence)
         shapes = {"xy_sar": (n, 2), "xy_optical": (n, 2), "covariance": (n, 2, 2)}
         for name in _ARRAYS:
-            object.__setattr__(self, name, _array(getattr(self, name), shapes.get(name, (n,)), name))
-        for name in ("xy_sar", "xy_optical"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name} contains NaN or infinity; leave out matches without a position")
+            value, shape = getattr(self, name), shapes.get(name, (n,))
+            array = np.full(shape, np.nan, np.float32) if value is None else np.asarray(value, dtype=np.float32)
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
+            object.__setattr__(self, name, array)
+        if not (np.isfinite(self.xy_sar).all() and np.isfinite(self.xy_optical).all()):
+            raise ValueError("positions contain NaN or infinity; leave out matches without a position")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():
             raise ValueError("confidence must lie in [0, 1] and not be NaN")
-        for name in ("aleatoric", "epistemic", "radius"):
-            if (getattr(self, name) < 0).any():
+        variances = np.diagonal(self.covariance, axis1=1, axis2=2)
+        not_negative = {"aleatoric": self.aleatoric, "epistemic": self.epistemic, "radius": self.radius}
+        for name, values in (not_negative | {"variances of covariance": variances}).items():
+            if (values < 0).any():
                 raise ValueError(f"{name} must not be negative; use NaN where it is unknown")
-        if (np.diagonal(self.covariance, axis1=1, axis2=2) < 0).any():
-            raise ValueError("covariance must not have negative variances; use NaN where it is unknown")
         transposed = self.covariance.transpose(0, 2, 1)
         if not np.allclose(self.covariance, transposed, rtol=1e-4, atol=1e-4, equal_nan=True):  # but for rounding
             raise ValueError("covariance must hold symmetric matrices")
@@ -107,29 +111,22 @@ class Matches:
     def affine(
         self, model: AffineModel = "affine", threshold_px: float = CONFIDENT_PX, min_inliers: int = 8
     ) -> AffineFit:
-        """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`.
-
-        Raises:
-            RegistrationError: fewer than `min_inliers` matches, or fewer that agree within `threshold_px`.
-        """
+        """Robust map from SAR to optical pixel coordinates; see `sarmatch.matching.robust_fit.fit_affine`."""
         return fit_affine(self.xy_sar, self.xy_optical, model, threshold_px, min_inliers)
 
     def map_coordinates(self) -> dict[str, np.ndarray]:
-        """Map positions of the pixel positions, (N,) float64 each, by those `MAP_COLUMNS` that are known."""
-        known = {}
+        """Map positions (N,) float64 by name, `map_x_sar` to `map_y_optical`, of those images that have their place."""
+        known: dict[str, np.ndarray] = {}
         for image in ("sar", "optical"):
             transform, xy = getattr(self, f"{image}_transform"), getattr(self, f"xy_{image}").astype(np.float64)
             if transform is not None:
-                column, row = (xy + 0.5).T  # rasterio's transform counts from the pixel's corner
-                known[f"map_x_{image}"] = transform.a * column + transform.b * row + transform.c
-                known[f"map_y_{image}"] = transform.d * column + transform.e * row + transform.f
+                x, y = rasterio.transform.xy(transform, xy[:, 1], xy[:, 0])
+                known |= {f"map_x_{image}": x, f"map_y_{image}": y}
         return known
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a match: `COLUMNS`; `COVARIANCE_COLUMNS` and `RADIUS_COLUMN` where any is known; `MAP_COLUMNS` where
-        the image is georeferenced."""
-        pixels = np.hstack([self.xy_sar, self.xy_optical]).T
-        values = [*pixels, self.confidence, self.aleatoric, self.epistemic]
+        """One row a match: `COLUMNS`, those of covariance and radius where any is known, and `map_coordinates`."""
+        values = [*self.xy_sar.T, *self.xy_optical.T, self.confidence, self.aleatoric, self.epistemic]
         columns = dict(zip(COLUMNS, values, strict=True))
         if not np.isnan(self.covariance).all():
             upper = self.covariance[:, [0, 0, 1], [0, 1, 1]].T
@@ -142,11 +139,7 @@ class Matches:
         """Write a table (.csv, .parquet) or points for a GIS (.geojson, .gpkg), replacing an existing file in one step.
 
         Parquet keeps the transforms and reference systems, CSV the map coordinates only. `overlaps` is a member of the
-        GeoJSON collection; in tables it is a column where it was decided.
-
-        Raises:
-            ValueError: another suffix.
-            FileNotFoundError: the folder does not exist.
+        GeoJSON collection; in tables it is a column where it was decided. Another suffix is a ValueError.
         """
         write_matches(path, [self], self.overlaps)
 
@@ -154,9 +147,7 @@ class Matches:
     def load(cls, path: str | os.PathLike[str]) -> Matches:
         """Read matches from a .csv or .parquet file written by `save`; `overlaps` is None where rows disagree.
 
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: another suffix, or columns missing.
+        Another suffix or missing columns are a ValueError, no such file a FileNotFoundError.
         """
         readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
         suffix = Path(path).suffix.lower()
@@ -168,32 +159,13 @@ class Matches:
         missing = set(COLUMNS) - set(frame.columns)
         if missing:
             raise ValueError(f"{path}: not a table of matches, columns {sorted(missing)} are missing")
-        return cls(
-            frame[["x_sar", "y_sar"]].to_numpy(),
-            frame[["x_optical", "y_optical"]].to_numpy(),
-            *(frame[name].to_numpy() for name in COLUMNS[4:]),
-            **(_precision(frame) | _georeference(frame.attrs) | {"overlaps": _overlaps(frame)}),
-        )
-
-
-def _array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    if value is None:
-        return np.full(shape, np.nan, dtype=np.float32)
-    array = np.asarray(value, dtype=np.float32)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} (as long as confidence), got {array.shape}")
-    return array
-
-
-def _precision(frame: pd.DataFrame) -> dict[str, Any]:
-    """Covariance (N, 2, 2) and radius (N,) of a table that has columns of them."""
-    known: dict[str, Any] = {}
-    if set(COVARIANCE_COLUMNS) <= set(frame.columns):
-        var_x, var_xy, var_y = frame[list(COVARIANCE_COLUMNS)].to_numpy().T
-        known["covariance"] = np.stack([var_x, var_xy, var_xy, var_y], -1).reshape(-1, 2, 2)
-    if RADIUS_COLUMN in frame:
-        known["radius"] = frame[RADIUS_COLUMN].to_numpy()
-    return known
+        values = frame.reindex(columns=[*COLUMNS, *COVARIANCE_COLUMNS, RADIUS_COLUMN])  # NaN where there are none
+        xy_sar, xy_optical = values[["x_sar", "y_sar"]].to_numpy(), values[["x_optical", "y_optical"]].to_numpy()
+        known: dict[str, Any] = {name: frame.attrs[name] for name in GEOREFERENCE if name in frame.attrs}
+        known = {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}
+        known |= {name: values[name].to_numpy() for name in COLUMNS[4:]}
+        known |= {"covariance": raw_covariance(values), "radius": values[RADIUS_COLUMN].to_numpy()}
+        return cls(xy_sar, xy_optical, **known | {"overlaps": _overlaps(frame)})
 
 
 def _overlaps(frame: pd.DataFrame) -> bool | None:
@@ -201,8 +173,3 @@ def _overlaps(frame: pd.DataFrame) -> bool | None:
         return frame.attrs.get("overlaps")
     values = frame["overlaps"].unique() if "overlaps" in frame else []
     return bool(values[0]) if len(values) == 1 and isinstance(values[0], bool | np.bool_) else None
-
-
-def _georeference(attributes: dict[str, Any]) -> dict[str, Any]:
-    known = {name: attributes[name] for name in GEOREFERENCE if name in attributes}
-    return {name: value if isinstance(value, str) else Affine(*value) for name, value in known.items()}

@@ -13,9 +13,6 @@ from sarmatch.config import CONFIDENT_PX
 
 AffineModel = Literal["affine", "similarity", "shift"]
 MINIMAL_SAMPLE: dict[AffineModel, int] = {"affine": 3, "similarity": 2, "shift": 1}  #: Point pairs a model needs.
-_REFITS = 10
-_CANDIDATES = 512
-_CELLS_PER_RADIUS = 4
 
 
 class RegistrationError(ValueError):
@@ -68,68 +65,50 @@ def fit_affine(
             "confidence threshold, or match a larger overlap"
         )
     if model == "shift":
-        matrix: np.ndarray | None = _densest_shift(source, target, threshold_px)
+        matrix = _densest_shift(source, target, threshold_px)
     else:
         matrix = _sample_consensus(source, target, model, threshold_px)
-    if matrix is None:
-        raise RegistrationError(f"no {model} agrees with the {len(source)} matches within {threshold_px} px")
     return _refit(matrix, source, target, model, threshold_px, needed)
 
 
-def _sample_consensus(
-    source: np.ndarray, target: np.ndarray, model: AffineModel, threshold: float
-) -> np.ndarray | None:
+def _sample_consensus(source: np.ndarray, target: np.ndarray, model: AffineModel, threshold: float) -> np.ndarray:
     # OpenCV computes in float32: centring keeps the coordinates of large scenes small.
     centre_from, centre_to = np.median(source, axis=0), np.median(target, axis=0)
     points = (source - centre_from).astype(np.float32), (target - centre_to).astype(np.float32)
     settings: dict[str, Any] = dict(ransacReprojThreshold=threshold, maxIters=5000, confidence=0.999)
     if model == "affine":
-        linear, _ = cv2.estimateAffine2D(points[0], points[1], method=cv2.USAC_MAGSAC, **settings)
+        found, _ = cv2.estimateAffine2D(*points, method=cv2.USAC_MAGSAC, **settings)
     else:
-        linear, _ = cv2.estimateAffinePartial2D(points[0], points[1], method=cv2.RANSAC, **settings)
-    if linear is None or not np.isfinite(linear).all():
-        return None
-    matrix = np.eye(3)
-    matrix[:2, :2] = linear[:, :2]
-    matrix[:2, 2] = linear[:, 2] + centre_to - linear[:, :2] @ centre_from
-    return matrix
+        found, _ = cv2.estimateAffinePartial2D(*points, method=cv2.RANSAC, **settings)
+    if found is None or not np.isfinite(found).all():
+        raise RegistrationError(f"no {model} agrees with the {len(source)} matches within {threshold} px")
+    return _map(found[:, :2], centre_from, found[:, 2] + centre_to)
 
 
-def _densest_shift(source: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
-    """The displacement of the match that most others agree with, as a map; exact up to `_CANDIDATES` matches.
-
-    Counting the neighbours of every displacement would take N^2 steps: a fine grid chooses candidates first.
-    """
+def _densest_shift(source: np.ndarray, target: np.ndarray, threshold: float, at_most: int = 512) -> np.ndarray:
+    """The displacement of the match that most others agree with, as a map; exact up to `at_most` matches."""
     shift = target - source
-    candidates = np.sort(np.argsort(-_density(shift, threshold), kind="stable")[:_CANDIDATES])
-    agreeing = cKDTree(shift).query_ball_point(shift[candidates], r=threshold, return_length=True)
-    matrix = np.eye(3)
-    matrix[:2, 2] = shift[candidates[np.argmax(agreeing)]]
-    return matrix
-
-
-def _density(points: np.ndarray, radius: float) -> np.ndarray:
-    """How many of N points lie within about `radius` of each, (N,): those in cells of a fine grid no further away."""
-    cells = np.floor(points / (radius / _CELLS_PER_RADIUS)).astype(np.int64)
+    # Counting the neighbours of every displacement would take N^2 steps: a grid of a quarter of the threshold chooses
+    # candidates first. A cell has at most 48 others within four cells, however many matches lie in them.
+    cells = np.floor(shift / (threshold / 4)).astype(np.int64)
     occupied, which, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    # A cell has at most 48 others within this distance, however many points lie in them.
-    first, second = cKDTree(occupied).query_pairs(_CELLS_PER_RADIUS, output_type="ndarray").T
+    first, second = cKDTree(occupied).query_pairs(4, output_type="ndarray").T
     near = counts + np.bincount(first, counts[second], len(counts)) + np.bincount(second, counts[first], len(counts))
-    return near[which.reshape(-1)]
+    candidates = np.sort(np.argsort(-near[which.reshape(-1)], kind="stable")[:at_most])
+    agreeing = cKDTree(shift).query_ball_point(shift[candidates], r=threshold, return_length=True)
+    return _map(np.eye(2), np.zeros(2), shift[candidates[np.argmax(agreeing)]])
 
 
 def _refit(
     matrix: np.ndarray, source: np.ndarray, target: np.ndarray, model: AffineModel, threshold: float, needed: int
 ) -> AffineFit:
-    """Alternate inlier selection and least squares until the inliers no longer change."""
-    inliers = _distances(matrix, source, target) <= threshold
-    for _ in range(_REFITS):
-        if inliers.sum() < needed:
+    """Alternate inlier selection and least squares until the inliers no longer change, ten times at most."""
+    previous, inliers = np.zeros(0, bool), _distances(matrix, source, target) <= threshold
+    for _ in range(10):
+        if inliers.sum() < needed or np.array_equal(inliers, previous):
             break
         matrix = least_squares(source[inliers], target[inliers], model)
         previous, inliers = inliers, _distances(matrix, source, target) <= threshold
-        if np.array_equal(previous, inliers):
-            break
     if inliers.sum() < needed:
         raise RegistrationError(
             f"only {inliers.sum()} of {len(source)} matches agree with one {model} within {threshold} px; "
@@ -152,10 +131,11 @@ def least_squares(source: np.ndarray, target: np.ndarray, model: AffineModel) ->
         linear = np.linalg.lstsq(p, q, rcond=None)[0].T
     elif model == "similarity":
         norm = max(float((p**2).sum()), np.finfo(float).tiny)
-        a = float((p * q).sum()) / norm
-        b = float((p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum()) / norm
+        a, b = float((p * q).sum()) / norm, float((p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum()) / norm
         linear = np.array([[a, -b], [b, a]])
-    matrix = np.eye(3)
-    matrix[:2, :2] = linear
-    matrix[:2, 2] = centre_to - linear @ centre_from
-    return matrix
+    return _map(linear, centre_from, centre_to)
+
+
+def _map(linear: np.ndarray, point_from: np.ndarray, point_to: np.ndarray) -> np.ndarray:
+    """The map (3, 3) with a linear part (2, 2) that takes one point to another."""
+    return np.vstack([np.column_stack([linear, point_to - linear @ point_from]), [0, 0, 1]])

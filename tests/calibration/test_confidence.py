@@ -9,7 +9,7 @@ import pytest
 import torch
 from patch_net import PatchNet, texture
 
-from sarmatch.calibration.calibrators import Temperature
+from sarmatch.calibration.calibrators import Logistic
 from sarmatch.calibration.confidence import (
     SCORES,
     SPREAD,
@@ -40,22 +40,23 @@ def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
 
 
 def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:
-    """Matches that are right with the probability 0.9 where doubt is low and 0.2 where it is high."""
+    """Matches that are right with the probability 0.9 where aleatoric uncertainty is low and 0.2 where it is high."""
     rng = np.random.default_rng(seed)
     parts = []
     for i in range(n_pairs):
         n = int(rng.integers(20, 400))
-        doubt = rng.choice([0.1, 0.8], n)
-        right = rng.random(n) < np.where(doubt < 0.5, 0.9, 0.2)
+        aleatoric = rng.choice([0.1, 0.8], n)
+        right = rng.random(n) < np.where(aleatoric < 0.5, 0.9, 0.2)
         parts.append(
             pd.DataFrame(
-                {"id": f"p{i}", "error_px": np.where(right, 1.0, 20.0), "probability": 0.5, "aleatoric": doubt}
+                {"id": f"p{i}", "error_px": np.where(right, 1.0, 20.0), "probability": 0.5, "aleatoric": aleatoric}
             )
         )
     return pd.concat(parts, ignore_index=True)
 
 
-CONFIDENCE = Confidence({"single": Temperature(2.0)}, {"single": Overlap(0.6, 40, 0)}, search_radius=32.0, mc_passes=20)
+HALF_LOGIT = Logistic(("logit_probability",), (0.0,), (1.0,), (0.5,), 0.0)
+CONFIDENCE = Confidence({"single": HALF_LOGIT}, {"single": Overlap(0.6, 40, 0)}, search_radius=32.0, mc_passes=20)
 
 
 def test_a_calibrator_of_raw_scores_recovers_what_they_are_worth():
@@ -105,8 +106,6 @@ def test_threshold_keeps_unrelated_pairs_out_by_hand():
     overlap = fit_overlap(related, unrelated, 0.01)
     assert overlap.threshold == pytest.approx(0.65)
     assert (overlap.n_unrelated, overlap.n_accepted) == (3, 0)
-    assert not overlap.accepts(np.array([0.6]))
-    assert overlap.accepts(np.array([0.7]))
     half = fit_overlap(related, unrelated, 0.34)  # one of three may pass
     assert half.threshold == pytest.approx(0.35)
     assert half.n_accepted == 1
@@ -141,7 +140,7 @@ def test_agreement_of_each_pair():
     pairs = synthetic_pairs(3, 96, seed=0)
     a, b, c = pairs.index["id"]
     table = pd.DataFrame({"id": [a, b, a], "probability": [0.2, 0.5, 0.6]})
-    agreements = pair_agreements(table, Temperature(1.0)(table), pairs.index["id"])
+    agreements = pair_agreements(table, table["probability"].to_numpy(), pairs.index["id"])
     assert agreements.to_dict() == pytest.approx({a: 0.4, b: 0.5, c: 0.0})
 
 
@@ -149,7 +148,7 @@ def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
     config = profile("smoke").evaluation
     pairs = synthetic_pairs(2, 96, seed=3)
     matcher = Matcher(PatchNet(), "cpu")
-    table = match_table(lambda crops: matcher.raw_matches(crops, 16.0), pairs, "aligned", config, progress=False)
+    table = match_table(lambda crops: matcher.raw_matches(crops, 16.0), pairs, "aligned", config)
     assert list(table) == ["x", "y", "error_px", *SCORES, *SPREAD, "id", "dataset", "scene"]
     np.testing.assert_allclose(np.hypot(table["error_x"], table["error_y"]), table["error_px"], rtol=1e-5)
     assert set(table["id"]) <= set(pairs.index["id"])

@@ -1,9 +1,8 @@
-"""The law of a match's error, its covariance and its radius, on matches whose law is known."""
+"""The error model of a match, its covariance and its radius, on matches whose errors are known."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from sarmatch.calibration.position_error import (
     weighted_quantiles,
 )
 
-LAW = Precision(0.5, 0.1, (3.0, 10.0, 40.0), LEVELS, LEVELS)
+MODEL = Precision(0.5, 0.1, (3.0, 10.0, 40.0), LEVELS, LEVELS)
 
 
 def isotropic(variance: float, n: int = 1) -> np.ndarray:
@@ -34,20 +33,20 @@ def isotropic(variance: float, n: int = 1) -> np.ndarray:
 
 def test_a_covariance_is_scaled_and_has_a_floor() -> None:
     raw = np.array([[[2.0, 1.0], [1.0, 4.0]]])
-    np.testing.assert_allclose(LAW.covariance(raw), [[[1.1, 0.5], [0.5, 2.1]]])
-    assert np.isnan(LAW.covariance(np.full((1, 2, 2), np.nan))).all()
+    np.testing.assert_allclose(MODEL.covariance(raw), [[[1.1, 0.5], [0.5, 2.1]]])
+    assert np.isnan(MODEL.covariance(np.full((1, 2, 2), np.nan))).all()
 
 
-def test_the_law_by_hand() -> None:
+def test_the_error_model_by_hand() -> None:
     raw = isotropic(0.0)  # so that the variance is the floor
     near = (1 - np.exp(-1 / 0.2)) / (1 - np.exp(-9 / 0.2))
-    values = [float(LAW.error_cdf([error], [0.8], raw)[0]) for error in (0, 1, 3, 10, 25, 40, 99)]
+    values = [float(MODEL.error_cdf([error], [0.8], raw)[0]) for error in (0, 1, 3, 10, 25, 40, 99)]
     np.testing.assert_allclose(values, [0, 0.8 * near, 0.8, 0.9, 0.95, 1, 1])
 
 
 def test_radius_by_hand() -> None:
     raw, confidence = isotropic(0.0, 2), [0.99, 0.8]
-    radius = LAW.radius(confidence, raw, 0.9)
+    radius = MODEL.radius(confidence, raw, 0.9)
     share = 0.9 / 0.99 * (1 - np.exp(-9 / 0.2))
     np.testing.assert_allclose(radius[0], np.sqrt(-0.2 * np.log(1 - share)))
     np.testing.assert_allclose(radius[1], 10.0)  # half of what is wrong lies below
@@ -56,27 +55,27 @@ def test_radius_by_hand() -> None:
 @given(
     st.floats(0, 1), st.floats(0, 20), st.floats(LEVELS[0], LEVELS[-1]), st.floats(0.01, 5), st.floats(0.01, 5)
 )  # fmt: skip
-def test_the_law_reaches_its_threshold_at_the_radius(
+def test_the_error_model_has_its_threshold_at_the_radius(
     confidence: float, variance: float, coverage: float, scale: float, floor: float
 ) -> None:
-    law = dataclasses.replace(LAW, scale=scale, floor=floor)
-    radius = law.radius([confidence], isotropic(variance), coverage)
+    model = dataclasses.replace(MODEL, scale=scale, floor=floor)
+    radius = model.radius([confidence], isotropic(variance), coverage)
     assert np.isfinite(radius).all() and radius[0] >= 0
-    assert law.error_cdf(radius, [confidence], isotropic(variance))[0] == pytest.approx(coverage, abs=1e-6)
+    assert model.error_cdf(radius, [confidence], isotropic(variance))[0] == pytest.approx(coverage, abs=1e-6)
 
 
-def test_radii_grow_with_coverage_and_doubt() -> None:
-    coverages = [LAW.radius([0.95], isotropic(1.0), level)[0] for level in (0.5, 0.8, 0.9, 0.95, 0.98)]
+def test_radii_grow_with_coverage_and_uncertainty() -> None:
+    coverages = [MODEL.radius([0.95], isotropic(1.0), level)[0] for level in (0.5, 0.8, 0.9, 0.95, 0.98)]
     assert (np.diff(coverages) > 0).all()
-    confidences = LAW.radius(np.linspace(0, 1, 11), isotropic(1.0, 11), 0.9)
+    confidences = MODEL.radius(np.linspace(0, 1, 11), isotropic(1.0, 11), 0.9)
     assert (np.diff(confidences) <= 0).all() and confidences[0] > 30 > 3 > confidences[-1]
-    spreads = [LAW.radius([1.0], isotropic(v), 0.9)[0] for v in (0.0, 0.5, 2.0)]
+    spreads = [MODEL.radius([1.0], isotropic(v), 0.9)[0] for v in (0.0, 0.5, 2.0)]
     assert (np.diff(spreads) > 0).all()
 
 
 def test_a_match_without_spread_has_no_radius_unless_it_is_likely_wrong() -> None:
     unknown = np.full((2, 2, 2), np.nan)
-    radius = LAW.radius([1.0, 0.5], unknown, 0.9)
+    radius = MODEL.radius([1.0, 0.5], unknown, 0.9)
     assert np.isnan(radius[0]) and radius[1] > CONFIDENT_PX
 
 
@@ -85,7 +84,7 @@ def test_impossible_coverages_are_named(coverage: float) -> None:
     with pytest.raises(ValueError, match="coverage must lie between"):
         check_coverage(coverage)
     with pytest.raises(ValueError, match="coverage must lie between"):
-        LAW.radius([0.5], isotropic(1.0), coverage)
+        MODEL.radius([0.5], isotropic(1.0), coverage)
 
 
 def test_scale_and_floor_are_recovered() -> None:
@@ -109,7 +108,7 @@ def test_scenes_count_alike() -> None:
     np.testing.assert_allclose(weights, [1 / 6, 1 / 6, 1 / 6, 1 / 2])
 
 
-def test_the_fitted_law_covers_other_scenes() -> None:
+def test_the_fitted_model_covers_other_scenes() -> None:
     precision, other = fitted(simulated()), simulated(seed=1)
     assert precision.scale == pytest.approx(0.4, rel=0.15) and precision.floor == pytest.approx(0.2, rel=0.2)
     for coverage in (0.5, 0.8, 0.9, 0.95):
@@ -117,8 +116,8 @@ def test_the_fitted_law_covers_other_scenes() -> None:
         assert np.mean(other["error_px"] <= radius) == pytest.approx(coverage, abs=0.02)
 
 
-def test_thresholds_come_from_scenes_the_law_was_not_fitted_on() -> None:
-    """Half of the scenes have larger errors: laws of the others are too narrow or too wide, which thresholds mend."""
+def test_thresholds_come_from_scenes_the_model_was_not_fitted_on() -> None:
+    """Half of the scenes have larger errors: models of the others are too narrow or too wide, which thresholds mend."""
     table = pd.concat([simulated(10, hard=h, seed=s).assign(half=h) for s, h in enumerate((0.3, 1.5))])
     table["scene"] = table["scene"] + table["half"].astype(str)
     precision = fitted(table.reset_index(drop=True))
@@ -128,11 +127,11 @@ def test_thresholds_come_from_scenes_the_law_was_not_fitted_on() -> None:
     assert abs(np.mean(table["error_px"] <= naive) - 0.9) > abs(np.mean(table["error_px"] <= radius) - 0.9)
 
 
-def test_a_confidence_that_lies_is_mended_by_the_thresholds() -> None:
+def test_an_overconfident_calibrator_is_corrected_by_the_thresholds() -> None:
     table = simulated()
-    boasting = Isotonic((0.0, 1.0), (0.999, 1.0))
-    precision, other = fit_precision(table, lambda _: boasting), simulated(seed=1)
-    radius = precision.radius(boasting(other), raw_covariance(other), 0.8)
+    overconfident = Isotonic((0.0, 1.0), (0.999, 1.0))
+    precision, other = fit_precision(table, lambda _: overconfident), simulated(seed=1)
+    radius = precision.radius(overconfident(other), raw_covariance(other), 0.8)
     assert np.mean(other["error_px"] <= radius) == pytest.approx(0.8, abs=0.03)
 
 
@@ -151,11 +150,8 @@ def test_one_scene_and_no_spread() -> None:
         fitted(table.assign(var_x=np.nan))
 
 
-def test_a_description_survives_json_and_rejects_others() -> None:
-    assert Precision.from_dict(json.loads(json.dumps(LAW.to_dict()))) == LAW
-    with pytest.raises(ValueError, match="not the entries of a precision"):
-        Precision.from_dict({"scale": 1.0})
+def test_impossible_parameters_are_named() -> None:
     with pytest.raises(ValueError, match="must ascend"):
-        dataclasses.replace(LAW, wrong=(5.0, 3.0))
+        dataclasses.replace(MODEL, wrong=(5.0, 3.0))
     with pytest.raises(ValueError, match="floor > 0"):
-        dataclasses.replace(LAW, floor=0.0)
+        dataclasses.replace(MODEL, floor=0.0)

@@ -45,14 +45,14 @@ def run(tmp_path, split) -> Run:
 def test_fitted_once_on_scenes_that_chose_no_weights(run, split, monkeypatch):
     chosen = set(split.selection.index["scene"])
     assert chosen and not chosen & set(split.calibration.index["scene"])
-    seen = set()
+    scenes = set()
 
     def watched(matcher, name, pairs, config):
-        seen.update(pairs.index["scene"])
+        scenes.update(pairs.index["scene"])
         return collect_matches(matcher, name, pairs, config)
 
     confidence = confidence_or_load(run, split, watched)
-    assert seen == set(split.calibration.index["scene"])
+    assert scenes == set(split.calibration.index["scene"])
     assert (
         set(confidence.calibrators) == set(confidence.overlaps) == set(MODES) - {"distilled"}
     )  # nothing was distilled
@@ -79,16 +79,16 @@ def test_the_book_keeps_the_matches_that_it_fits_on(run, split):
     assert confidence_or_load(run, split) == confidence
 
 
-def test_the_choice_of_weights_sees_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
-    seen, scores = set(), protocols.validation_scores
+def test_the_choice_of_weights_uses_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
+    scenes, scores = set(), protocols.validation_scores
 
     def watched(matcher, pairs, config):
-        seen.update(pairs.index["scene"])
+        scenes.update(pairs.index["scene"])
         return scores(matcher, pairs, config)
 
     monkeypatch.setattr(supervised, "validation_scores", watched)
     train_or_load(tiny(), tmp_path, split=split, show_progress=False)
-    assert seen == set(split.selection.index["scene"])
+    assert scenes == set(split.selection.index["scene"])
 
 
 def matches(n_scenes: int = 4, n: int = 50) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def fit(table: pd.DataFrame) -> Isotonic:
     return Isotonic((0.5,), (share,))
 
 
-def test_no_scene_is_judged_by_a_calibrator_that_saw_it():
+def test_no_scene_is_judged_by_a_calibrator_fitted_on_it():
     table = matches()
     found = pd.Series(cross_fitted(table, table, fit)).groupby(table["scene"]).first()
     # Two of four scenes are right; without a right one it is one of three, without a wrong one two of three.
@@ -121,9 +121,15 @@ def test_unknown_scenes_have_the_calibrator_of_all_and_one_scene_its_own():
 
 
 def test_folds_leave_out_groups_of_scenes():
-    table = matches(n_scenes=6)
-    found = cross_fitted(table, table, fit, folds=2)  # even scenes, all right, are judged by odd ones
-    assert found.tolist() == pytest.approx(np.where(table["error_px"] <= 3, 0.0, 1.0).tolist())
+    table = matches(n_scenes=24, n=4)  # three scenes of eight folds
+    fitted: list[int] = []
+
+    def counted(part: pd.DataFrame) -> Isotonic:
+        fitted.append(part["scene"].nunique())
+        return fit(part)
+
+    cross_fitted(table, table, counted)
+    assert fitted == [24] + [21] * 8
 
 
 def test_the_real_calibrator_can_be_cross_fitted():

@@ -76,7 +76,6 @@ def test_counts_leave_out_missing_values() -> None:
     interval = cluster_bootstrap(records, "rmse_px", n=50)
     assert (interval.mean, interval.n_pairs, interval.n_clusters) == (3.0, 3, 2)
     assert 2.0 <= interval.low <= interval.mean <= interval.high <= 5.0
-    assert str(interval).startswith("3.000 [")
 
 
 def test_one_cluster_has_no_interval() -> None:
@@ -118,7 +117,7 @@ def test_difference_rejects_tables_over_different_pairs() -> None:
     a = simulate(np.random.default_rng(6))
     with pytest.raises(ValueError, match=r"1 pairs stand in one table only, e\.g\. 0"):
         paired_difference(a, a.iloc[1:], "mma")
-    with pytest.raises(ValueError, match="records_b: id 0 stands in several rows"):
+    with pytest.raises(ValueError, match="records_b: an id stands in several rows"):
         paired_difference(a, pd.concat([a, a]), "mma")
     with pytest.raises(ValueError, match="at least 2 pairs"):
         paired_t_test(a.iloc[:1], a.iloc[:1], "mma")

@@ -39,9 +39,9 @@ def test_the_truth_leads_from_one_crop_to_the_same_place_in_the_other(protocol):
     assert size == ((64, 64) if protocol == "affine" else (96, 96))
     moved = warp(crops.optical[:1], crops.A_sar_to_optical, size)
     points = torch.cartesian_prod(torch.arange(2.0, size[1] - 2), torch.arange(2.0, size[0] - 2)).double()
-    seen = inside(transform_points(crops.A_sar_to_optical, points), size)
-    x, y = points[seen].long().T
-    assert seen.float().mean() > 0.4
+    visible = inside(transform_points(crops.A_sar_to_optical, points), size)
+    x, y = points[visible].long().T
+    assert visible.float().mean() > 0.4
     assert (moved[0, y, x] - crops.sar[0, y, x]).abs().mean() < 0.03
     identity = torch.eye(3, dtype=torch.float64)
     assert torch.equal(crops.A_sar_to_optical, identity) == (protocol == "aligned")
@@ -130,7 +130,7 @@ def test_an_untrained_network_does_not_match_by_position():
     matcher = Matcher(SarOpticalNet(profile("smoke").model))
     wrong = mismatched(pairs_of_one_look())
     records = evaluate(matcher, wrong, "aligned", 24.0, CONFIG, progress=False)
-    assert records["mma_3px"].mean() < 0.1  # chance is 0.016; a matcher by position would reach 1
+    assert records["mma_3px"].mean() < 0.1  # chance is 0.016; 1 for a matcher by position
 
 
 def test_mismatching_needs_two_scenes():

@@ -190,7 +190,7 @@ class TestHead:
             ({"inputs": torch.zeros(0, 12)}, "no cell of the crops"),
         ],
     )
-    def test_rejected_lessons(self, change, message):
+    def test_rejected_targets(self, change, message):
         with pytest.raises(ValueError, match=message):
             train_head(EpistemicHead(4), targets(400)._replace(**change), seed=0)
 

@@ -14,7 +14,7 @@ import torch
 from rasterio import Affine
 from rasterio.crs import CRS
 
-from sarmatch.matching.matches import COLUMNS, COVARIANCE_COLUMNS, MAP_COLUMNS, RADIUS_COLUMN, Matches
+from sarmatch.matching.matches import COLUMNS, COVARIANCE_COLUMNS, RADIUS_COLUMN, Matches
 
 UTM = Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_300_000.0)  # the central meridian of its zone: 9 degrees east in 32N
 HALF_UTM = Affine(20.0, 0.0, 500_000.0, 0.0, -20.0, 5_300_000.0)
@@ -47,13 +47,13 @@ def test_arrays_become_float32_and_unknown_uncertainty_is_nan() -> None:
     [
         ({"xy_sar": np.zeros((3, 2))}, r"xy_sar must have shape \(2, 2\)"),
         ({"xy_optical": np.zeros(4)}, "xy_optical must have shape"),
-        ({"xy_optical": np.array([[0, 0], [np.nan, 0]])}, "xy_optical contains NaN"),
+        ({"xy_optical": np.array([[0, 0], [np.nan, 0]])}, "positions contain NaN"),
         ({"confidence": np.array([0.5, 1.5])}, "confidence must lie in"),
         ({"confidence": np.array([0.5, np.nan])}, "confidence must lie in"),
         ({"aleatoric": np.array([0.5, -0.1])}, "aleatoric must not be negative"),
         ({"epistemic": np.zeros(3)}, r"epistemic must have shape \(2,\)"),
         ({"covariance": np.zeros((2, 2))}, r"covariance must have shape \(2, 2, 2\)"),
-        ({"covariance": np.full((2, 2, 2), -1.0)}, "covariance must not have negative variances"),
+        ({"covariance": np.full((2, 2, 2), -1.0)}, "variances of covariance must not be negative"),
         ({"covariance": np.tile([[1.0, 0.5], [0.0, 1.0]], (2, 1, 1))}, "covariance must hold symmetric"),
         ({"radius": np.array([1.0, -1.0])}, "radius must not be negative"),
     ],
@@ -124,7 +124,7 @@ def test_thin_keeps_the_most_confident_of_each_cell_in_order() -> None:
 def test_map_coordinates_of_the_first_pixel_are_its_centre() -> None:
     matches = one_match([0, 0], [2, 1], 1.0, sar_transform=UTM)
     frame = matches.to_frame()
-    assert list(frame.columns) == [*COLUMNS, *MAP_COLUMNS[:2]]
+    assert list(frame.columns) == [*COLUMNS, "map_x_sar", "map_y_sar"]
     assert frame.loc[0, ["map_x_sar", "map_y_sar"]].tolist() == [500_005.0, 5_299_995.0]
 
 

@@ -102,7 +102,7 @@ def overlaps(matcher, pairs: Pairs) -> list[bool]:
 
 
 def test_confidence_on_other_datasets_follows_the_accuracy(matcher, elsewhere):
-    table = match_table(lambda crops: matcher.raw_matches(crops, 32.0), elsewhere, "shift", CROPS, progress=False)
+    table = match_table(lambda crops: matcher.raw_matches(crops, 32.0), elsewhere, "shift", CROPS)
     confidence, right = matcher.confidence.calibrators["single"](table), table["error_px"] <= 3
     # Too high by 0.04 to 0.10 with five seeds of the shifts, and by 0.3 of single pairs.
     assert abs(confidence.mean() - right.mean()) < 0.15
@@ -120,7 +120,7 @@ def test_shipped_weights_keep_the_published_accuracy(unseen):
 def test_shipped_confidence_is_calibrated_on_unseen_scenes(unseen):
     pairs, config = unseen
     matcher = load_matcher("s1s2", device="cpu")
-    table = match_table(lambda crops: matcher.raw_matches(crops, 32.0), pairs, "shift", config, progress=False)
+    table = match_table(lambda crops: matcher.raw_matches(crops, 32.0), pairs, "shift", config)
     scores = calibration_scores(matcher.confidence.calibrators["single"](table), table["error_px"] <= 3)
     assert scores["ece"] < 0.15  # of eight pairs; the chapter measures all
     assert scores["auroc"] > 0.6

@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.stats
 
 from companion.cache import cached_table
-from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, Temperature
+from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, temperature_scaling
 from sarmatch.calibration.confidence import fit_calibrator
 from sarmatch.calibration.scores import Groups, calibration_scores, checked, pooled_aurc, pooled_scores
 from sarmatch.config import CONFIDENT_PX, EvaluationConfig
@@ -49,7 +49,7 @@ def logistic(*names: str) -> Callable[..., Calibrator]:
 
 RECIPES: Mapping[str, Recipe] = {
     "plain softmax": Recipe(Isotonic.fit),
-    "plain, temperature": Recipe(Temperature.fit),
+    "plain, temperature": Recipe(temperature_scaling),
     "aleatoric": Recipe(logistic("aleatoric")),
     "epistemic": Recipe(logistic("epistemic")),
     "both": Recipe(logistic("aleatoric", "epistemic")),
@@ -112,7 +112,7 @@ def calibrated_confidences(
         return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
     found = {}
     for name, recipe in recipes.items():
-        calibrator = recipe.fit(recipe.features(fitted_on), correct, None)
+        calibrator = recipe.fit(recipe.features(fitted_on), correct)
         found[name] = calibrator(recipe.features(measured))
     return pd.DataFrame(found, index=measured.index)
 

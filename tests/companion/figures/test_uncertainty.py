@@ -63,7 +63,7 @@ def test_counts_histogram_is_logarithmic_and_wants_joined_bins() -> None:
         np.testing.assert_array_equal(values, table["n"])
         np.testing.assert_allclose(edges, np.linspace(0, 1, 16))
     with pytest.raises(ValueError, match="bins of 'mass' do not join"):
-        plots.counts_histogram(plt.subplots()[1], {"mass": reliability_table(*matches(), equal_mass=True)})
+        plots.counts_histogram(plt.subplots()[1], {"mass": given["raw"].iloc[::2]})
 
 
 def test_risk_coverage_curves_draw_few_points_and_keep_the_last() -> None:
