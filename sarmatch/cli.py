@@ -13,14 +13,13 @@ import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, from_dict
+from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, Protocol, from_dict
 from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 from sarmatch.training.command import train_command
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
 Part = Literal["train", "validation", "test"]
-ProtocolName = Literal["aligned", "shift", "affine"]
 
 data_app = SubcommandApp()
 
@@ -104,7 +103,7 @@ def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,
     data: Path | None = None,
-    protocol: ProtocolName = "shift",
+    protocol: Protocol = "shift",
     search_radius: float | None = SEARCH_RADIUS_PX,
     part: Part = "test",
     max_pairs: int | None = None,
@@ -155,8 +154,9 @@ def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
     return named_profile(profile or model, root)
 
 
-def _app(arguments: Sequence[str]) -> SubcommandApp:
-    """All commands; the defaults of `train` are those of the profile that the arguments name."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default `sys.argv[1:]`); returns the exit status, see `run_app`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     app = SubcommandApp()
     commands: tuple[Callable[..., int], ...] = (demo, match, register, batch, export)
     for command in commands:
@@ -164,13 +164,7 @@ def _app(arguments: Sequence[str]) -> SubcommandApp:
     app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
     app.command(train_command(arguments))
     app.command(evaluate)
-    return app
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default `sys.argv[1:]`); returns the exit status, see `run_app`."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return run_app(_app(arguments), "sarmatch", "Matching of SAR and optical images.", arguments)
+    return run_app(app, "sarmatch", "Matching of SAR and optical images.", arguments)
 
 
 def run_app(app: SubcommandApp, prog: str, description: str, arguments: Sequence[str]) -> int:

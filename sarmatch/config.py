@@ -18,7 +18,6 @@ CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confide
 SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
 N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
 Protocol = Literal["aligned", "shift", "affine"]
-PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
 VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
 """Of the evaluation, what validation reads: all that can change the weights that are kept."""
 
@@ -188,7 +187,7 @@ class TrainingConfig(Schedule):
 class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
-    protocols: tuple[Protocol, ...] = PROTOCOLS  #: Transforms to evaluate under.
+    protocols: tuple[Protocol, ...] = typing.get_args(Protocol)  #: Transforms to evaluate under.
     crop_size: int = 208  #: Side of an evaluation crop for `aligned` and `shift`, px.
     affine_crop_size: int = 128  #: Side for `affine`: small enough that no rotated crop leaves a 256 px patch.
     max_shift_px: float = 24.0  #: Largest shift on each axis under `shift` and `affine`.
@@ -205,8 +204,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
         _require(self.max_pairs is None or self.max_pairs > 0, f"max_pairs must be positive, got {self.max_pairs}")
-        unknown = set(self.protocols) - set(PROTOCOLS)
-        _require(not unknown, f"protocols must be among {PROTOCOLS}, got {sorted(unknown)}")
+        known = typing.get_args(Protocol)
+        _require(set(self.protocols) <= set(known), f"protocols must be among {known}, got {self.protocols}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from sarmatch import cli
-from sarmatch.config import PROFILES, PROTOCOLS
+from sarmatch.config import PROFILES
 from sarmatch.scenes.commands import SceneArguments
 from sarmatch.training.command import train_command
 
@@ -53,7 +53,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_choices_are_those_of_the_config() -> None:
     assert set(typing.get_args(cli.ProfileName)) == set(PROFILES)
-    assert typing.get_args(cli.ProtocolName) == PROTOCOLS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

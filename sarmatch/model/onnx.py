@@ -6,9 +6,9 @@ a multiple of 16. What depends on the data (search windows, mutual matches) stay
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ from sarmatch.model.uncertainty import Uncertainty
 
 INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
 """Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
-TOLERANCE = 1e-4
-"""Greatest difference of any output of the file from PyTorch's that export accepts."""
-TRACED, CHECKED = (96, 128), (64, 160)  # sizes (height, width) that the graph is made with, and checked on
+TOLERANCE = 1e-4  #: Greatest difference of any output of the file from PyTorch's that export accepts.
 
 
 class Encoders(nn.Module):
@@ -72,7 +70,7 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
         torch.onnx.export(
             encoders,
-            example(net, TRACED),
+            example(net, (96, 128)),
             partial,
             input_names=list(INPUTS),
             output_names=encoders.outputs,
@@ -83,11 +81,10 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
             verbose=False,
         )
         model = onnx.load(partial)
-        about = {"weights": weights_digest(net), "outputs": json.dumps(encoders.outputs)}
-        onnx.helper.set_model_props(model, about)
+        onnx.helper.set_model_props(model, {"weights": weights_digest(net), "outputs": json.dumps(encoders.outputs)})
         onnx.checker.check_model(model)
         onnx.save(model, partial)
-        difference = largest_difference(net, partial, CHECKED)
+        difference = largest_difference(net, partial, (64, 160))
         if not difference <= TOLERANCE:
             raise ValueError(f"outputs of the exported encoders differ from PyTorch's by {difference:.1e}; not written")
     return difference
@@ -114,21 +111,19 @@ def largest_difference(net: SarOpticalNet, path: Path, size: tuple[int, int]) ->
 
 
 class OnnxEncoders:
-    """Both encoders from a file, run by ONNX Runtime on the CPU.
+    """Both encoders from what `export` wrote, or a quantised copy of it, run by ONNX Runtime on the CPU.
 
-    Args:
-        path: what `export` wrote, or a quantised copy of it.
-        threads: of ONNX Runtime; 0 takes PyTorch's number.
+    It takes as many threads as PyTorch.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path) -> None:
         runtime = _imported("onnxruntime")
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no exported encoders at {path}; write them with `sarmatch export MODEL -o {path}`"
             )
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes, which derive from Exception alone
@@ -150,22 +145,18 @@ class OnnxEncoders:
         fed = {name: value.detach().cpu().numpy() for name, value in zip(INPUTS, inputs, strict=True)}
         return [torch.from_numpy(np.asarray(value)) for value in self.session.run(self.outputs, fed)]
 
-    def __call__(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor
-    ) -> tuple[Descriptors, Descriptors]:
+    def __call__(self, *inputs: Tensor) -> tuple[Descriptors, Descriptors]:
         """Descriptors of a pair, see `INPUTS`."""
-        found = self.run(sar, optical, sar_valid, optical_valid)
+        found = self.run(*inputs)
         half = len(found) // 2
-        return _descriptors(found[:half]), _descriptors(found[half:])
-
-
-def _descriptors(parts: Sequence[Tensor]) -> Descriptors:
-    return Descriptors(parts[0], parts[1], Uncertainty(*parts[2:]) if len(parts) > 2 else None)
+        sar, optical = (
+            Descriptors(coarse, fine, Uncertainty(*maps) if maps else None)
+            for coarse, fine, *maps in (found[:half], found[half:])
+        )
+        return sar, optical
 
 
 def _imported(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

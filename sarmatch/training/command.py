@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +11,13 @@ import tyro
 
 from sarmatch.config import PROFILES, Config, profile, with_data
 
-DEFAULT_PROFILE = "demo"
 
-
+# long because the command's defaults are those of the profile that the arguments name
 def train_command(arguments: Sequence[str]) -> Callable[..., int]:
-    """The command as tyro takes it; the defaults of its fields are those of the profile that the arguments name."""
-    name = _profile_of(arguments)
-    defaults = PROFILES.get(name, PROFILES[DEFAULT_PROFILE])
+    """The command as tyro takes it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile", nargs="?", default="demo")
+    defaults = PROFILES.get(parser.parse_known_args(arguments)[0].profile, PROFILES["demo"])
 
     def train(
         data_root: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
@@ -37,43 +38,32 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
             fresh: train anew even if the run is stored.
             config: what to train, on which kind of data: smoke, demo, s1s2-smoke, s1s2 or sen12ms, and changes to it.
         """
-        return _train(config, data_root, runs, name, fresh)
+        from accelerate import PartialState
+
+        from sarmatch.training.runs import confidence_or_load, open_split, train_or_load
+
+        config, main = _with_folder(config, data_root), PartialState().is_main_process
+        if main:
+            for line in differences(PROFILES[config.profile].replace(data={"root": config.data.root}), config):
+                print(line)
+        split = open_split(config)
+        run = train_or_load(config, runs, name, split, fresh=fresh)
+        if main:
+            print(f"{run}\n{run.path}", flush=True)
+            confidence_or_load(run, split)
+            print(f"confidence fitted on {len(split.calibration)} validation pairs")
+        return 0
 
     return train
 
 
-def _profile_of(arguments: Sequence[str]) -> str:
-    found = DEFAULT_PROFILE
-    for i, argument in enumerate(arguments):
-        if argument == "--profile":
-            found = "".join(arguments[i + 1 : i + 2])
-        elif argument.startswith("--profile="):
-            found = argument.partition("=")[2]
-    return found
-
-
-def _train(config: Config, data_root: Path | None, runs: Path, name: str, fresh: bool) -> int:
-    from accelerate import PartialState
-
-    from sarmatch.training.runs import confidence_or_load, open_split, train_or_load
-
+def _with_folder(config: Config, data_root: Path | None) -> Config:
     root = str(data_root) if data_root else config.data.root
     if data_root and config.data.root not in (None, root):
         raise ValueError(f"--data {root} and --data.root {config.data.root} name two folders; give one of them")
     if config.profile not in PROFILES:
         profile(config.profile)  # says which there are
-    config = with_data(config, root)
-    base = PROFILES[config.profile].replace(data={"root": root})
-    main = PartialState().is_main_process
-    for line in differences(base, config) if main else ():
-        print(line)
-    split = open_split(config)
-    run = train_or_load(config, runs, name, split, fresh=fresh)
-    if main:
-        print(f"{run}\n{run.path}", flush=True)
-        confidence_or_load(run, split)
-        print(f"confidence fitted on {len(split.calibration)} validation pairs")
-    return 0
+    return with_data(config, root)
 
 
 def differences(base: Config, config: Config) -> list[str]:
