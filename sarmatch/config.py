@@ -1,7 +1,4 @@
-"""Configuration as frozen dataclasses, and the five named profiles: one code path at every scale.
-
-Contradictory values are rejected when a config is made, naming the field, its value and what was expected.
-"""
+"""Configuration as frozen dataclasses, which reject contradictory values, and the five named profiles."""
 
 from __future__ import annotations
 
@@ -18,8 +15,6 @@ CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confide
 SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
 N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
 Protocol = Literal["aligned", "shift", "affine"]
-VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
-"""Of the evaluation, what validation reads: all that can change the weights that are kept."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -238,8 +233,9 @@ class Config:
         del content["data"]["root"]
         if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
             del content["model"]["oriented_gradients"]
-        if "evaluation" in content:
-            content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
+        if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
+            read = ("crop_size", "max_shift_px", "headline_radius", "seed")
+            content["evaluation"] = {name: content["evaluation"][name] for name in read}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

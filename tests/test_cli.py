@@ -18,7 +18,6 @@ import pytest
 from sarmatch import cli
 from sarmatch.config import PROFILES
 from sarmatch.scenes.commands import SceneArguments
-from sarmatch.training.command import train_command
 
 COMMANDS = [
     "demo",
@@ -62,7 +61,7 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: sarmatch {command}" in text
-    function = train_command([]) if command == "train" else getattr(cli, command.replace(" ", "_"))
+    function = cli.train_command([]) if command == "train" else getattr(cli, command.replace(" ", "_"))
     explained = inspect.getdoc(function) or ""
     assert all(f"    {name}: " in explained for name in function.__annotations__ if name != "return")
     if command in ("match", "register"):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 from tqdm import tqdm
 
@@ -146,8 +147,6 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
 
 def _hold_out(targets: DistillationTargets, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on, and a fifth to evaluate on, of other scenes (of other crops, where all are of one scene)."""
-    from sklearn.model_selection import GroupShuffleSplit
-
     if not len(targets.inputs):
         raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
     if len(targets.crop.unique()) < 2:

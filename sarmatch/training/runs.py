@@ -123,14 +123,13 @@ def pretrain_or_load(
     config: Config,
     runs_dir: str | Path = "runs",
     split: Split | None = None,
-    fresh: bool = False,
     show_progress: bool = True,
 ) -> Run:
     """The finished pretraining of this config on these data: loaded, resumed or trained; see `train_or_load`."""
     split = split or open_split(config)
     folder = _pretraining_path(config, split, runs_dir)
     about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
-    stored = stored_training(folder, config, about, lambda: pretrain(config, split, folder, show_progress), fresh)
+    stored = stored_training(folder, config, about, lambda: pretrain(config, split, folder, show_progress))
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 
@@ -162,18 +161,16 @@ def open_split(config: Config) -> Split:
 
 
 def split_fingerprint(split: Split) -> str:
-    """Of the pairs that a run is trained and validated on."""
     return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
 
 
 def stored_training(
     folder: Path, config: Config, about: dict[str, Any], train: Callable[[], None], fresh: bool = False
 ) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
-    """Run `train`, which goes on where the run in a folder stopped, unless that is `finished`.
+    """Run `train`, which goes on where the run in a folder stopped, unless that is finished.
 
     Args:
         about: the `provenance` to keep with the run.
-        fresh: empty the folder first.
 
     Returns:
         whether it was finished before, its history and its provenance.

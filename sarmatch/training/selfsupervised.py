@@ -1,7 +1,4 @@
-"""Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6).
-
-A share of the samples shows two different places, as unpaired archives would, and takes part in rotation alone.
-"""
+"""Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6)."""
 
 from __future__ import annotations
 
@@ -42,12 +39,10 @@ class PretrainingSample(Sample):
 
 
 class PretrainingCrops(TrainingCrops):
-    """Random crops, some of which have the optical image of another place.
+    """Random crops, a share of which have the optical image of another pair, of another scene if there is one.
 
-    Args:
-        config: `unpaired_share` is the probability of an optical image from another pair, of another scene if there is
-            one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
-            at its own position, and knowing the position helps to choose none of them.
+    Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie at its own
+    position, and knowing the position helps to choose none of them.
     """
 
     def __init__(
@@ -71,9 +66,8 @@ class PretrainingCrops(TrainingCrops):
         return PretrainingSample(**sample, paired=torch.tensor(paired))
 
     def _elsewhere(self, i: int, rng: np.random.Generator) -> int:
-        """Position of a pair of another scene, or of another pair where all are of one scene."""
         others = np.flatnonzero(self._scenes != self._scenes[i])
-        if not len(others):
+        if not len(others):  # all are of one scene
             others = np.delete(np.arange(len(self)), i)
         return int(rng.choice(others))
 
@@ -104,8 +98,8 @@ class PretrainingObjective(nn.Module):
     def forward(self, batch: PretrainingSample) -> dict[str, Tensor]:
         """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
 
-        Each image is turned by a random number of quarter turns, both images of one place by the same. The candidates
-        of contrast are the images of this batch, that is of one accumulation step on one process.
+        Each image is turned at random, both images of one place alike. The candidates of contrast are the images of
+        this batch, that is of one accumulation step on one process.
         """
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
@@ -170,17 +164,14 @@ def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     similarity = z_sar @ z_optical.T
-    recalls = []
-    for scores in (similarity, similarity.T):
-        own = scores.diagonal()[:, None]
-        better = (scores > own).sum(dim=1)
-        equal = (scores == own).sum(dim=1)  # the partner itself is one of them
-        recalls.append(((k - better) / equal).clamp(0, 1).mean())
-    return float(torch.stack(recalls).mean())
+    scores = torch.cat([similarity, similarity.T])
+    own = similarity.diagonal().repeat(2)[:, None]
+    better, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1)  # the partner itself is one of the equal
+    return float(((k - better) / equal).clamp(0, 1).mean())
 
 
 def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
-    """`rotation_sar` and `rotation_optical`: share of the four turns of every central window that is predicted right.
+    """`rotation_sar` and `rotation_optical`: share of the four turns of central windows that is predicted right.
 
     0.25 is chance; ValueError where the objective has no rotation heads.
     """
@@ -204,10 +195,7 @@ def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size:
 
 
 def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
-    """Pretrain on `split.train`, or go on where the run in `folder` stopped.
-
-    Leaves the last weights in `model.safetensors` and the rotation heads in `rotation_heads.safetensors`; validation
-    on central windows of `config.data.crop_size` is for the log only.
+    """Pretrain on `split.train`, or go on where the run in `folder` stopped; validation is for the log only.
 
     Raises:
         ValueError: both tasks are off, or there are no training pairs.
