@@ -19,7 +19,6 @@ from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
-Part = Literal["train", "validation", "test"]
 
 data_app = SubcommandApp()
 
@@ -105,7 +104,7 @@ def evaluate(
     data: Path | None = None,
     protocol: Protocol = "shift",
     search_radius: float | None = SEARCH_RADIUS_PX,
-    part: Part = "test",
+    part: Literal["train", "validation", "test"] = "test",
     max_pairs: int | None = None,
     device: str = "auto",
     output: Output = Path("records.parquet"),
@@ -124,17 +123,17 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         output: .parquet or .csv.
     """
-    from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.protocols import evaluate as evaluate_pairs
     from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.matching.matcher import load_matcher
+    from sarmatch.training.runs import open_split
 
     check_output(output, "records", TABLES)
     matcher = load_matcher(model, device=device)
     config = _config_of(model, profile, data)
     if max_pairs is not None:
         config = config.replace(evaluation={"max_pairs": max_pairs})
-    pairs = getattr(split_pairs(open_pairs(config.data, config.seed), config.data), part)
+    pairs = getattr(open_split(config), part)
     records = evaluate_pairs(matcher, pairs, protocol, search_radius, config.evaluation)
     write_table(records, output, "records")
     print(records.drop(columns=["search_radius", "crop_size"]).mean(numeric_only=True).to_string())

@@ -250,13 +250,12 @@ def from_dict(cls: type[D], content: dict[str, Any]) -> D:
     hints = typing.get_type_hints(cls)
     unknown = set(content) - set(hints)
     _require(not unknown, f"{cls.__name__} has no field {sorted(unknown)}; known: {sorted(hints)}")
-    return cls(**{name: _restore(hints[name], value) for name, value in content.items()})
-
-
-def _restore(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value)
-    return tuple(value) if isinstance(value, list) else value
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
 
 
 _REDUCED: dict[str, Any] = dict(

@@ -96,8 +96,6 @@ def train_or_load(
     another number of threads see `supervised.THREADS_RTOL`. A second process that asks for the same run waits for it.
 
     Args:
-        runs_dir: the store.
-        name: what the run is called in its folder's name.
         split: the parts to train and validate on; None opens the data that the config names.
         fresh: train again from the start even where a run exists; a stored pretraining is used all the same.
         unlabelled: the parts to pretrain on where these are others than `split`.
@@ -120,10 +118,7 @@ def train_or_load(
 
 
 def pretrain_or_load(
-    config: Config,
-    runs_dir: str | Path = "runs",
-    split: Split | None = None,
-    show_progress: bool = True,
+    config: Config, runs_dir: str | Path = "runs", split: Split | None = None, show_progress: bool = True
 ) -> Run:
     """The finished pretraining of this config on these data: loaded, resumed or trained; see `train_or_load`."""
     split = split or open_split(config)
