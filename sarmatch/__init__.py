@@ -13,13 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sarmatch.config import Config, profile
-    from sarmatch.evaluation.protocols import evaluate
-    from sarmatch.matching.matcher import Matcher, load_matcher
-    from sarmatch.matching.matches import Matches
-    from sarmatch.scenes.pipeline import match_scenes
-    from sarmatch.scenes.registering import register
-    from sarmatch.training.runs import train_or_load
+    from sarmatch.config import Config as Config
+    from sarmatch.config import profile as profile
+    from sarmatch.evaluation.protocols import evaluate as evaluate
+    from sarmatch.matching.matcher import Matcher as Matcher
+    from sarmatch.matching.matcher import load_matcher as load_matcher
+    from sarmatch.matching.matches import Matches as Matches
+    from sarmatch.scenes.pipeline import match_scenes as match_scenes
+    from sarmatch.scenes.registering import register as register
+    from sarmatch.training.runs import train_or_load as train_or_load
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -33,17 +35,7 @@ _HOMES = {
     "register": "scenes.registering",
     "train_or_load": "training.runs",
 }
-__all__ = [
-    "Config",
-    "Matcher",
-    "Matches",
-    "evaluate",
-    "load_matcher",
-    "match_scenes",
-    "profile",
-    "register",
-    "train_or_load",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, from_dict
+from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, Protocol, from_dict, with_data
 from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
-from sarmatch.training.command import train_command
 
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
-Part = Literal["train", "validation", "test"]
-ProtocolName = Literal["aligned", "shift", "affine"]
 
 data_app = SubcommandApp()
 
@@ -104,9 +102,9 @@ def evaluate(
     model: Positional[str],
     profile: ProfileName | None = None,
     data: Path | None = None,
-    protocol: ProtocolName = "shift",
+    protocol: Protocol = "shift",
     search_radius: float | None = SEARCH_RADIUS_PX,
-    part: Part = "test",
+    part: Literal["train", "validation", "test"] = "test",
     max_pairs: int | None = None,
     device: str = "auto",
     output: Output = Path("records.parquet"),
@@ -125,22 +123,87 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         output: .parquet or .csv.
     """
-    from sarmatch.data import open_pairs, split_pairs
     from sarmatch.evaluation.protocols import evaluate as evaluate_pairs
     from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.matching.matcher import load_matcher
+    from sarmatch.training.runs import open_split
 
     check_output(output, "records", TABLES)
     matcher = load_matcher(model, device=device)
     config = _config_of(model, profile, data)
     if max_pairs is not None:
         config = config.replace(evaluation={"max_pairs": max_pairs})
-    pairs = getattr(split_pairs(open_pairs(config.data, config.seed), config.data), part)
+    pairs = getattr(open_split(config), part)
     records = evaluate_pairs(matcher, pairs, protocol, search_radius, config.evaluation)
     write_table(records, output, "records")
     print(records.drop(columns=["search_radius", "crop_size"]).mean(numeric_only=True).to_string())
     print(f"{len(records)} pairs, {part}, {protocol}, search radius {search_radius} -> {output}")
     return 0
+
+
+# long because the command's defaults are those of the profile that the arguments name
+def train_command(arguments: Sequence[str]) -> Callable[..., int]:
+    """The command as tyro takes it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile", nargs="?", default="demo")
+    defaults = PROFILES.get(parser.parse_known_args(arguments)[0].profile, PROFILES["demo"])
+
+    def train(
+        data_root: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
+        runs: Path = Path("runs"),
+        name: str = "matcher",
+        fresh: bool = False,
+        config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
+    ) -> int:
+        """Train a matcher and fit its confidence; a stored run is loaded, an interrupted one goes on where it stopped.
+
+        Every field of the config can be given, as in --training.max-steps 300 --model.norm batch; the defaults shown
+        are those of the profile, so `--profile s1s2 --help` shows others. What differs from the profile is printed.
+
+        Args:
+            data_root: folder of the data, for the profiles on real data.
+            runs: store of runs.
+            name: what the run is called in the store.
+            fresh: train anew even if the run is stored.
+            config: what to train, on which kind of data: smoke, demo, s1s2-smoke, s1s2 or sen12ms, and changes to it.
+        """
+        from accelerate import PartialState
+
+        from sarmatch.training.runs import confidence_or_load, open_split, train_or_load
+
+        config, is_main = _with_folder(config, data_root), PartialState().is_main_process
+        if is_main:
+            for line in differences(PROFILES[config.profile].replace(data={"root": config.data.root}), config):
+                print(line)
+        split = open_split(config)
+        run = train_or_load(config, runs, name, split, fresh=fresh)
+        if is_main:
+            print(f"{run}\n{run.path}", flush=True)
+            confidence_or_load(run, split)
+            print(f"confidence fitted on {len(split.calibration)} validation pairs")
+        return 0
+
+    return train
+
+
+def _with_folder(config: Config, data_root: Path | None) -> Config:
+    root = str(data_root) if data_root else config.data.root
+    if data_root and config.data.root not in (None, root):
+        raise ValueError(f"--data {root} and --data.root {config.data.root} name two folders; give one of them")
+    if config.profile not in PROFILES:
+        named_profile(config.profile)  # says which there are
+    return with_data(config, root)
+
+
+def differences(base: Config, config: Config) -> list[str]:
+    """A line for each field that differs: `training.max_steps: 80 -> 300`."""
+    before, lines = base.to_dict(), []
+    for name, value in config.to_dict().items():
+        if isinstance(value, dict):
+            lines += [f"{name}.{k}: {before[name][k]} -> {v}" for k, v in value.items() if v != before[name][k]]
+        elif value != before[name]:
+            lines.append(f"{name}: {before[name]} -> {value}")
+    return lines
 
 
 def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
@@ -155,8 +218,9 @@ def _config_of(model: str, profile: str | None, data: Path | None) -> Config:
     return named_profile(profile or model, root)
 
 
-def _app(arguments: Sequence[str]) -> SubcommandApp:
-    """All commands; the defaults of `train` are those of the profile that the arguments name."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default `sys.argv[1:]`); returns the exit status, see `run_app`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     app = SubcommandApp()
     commands: tuple[Callable[..., int], ...] = (demo, match, register, batch, export)
     for command in commands:
@@ -164,13 +228,7 @@ def _app(arguments: Sequence[str]) -> SubcommandApp:
     app.command(data_app, name="data", help="Fetch data, or look at those in a folder.")
     app.command(train_command(arguments))
     app.command(evaluate)
-    return app
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default `sys.argv[1:]`); returns the exit status, see `run_app`."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return run_app(_app(arguments), "sarmatch", "Matching of SAR and optical images.", arguments)
+    return run_app(app, "sarmatch", "Matching of SAR and optical images.", arguments)
 
 
 def run_app(app: SubcommandApp, prog: str, description: str, arguments: Sequence[str]) -> int:

@@ -1,7 +1,4 @@
-"""Configuration as frozen dataclasses, and the five named profiles: one code path at every scale.
-
-Contradictory values are rejected when a config is made, naming the field, its value and what was expected.
-"""
+"""Configuration as frozen dataclasses, which reject contradictory values, and the five named profiles."""
 
 from __future__ import annotations
 
@@ -18,9 +15,6 @@ CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confide
 SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
 N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
 Protocol = Literal["aligned", "shift", "affine"]
-PROTOCOLS: tuple[Protocol, ...] = ("aligned", "shift", "affine")
-VALIDATION_FIELDS = ("crop_size", "max_shift_px", "headline_radius", "seed")
-"""Of the evaluation, what validation reads: all that can change the weights that are kept."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -188,7 +182,7 @@ class TrainingConfig(Schedule):
 class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
-    protocols: tuple[Protocol, ...] = PROTOCOLS  #: Transforms to evaluate under.
+    protocols: tuple[Protocol, ...] = typing.get_args(Protocol)  #: Transforms to evaluate under.
     crop_size: int = 208  #: Side of an evaluation crop for `aligned` and `shift`, px.
     affine_crop_size: int = 128  #: Side for `affine`: small enough that no rotated crop leaves a 256 px patch.
     max_shift_px: float = 24.0  #: Largest shift on each axis under `shift` and `affine`.
@@ -205,8 +199,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
         _require(self.max_pairs is None or self.max_pairs > 0, f"max_pairs must be positive, got {self.max_pairs}")
-        unknown = set(self.protocols) - set(PROTOCOLS)
-        _require(not unknown, f"protocols must be among {PROTOCOLS}, got {sorted(unknown)}")
+        known = typing.get_args(Protocol)
+        _require(set(self.protocols) <= set(known), f"protocols must be among {known}, got {self.protocols}")
 
 
 @dataclass(frozen=True)
@@ -239,8 +233,9 @@ class Config:
         del content["data"]["root"]
         if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
             del content["model"]["oriented_gradients"]
-        if "evaluation" in content:
-            content["evaluation"] = {name: content["evaluation"][name] for name in VALIDATION_FIELDS}
+        if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
+            read = ("crop_size", "max_shift_px", "headline_radius", "seed")
+            content["evaluation"] = {name: content["evaluation"][name] for name in read}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -255,13 +250,12 @@ def from_dict(cls: type[D], content: dict[str, Any]) -> D:
     hints = typing.get_type_hints(cls)
     unknown = set(content) - set(hints)
     _require(not unknown, f"{cls.__name__} has no field {sorted(unknown)}; known: {sorted(hints)}")
-    return cls(**{name: _restore(hints[name], value) for name, value in content.items()})
-
-
-def _restore(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value)
-    return tuple(value) if isinstance(value, list) else value
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
 
 
 _REDUCED: dict[str, Any] = dict(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,24 +28,13 @@ SAME_MATCH_PX = 0.01
 """Matches of one cell this near count as the same: another CPU or number of threads adds in another order."""
 SAME_MATCH_SHARE = 0.999
 """Least share of such matches there: where two places are as likely, rounding decides (3 of 86,685 matches did so)."""
-DIGITS = 12
-"""Hexadecimal digits of a digest: 48 bits; a chance match among a million tables is one in 500."""
 TABLES = (".csv", ".parquet")
-
-
-@runtime_checkable
-class Digested(Protocol):
-    """An object whose own digits `digest` takes instead of its attributes, such as pairs."""
-
-    def digest(self) -> str: ...
 
 
 def check_output(path: str | os.PathLike[str], what: str, suffixes: Collection[str]) -> Path:
     """Refuse a file that could not be written, before anything is computed: suffix, folder, permission.
 
-    Args:
-        what: is written, in the plural.
-        suffixes: that the file may have, in small letters, with their dots.
+    `what` is written, in the plural; `suffixes` are in small letters, with their dots.
     """
     target = Path(path)
     if target.suffix.lower() not in suffixes:
@@ -75,18 +64,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # some writers leave a file that only its owner can read
+        mask = os.umask(0)  # which can only be read by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # some writers leave a file that only its owner can read
         _synchronise(temporary)
         os.replace(temporary, target)
         _synchronise(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _synchronise(path: Path) -> None:
@@ -143,24 +128,22 @@ def hardware() -> str:
 
 def commit() -> str:
     """Short hash of the checkout's commit, with `+` where tracked files differ; `unknown` outside a checkout."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=9", "--dirty=+"]
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-        return _git("rev-parse", "--short=9", "HEAD") + ("+" if changed else "")
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    here = Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def digest(value: Any) -> str:
     """Hexadecimal digits that stand for a value and everything in it, the same in every process.
 
     Args:
-        value: numbers, strings, sequences and mappings of them; networks, tensors and arrays; pairs; objects made of
-            these, such as matchers and configs. Devices do not count; others, such as functions, are a TypeError.
+        value: numbers, strings, sequences and mappings of them; networks, tensors and arrays; what has a `digest` of
+            its own, such as pairs; objects made of these, such as matchers and configs. Devices do not count; others,
+            such as functions, are a TypeError.
     """
     return _hash(json.dumps(_content(value)).encode())
 
@@ -186,7 +169,7 @@ def _content(value: Any) -> Any:
         return _hash(value.to_csv(index=False).encode())
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Digested):
+    if hasattr(value, "digest"):
         return value.digest()
     if isinstance(value, Mapping):
         return {str(key): _content(value[key]) for key in sorted(value)}
@@ -194,23 +177,22 @@ def _content(value: Any) -> Any:
         return str(value)
     if isinstance(value, Sequence):
         return [_content(item) for item in value]
-    return _attributes(value)
+    return [type(value).__name__, {name: _content(v) for name, v in sorted(_attributes(value).items())}]
 
 
-def _attributes(value: Any) -> Any:
+def _attributes(value: Any) -> dict[str, Any]:
+    """All that decides what an object does, but for devices."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value) if field.metadata.get("digest", True)]
-        attributes = {name: getattr(value, name) for name in fields}
+        names = [field.name for field in dataclasses.fields(value) if field.metadata.get("digest", True)]
     elif hasattr(value, "__dict__") and not callable(value):
-        attributes = vars(value)
+        names = list(vars(value))
     else:
         raise TypeError(
             f"cannot tell what a {type(value).__name__} holds, so nothing can be kept under it; give numbers, strings, "
             "arrays, networks, pairs or objects made of them"
         )
-    kept = {name: v for name, v in attributes.items() if not isinstance(v, torch.device)}
-    return [type(value).__name__, {name: _content(v) for name, v in sorted(kept.items())}]
+    return {name: v for name in names if not isinstance(v := getattr(value, name), torch.device)}
 
 
 def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
+    return hashlib.sha256(content).hexdigest()[:12]  # 48 bits; a chance match among a million tables is one in 500

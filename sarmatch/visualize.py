@@ -40,22 +40,16 @@ def show_image(ax: Axes, image: Tensor, valid: Tensor | None = None, title: str 
 
 
 def draw_matches(
-    ax: Axes,
-    sar: Tensor,
-    optical: Tensor,
-    matches: Matches,
-    errors: np.ndarray | None = None,
-    max_lines: int = 60,
-    gap: int = 12,
+    ax: Axes, sar: Tensor, optical: Tensor, matches: Matches, errors: np.ndarray | None = None, max_lines: int = 60
 ) -> Axes:
-    """SAR and optical image (C, H, W) side by side, `gap` px apart, with a line a match.
+    """SAR and optical image (C, H, W) side by side, with a line a match.
 
     Args:
         errors: (N,) px; colours the lines by `ERROR_LIMITS_PX`, with the shares of all matches in the legend. None
             colours them by confidence.
         max_lines: of more matches an even sample in the order given is drawn.
     """
-    offset = sar.shape[-1] + gap
+    offset = sar.shape[-1] + 12  # a gap between the images
     for image, left in ((sar, 0), (optical, offset)):
         height, width = image.shape[-2:]
         extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)  # pixel centres at whole numbers
@@ -104,8 +98,7 @@ def neutral(ax: Axes) -> Axes:
     """Text and frame in a grey that can be read on a light and on a dark page, nothing painted behind the data."""
     ax.set_facecolor("none")
     ax.tick_params(colors=NEUTRAL, labelcolor=NEUTRAL)
-    for spine in ax.spines.values():
-        spine.set_color(NEUTRAL)
+    ax.spines[:].set_color(NEUTRAL)
     texts = [ax.title, ax.xaxis.label, ax.yaxis.label]
     legend = ax.get_legend()
     if legend is not None:

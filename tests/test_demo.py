@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+from make_demo_pair import MARGIN, SEED, SIZE, make
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -27,7 +28,7 @@ def result() -> demo.Demo:
 
 
 def test_the_files_are_what_the_seed_makes(tmp_path: Path) -> None:
-    demo.write_pair(tmp_path)
+    make(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(FILES)
     for name in FILES:
         with rasterio.open(demo.FOLDER / name) as kept, rasterio.open(tmp_path / name) as made:
@@ -47,7 +48,7 @@ def test_the_files_are_small_and_part_of_the_package() -> None:
 @pytest.mark.parametrize(("name", "bands"), [(FILES[0], 1), (FILES[1], 3)])
 def test_a_gis_finds_grid_and_truth(name: str, bands: int) -> None:
     with rasterio.open(demo.FOLDER / name) as file:
-        assert (file.count, file.height, file.width) == (bands, demo.SIZE, demo.SIZE)
+        assert (file.count, file.height, file.width) == (bands, SIZE, SIZE)
         assert file.crs.is_projected and file.crs.to_epsg() == 32631
         assert file.res == (10.0, 10.0) and file.transform.e < 0
         assert (float(file.tags()["SHIFT_X_PX"]), float(file.tags()["SHIFT_Y_PX"])) == demo.SHIFT_PX
@@ -63,7 +64,7 @@ def test_oriented_gradients_find_the_known_shift_between_the_sensors() -> None:
 
 
 def test_the_optical_image_is_displaced_by_exactly_the_known_shift() -> None:
-    scene, inner = render_pair(demo.SEED, demo.SIZE + 64), slice(32, -32)
+    scene, inner = render_pair(SEED, SIZE + 2 * MARGIN), slice(MARGIN, -MARGIN)
     with rasterio.open(demo.FOLDER / "sar.tif") as file:
         assert np.mean(file.read() != (255 * scene.sar[:, inner, inner].numpy()).round()) < 0.01
     with rasterio.open(demo.FOLDER / "optical.tif") as file:

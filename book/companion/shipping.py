@@ -16,7 +16,7 @@ from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import fit_confidence
 from sarmatch.io import atomic_path, commit, read_json, write_json
 from sarmatch.matching.matcher import WEIGHTS
-from sarmatch.model.checkpoints import load_weights, save_weights, update_header
+from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.training.runs import NOT_PRETRAINING, Run, open_split, run_path, split_fingerprint, train_or_load
 
 HEADER = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date", "steps")  # of shipped weights
@@ -92,8 +92,8 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     fitted_on = {"scenes": part.index["scene"].nunique(), "pairs": len(part)}
     fitted_on |= {"fingerprint": part.fingerprint(), "commit": commit()}
     path = weights / f"{config.profile}.safetensors"
-    # Version 0.1 fitted covariances and radii apart, and noted that under another name.
-    update_header(
-        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(fitted_on), precision_fitted_on=None
-    )
+    _, about = load_weights(path)
+    about |= {"confidence": confidence.to_json(), "confidence_fitted_on": json.dumps(fitted_on)}
+    about.pop("precision_fitted_on", None)  # version 0.1 fitted covariances and radii apart
+    save_weights(run.net, path, torch.float16, **about)
     return confidence

@@ -16,10 +16,10 @@ from sarmatch.model import SarOpticalNet
 
 
 def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = None, **about: str) -> None:
-    """Write weights, with the model's config and `about` in the header."""
+    """Write weights, with the model's config and `about`, or the header of a file, in the header."""
     tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous() for name, t in net.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata={"model": json.dumps(dataclasses.asdict(net.config)), **about})
+        save_file(tensors, partial, metadata=about | {"model": json.dumps(dataclasses.asdict(net.config))})
 
 
 def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
@@ -28,27 +28,14 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     Raises:
         ValueError: the file was not written by `save_weights`.
     """
-    about, tensors = _read(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     if "model" not in about:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
-    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    net.load_state_dict(tensors)
     return net.eval(), about
-
-
-def update_header(path: Path, **about: str | None) -> None:
-    """Add or replace members of a file's header, or with None remove them; tensors stay as they are."""
-    stored, tensors = _read(path)
-    header = {name: text for name, text in (stored | about).items() if text is not None}
-    with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata=header)
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Header and tensors of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return file.metadata() or {}, tensors
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error

@@ -6,15 +6,14 @@ a multiple of 16. What depends on the data (search windows, mutual matches) stay
 
 from __future__ import annotations
 
-import json
+import importlib
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sarmatch.io import atomic_path, check_output, weights_digest
 from sarmatch.model import Descriptors, SarOpticalNet
@@ -22,29 +21,7 @@ from sarmatch.model.uncertainty import Uncertainty
 
 INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
 """Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
-TOLERANCE = 1e-4
-"""Greatest difference of any output of the file from PyTorch's that export accepts."""
-TRACED, CHECKED = (96, 128), (64, 160)  # sizes (height, width) that the graph is made with, and checked on
-
-
-class Encoders(nn.Module):
-    """The part of the network that is exported, with flat outputs."""
-
-    def __init__(self, net: SarOpticalNet) -> None:
-        super().__init__()
-        self.net = net
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the outputs."""
-        parts = ["coarse", "fine", *(Uncertainty._fields if self.net.config.uncertainty else ())]
-        return [f"{image}_{part}" for image in ("sar", "optical") for part in parts]
-
-    def forward(self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor) -> tuple[Tensor, ...]:
-        flat: list[Tensor] = []
-        for found in (self.net.describe_sar(sar, sar_valid), self.net.describe_optical(optical, optical_valid)):
-            flat += [found.coarse, found.fine, *(found.uncertainty or ())]
-        return tuple(flat)
+TOLERANCE = 1e-4  #: Greatest difference of any output of the file from PyTorch's that export accepts.
 
 
 # long because the file must be written, read back and checked before it takes its place
@@ -64,18 +41,18 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
     onnx = _imported("onnx")
     _imported("onnxscript")
     net = net.cpu().eval()
-    encoders = Encoders(net)
+    parts = ["coarse", "fine", *(Uncertainty._fields if net.config.uncertainty else ())]
     # Declared as multiples of 16, so that the exporter knows that sides divide without a rest.
     height, width = (16 * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))
     image, mask = {2: height, 3: width}, {1: height, 2: width}
     with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
         torch.onnx.export(
-            encoders,
-            example(net, TRACED),
+            net,
+            example(net, (96, 128)),
             partial,
             input_names=list(INPUTS),
-            output_names=encoders.outputs,
+            output_names=[f"{name}_{part}" for name in INPUTS[:2] for part in parts],
             dynamic_shapes=(image, image, mask, mask),
             dynamo=True,
             external_data=False,
@@ -83,62 +60,57 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
             verbose=False,
         )
         model = onnx.load(partial)
-        about = {"weights": weights_digest(net), "outputs": json.dumps(encoders.outputs)}
-        onnx.helper.set_model_props(model, about)
+        onnx.helper.set_model_props(model, {"weights": weights_digest(net)})
         onnx.checker.check_model(model)
         onnx.save(model, partial)
-        difference = largest_difference(net, partial, CHECKED)
+        difference = largest_difference(net, partial, (64, 160))
         if not difference <= TOLERANCE:
             raise ValueError(f"outputs of the exported encoders differ from PyTorch's by {difference:.1e}; not written")
     return difference
 
 
 def example(net: SarOpticalNet, size: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs of `Encoders` for a size (height, width), a corner of them without data."""
+    """Random `INPUTS` for a size (height, width), a corner of the optical image without data."""
     generator = torch.Generator().manual_seed(seed)
     channels = net.config.sar_channels, net.config.optical_channels
-    images = [torch.rand(1, c, *size, generator=generator) for c in channels]
-    valid = torch.ones(1, *size, dtype=torch.bool)
-    holed = valid.clone()
-    holed[:, :16, :16] = False
-    return images[0], images[1], valid, holed
+    sar, optical = (torch.rand(1, c, *size, generator=generator) for c in channels)
+    sar_valid, optical_valid = torch.ones(2, 1, *size, dtype=torch.bool)
+    optical_valid[:, :16, :16] = False
+    return sar, optical, sar_valid, optical_valid
 
 
 @torch.no_grad()
 def largest_difference(net: SarOpticalNet, path: Path, size: tuple[int, int]) -> float:
     """Of any output of an exported file from PyTorch's, on random images of a size."""
     inputs = example(net, size, seed=1)
-    expected = Encoders(net.cpu().eval())(*inputs)
+    expected = [t for one in net.cpu().eval()(*inputs) for t in (one.coarse, one.fine, *(one.uncertainty or ()))]
     found = OnnxEncoders(path).run(*inputs)
     return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
 
 
 class OnnxEncoders:
-    """Both encoders from a file, run by ONNX Runtime on the CPU.
+    """Both encoders from what `export` wrote, or a quantised copy of it, run by ONNX Runtime on the CPU.
 
-    Args:
-        path: what `export` wrote, or a quantised copy of it.
-        threads: of ONNX Runtime; 0 takes PyTorch's number.
+    It takes as many threads as PyTorch.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path) -> None:
         runtime = _imported("onnxruntime")
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no exported encoders at {path}; write them with `sarmatch export MODEL -o {path}`"
             )
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes, which derive from Exception alone
             raise ValueError(f"{path}: not a readable ONNX file ({str(error)[:120]})") from error
-        about = self.session.get_modelmeta().custom_metadata_map
-        if not {"weights", "outputs"} <= set(about):
+        self.path, self.weights = path, self.session.get_modelmeta().custom_metadata_map.get("weights")
+        if self.weights is None:
             raise ValueError(
                 f"{path}: not written by `sarmatch export`; its header does not say of which weights it is"
             )
-        self.path, self.weights, self.outputs = Path(path), about["weights"], json.loads(about["outputs"])
 
     def check(self, net: SarOpticalNet) -> None:
         """Raises ValueError where the file is of other weights than the network."""
@@ -146,26 +118,22 @@ class OnnxEncoders:
             raise ValueError(f"{self.path} was exported from other weights; export these, or load the others")
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
-        """Outputs for `INPUTS`, in the order of `outputs`."""
+        """All outputs for `INPUTS`: coarse and fine descriptors and uncertainty of the SAR image, then the other's."""
         fed = {name: value.detach().cpu().numpy() for name, value in zip(INPUTS, inputs, strict=True)}
-        return [torch.from_numpy(np.asarray(value)) for value in self.session.run(self.outputs, fed)]
+        return [torch.from_numpy(np.asarray(value)) for value in self.session.run(None, fed)]
 
-    def __call__(
-        self, sar: Tensor, optical: Tensor, sar_valid: Tensor, optical_valid: Tensor
-    ) -> tuple[Descriptors, Descriptors]:
+    def __call__(self, *inputs: Tensor) -> tuple[Descriptors, Descriptors]:
         """Descriptors of a pair, see `INPUTS`."""
-        found = self.run(sar, optical, sar_valid, optical_valid)
+        found = self.run(*inputs)
         half = len(found) // 2
-        return _descriptors(found[:half]), _descriptors(found[half:])
-
-
-def _descriptors(parts: Sequence[Tensor]) -> Descriptors:
-    return Descriptors(parts[0], parts[1], Uncertainty(*parts[2:]) if len(parts) > 2 else None)
+        sar, optical = (
+            Descriptors(coarse, fine, Uncertainty(*maps) if maps else None)
+            for coarse, fine, *maps in (found[:half], found[half:])
+        )
+        return sar, optical
 
 
 def _imported(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

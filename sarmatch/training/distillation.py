@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,20 +24,16 @@ from sarmatch.matching.monte_carlo import predict_monte_carlo
 from sarmatch.model import Encoded, SarOpticalNet, encode_pair
 from sarmatch.model.uncertainty import EpistemicHead
 
-CROPS = 200
-"""Training crops for a distillation."""
-LEARNING_RATE = 3e-3
-BATCH = 512  # cells in a minibatch
+CROPS = 200  #: Training crops for a distillation.
 
 
 class DistillationTargets(NamedTuple):
-    """N cells of training crops: `match_inputs` (N, inputs), the mutual information over passes in nats (N,), and the
-    numbers of the crop and of its scene, (N,) long."""
+    """N cells of training crops."""
 
-    inputs: Tensor
-    information: Tensor
-    crop: Tensor
-    scene: Tensor
+    inputs: Tensor  #: `match_inputs`, (N, inputs).
+    information: Tensor  #: Mutual information over passes, nats, (N,).
+    crop: Tensor  #: Number of the crop, (N,) long.
+    scene: Tensor  #: Number of its scene, (N,) long.
 
 
 def distil(
@@ -47,7 +44,6 @@ def distil(
     passes: int = 20,
     cells: int = 256,
     epochs: int = 30,
-    use_consensus: bool = True,
     show_progress: bool = True,
     crops: int = CROPS,
 ) -> pd.DataFrame:
@@ -55,7 +51,6 @@ def distil(
 
     Args:
         pairs: the training part; whether the estimate holds on other pairs must be measured there.
-        config: crops of `data`, searched within `evaluation.headline_radius`.
         seed: of crops, masks, the choice of cells and of held-out scenes, and the head.
         passes: with dropout, at least 2.
         cells: of each crop, at most; chosen at random among those that can have a match.
@@ -67,43 +62,39 @@ def distil(
     Raises:
         ValueError: fewer than two passes or crops, no pairs, no cells with data, or a network without dropout.
     """
-    targets = collect(net, pairs, config, seed, passes, cells, use_consensus, show_progress, crops)
-    return train_head(net.epistemic_head, targets, seed, epochs)
+    if passes < 2:
+        raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
+    radius, rng = config.evaluation.headline_radius, np.random.default_rng((seed, 1))
+    parts, scenes = [], []
+    for sar, optical, scene in training_crops(net, pairs, config, seed, crops, "distil", show_progress):
+        parts.append(_information(net, sar, optical, radius, passes, cells, rng))
+        scenes.append(scene)
+    inputs, information = (torch.cat(column) for column in zip(*parts, strict=True))
+    crop = torch.cat([torch.full((len(rows),), k) for k, (rows, _) in enumerate(parts)])
+    number = torch.from_numpy(pd.factorize(np.array(scenes))[0])
+    return train_head(net.epistemic_head, DistillationTargets(inputs, information, crop, number[crop]), seed, epochs)
 
 
 @torch.no_grad()
-def collect(
+def _information(
     net: SarOpticalNet,
-    pairs: Pairs,
-    config: Config,
-    seed: int,
-    passes: int = 20,
-    cells: int = 256,
-    use_consensus: bool = True,
-    show_progress: bool = True,
-    crops: int = CROPS,
-) -> DistillationTargets:
-    """Mutual information over passes beside the inputs of the deterministic pass; arguments and errors of `distil`."""
-    if passes < 2:
-        raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
-    radius, parts, scenes = config.evaluation.headline_radius, [], []
-    aggregate = use_consensus and bool(net.config.consensus_cells)
-    rng = np.random.default_rng((seed, 1))
-    for k, (first, second, scene) in enumerate(
-        training_crops(net, pairs, config, seed, crops, "distil", show_progress)
-    ):
-        sar, optical, valid = first.descriptors, second.descriptors, (first.valid, second.valid)
-        prediction = predict(net, sar, optical, radius, *valid, aggregate)
-        prefixes, of_masks = (first.prefix, second.prefix), int(rng.integers(2**31))
-        target = predict_monte_carlo(net, *prefixes, radius, passes, *valid, aggregate, [of_masks]).mutual_information
-        assert target is not None
-        there, on_image = other_end(prediction, sar.coarse, optical.coarse)
-        rows = some_cells(valid[0].flatten() & on_image & valid[1].flatten()[there], cells, rng)
-        inputs = match_inputs(prediction, sar, optical)[rows]
-        parts.append((inputs.cpu(), target.flatten()[rows].cpu(), torch.full((len(rows),), k)))
-        scenes.append(scene)
-    inputs, information, number = (torch.cat(column) for column in zip(*parts, strict=True))
-    return DistillationTargets(inputs, information, number, torch.from_numpy(pd.factorize(np.array(scenes))[0])[number])
+    first: Encoded,
+    second: Encoded,
+    radius: float,
+    passes: int,
+    cells: int,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Inputs of the deterministic pass at some cells of a crop, and the mutual information over passes there."""
+    sar, optical, valid = first.descriptors, second.descriptors, (first.valid, second.valid)
+    aggregate, of_masks = bool(net.config.consensus_cells), int(rng.integers(2**31))
+    prediction = predict(net, sar, optical, radius, *valid, aggregate)
+    many = predict_monte_carlo(net, first.prefix, second.prefix, radius, passes, *valid, aggregate, [of_masks])
+    assert many.mutual_information is not None
+    there, on_image = other_end(prediction, sar.coarse, optical.coarse)
+    rows = some_cells(valid[0].flatten() & on_image & valid[1].flatten()[there], cells, rng)
+    inputs = match_inputs(prediction, sar, optical)[rows]
+    return inputs.cpu(), many.mutual_information.flatten()[rows].cpu()
 
 
 # long because the whole training of the head is one loop, to be read in one place
@@ -118,7 +109,6 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
     Raises:
         ValueError: no cells, crops too few to hold one out, a target that does not vary, or no epochs.
     """
-    _check_targets(targets)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     target = (targets.information + FLOOR).log()
@@ -130,7 +120,7 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
         torch.manual_seed(seed)
         learner = EpistemicHead((head.hidden.in_features - head.EXTRA) // 2, head.hidden.out_features)
     torch.nn.init.constant_(learner.out.bias, float(target[train].mean()))
-    optimizer = torch.optim.Adam(learner.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     order = torch.Generator().manual_seed(seed)
     judge = partial(_rank_correlations, target=target[held_out], crop=targets.crop[held_out])
@@ -138,7 +128,7 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
     rows = []
     for epoch in range(1, epochs + 1):
         total = 0.0
-        for batch in train[torch.randperm(len(train), generator=order)].split(BATCH):
+        for batch in train[torch.randperm(len(train), generator=order)].split(512):
             loss = F.smooth_l1_loss(learner(inputs[batch]), target[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -153,6 +143,28 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
     learner.distilled.fill_(1)
     head.load_state_dict(learner.state_dict())
     return pd.DataFrame(rows)
+
+
+def _hold_out(targets: DistillationTargets, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and a fifth to evaluate on, of other scenes (of other crops, where all are of one scene)."""
+    if not len(targets.inputs):
+        raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
+    if len(targets.crop.unique()) < 2:
+        raise ValueError("a crop must be held out: need cells of at least two, take more crops")
+    if float(targets.information.max()) <= FLOOR:
+        raise ValueError("the passes agree everywhere: the network has no dropout, so there is nothing to learn")
+    groups = targets.scene if len(targets.scene.unique()) > 1 else targets.crop
+    splitter = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
+    train, held_out = next(splitter.split(targets.inputs, groups=groups.numpy()))
+    return torch.from_numpy(train), torch.from_numpy(held_out)
+
+
+def _rank_correlations(estimate: Tensor, target: Tensor, crop: Tensor) -> pd.Series:
+    """Spearman's over all cells, and its mean over crops; NaN where either side is constant."""
+    table = pd.DataFrame({"estimate": estimate.numpy(), "target": target.numpy(), "crop": crop.numpy()})
+    by_crop = [part["estimate"].corr(part["target"], method="spearman") for _, part in table.groupby("crop")]
+    overall = table["estimate"].corr(table["target"], method="spearman")
+    return pd.Series({"rank_correlation": overall, "within_crops": pd.Series(by_crop).mean()})
 
 
 def training_crops(
@@ -183,31 +195,3 @@ def some_cells(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor
         raise ValueError(f"cells must be at least 1 a crop, got {at_most}")
     rows = usable.nonzero()[:, 0]
     return rows[torch.from_numpy(rng.permutation(len(rows))[:at_most]).to(rows.device)]
-
-
-def _check_targets(targets: DistillationTargets) -> None:
-    if not len(targets.inputs):
-        raise ValueError("no cell of the crops carries data and a match on the image; check the pairs' valid masks")
-    if len(targets.crop.unique()) < 2:
-        raise ValueError("a crop must be held out: need cells of at least two, take more crops")
-    if float(targets.information.max()) <= FLOOR:
-        raise ValueError("the passes agree everywhere: the network has no dropout, so there is nothing to learn")
-
-
-def _hold_out(targets: DistillationTargets, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on, and a fifth to evaluate on, of other scenes (of other crops, where all are of one scene)."""
-    from sklearn.model_selection import GroupShuffleSplit
-
-    groups = targets.scene if len(targets.scene.unique()) > 1 else targets.crop
-    splitter = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
-    train, held_out = next(splitter.split(targets.inputs, groups=groups.numpy()))
-    return torch.from_numpy(train), torch.from_numpy(held_out)
-
-
-def _rank_correlations(estimate: Tensor, target: Tensor, crop: Tensor) -> pd.Series:
-    """Spearman's over all cells, and its mean over crops; NaN where either side is constant."""
-    table = pd.DataFrame({"estimate": estimate.numpy(), "target": target.numpy(), "crop": crop.numpy()})
-    within = table.groupby("crop").rank()
-    by_crop = [part["estimate"].corr(part["target"]) for _, part in within.groupby(table["crop"])]
-    overall = table["estimate"].corr(table["target"], method="spearman")
-    return pd.Series({"rank_correlation": overall, "within_crops": pd.Series(by_crop).mean()})

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 from accelerate import PartialState
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from sarmatch.calibration.confidence import CONFIDENCE_FILE, Confidence, read_confidence, warn_of_missing_confidence
 from sarmatch.config import Config
@@ -27,35 +28,27 @@ from sarmatch.io import atomic_path, provenance, read_json, write_json
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights
-from sarmatch.training.selfsupervised import ROTATION_HEADS, PretrainingObjective, load_rotation_heads, pretrain
+from sarmatch.training.selfsupervised import ROTATION_HEADS, PretrainingObjective, pretrain
 from sarmatch.training.supervised import finetune
 
-NOT_PRETRAINING = ("training", "evaluation")
-"""Sections of the config that do not matter to pretraining."""
+NOT_PRETRAINING = ("training", "evaluation")  #: Sections of the config that do not matter to pretraining.
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
+    """A finished training."""
 
-    Attributes:
-        path: its folder.
-        loaded: True where it was found in the store, False where this call trained it (or finished training it).
-        history: one row a logged step: step, lr, seconds, losses, and validation scores where measured; no rows for
-            weights that were shipped without it.
-        provenance: commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also `pretraining`,
-            the name of the run it started from, or None, and `selected_on`, the fingerprint of the pairs that chose
-            its weights.
-        shipped: True where the weights came with the package.
-    """
-
-    path: Path
+    path: Path  #: Its folder.
     config: Config
     net: SarOpticalNet
-    loaded: bool
+    loaded: bool  #: True where it was found in the store, False where this call trained it (or finished training it).
+    #: One row a logged step: step, lr, seconds, losses, and validation scores where measured; no rows for weights that
+    #: were shipped without it.
     history: pd.DataFrame
+    #: Commit, versions, hardware, seconds, data fingerprint, command; of a fine-tuning also `pretraining`, the name of
+    #: the run it started from, or None, and `selected_on`, the fingerprint of the pairs that chose its weights.
     provenance: dict[str, Any]
-    shipped: bool = False
+    shipped: bool = False  #: True where the weights came with the package.
 
     @property
     def matcher(self) -> Matcher:
@@ -68,7 +61,9 @@ class Run:
     @property
     def pretraining_objective(self) -> PretrainingObjective:
         """The network with its rotation heads, of a pretraining with the rotation task."""
-        return load_rotation_heads(self.net, self.config.pretraining, self.path / ROTATION_HEADS)
+        objective = PretrainingObjective(self.net, self.config.pretraining)
+        objective.rotation_heads.load_state_dict(load_file(self.path / ROTATION_HEADS))
+        return objective.eval()
 
     def __str__(self) -> str:
         if self.shipped:
@@ -101,8 +96,6 @@ def train_or_load(
     another number of threads see `supervised.THREADS_RTOL`. A second process that asks for the same run waits for it.
 
     Args:
-        runs_dir: the store.
-        name: what the run is called in its folder's name.
         split: the parts to train and validate on; None opens the data that the config names.
         fresh: train again from the start even where a run exists; a stored pretraining is used all the same.
         unlabelled: the parts to pretrain on where these are others than `split`.
@@ -112,37 +105,31 @@ def train_or_load(
     if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
         fingerprint += f"-{split_fingerprint(unlabelled)}"
     folder = run_path(config, fingerprint, runs_dir, name)
+    first = _pretraining_path(config, unlabelled or split, runs_dir) if config.pretraining.enabled else None
 
     def train() -> None:
-        about = {"pretraining": None, "selected_on": split.selection.fingerprint()}
-        initial = None
-        if config.pretraining.enabled:
-            first = pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress).path
-            about["pretraining"], initial = first.name, first / "model.safetensors"
-        about = provenance(config, fingerprint) | about
-        train_run(config, folder, about, lambda: finetune(config, split, folder, initial, show_progress))
+        if first is not None:
+            pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
+        finetune(config, split, folder, first and first / "model.safetensors", show_progress)
 
-    stored = stored_training(folder, train, fresh)
+    about = {"pretraining": first and first.name, "selected_on": split.selection.fingerprint()}
+    stored = stored_training(folder, config, provenance(config, fingerprint) | about, train, fresh)
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 
 def pretrain_or_load(
-    config: Config,
-    runs_dir: str | Path = "runs",
-    split: Split | None = None,
-    fresh: bool = False,
-    show_progress: bool = True,
+    config: Config, runs_dir: str | Path = "runs", split: Split | None = None, show_progress: bool = True
 ) -> Run:
     """The finished pretraining of this config on these data: loaded, resumed or trained; see `train_or_load`."""
     split = split or open_split(config)
-    folder = run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
-
-    def train() -> None:
-        about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
-        train_run(config, folder, about, lambda: pretrain(config, split, folder, show_progress))
-
-    stored = stored_training(folder, train, fresh)
+    folder = _pretraining_path(config, split, runs_dir)
+    about = provenance(config, split_fingerprint(split), NOT_PRETRAINING)
+    stored = stored_training(folder, config, about, lambda: pretrain(config, split, folder, show_progress))
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
+
+
+def _pretraining_path(config: Config, split: Split, runs_dir: str | Path) -> Path:
+    return run_path(config, split_fingerprint(split), runs_dir, "pretraining", NOT_PRETRAINING)
 
 
 def confidence_or_load(run: Run, split: Split, collect: Collect = collect_matches) -> Confidence:
@@ -169,23 +156,42 @@ def open_split(config: Config) -> Split:
 
 
 def split_fingerprint(split: Split) -> str:
-    """Of the pairs that a run is trained and validated on."""
     return f"{split.train.fingerprint()}-{split.validation.fingerprint()}"
 
 
 def stored_training(
-    folder: Path, train: Callable[[], None], fresh: bool = False
+    folder: Path, config: Config, about: dict[str, Any], train: Callable[[], None], fresh: bool = False
 ) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
-    """Run `train` (which ends with `train_run`) unless a folder's training is finished.
+    """Run `train`, which goes on where the run in a folder stopped, unless that is finished.
+
+    Args:
+        about: the `provenance` to keep with the run.
 
     Returns:
         whether it was finished before, its history and its provenance.
     """
+    state, record = PartialState(), folder / "provenance.json"
     with run_lock(folder):
-        loaded = prepare_run(folder, fresh)
+        if state.is_main_process:
+            if fresh and folder.exists():  # with all that was fitted or measured with the old weights
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        state.wait_for_everyone()
+        before = read_json(record)
+        loaded = before.get("finished", False)
         if not loaded:
+            about = about | {"commits": list(dict.fromkeys([*before.get("commits", []), about["commit"]]))}
+            state.wait_for_everyone()  # all have read before one writes
+            if state.is_main_process:
+                write_json(folder / "config.json", config.to_dict())
+                write_json(record, about | {"finished": False})
             train()
-    return loaded, read_history(folder), read_json(folder / "provenance.json")
+            if state.is_main_process:
+                last = read_history(folder).max()
+                about |= {"steps": int(last["step"]), "training_seconds": float(last["seconds"])}
+                write_json(record, about | {"finished": True})
+            state.wait_for_everyone()
+    return loaded, read_history(folder), read_json(record)
 
 
 @contextmanager
@@ -198,35 +204,6 @@ def run_lock(folder: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / f"{folder.parent.name}-{folder.name}.lock"):
         yield
-
-
-def prepare_run(folder: Path, fresh: bool) -> bool:
-    """Make the run's folder, empty it where a fresh start is asked for; returns whether it holds a finished run."""
-    state = PartialState()
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh:  # with all that was fitted or measured with the old weights
-            shutil.rmtree(folder)
-            folder.mkdir()
-    state.wait_for_everyone()
-    return read_json(folder / "provenance.json").get("finished", False)
-
-
-def train_run(config: Config, folder: Path, about: dict[str, Any], train: Callable[[], None]) -> None:
-    """Train to the end and mark it `finished` in `provenance.json`."""
-    state = PartialState()
-    before = read_json(folder / "provenance.json")
-    about["commits"] = list(dict.fromkeys([*before.get("commits", []), about["commit"]]))
-    state.wait_for_everyone()  # all have read before one writes
-    if state.is_main_process:
-        write_json(folder / "config.json", config.to_dict())
-        write_json(folder / "provenance.json", about | {"finished": False})
-    train()
-    if state.is_main_process:
-        history = read_history(folder)
-        about |= {"steps": int(history["step"].max()), "training_seconds": float(history["seconds"].max())}
-        write_json(folder / "provenance.json", about | {"finished": True})
-    state.wait_for_everyone()
 
 
 def read_history(folder: Path) -> pd.DataFrame:

@@ -1,7 +1,4 @@
-"""Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6).
-
-A share of the samples shows two different places, as unpaired archives would, and takes part in rotation alone.
-"""
+"""Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6)."""
 
 from __future__ import annotations
 
@@ -9,18 +6,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sarmatch.config import Config, DataConfig, PretrainingConfig
 from sarmatch.data.crops import Sample, TrainingCrops
-from sarmatch.data.pairs import Pair, Pairs
+from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import spread
 from sarmatch.geometry import central_corner
@@ -31,8 +28,7 @@ from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.losses import info_nce, info_nce_printed, rotation_loss
 
 ContrastOver: TypeAlias = Literal["cells", "image"]
-TURNS = 4
-"""Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise."""
+TURNS = 4  #: Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise.
 ROTATION_HEADS = "rotation_heads.safetensors"
 
 
@@ -43,12 +39,10 @@ class PretrainingSample(Sample):
 
 
 class PretrainingCrops(TrainingCrops):
-    """Random crops, some of which have the optical image of another place.
+    """Random crops, a share of which have the optical image of another pair, of another scene if there is one.
 
-    Args:
-        config: `unpaired_share` is the probability of an optical image from another pair, of another scene if there is
-            one. Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie
-            at its own position, and knowing the position helps to choose none of them.
+    Where contrast goes over cells, both crops of a pair are aligned: all candidates of a cell then lie at its own
+    position, and knowing the position helps to choose none of them.
     """
 
     def __init__(
@@ -64,22 +58,16 @@ class PretrainingCrops(TrainingCrops):
         epoch, i = key
         sample = super().__getitem__(key)
         rng = np.random.default_rng((self.seed, epoch, i, 1))  # beside the stream of the crops
-        if len(self) < 2 or rng.random() >= self.unpaired_share:
-            return PretrainingSample(**sample, paired=torch.tensor(True))
-        other = super().__getitem__((epoch, self._elsewhere(i, rng)))
-        return PretrainingSample(
-            sar=sample["sar"],
-            optical=other["optical"],
-            sar_valid=sample["sar_valid"],
-            optical_valid=other["optical_valid"],
-            A_sar_to_optical=torch.full((3, 3), torch.nan),
-            paired=torch.tensor(False),
-        )
+        paired = len(self) < 2 or rng.random() >= self.unpaired_share
+        if not paired:
+            other = super().__getitem__((epoch, self._elsewhere(i, rng)))
+            sample["optical"], sample["optical_valid"] = other["optical"], other["optical_valid"]
+            sample["A_sar_to_optical"] = torch.full((3, 3), torch.nan)
+        return PretrainingSample(**sample, paired=torch.tensor(paired))
 
     def _elsewhere(self, i: int, rng: np.random.Generator) -> int:
-        """Position of a pair of another scene, or of another pair where all are of one scene."""
         others = np.flatnonzero(self._scenes != self._scenes[i])
-        if not len(others):
+        if not len(others):  # all are of one scene
             others = np.delete(np.arange(len(self)), i)
         return int(rng.choice(others))
 
@@ -110,8 +98,8 @@ class PretrainingObjective(nn.Module):
     def forward(self, batch: PretrainingSample) -> dict[str, Tensor]:
         """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
 
-        Each image is turned by a random number of quarter turns, both images of one place by the same. The candidates
-        of contrast are the images of this batch, that is of one accumulation step on one process.
+        Each image is turned at random, both images of one place alike. The candidates of contrast are the images of
+        this batch, that is of one accumulation step on one process.
         """
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
@@ -136,9 +124,7 @@ class PretrainingObjective(nn.Module):
 
 def encode(net: SarOpticalNet, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
     """F of both modalities in 32 bits, each (B, feature_width, H/4, W/4)."""
-    sar_encoder: Any = net.sar_encoder
-    optical_encoder: Any = net.optical_encoder
-    return sar_encoder.encode(sar).float(), optical_encoder.encode(optical).float()
+    return net.sar_encoder.encode(sar).float(), net.optical_encoder.encode(optical).float()
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
@@ -162,11 +148,11 @@ def embed_pairs(
     net: SarOpticalNet, pairs: Pairs, crop_size: int, over: ContrastOver = "cells"
 ) -> tuple[Tensor, Tensor]:
     """`embed` of the central windows of `crop_size` px (a multiple of 16) of SAR and optical images, on the CPU."""
-    chunks = []
+    parts = []
     with torch.no_grad(), evaluating(net):
-        for sar, optical in _windows(pairs, crop_size, _device(net)):
-            chunks.append([embed(net, features, over).cpu() for features in encode(net, sar, optical)])
-    z_sar, z_optical = (torch.cat(z) for z in zip(*chunks, strict=True))
+        for windows in _windows(net, pairs, crop_size):
+            parts.append([embed(net, features, over).cpu() for features in encode(net, *windows)])
+    z_sar, z_optical = (torch.cat(z) for z in zip(*parts, strict=True))
     return z_sar, z_optical
 
 
@@ -178,17 +164,14 @@ def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     similarity = z_sar @ z_optical.T
-    recalls = []
-    for scores in (similarity, similarity.T):
-        own = scores.diagonal()[:, None]
-        better = (scores > own).sum(dim=1)
-        equal = (scores == own).sum(dim=1)  # the partner itself is one of them
-        recalls.append(((k - better) / equal).clamp(0, 1).mean())
-    return float(torch.stack(recalls).mean())
+    scores = torch.cat([similarity, similarity.T])
+    own = similarity.diagonal().repeat(2)[:, None]
+    better, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1)  # the partner itself is one of the equal
+    return float(((k - better) / equal).clamp(0, 1).mean())
 
 
 def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
-    """`rotation_sar` and `rotation_optical`: share of the four turns of every central window that is predicted right.
+    """`rotation_sar` and `rotation_optical`: share of the four turns of central windows that is predicted right.
 
     0.25 is chance; ValueError where the objective has no rotation heads.
     """
@@ -196,7 +179,7 @@ def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: 
         raise ValueError("rotation accuracy needs rotation heads; pretrain with rotation=True")
     right: dict[str, list[Tensor]] = {"sar": [], "optical": []}
     with torch.no_grad(), evaluating(objective):
-        for windows in _windows(pairs, crop_size, _device(objective)):
+        for windows in _windows(objective.net, pairs, crop_size):
             for k in range(TURNS):
                 turned = [torch.rot90(images, k, (-2, -1)) for images in windows]
                 for name, features in zip(right, encode(objective.net, *turned), strict=True):
@@ -211,24 +194,8 @@ def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size:
     return scores | (rotation_accuracy(objective, pairs, crop_size) if objective.rotation_heads else {})
 
 
-def save_rotation_heads(objective: PretrainingObjective, path: Path) -> None:
-    """Write the heads as safetensors, to measure the rotation accuracy again."""
-    with atomic_path(path) as partial:
-        save_file({name: t.detach().cpu() for name, t in objective.rotation_heads.state_dict().items()}, partial)
-
-
-def load_rotation_heads(net: SarOpticalNet, config: PretrainingConfig, path: Path) -> PretrainingObjective:
-    """The objective of a finished pretraining, from its network and the file of `save_rotation_heads`."""
-    objective = PretrainingObjective(net, config)
-    objective.rotation_heads.load_state_dict(load_file(path))
-    return objective.eval()
-
-
 def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
-    """Pretrain on `split.train`, or go on where the run in `folder` stopped.
-
-    Leaves the last weights in `model.safetensors` and the rotation heads in `rotation_heads.safetensors`; validation
-    on central windows of `config.data.crop_size` is for the log only.
+    """Pretrain on `split.train`, or go on where the run in `folder` stopped; validation is for the log only.
 
     Raises:
         ValueError: both tasks are off, or there are no training pairs.
@@ -238,8 +205,7 @@ def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = T
         raise ValueError("pretraining has both tasks off; set contrastive or rotation, or fine-tune from scratch")
     set_seed(config.seed)
     objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
-    cache = len(split.train) <= CACHE_AT_MOST
-    crops = PretrainingCrops(split.train, config.data, config.seed, schedule, cache)
+    crops = PretrainingCrops(split.train, config.data, config.seed, schedule, len(split.train) <= CACHE_AT_MOST)
     pairs = spread(split.validation, schedule.validation_pairs)
 
     def validate(objective: PretrainingObjective) -> dict[str, float]:
@@ -247,25 +213,15 @@ def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = T
 
     fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
     if schedule.rotation and PartialState().is_main_process:
-        save_rotation_heads(objective, folder / ROTATION_HEADS)
+        with atomic_path(folder / ROTATION_HEADS) as partial:
+            save_file(objective.rotation_heads.state_dict(), partial)
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _windows(
-    pairs: Pairs, crop_size: int, device: torch.device, chunk_size: int = 16
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Central windows of both images, in chunks."""
-    for start in range(0, len(pairs), chunk_size):
-        rows = range(start, min(start + chunk_size, len(pairs)))
-        chunk = [_window(pairs[i], crop_size) for i in rows]
-        sar, optical, valid = (torch.stack(part).to(device) for part in zip(*chunk, strict=True))
+def _windows(net: SarOpticalNet, pairs: Pairs, crop_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Central windows of both images of each pair, (1, C, crop_size, crop_size), on the network's device."""
+    device = next(net.parameters()).device
+    for pair in pairs:
+        x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
+        window = (..., slice(y, y + crop_size), slice(x, x + crop_size))
+        sar, optical, valid = (part[window][None].to(device) for part in (pair.sar, pair.optical, pair.valid))
         yield fill_invalid(sar, valid), fill_invalid(optical, valid)
-
-
-def _window(pair: Pair, crop_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
-    part = (..., slice(y, y + crop_size), slice(x, x + crop_size))
-    return pair.sar[part], pair.optical[part], pair.valid[part]

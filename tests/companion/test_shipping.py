@@ -14,7 +14,7 @@ from companion.shipping import refit_shipped, ship, shipped_or_trained
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.evaluation.confidence_fit import MODES, fit_confidence
 from sarmatch.matching.matcher import load_matcher
-from sarmatch.model.checkpoints import load_weights, update_header
+from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.training.runs import Run, confidence_or_load, train_or_load
 
 
@@ -97,8 +97,8 @@ def test_confidence_of_shipped_weights_is_fitted_anew_into_their_header(
     tmp_path, weights, runs, split, trained, monkeypatch
 ):
     path = weights / "smoke.safetensors"
-    update_header(path, precision_fitted_on="by a fit that this one replaces")
     before, about = load_weights(path)
+    save_weights(before, path, precision_fitted_on="by a fit that this one replaces", **about)
     fits = []
     monkeypatch.setattr(shipping, "fit_confidence", lambda *a: fits.append(a) or fit_confidence(*a))
     found = refit_shipped(trained.config, runs, split, weights)  # also where the run itself is stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -
             return None if values is None else {n: t.numpy() for n, t in zip(INPUTS, values, strict=True)}
 
     model = onnx.load(exported)
-    fixed = [n.name for n in model.graph.node if n.op_type == "Conv" and not n.input[1].startswith("net.")]
+    fixed = [n.name for n in model.graph.node if n.op_type == "Conv" and not re.search(r"encoder\.|head\.", n.input[1])]
     quantize_static(
         exported,
         path,

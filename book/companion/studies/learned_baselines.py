@@ -35,7 +35,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
 from sarmatch.training.loop import CACHE_AT_MOST, fit
-from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load, train_run
+from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load
 
 PEERS: Mapping[str, type[PeerNet]] = {
     "pseudo-siamese CNN": PseudoSiameseNet,
@@ -121,7 +121,7 @@ def train_or_load_peer(
         crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
         fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
 
-    stored = stored_training(folder, lambda: train_run(own, folder, provenance(own, fingerprint), steps))
+    stored = stored_training(folder, own, provenance(own, fingerprint), steps)
     return PeerRun(folder, load_peer(name, folder / "model.safetensors"), *stored)
 
 

@@ -91,16 +91,14 @@ def test_show_image_picks_its_bands() -> None:
 
 def test_draw_matches_joins_the_right_places_in_the_colour_of_their_error() -> None:
     errors = np.array([0.5, 2.0, 2.5, 9.0])
-    ax = visualize.draw_matches(
-        plt.subplots()[1], torch.rand(1, 16, 20), torch.rand(3, 18, 20), some_matches(), errors, gap=10
-    )
+    ax = visualize.draw_matches(plt.subplots()[1], torch.rand(1, 16, 20), torch.rand(3, 18, 20), some_matches(), errors)
     (lines,) = ax.collections
-    np.testing.assert_allclose(lines.get_segments()[1], [[3, 4], [4 + 30, 5]])
+    np.testing.assert_allclose(lines.get_segments()[1], [[3, 4], [4 + 32, 5]])
     good, fair, wrong = (to_rgb(colour) for colour in visualize.ERROR_COLOURS)
     np.testing.assert_allclose(lines.get_edgecolors()[:, :3], [good, fair, fair, wrong])
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["up to 1 px: 25%", "1 to 3 px: 50%", "over 3 px: 25%"]
-    assert [image.get_extent()[0] for image in ax.images] == [-0.5, 29.5]
+    assert [image.get_extent()[0] for image in ax.images] == [-0.5, 31.5]
 
 
 def test_draw_matches_by_confidence_has_a_colour_bar_and_takes_an_even_sample() -> None:

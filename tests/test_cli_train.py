@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sarmatch import cli, load_matcher
+from sarmatch.cli import differences
 from sarmatch.config import Config, profile
-from sarmatch.training.command import differences
 
 
 @pytest.fixture
