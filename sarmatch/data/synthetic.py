@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair, Pairs
-from sarmatch.data.raster import SAR_RANGES_DB
 from sarmatch.data.synthetic_scene import (
     FOREST,
     HEDGE,
@@ -37,6 +36,7 @@ from sarmatch.data.synthetic_scene import (
     largest,
     smooth_noise,
 )
+from sarmatch.data.units import SAR_RANGES_DB
 
 MARGIN = 12  # border rendered around the image, px, so that layover and shadows can come from outside
 
