@@ -34,32 +34,20 @@ def manifest(root: Path) -> pd.DataFrame:
         raise PairError(f"{path}: not a readable CSV ({error}); expected UTF-8 text, one row a pair") from error
 
 
-def _tree(tree: Tree, holds: str, archives: str) -> Dataset:
-    return Dataset(holds, partial(is_tree, tree=tree), partial(scan, tree=tree), scene_folders, "sen12ms", archives)
+def _tree(tree: Tree, holds: str, doi: str) -> Dataset:
+    is_in, table = partial(is_tree, tree=tree), partial(scan, tree=tree)
+    return Dataset(holds, is_in, table, scene_folders, "sen12ms", f"https://doi.org/{doi}")
 
 
+PATCH = "s1_1/ROIs1158_spring_s1_1_p30"  # of SEN12MS and its relatives
 DATASETS = {
     "manifest": Dataset(
         "manifest.csv with the columns id, sar, optical", lambda root: (root / "manifest.csv").is_file(), manifest
     ),
-    "ombria": Dataset(
-        "OmbriaS1/train/BEFORE/S1_before_0001.png or 2021/ALBANIA (sarmatch data get ombria)", is_ombria, ombria
-    ),
-    "sen12ms": _tree(
-        SEN12MS,
-        "ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif and, beside s1_1, s2_1 and lc_1",
-        "https://doi.org/10.14459/2019mp1474000",
-    ),
-    "sen12ms-cr": _tree(
-        SEN12MS_CR,
-        "ROIs1158_spring_s1/s1_1/ROIs1158_spring_s1_1_p30.tif and likewise s2",
-        "https://doi.org/10.14459/2020mp1554803",
-    ),
-    "sen1-2": _tree(
-        SEN12,
-        "ROIs1158_spring/s1_0/ROIs1158_spring_s1_0_p5.png and, beside s1_0, s2_0",
-        "https://doi.org/10.14459/2018mp1436631",
-    ),
+    "ombria": Dataset("OmbriaS1/train/BEFORE/S1_before_0001.png (sarmatch data get ombria)", is_ombria, ombria),
+    "sen12ms": _tree(SEN12MS, f"ROIs1158_spring/{PATCH}.tif, s2_1 and lc_1 beside s1_1", "10.14459/2019mp1474000"),
+    "sen12ms-cr": _tree(SEN12MS_CR, f"ROIs1158_spring_s1/{PATCH}.tif and likewise s2", "10.14459/2020mp1554803"),
+    "sen1-2": _tree(SEN12, f"ROIs1158_spring/{PATCH}.png, s2_1 beside s1_1", "10.14459/2018mp1436631"),
 }
 """By name of the layout; the first that recognises a folder reads it."""
 

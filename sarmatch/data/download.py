@@ -24,22 +24,21 @@ class DownloadError(OSError):
     """Files could not be fetched; the same call goes on."""
 
 
-def download(name: str, root: str | Path | None = None, retries: int = 2) -> Path:
+def download(name: str, root: str | Path | None = None) -> Path:
     """Fetch a public data set into a folder; files that are there and right are not fetched again.
 
     Args:
         name: `ombria` or `optical-sar`.
         root: default `data/NAME` in the working directory.
-        retries: further attempts for each file, after 1, 2, ... seconds.
 
     Raises:
         ValueError: no set of that name, or one that cannot be fetched file by file.
-        DownloadError: no connection, or files that are missing on the server or have another checksum (after all others
-            were fetched); of these nothing is left in the folder.
+        DownloadError: no connection; or, after all others were fetched, files that the server lacks or whose checksum
+            is wrong: of these nothing is left in the folder.
     """
     checksums = _registry(name)
     folder = Path("data", name) if root is None else Path(root)
-    store = pooch.create(folder, f"{_pinned_url(checksums)}/", retry_if_failed=retries)
+    store = pooch.create(folder, f"{_pinned_url(checksums)}/", retry_if_failed=2)
     store.load_registry(checksums)
     for parent in {(folder / file).parent for file in store.registry}:  # here, because pooch's threads would race
         parent.mkdir(parents=True, exist_ok=True)

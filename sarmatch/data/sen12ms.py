@@ -41,8 +41,6 @@ LAND_COVERS = (
 SIMPLIFIED_IGBP = np.array([0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10])
 """Simplified class of each IGBP class 0 to 17; 0 is unclassified."""
 
-ROI_FOLDER = re.compile(r"ROIs\d+_(spring|summer|fall|winter)(_s1|_s2|_s2_cloudy|_lc)?")
-SCENE_FOLDER = re.compile(r"(s1|s2|s2_cloudy|lc)_(\d+)")
 PATCH_FILE = re.compile(r"(ROIs\d+_(spring|summer|fall|winter))_(s1|s2|lc)_(\d+)_p(\d+)(\.\w+)")
 COLUMN = {"s1": "sar", "s2": "optical", "lc": "label"}
 THREADS = 16  # more than processors: the first scan waits for the disk most of the time
@@ -64,17 +62,16 @@ SEN12 = Tree("sen1-2", {"s1": (1, "uint8"), "s2": (3, "uint8")}, ".png")
 
 def scene_folders(root: Path) -> Iterator[Path]:
     """Folders of patches, `ROIs1158_spring/s1_1` and the like, in order."""
-    for roi in sorted(root.iterdir()):
-        if ROI_FOLDER.fullmatch(roi.name) and roi.is_dir():
-            yield from (sub for sub in sorted(roi.iterdir()) if SCENE_FOLDER.fullmatch(sub.name) and sub.is_dir())
+    return (folder for folder in sorted(root.glob("ROIs*/*_*")) if folder.is_dir())
 
 
 def is_tree(root: Path, tree: Tree) -> bool:
     """Whether the first folder of patches that holds images is one of this dataset."""
     for folder in scene_folders(root):
-        if suffixes := {path.suffix for path in folder.iterdir()} & {".tif", ".png"}:
+        suffixes = {path.suffix for path in folder.iterdir()}
+        if suffixes & {".tif", ".png"}:
             folder_a_layer = folder.parent.name.endswith(("_s1", "_s2", "_s2_cloudy", "_lc"))
-            return (max(suffixes), folder_a_layer) == (tree.suffix, tree.folder_a_layer)
+            return tree.suffix in suffixes and tree.folder_a_layer == folder_a_layer
     return False
 
 
@@ -106,8 +103,8 @@ def _find(root: Path, tree: Tree) -> pd.DataFrame:
             row = {"id": f"{roi}_{scene}_p{patch}", "scene": f"{season}_{scene}", "season": season}
             row = patches.setdefault((roi, int(scene), int(patch)), row | dict.fromkeys(COLUMN.values(), ""))
             row[COLUMN[layer]] = (folder / name).relative_to(root).as_posix()
-    columns = ["id", "scene", "season", *COLUMN.values()]
-    return pd.DataFrame([patches[key] for key in sorted(patches)], columns=columns).assign(dataset=tree.dataset)
+    found = [patches[key] | {"dataset": tree.dataset} for key in sorted(patches)]
+    return pd.DataFrame(found, columns=["id", "dataset", "scene", "season", *COLUMN.values()])
 
 
 def _examine(row: dict[str, str], *, root: Path, layers: dict[str, tuple[int, str | None]]) -> tuple[str, str, str]:

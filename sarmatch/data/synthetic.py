@@ -84,7 +84,7 @@ class Rendering(NamedTuple):
 def synthetic_pairs(
     n: int, size: int, seed: int, sar_bands: Sequence[int] = (0,), nuisance: Nuisance | None = None
 ) -> Pairs:
-    """`n` generated pairs of `size` px in n/4 scenes, rendered when read; the last 256 are shared: never write to them.
+    """`n` generated pairs of `size` px in n/4 scenes, rendered when read; the last 512 are shared: never write to them.
 
     Args:
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
@@ -102,10 +102,10 @@ def synthetic_pairs(
         scene = i // 4
         scene_seed = _scene_seed(seed, scene)
         style = draw_style(scene_seed)
-        labels = {"dataset": "synthetic", "scene": f"synthetic/{scene}", "season": style.season}
-        labels |= {"id": f"synthetic_{seed}_{i}", "land_cover": style.land_cover}
-        numbers = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
-        rows.append(labels | numbers | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
+        labels = {"id": f"synthetic_{seed}_{i}", "dataset": "synthetic", "scene": f"synthetic/{scene}"}
+        labels |= {"season": style.season, "land_cover": style.land_cover}
+        seeds = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
+        rows.append(labels | seeds | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
     form: dict[str, Any] = {"size": size, "sar_bands": tuple(sar_bands)}
     return Pairs(pd.DataFrame(rows), partial(_render_row, **form), partial(_render_later, **form))
 
@@ -122,7 +122,6 @@ def render(
     *,
     scene_seed: int | None = None,
     sar_bands: Sequence[int] = (0,),
-    season: str | None = None,
     acquisition: int = 0,
     id: str = "",
 ) -> Rendering:
@@ -130,12 +129,11 @@ def render(
 
     Args:
         scene_seed: of season, land cover, colours and backscatter, as `seed` of geometry and noise; default `seed`.
-        season: one of `synthetic_scene.SEASONS` instead of the scene's own; only the colours of vegetation change.
         acquisition: of SAR; each has speckle and moisture of its own.
     """
     _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
-    style = draw_style(scene_seed, season)
+    style = draw_style(scene_seed)
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
     displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
     rng = np.random.default_rng([seed, 2, acquisition])
@@ -178,28 +176,19 @@ def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
     )
 
 
-def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Pair:
-    return dataclasses.replace(_pair(size=size, sar_bands=sar_bands, **_drawn(row)), scene=row["scene"])
-
-
-def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Tensor:
-    return _later_sar(size=size, sar_bands=sar_bands, **_drawn(row))
-
-
-def _drawn(row: pd.Series) -> dict[str, Any]:
-    """Arguments of `render` from a row of the index."""
+def _render_row(row: pd.Series, **form: Any) -> Pair:
     nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
-    return {"seed": int(row["seed"]), "nuisance": nuisance, "scene_seed": int(row["scene_seed"]), "id": row["id"]}
+    seeds = {"seed": int(row["seed"]), "scene_seed": int(row["scene_seed"])}
+    return dataclasses.replace(_rendered(nuisance=nuisance, id=row["id"], **seeds, **form), scene=row["scene"])
 
 
-@lru_cache(maxsize=256)  # the short trainings of a study read the same few pairs again and again
-def _pair(**arguments: Any) -> Pair:
+def _render_later(row: pd.Series, **form: Any) -> Tensor:
+    return _render_row(row, acquisition=1, **form).sar
+
+
+@lru_cache(maxsize=512)  # the short trainings of a study read the same few pairs again and again
+def _rendered(**arguments: Any) -> Pair:
     return render(**arguments).pair
-
-
-@lru_cache(maxsize=256)
-def _later_sar(**arguments: Any) -> Tensor:
-    return render(acquisition=1, **arguments).pair.sar
 
 
 def _sar(

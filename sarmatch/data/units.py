@@ -31,13 +31,10 @@ KNEE = 0.3  # k of the tone curve
 
 @dataclass(frozen=True)
 class Scaling:
-    """How values in `SarUnits` or `OpticalUnits` become numbers in [0, 1].
-
-    `ranges` are the decibels of each band that map to 0 and 1, empty for units without logarithm.
-    """
+    """How values in `SarUnits` or `OpticalUnits` become numbers in [0, 1]."""
 
     units: str
-    ranges: tuple[tuple[float, float], ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()  # decibels of each band that map to 0 and 1
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(C, H, W) of any numeric dtype to float32 in [0, 1]; what is not finite comes out as 0 or 1."""
@@ -57,7 +54,7 @@ def scale_sar(
 ) -> tuple[Tensor, Tensor]:
     """Scale SAR values (C, H, W) in 8 bits, dB or [0, 1] to [0, 1]; image (C, H, W) float32 and valid (H, W) bool.
 
-    Floating point counts as dB where most of its valid pixels are negative; NaN and infinity become invalid.
+    Values count as dB where most of the valid ones are negative; NaN and infinity become invalid.
 
     Args:
         bands: which range of `SAR_RANGES_DB` each channel takes.
@@ -65,41 +62,32 @@ def scale_sar(
         what: name of the image in errors.
 
     Raises:
-        PairError: other dtype or value range, no valid pixel, or constant.
+        PairError: other units, no valid pixel, or constant.
     """
     valid, known = _valid_values(values, valid, what)
-    if values.dtype == np.uint8:
-        return _masked(values, valid, Scaling("byte"))
-    if not np.issubdtype(values.dtype, np.floating):
-        raise PairError(f"{what}: expected uint8 or floating point (dB), got {values.dtype}; calibrate it to dB first")
-    if _mostly_negative(known):
-        return _masked(values, valid, Scaling("db", tuple(SAR_RANGES_DB[min(band, 1)] for band in bands)))
-    _require_unit_range(known, what, "dB (mostly negative) or [0, 1]", "convert linear backscatter with 10 log10")
-    return _masked(values, valid, Scaling("unit"))
+    low, high = known.min(), known.max()
+    scaled_already = np.issubdtype(values.dtype, np.floating) and 0 <= low <= high <= 1
+    units = "unit" if scaled_already else _sar_units(known, what)
+    if units not in ("byte", "unit", "db"):
+        raise PairError(
+            f"{what}: expected 8 bits, dB (mostly negative) or values in [0, 1], got {values.dtype} in [{low:.3g}, "
+            f"{high:.3g}]; calibrate it to dB first, linear backscatter with 10 log10"
+        )
+    return _masked(values, valid, Scaling(units, tuple(SAR_RANGES_DB[min(band, 1)] for band in bands)))
 
 
 def scale_optical(
     values: np.ndarray, valid: np.ndarray | None = None, what: str = "optical image"
 ) -> tuple[Tensor, Tensor]:
-    """Scale optical values (C, H, W) in 8 bits, reflectance x 10,000 or [0, 1]; results and errors as of `scale_sar`.
+    """Scale optical values (C, H, W) as `optical_scaling` decides; results and other errors as of `scale_sar`.
 
-    Integers of 16 bits, where 0 in all bands is nodata, and floating point above 100 are reflectance times 10,000.
+    Of integers other than 8 bits, 0 in all bands is nodata.
     """
-    integer = values.dtype in (np.uint16, np.int16)
-    if integer:
+    if np.issubdtype(values.dtype, np.integer) and values.dtype != np.uint8:
         filled = (values != 0).any(axis=0)
         valid = filled if valid is None else valid & filled
     valid, known = _valid_values(values, valid, what)
-    if values.dtype == np.uint8:
-        return _masked(values, valid, Scaling("byte"))
-    if not integer and not np.issubdtype(values.dtype, np.floating):
-        raise PairError(
-            f"{what}: expected uint8, uint16, int16 or floating point, got {values.dtype}; convert it first"
-        )
-    if integer or known.max() > 100:
-        return _masked(values, valid, Scaling("reflectance"))
-    _require_unit_range(known, what, "[0, 1] or reflectance x 10000", "multiply reflectance by 10000 or clip it")
-    return _masked(values, valid, Scaling("unit"))
+    return _masked(values, valid, optical_scaling(known, what=what))
 
 
 def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None = None, what: str = "SAR") -> Scaling:
@@ -179,11 +167,6 @@ def _masked(values: np.ndarray, valid: np.ndarray, scaling: Scaling) -> tuple[Te
 def _mostly_negative(values: np.ndarray) -> bool:
     """Whether more than half of the values are negative, as backscatter in dB is."""
     return bool(np.count_nonzero(values < 0) * 2 > values.size)
-
-
-def _require_unit_range(known: np.ndarray, what: str, expected: str, remedy: str) -> None:
-    if known.min() < 0 or known.max() > 1:
-        raise PairError(f"{what}: expected {expected}, got [{known.min():.3g}, {known.max():.3g}]; {remedy}")
 
 
 def _require_floating(sample: np.ndarray, what: str) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from data.make_sen12ms import write_sen12ms, write_tif
 
 from sarmatch.config import DataConfig, profile
 from sarmatch.data import AbsentDatasetError, PairError, check_data, open_folder, open_pairs, recognise
+from sarmatch.data.datasets import DATASETS, Dataset
 
 HEADER = "dataset,id,sar,optical,sar_later,season,scene,land_cover,usable"
 
@@ -168,6 +170,23 @@ def test_open_pairs_follows_the_config(tmp_path: Path) -> None:
     assert open_pairs(smoke, seed=1).fingerprint() == open_pairs(smoke, seed=1).fingerprint()
     assert open_pairs(smoke, seed=1).fingerprint() != open_pairs(smoke, seed=2).fingerprint()
     assert open_pairs(smoke)[0].size == (smoke.patch_size, smoke.patch_size)
+
+
+def test_a_dataset_is_one_function_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(2):
+        write_image(tmp_path / "radar" / f"{i}.png", i, 1)
+        write_image(tmp_path / "colour" / f"{i}.png", i, 3)
+
+    def two_folders(root: Path) -> pd.DataFrame:
+        names = [path.name for path in sorted((root / "radar").iterdir())]
+        rows = [{"id": name, "sar": f"radar/{name}", "optical": f"colour/{name}", "scene": name} for name in names]
+        return pd.DataFrame(rows).assign(dataset="two")
+
+    entry = Dataset("radar/0.png", lambda root: (root / "radar").is_dir(), two_folders)
+    monkeypatch.setitem(DATASETS, "two", entry)
+    pairs = open_pairs(DataConfig(root=str(tmp_path), datasets=("two",)))
+    assert list(pairs.index["scene"]) == ["two/0.png", "two/1.png"] and pairs[1].optical.shape == (3, 24, 20)
+    assert check_data(tmp_path).ok
 
 
 def test_open_pairs_says_what_is_wrong(tmp_path: Path) -> None:
