@@ -94,9 +94,9 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
     """
     from sarmatch.data import check_data
 
-    report = check_data(path, max_read)
+    report, problems = check_data(path, max_read)
     print(report)
-    return 0 if report.ok else 1
+    return 1 if problems else 0
 
 
 # long because the help is generated from the docstring, and imports wait for the command

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,32 +166,8 @@ def _read_later(row: pd.Series, *, root: Path, sar_bands: Sequence[int]) -> Tens
     return read_sar(root / row["sar_later"], sar_bands).image if row["sar_later"] else None
 
 
-@dataclass(frozen=True)
-class Report:
-    """Findings of `check_data`."""
-
-    root: Path
-    layout: str
-    counts: pd.DataFrame  # one row a dataset, season and land cover; columns `pairs` and `scenes`
-    problems: tuple[str, ...]  # files and rows that are missing or broken, each with its reason
-    read: int  # number of pairs that were read in full
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is broken."""
-        return not self.problems
-
-    def __str__(self) -> str:
-        lines = [f"{self.root}: {self.layout}, {int(self.counts['pairs'].sum())} pairs, {self.read} read in full", ""]
-        lines += [self.counts.to_string(), ""]
-        lines += [f"{len(self.problems)} problems" if self.problems else "no problems", *self.problems[:50]]
-        if len(self.problems) > 50:
-            lines.append(f"... and {len(self.problems) - 50} more")
-        return "\n".join(lines)
-
-
-def check_data(root: str | Path, max_read: int = 2000) -> Report:
-    """Recognise a folder, count its pairs and read `max_read` of them in full, evenly spaced over the index.
+def check_data(root: str | Path, max_read: int = 2000) -> tuple[str, tuple[str, ...]]:
+    """A report on a folder, and what is missing or broken in it; `max_read` pairs, evenly spaced, are read in full.
 
     Raises:
         FileNotFoundError, PairError: as `open_folder`: there is nothing to check.
@@ -206,4 +181,8 @@ def check_data(root: str | Path, max_read: int = 2000) -> Report:
         except (PairError, OSError) as error:
             broken.append(f"{pairs.index['id'].iloc[i]}: {error}")
     counts = pairs.index.groupby(["dataset", "season", "land_cover"])["scene"].agg(pairs="size", scenes="nunique")
-    return Report(Path(root), recognise(root), counts, (*pairs.problems, *broken), len(rows))
+    problems = (*pairs.problems, *broken)
+    lines = [f"{root}: {recognise(root)}, {len(pairs)} pairs, {len(rows)} read in full", "", counts.to_string(), ""]
+    lines += [f"{len(problems)} problems" if problems else "no problems", *problems[:50]]
+    lines += [f"... and {len(problems) - 50} more"] if len(problems) > 50 else []
+    return "\n".join(lines), problems

@@ -93,11 +93,7 @@ def read_pair(
     optical_bands: Sequence[int] | None = None,
     **labels: str,
 ) -> Pair:
-    """Read two partners of one grid; `labels` are dataset, scene, season and land_cover.
-
-    Raises:
-        FileNotFoundError, PairError: as `read_sar` and `check_same_grid`; no pixel is valid in both.
-    """
+    """Read two partners of one grid; `labels` are dataset, scene, season and land_cover. Errors as in `read_sar`."""
     first, second = read_sar(sar, sar_bands), read_optical(optical, optical_bands)
     check_same_grid(first, second, _name(sar), _name(optical))
     valid = first.valid & second.valid
@@ -167,22 +163,12 @@ def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.nd
                 f"{what} {_name(source)}: expected the bands {tuple(bands)} (counted from 0), the file has "
                 f"{dataset.count}; choose others (sar_bands, optical_bands)"
             )
-        values = dataset.read([band + 1 for band in bands])
-        valid = _mask(dataset, values, [dataset.nodatavals[band] for band in bands])
+        numbers = [band + 1 for band in bands]
+        values = dataset.read(numbers)
+        masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+        valid = dataset.read_masks(numbers).all(axis=0) if masked else np.ones(values.shape[-2:], bool)
         transform = None if dataset.transform.is_identity else dataset.transform
         return values, valid, transform, str(dataset.crs) if dataset.crs else None
-
-
-def _mask(dataset: DatasetReader, values: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
-    """(H, W) bool from nodata values, alpha band or mask file; only the latter two have to be read besides."""
-    flags = dataset.mask_flag_enums[0]
-    if MaskFlags.alpha in flags or (MaskFlags.per_dataset in flags and MaskFlags.all_valid not in flags):
-        return dataset.dataset_mask() > 0
-    valid = np.ones(values.shape[-2:], bool)
-    for band, value in zip(values, nodata, strict=True):
-        if value is not None and not np.isnan(value):
-            valid &= band != value
-    return valid
 
 
 def _name(source: Source) -> str:

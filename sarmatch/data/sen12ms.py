@@ -43,7 +43,6 @@ SIMPLIFIED_IGBP = np.array([0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 1
 
 PATCH_FILE = re.compile(r"(ROIs\d+_(spring|summer|fall|winter))_(s1|s2|lc)_(\d+)_p(\d+)(\.\w+)")
 COLUMN = {"s1": "sar", "s2": "optical", "lc": "label"}
-THREADS = 16  # more than processors: the first scan waits for the disk most of the time
 
 
 class Tree(NamedTuple):
@@ -84,7 +83,7 @@ def scan(root: Path, tree: Tree) -> pd.DataFrame:
     table = _find(root, tree)
     no_labels = bool((table["label"] == "").all())  # a tree without land cover is no problem of each patch
     layers = {name: form for name, form in tree.layers.items() if not (name == "lc" and no_labels)}
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(16) as pool:  # it mostly waits for the disk
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         rows = pool.map(partial(_examine, root=root, layers=layers), table.to_dict("records"))
         found = list(tqdm(rows, f"index {tree.dataset}", total=len(table), unit="patch", disable=None))

@@ -1,11 +1,8 @@
 """Procedural SAR-optical pairs: two renderings of one scene of fields, forest, water, roads, buildings and relief.
 
 They share geometry but not radiometry: colour and backscatter of a class are drawn independently for every scene, and
-two crops are alike in SAR only, two in the optical image only. Each sensor has its own nuisances (`Nuisance`), and
-`render` returns a map of each, to compare an uncertainty map with its cause. All follows from the seed.
-
-The truth is the ground position: pixel (x, y) of both images shows the same ground point, unless SAR layover moved it
-(`Rendering.displacement`), as in terrain-corrected Sentinel-1 images.
+two crops are alike in SAR only, two in the optical image only. All follows from the seed. Pixel (x, y) of both images
+shows the same ground point, unless SAR layover moved it (`Rendering.displacement`), as in terrain-corrected Sentinel-1.
 """
 
 from __future__ import annotations
@@ -89,9 +86,6 @@ def synthetic_pairs(
     Args:
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
         nuisance: the same for all pairs; None draws it for each pair (columns of the index).
-
-    Raises:
-        ValueError: n < 1 or size < 32.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -137,10 +131,9 @@ def render(
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
     displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
     rng = np.random.default_rng([seed, 2, acquisition])
-    sar, maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
+    sar, sar_maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
     optical, optical_maps = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
-    maps |= optical_maps | {"relief": ground.relief, "displacement": displacement}
-    maps["land_cover"] = ground.kind.astype(np.uint8)
+    ground_maps = {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief, "displacement": displacement}
     inner = slice(MARGIN, MARGIN + size)
     pair = Pair(
         torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
@@ -152,6 +145,7 @@ def render(
         season=style.season,
         land_cover=style.land_cover,
     )
+    maps = sar_maps | optical_maps | ground_maps
     return Rendering(pair, **{name: layer[inner, inner].copy() for name, layer in maps.items()})
 
 

@@ -46,8 +46,8 @@ def draw_style(seed: int) -> Style:
     season = str(rng.choice(SEASONS))
     crops = _crop_colours(rng, season)
     leaf = {"spring": 1.1, "summer": 1.0, "fall": 1.15, "winter": 0.8}[season]
-    fixed = [[0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22], [0.58, 0.56, 0.53], [0.42, 0.40, 0.37]]
-    colours = np.vstack([crops, fixed, [[0.55, 0.5, 0.47]]])
+    hedge, forest, water = [0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22]
+    colours = np.vstack([crops, hedge, forest, water, [0.58, 0.56, 0.53], [0.42, 0.40, 0.37], [0.55, 0.5, 0.47]])
     colours[HEDGE:] *= rng.uniform(0.8, 1.2, (len(CLASSES) - HEDGE, 1))
     vv_crops = rng.uniform(-16, -7, N_CROPS)
     vv_crops[1] = vv_crops[0]  # alike in SAR only

@@ -21,9 +21,8 @@ from torch import Tensor
 from sarmatch.data.pairs import PairError
 
 SarUnits = Literal["byte", "unit", "db", "power", "amplitude"]
-"""8 bits; already in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
-OpticalUnits = Literal["byte", "unit", "reflectance"]
-"""8 bits; already in [0, 1]; reflectance x 10,000."""
+"""8 bits; in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
+OpticalUnits = Literal["byte", "unit", "reflectance"]  # 8 bits; in [0, 1]; reflectance x 10,000
 SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))  # backscatter that maps to 0 and 1, for VV (band 0) and VH (band 1)
 REFLECTANCE_SCALE = 10_000
 KNEE = 0.3  # k of the tone curve
@@ -40,13 +39,13 @@ class Scaling:
         """(C, H, W) of any numeric dtype to float32 in [0, 1]; what is not finite comes out as 0 or 1."""
         if self.units == "byte":
             return values.astype(np.float32) * np.float32(1 / 255)
-        if self.units == "reflectance":
-            reflectance = np.nan_to_num(values.astype(np.float32)).clip(0, REFLECTANCE_SCALE) / REFLECTANCE_SCALE
-            return reflectance / (reflectance + KNEE) * (1 + KNEE)
-        if self.units == "unit":
-            return np.nan_to_num(values.astype(np.float32)).clip(0, 1)
+        if self.units in ("unit", "reflectance"):
+            scale = 1 if self.units == "unit" else REFLECTANCE_SCALE
+            image = np.nan_to_num(values.astype(np.float32), copy=False).clip(0, scale) / scale
+            return image if self.units == "unit" else image / (image + KNEE) * (1 + KNEE)
         low, high = np.array(self.ranges, np.float32).T[..., None, None]
-        return np.nan_to_num((_decibel(values, self.units) - low) / (high - low), neginf=0.0, posinf=1.0).clip(0, 1)
+        image = (_decibel(values, self.units) - low) / (high - low)
+        return np.nan_to_num(image, copy=False, neginf=0.0, posinf=1.0).clip(0, 1)
 
 
 def scale_sar(
