@@ -1,4 +1,4 @@
-"""The layouts of folders that can be read; how to add one is told in `sarmatch.data`."""
+"""The layouts of folders that can be read; `sarmatch.data` says how to add one."""
 
 from __future__ import annotations
 

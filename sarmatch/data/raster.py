@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -53,35 +55,32 @@ def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
 
 
 def load_sar(source: Any, channels: int) -> Raster:
-    """A path or dataset as `read_sar` takes it, or an array or tensor as `scale_sar`; ValueError for other arrays."""
+    """A path or dataset as `read_sar` takes it, or an array or tensor as `scale_sar`; ValueError for other shapes."""
+    bands = tuple(range(channels))
     if isinstance(source, Source):
-        return read_sar(source, tuple(range(channels)))
-    values = _array(source, channels, f"sar: expected (H, W) or ({channels}, H, W)")
-    return Raster(*scale_sar(values, tuple(range(channels))))
+        return read_sar(source, bands)
+    return Raster(*scale_sar(_array(source, channels, "sar"), bands))
 
 
 def load_optical(source: Any, channels: int) -> Raster:
-    """A path or dataset as `read_optical` takes it, or an array or tensor as `scale_optical`, also (H, W, C)."""
+    """A path or dataset as `read_optical` takes it, or an array or tensor as `scale_optical`, likewise."""
     if isinstance(source, Source):
         return read_optical(source, None if channels == 3 else tuple(range(channels)))
-    return Raster(
-        *scale_optical(_array(source, channels, f"optical: expected (H, W, {channels}) or ({channels}, H, W)"))
-    )
+    return Raster(*scale_optical(_array(source, channels, "optical")))
 
 
-def _array(source: Any, channels: int, expected: str) -> np.ndarray:
-    """Numbers of shape (channels, H, W); else a ValueError."""
+def _array(source: Any, channels: int, name: str) -> np.ndarray:
+    """Numbers of shape (channels, H, W), also from (H, W) or (H, W, channels)."""
     values = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
     if not np.issubdtype(values.dtype, np.number):
-        raise ValueError(
-            f"expected an array of numbers, a path or an open rasterio dataset, got {type(source).__name__}"
-        )
+        raise ValueError(f"{name}: expected an array of numbers, a path or a dataset, got {type(source).__name__}")
     if values.ndim == 2:
         values = values[None]
     elif values.ndim == 3 and values.shape[0] != channels == values.shape[-1]:
         values = values.transpose(2, 0, 1)
     if values.ndim != 3 or values.shape[0] != channels:
-        raise ValueError(f"{expected}, got {np.shape(source)}")
+        forms = f"({channels}, H, W) or (H, W, {channels}){', or (H, W)' if channels == 1 else ''}"
+        raise ValueError(f"{name}: expected {forms}, got {np.shape(source)}")
     return values
 
 
@@ -114,9 +113,8 @@ def check_same_grid(first: Raster, second: Raster, first_name: str, second_name:
     if first.transform is None or second.transform is None:
         return
     height, width = first.valid.shape
-    to_map, to_second = (np.array(raster.transform).reshape(3, 3) for raster in (first, second))
-    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
-    offset = np.hypot(*(np.linalg.solve(to_second, to_map @ corners) - corners)[:2]).max()
+    to_second = ~second.transform @ first.transform
+    offset = max(math.dist(to_second @ corner, corner) for corner in product((0, width), (0, height)))
     if offset > 0.5:
         raise PairError(f"{names}: their grids differ by up to {offset:.1f} px, at most 0.5 px is expected; {remedy}")
 

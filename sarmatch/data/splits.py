@@ -96,7 +96,7 @@ def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15)
     """The paper's split over patches, stratified by season and land cover (section 4.1), with exact totals.
 
     Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Patches
-    of one scene overlap or touch, so parts are not independent: see `leakage`. Errors as of `split_by_scene`.
+    of one scene overlap or touch, so parts are not independent (`leakage`). Errors as of `split_by_scene`.
     """
     _check_fractions(fractions)
     n_train, n_validation = (round(share * len(pairs)) for share in fractions[:2])

@@ -105,7 +105,7 @@ def synthetic_pairs(
 
 
 def render_pair(seed: int, size: int, nuisance: Nuisance = Nuisance()) -> Pair:
-    """One VV-RGB pair without the maps; see `render`."""
+    """One VV-RGB pair; `render` without the maps."""
     return render(seed, size, nuisance).pair
 
 
@@ -194,9 +194,8 @@ def _sar(
     bands: Sequence[int],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Class backscatter, projected by height and speckled, in clipped dB: (bands, S, S) in [0, 1]; and its maps."""
-    size = len(ground.kind)
     field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
-    moisture = 0.9 * smooth_noise(rng, size, 32)
+    moisture = 0.9 * smooth_noise(rng, len(field), 32)
     slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
     db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # in SAR only, but for the crowns
     rise = ground.height - np.roll(ground.height, style.look, axis=1)

@@ -130,7 +130,7 @@ def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what:
         return Scaling("byte")
     if np.issubdtype(sample.dtype, np.integer):
         return Scaling("reflectance")
-    _require_floating(sample, what)
+    _require_real(sample, what)
     if _mostly_negative(sample):
         raise PairError(
             f"{what}: most of its values are negative, as backscatter in dB is; the order is SAR, then optical"
@@ -168,23 +168,19 @@ def _mostly_negative(values: np.ndarray) -> bool:
     return bool(np.count_nonzero(values < 0) * 2 > values.size)
 
 
-def _require_floating(sample: np.ndarray, what: str) -> None:
-    if not np.issubdtype(sample.dtype, np.floating):
-        raise PairError(f"{what}: expected integers or floating point, got {sample.dtype}; convert it first")
+def _require_real(sample: np.ndarray, what: str) -> None:
+    if np.iscomplexobj(sample):
+        raise PairError(f"{what}: complex values (single look complex); detect it first, take the amplitude |z|")
 
 
 def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
-    if np.iscomplexobj(sample):
-        raise PairError(f"{what}: complex values (single look complex); detect it first, take the amplitude |z|")
+    _require_real(sample, what)
     if sample.dtype == np.uint8:
         return "byte"
-    if np.issubdtype(sample.dtype, np.integer):
-        return "db" if _mostly_negative(sample) else "amplitude"
-    _require_floating(sample, what)
     if _mostly_negative(sample):
         return "db"
     most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
-    if most > 100:
+    if most > 100 or np.issubdtype(sample.dtype, np.integer):
         return "amplitude"
     filled = most >= 0.5 and middle >= 0.1 * most
     return "unit" if filled and sample.max() <= 1 and sample.min() >= 0 else "power"
