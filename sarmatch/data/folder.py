@@ -86,7 +86,7 @@ def open_folder(
     held = sorted(table["dataset"].unique())
     if absent := sorted(set(datasets) - set(held)):
         if len(held) > 1 or set(held).isdisjoint(datasets):
-            raise AbsentDatasetError(f"datasets: {absent} do not occur in {root}; it has {held}")
+            raise AbsentDatasetError(f"datasets: {absent} do not occur in {root}; it has {held}, choose among them")
         warnings.warn(f"{root} holds {held[0]} alone; going on without {', '.join(absent)}", stacklevel=3)
     index, problems = _usable(table[table["dataset"].isin(datasets or held)], root)
     bands: dict[str, Any] = {"root": root, "sar_bands": tuple(sar_bands)}
