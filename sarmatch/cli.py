@@ -90,11 +90,11 @@ def data_check(path: Positional[Path], max_read: int = 2000) -> int:
         path: a folder with a manifest.csv, or a tree of OMBRIA, SEN12MS, SEN12MS-CR or SEN1-2.
         max_read: pairs to read in full, evenly spaced.
     """
-    from sarmatch.data.check import check_data
+    from sarmatch.data import check_data
 
-    report = check_data(path, max_read)
+    report, problems = check_data(path, max_read)
     print(report)
-    return 0 if report.ok else 1
+    return 1 if problems else 0
 
 
 # long because the help is generated from the docstring, and imports wait for the command

@@ -15,41 +15,30 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from sarmatch.data.patch_tree import SEN12
-from sarmatch.data.sen12ms import SEN12MS, SEN12MS_CR
+from sarmatch.data.datasets import DATASETS
 
 REGISTRIES = Path(__file__).parent / "registries"
-BY_HAND = {layout.dataset: layout.help for layout in (SEN12MS, SEN12, SEN12MS_CR)}
-"""Sets that come in archives only: where they are, and the layout the readers expect."""
 
 
 class DownloadError(OSError):
     """Files could not be fetched; the same call goes on."""
 
 
-def download(
-    name: str,
-    root: str | Path | None = None,
-    base_url: str | None = None,
-    workers: int = 4,
-    retries: int = 2,
-) -> Path:
+def download(name: str, root: str | Path | None = None) -> Path:
     """Fetch a public data set into a folder; files that are there and right are not fetched again.
 
     Args:
         name: `ombria` or `optical-sar`.
         root: default `data/NAME` in the working directory.
-        base_url: address that the paths of the registry follow; default GitHub's files of the pinned commit.
-        retries: further attempts for each file, after 1, 2, ... seconds.
 
     Raises:
         ValueError: no set of that name, or one that cannot be fetched file by file.
-        DownloadError: no connection, or files that are missing on the server or have another checksum (after all others
-            were fetched); of these nothing is left in the folder.
+        DownloadError: no connection; or, after all others were fetched, files that the server lacks or whose checksum
+            is wrong: of these nothing is left in the folder.
     """
     checksums = _registry(name)
     folder = Path("data", name) if root is None else Path(root)
-    store = pooch.create(folder, f"{base_url or _pinned_url(checksums)}/", retry_if_failed=retries)
+    store = pooch.create(folder, f"{_pinned_url(checksums)}/", retry_if_failed=2)
     store.load_registry(checksums)
     for parent in {(folder / file).parent for file in store.registry}:  # here, because pooch's threads would race
         parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +46,7 @@ def download(
     level = logger.level
     logger.setLevel(logging.WARNING)  # the progress bar replaces a line a file
     try:
-        failures = _fetch_all(store, name, workers)
+        failures = _fetch_all(store, name)
     finally:
         logger.setLevel(level)
     if failures:
@@ -71,28 +60,31 @@ def download(
 
 def _registry(name: str) -> Path:
     """The list of a set's files; a set without one is a ValueError with the remedy."""
-    if name in BY_HAND:
-        raise ValueError(f"{name} cannot be fetched file by file, its archives have to be unpacked. {BY_HAND[name]}")
+    archives = {name: dataset for name, dataset in DATASETS.items() if dataset.archives}
+    if name in archives:
+        raise ValueError(
+            f"{name} cannot be fetched file by file: get its archives from {archives[name].archives} and unpack all "
+            f"into one folder, which then has {archives[name].holds}"
+        )
     paths = {path.stem: path for path in REGISTRIES.glob("*.txt")}
     if name not in paths:
-        raise ValueError(f"no data set {name!r}; {sorted(paths)} can be fetched, and {sorted(BY_HAND)} are explained")
+        raise ValueError(f"no data set {name!r}; {sorted(paths)} can be fetched, and {sorted(archives)} are explained")
     return paths[name]
 
 
 def _pinned_url(registry: Path) -> str:
     """Address of the files at the commit in a registry's first line, `# GitHub owner/name, commit 38a4...`."""
-    with registry.open(encoding="utf-8") as file:
-        line = file.readline()
+    line = registry.read_text(encoding="utf-8").partition("\n")[0]
     match = re.fullmatch(r"# GitHub ([\w.-]+/[\w.-]+), commit ([0-9a-f]{40})\s*", line)
     if match is None:
         raise ValueError(f"{registry}: expected a first line '# GitHub owner/name, commit ...', got {line!r}")
     return f"https://raw.githubusercontent.com/{match[1]}/{match[2]}"
 
 
-def _fetch_all(store: pooch.Pooch, name: str, workers: int) -> list[str]:
+def _fetch_all(store: pooch.Pooch, name: str) -> list[str]:
     """Fetch what is missing or differs, and return which files failed; a lost connection ends it."""
     failures = []
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(4)
     try:
         jobs = {pool.submit(store.fetch, file): file for file in store.registry}
         for job in tqdm(as_completed(jobs), f"get {name}", total=len(jobs), unit="file", disable=None):

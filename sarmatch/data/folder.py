@@ -1,116 +1,188 @@
-"""Any folder of pairs described by a CSV: one row a pair, paths relative to the folder."""
+"""Opening and checking folders of pairs, of whatever layout."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pooch
+from pyarrow import ArrowException
 from torch import Tensor
+from tqdm import tqdm
 
-from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, PairError, Pairs
-from sarmatch.data.raster import read_row, read_sar
+from sarmatch.config import DataConfig
+from sarmatch.data.datasets import DATASETS, recognise
+from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
+from sarmatch.data.raster import RED_GREEN_BLUE, read_pair, read_sar
+from sarmatch.data.synthetic import synthetic_pairs
+from sarmatch.io import write_table
 
-REQUIRED_COLUMNS = ("id", "sar", "optical")
-OPTIONAL_COLUMNS = ("dataset", "scene", "season", "land_cover", "sar_later", "usable")
+REQUIRED = ("id", "sar", "optical")
+OPTIONAL = ("dataset", "scene", "season", "land_cover", "sar_later", "usable")
+INDEX_VERSION = 2  # part of the name of a stored table: another version of its columns makes its own
 
 
-def manifest(
+def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
+    """The pairs that a config names; `seed` is that of generated pairs.
+
+    Raises:
+        ValueError: no `root` for real data.
+        FileNotFoundError: no such folder, or not what `source` says in it.
+        AbsentDatasetError, PairError: as `open_folder`.
+    """
+    if config.source == "synthetic":
+        return synthetic_pairs(config.n_synthetic, config.patch_size, seed, sar_bands=config.sar_bands)
+    if config.root is None:
+        raise ValueError(f"source={config.source!r} reads real data: give its folder (root, or --data PATH)")
+    layout = recognise(config.root)
+    source = DATASETS[layout].source
+    if source != config.source:
+        raise FileNotFoundError(
+            f"{config.root}: source={config.source!r} expected, but the folder is laid out as {layout}; set "
+            f"source={source!r} (profile {'s1s2' if source == 'manifest' else 'sen12ms'!r}) or give another folder"
+        )
+    return open_folder(
+        config.root, datasets=config.datasets, sar_bands=config.sar_bands, optical_bands=config.optical_bands
+    )
+
+
+def open_folder(
     root: str | Path,
     *,
-    file: str = "manifest.csv",
     datasets: Sequence[str] = (),
     sar_bands: Sequence[int] = (0,),
     optical_bands: Sequence[int] = (0, 1, 2),
+    rescan: bool = False,
 ) -> Pairs:
-    """Pairs of a folder that a CSV describes; rows with missing files or a repeated id are left out, as `problems`.
+    """The pairs of a folder of any layout in `DATASETS`; those that cannot be read stand in `problems`.
 
-    The CSV needs the columns `id`, `sar` and `optical` (paths relative to `root`); it may have `dataset`, `scene`,
-    `season`, `land_cover`, `sar_later` (a later SAR image of the same place) and `usable` (0 leaves the row out).
     A scene's name counts within its dataset only, so the index holds "dataset/scene".
 
     Args:
-        datasets: keep only these values of the column `dataset`; empty keeps all.
-        optical_bands: zero-based bands in red, green, blue order. The default (0, 1, 2) means red, green and blue of
-            every file, which a Sentinel-2 stack of 12 or 13 bands has in (3, 2, 1): so mixed folders work.
+        datasets: which to keep, by the column `dataset`; empty keeps all. A folder that holds one of them alone is
+            opened with a warning.
+        sar_bands: zero-based: VV (0), or VV and VH (0, 1).
+        optical_bands: zero-based. (0, 1, 2) and (3, 2, 1) mean red, green and blue of every file: the latter where it
+            is a Sentinel-2 stack of 12 or 13 bands, else the former.
+        rescan: list the pairs again, which SEN12MS and its relatives need after a file was overwritten in place.
 
     Raises:
-        FileNotFoundError: no such folder, or no CSV in it.
+        FileNotFoundError: as `recognise`.
         AbsentDatasetError: a name in `datasets` does not occur.
-        PairError: the CSV lacks a column, or no usable pair is left.
+        PairError: the table lacks a column, or no usable pair is left.
     """
     root = Path(root)
-    table = _read_table(root, file)
-    return pairs_of_table(table, root, root / file, datasets, sar_bands=sar_bands, optical_bands=optical_bands)
+    layout = recognise(root)
+    table = _stored_table(root, layout, rescan)
+    if missing := [name for name in REQUIRED if name not in table]:
+        raise PairError(f"{root}: the table of its pairs lacks the columns {missing}; it has {list(table.columns)}")
+    table = table.assign(**{name: "" for name in OPTIONAL if name not in table})
+    held = sorted(table["dataset"].unique())
+    if absent := sorted(set(datasets) - set(held)):
+        if len(held) > 1 or set(held).isdisjoint(datasets):
+            raise AbsentDatasetError(f"datasets: {absent} do not occur in {root}; it has {held}, choose among them")
+        warnings.warn(f"{root} holds {held[0]} alone; going on without {', '.join(absent)}", stacklevel=3)
+    index, problems = _usable(table[table["dataset"].isin(datasets or held)], root)
+    bands: dict[str, Any] = {"root": root, "sar_bands": tuple(sar_bands)}
+    colours = None if tuple(optical_bands) in ((0, 1, 2), RED_GREEN_BLUE) else tuple(optical_bands)
+    return Pairs(index, partial(_read, optical_bands=colours, **bands), partial(_read_later, **bands), problems)
 
 
-def pairs_of_table(
-    table: pd.DataFrame,
-    root: Path,
-    source: Path,
-    datasets: Sequence[str] = (),
-    *,
-    sar_bands: Sequence[int],
-    optical_bands: Sequence[int],
-) -> Pairs:
-    """Pairs of a table of strings with all columns of a manifest; errors, as those of `manifest`, name `source`."""
-    table = table[table["usable"] != "0"]
-    if unknown := set(datasets) - set(table["dataset"]):
-        known = sorted(set(table["dataset"]))
-        raise AbsentDatasetError(f"datasets: {sorted(unknown)} do not occur in {source}; it has {known}")
-    if datasets:
-        table = table[table["dataset"].isin(datasets)]
-    table, problems = _leave_out_broken(table, root)
+def _usable(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The index of the rows that can be read, and what is wrong with the others."""
+    if "problem" not in table:
+        table = _examined(table[table["usable"] != "0"], root)
+    bad = table[table["problem"] != ""]
+    problems = tuple(bad["id"] + ": " + bad["problem"])
+    table = table[table["usable"] != "0"].reset_index(drop=True)
     if table.empty:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         why = "; ".join(problems[:3]) + more if problems else "all rows have usable = 0, or there are none"
-        raise PairError(f"{source}: no usable pair is left; {why}")
+        raise PairError(f"{root}: no usable pair is left; {why}")
     qualified = table["dataset"] + "/" + table["scene"]
     table["scene"] = qualified.where((table["dataset"] != "") & (table["scene"] != ""), table["scene"])
-    index = table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]].reset_index(drop=True)
-    optical = None if tuple(optical_bands) == (0, 1, 2) else tuple(optical_bands)
-    read = partial(read_row, root=root, sar_bands=tuple(sar_bands), optical_bands=optical)
-    return Pairs(index, read, partial(_read_later, root=root, sar_bands=tuple(sar_bands)), tuple(problems))
+    return table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]], problems
 
 
-def _read_table(root: Path, file: str) -> pd.DataFrame:
-    """The CSV as strings, with every known column; unknown values are empty."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"data folder {root}: no such folder; give the folder that holds {file}")
-    path = root / file
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; a folder of pairs needs this CSV with the columns {', '.join(REQUIRED_COLUMNS)}"
-        )
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise PairError(f"{path}: not a readable CSV ({error}); expected UTF-8 text, one row a pair") from error
-    if missing := [name for name in REQUIRED_COLUMNS if name not in table]:
-        raise PairError(f"{path}: lacks the columns {missing}; it has {list(table.columns)}")
-    return table.assign(**{name: "" for name in OPTIONAL_COLUMNS if name not in table})
+def _examined(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The table with `problem` and `usable`, by which files exist; a missing later SAR image costs only that image."""
+
+    def missing(column: str, what: str) -> pd.Series:
+        return table[column].map(lambda path: f"{what} file {root / path} is missing")
+
+    columns = ("sar", "optical", "sar_later")
+    sar, optical, later = (np.array([(root / path).is_file() for path in table[name]], bool) for name in columns)
+    unnamed = (table["id"].duplicated() | (table["id"] == "")).to_numpy()
+    repeated = "id of row " + (table.index + 2).astype(str) + " is empty or repeated; ids must be unique"
+    problem = np.select(
+        [unnamed, ~sar, ~optical, ~later & (table["sar_later"] != "").to_numpy()],
+        [repeated, missing("sar", "sar"), missing("optical", "optical"), missing("sar_later", "later SAR")],
+        "",
+    )
+    usable = np.where(unnamed | ~sar | ~optical, "0", "1")
+    return table.assign(problem=problem, usable=usable, sar_later=table["sar_later"].where(later, ""))
 
 
-def _leave_out_broken(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Rows whose files exist, and why the others do not count; a missing later SAR image costs only that image."""
-    exists = {path: bool(path) and (root / path).is_file() for path in table[["sar", "optical", "sar_later"]].stack()}
-    keep = ~table["id"].duplicated() & (table["id"] != "")
-    problems = [
-        f"row {row.Index + 2}: id {row.id!r} is empty or repeated; ids must be unique"
-        for row in table[~keep].itertuples()
-    ]
-    for column in ("sar", "optical"):
-        present = table[column].map(exists).astype(bool)
-        for row in table[keep & ~present].itertuples():
-            problems.append(f"{row.id}: {column} file {root / getattr(row, column)} is missing")
-        keep &= present
-    table = table[keep].copy()
-    lost = (table["sar_later"] != "") & ~table["sar_later"].map(exists).astype(bool)
-    problems += [f"{row.id}: later SAR file {root / row.sar_later} is missing" for row in table[lost].itertuples()]
-    table.loc[lost, "sar_later"] = ""
-    return table, problems
+def _stored_table(root: Path, layout: str, rescan: bool) -> pd.DataFrame:
+    """The table of a folder; a slow one is stored in `root`, or in the user's cache where that is read-only."""
+    known = DATASETS[layout]
+    if known.parts is None:
+        return known.table(root)
+    state = "\n".join(f"{part.relative_to(root)} {part.stat().st_mtime_ns}" for part in known.parts(root))
+    digest = hashlib.sha256(f"{INDEX_VERSION}\n{layout}\n{state}".encode()).hexdigest()[:12]
+    paths = [place / f"sarmatch-{layout}-{digest}.parquet" for place in (root, Path(pooch.os_cache("sarmatch")))]
+    for path in paths:
+        if not rescan and path.is_file():
+            try:
+                return pd.read_parquet(path)
+            except (ArrowException, OSError) as error:
+                warnings.warn(f"index {path} is unreadable ({error}); scanning {root} again", stacklevel=4)
+    table = known.table(root)
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(table, path)
+            return table
+        except OSError:
+            continue
+    warnings.warn(f"no place to store the index of {root}, tried {[str(path) for path in paths]}", stacklevel=4)
+    return table
 
 
-def _read_later(row: pd.Series, *, root: Path, sar_bands: tuple[int, ...]) -> Tensor | None:
+def _read(row: pd.Series, *, root: Path, sar_bands: Sequence[int], optical_bands: Sequence[int] | None) -> Pair:
+    labels = {name: row[name] for name in INDEX_COLUMNS}
+    return read_pair(
+        root / row["sar"], root / row["optical"], sar_bands=sar_bands, optical_bands=optical_bands, **labels
+    )
+
+
+def _read_later(row: pd.Series, *, root: Path, sar_bands: Sequence[int]) -> Tensor | None:
     return read_sar(root / row["sar_later"], sar_bands).image if row["sar_later"] else None
+
+
+def check_data(root: str | Path, max_read: int = 2000) -> tuple[str, tuple[str, ...]]:
+    """A report on a folder, and what is missing or broken in it; `max_read` pairs, evenly spaced, are read in full.
+
+    Raises:
+        FileNotFoundError, PairError: as `open_folder`: there is nothing to check.
+    """
+    pairs = open_folder(root, rescan=True)
+    rows = np.unique(np.linspace(0, len(pairs) - 1, min(max_read, len(pairs))).round().astype(int))
+    broken = []
+    for i in tqdm(rows, "read", unit="pair", disable=None):
+        try:
+            pairs[int(i)]
+        except (PairError, OSError) as error:
+            broken.append(f"{pairs.index['id'].iloc[i]}: {error}")
+    counts = pairs.index.groupby(["dataset", "season", "land_cover"])["scene"].agg(pairs="size", scenes="nunique")
+    problems = (*pairs.problems, *broken)
+    lines = [f"{root}: {recognise(root)}, {len(pairs)} pairs, {len(rows)} read in full", "", counts.to_string(), ""]
+    lines += [f"{len(problems)} problems" if problems else "no problems", *problems[:50]]
+    lines += [f"... and {len(problems) - 50} more"] if len(problems) > 50 else []
+    return "\n".join(lines), problems

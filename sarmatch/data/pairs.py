@@ -1,4 +1,4 @@
-"""The one contract of all data: a co-registered SAR-optical pair, and a sequence of such pairs with an index table."""
+"""A co-registered SAR-optical pair, and a sequence of such pairs with an index table."""
 
 from __future__ import annotations
 
@@ -89,8 +89,6 @@ class Pairs:
         return len(self.index)
 
     def __getitem__(self, i: int) -> Pair:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"pair {i} of {len(self)}")
         return self.read(self.index.iloc[i])
 
     def __iter__(self) -> Iterator[Pair]:

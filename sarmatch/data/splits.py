@@ -39,8 +39,7 @@ def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
     scenes = validation.index[["dataset", "scene"]].sort_values(["dataset", "scene"]).drop_duplicates("scene")
     if len(scenes) < 4:
         return validation, validation
-    chosen = set(scenes["scene"].iloc[::3])
-    chooses = validation.index["scene"].isin(chosen).to_numpy()
+    chooses = validation.index["scene"].isin(scenes["scene"].iloc[::3]).to_numpy()
     return validation.subset(chooses), validation.subset(~chooses)
 
 
@@ -97,23 +96,17 @@ def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15)
     """The paper's split over patches, stratified by season and land cover (section 4.1), with exact totals.
 
     Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Patches
-    of one scene overlap or touch, so parts are not independent: see `leakage`.
-
-    Raises:
-        ValueError: `fractions` are not three shares that sum to 1.
-        PairError: a part would be empty.
+    of one scene overlap or touch, so parts are not independent (`leakage`). Errors as of `split_by_scene`.
     """
     _check_fractions(fractions)
-    rng = np.random.default_rng(seed)
+    n_train, n_validation = (round(share * len(pairs)) for share in fractions[:2])
     stratum = pairs.index.groupby(["season", "land_cover"], sort=True).ngroup().to_numpy()
     sizes = np.bincount(stratum)
-    n_train, n_validation = (round(share * len(pairs)) for share in fractions[:2])
     train = _apportion(sizes, n_train)
     validation = _apportion(sizes - train, min(n_validation, len(pairs) - n_train))
-    shuffled = rng.permutation(len(pairs))
+    shuffled = np.random.default_rng(seed).permutation(len(pairs))
     by_stratum = shuffled[np.argsort(stratum[shuffled], kind="stable")]
-    start = np.cumsum(sizes) - sizes
-    rank = np.arange(len(pairs)) - np.repeat(start, sizes)  # position within the shuffled stratum
+    rank = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # position within the shuffled stratum
     part = np.empty(len(pairs), int)
     part[by_stratum] = (rank >= np.repeat(train, sizes)).astype(int) + (rank >= np.repeat(train + validation, sizes))
     return _split(pairs, part, fractions)

@@ -1,11 +1,8 @@
 """Procedural SAR-optical pairs: two renderings of one scene of fields, forest, water, roads, buildings and relief.
 
 They share geometry but not radiometry: colour and backscatter of a class are drawn independently for every scene, and
-two crops are alike in SAR only, two in the optical image only. Each sensor has its own nuisances (`Nuisance`), and
-`render` returns a map of each, to compare an uncertainty map with its cause. All follows from the seed.
-
-The truth is the ground position: pixel (x, y) of both images shows the same ground point, unless SAR layover moved it
-(`Rendering.displacement`), as in terrain-corrected Sentinel-1 images.
+two crops are alike in SAR only, two in the optical image only. All follows from the seed. Pixel (x, y) of both images
+shows the same ground point, unless SAR layover moved it (`Rendering.displacement`), as in terrain-corrected Sentinel-1.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import torch
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair, Pairs
-from sarmatch.data.raster import SAR_RANGES_DB
 from sarmatch.data.synthetic_scene import (
     FOREST,
     HEDGE,
@@ -37,6 +33,7 @@ from sarmatch.data.synthetic_scene import (
     largest,
     smooth_noise,
 )
+from sarmatch.data.units import SAR_RANGES_DB
 
 MARGIN = 12  # border rendered around the image, px, so that layover and shadows can come from outside
 
@@ -84,14 +81,11 @@ class Rendering(NamedTuple):
 def synthetic_pairs(
     n: int, size: int, seed: int, sar_bands: Sequence[int] = (0,), nuisance: Nuisance | None = None
 ) -> Pairs:
-    """`n` generated pairs of `size` px in n/4 scenes, rendered when read; the last 256 are shared: never write to them.
+    """`n` generated pairs of `size` px in n/4 scenes, rendered when read; the last 512 are shared: never write to them.
 
     Args:
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
         nuisance: the same for all pairs; None draws it for each pair (columns of the index).
-
-    Raises:
-        ValueError: n < 1 or size < 32.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -102,16 +96,16 @@ def synthetic_pairs(
         scene = i // 4
         scene_seed = _scene_seed(seed, scene)
         style = draw_style(scene_seed)
-        labels = {"dataset": "synthetic", "scene": f"synthetic/{scene}", "season": style.season}
-        labels |= {"id": f"synthetic_{seed}_{i}", "land_cover": style.land_cover}
-        numbers = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
-        rows.append(labels | numbers | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
+        labels = {"id": f"synthetic_{seed}_{i}", "dataset": "synthetic", "scene": f"synthetic/{scene}"}
+        labels |= {"season": style.season, "land_cover": style.land_cover}
+        seeds = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
+        rows.append(labels | seeds | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
     form: dict[str, Any] = {"size": size, "sar_bands": tuple(sar_bands)}
     return Pairs(pd.DataFrame(rows), partial(_render_row, **form), partial(_render_later, **form))
 
 
 def render_pair(seed: int, size: int, nuisance: Nuisance = Nuisance()) -> Pair:
-    """One VV-RGB pair without the maps; see `render`."""
+    """One VV-RGB pair; `render` without the maps."""
     return render(seed, size, nuisance).pair
 
 
@@ -122,7 +116,6 @@ def render(
     *,
     scene_seed: int | None = None,
     sar_bands: Sequence[int] = (0,),
-    season: str | None = None,
     acquisition: int = 0,
     id: str = "",
 ) -> Rendering:
@@ -130,19 +123,17 @@ def render(
 
     Args:
         scene_seed: of season, land cover, colours and backscatter, as `seed` of geometry and noise; default `seed`.
-        season: one of `synthetic_scene.SEASONS` instead of the scene's own; only the colours of vegetation change.
         acquisition: of SAR; each has speckle and moisture of its own.
     """
     _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
-    style = draw_style(scene_seed, season)
+    style = draw_style(scene_seed)
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
     displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
     rng = np.random.default_rng([seed, 2, acquisition])
-    sar, maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
+    sar, sar_maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
     optical, optical_maps = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
-    maps |= optical_maps | {"relief": ground.relief, "displacement": displacement}
-    maps["land_cover"] = ground.kind.astype(np.uint8)
+    ground_maps = {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief, "displacement": displacement}
     inner = slice(MARGIN, MARGIN + size)
     pair = Pair(
         torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
@@ -154,6 +145,7 @@ def render(
         season=style.season,
         land_cover=style.land_cover,
     )
+    maps = sar_maps | optical_maps | ground_maps
     return Rendering(pair, **{name: layer[inner, inner].copy() for name, layer in maps.items()})
 
 
@@ -178,28 +170,19 @@ def _draw_nuisance(rng: np.random.Generator, season: str) -> Nuisance:
     )
 
 
-def _render_row(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Pair:
-    return dataclasses.replace(_pair(size=size, sar_bands=sar_bands, **_drawn(row)), scene=row["scene"])
-
-
-def _render_later(row: pd.Series, *, size: int, sar_bands: tuple[int, ...]) -> Tensor:
-    return _later_sar(size=size, sar_bands=sar_bands, **_drawn(row))
-
-
-def _drawn(row: pd.Series) -> dict[str, Any]:
-    """Arguments of `render` from a row of the index."""
+def _render_row(row: pd.Series, **form: Any) -> Pair:
     nuisance = Nuisance(**{field.name: float(row[field.name]) for field in dataclasses.fields(Nuisance)})
-    return {"seed": int(row["seed"]), "nuisance": nuisance, "scene_seed": int(row["scene_seed"]), "id": row["id"]}
+    seeds = {"seed": int(row["seed"]), "scene_seed": int(row["scene_seed"])}
+    return dataclasses.replace(_rendered(nuisance=nuisance, id=row["id"], **seeds, **form), scene=row["scene"])
 
 
-@lru_cache(maxsize=256)  # the short trainings of a study read the same few pairs again and again
-def _pair(**arguments: Any) -> Pair:
+def _render_later(row: pd.Series, **form: Any) -> Tensor:
+    return _render_row(row, acquisition=1, **form).sar
+
+
+@lru_cache(maxsize=512)  # the short trainings of a study read the same few pairs again and again
+def _rendered(**arguments: Any) -> Pair:
     return render(**arguments).pair
-
-
-@lru_cache(maxsize=256)
-def _later_sar(**arguments: Any) -> Tensor:
-    return render(acquisition=1, **arguments).pair.sar
 
 
 def _sar(
@@ -211,9 +194,8 @@ def _sar(
     bands: Sequence[int],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Class backscatter, projected by height and speckled, in clipped dB: (bands, S, S) in [0, 1]; and its maps."""
-    size = len(ground.kind)
     field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
-    moisture = 0.9 * smooth_noise(rng, size, 32)
+    moisture = 0.9 * smooth_noise(rng, len(field), 32)
     slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
     db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # in SAR only, but for the crowns
     rise = ground.height - np.roll(ground.height, style.look, axis=1)

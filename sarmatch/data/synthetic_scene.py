@@ -40,23 +40,14 @@ class Ground(NamedTuple):
     crowns: np.ndarray  # texture of trees, 0 elsewhere
 
 
-def draw_style(seed: int, season: str | None = None) -> Style:
-    """Season, land cover, and for each class a colour and, independently, a backscatter.
-
-    Another `season` than the scene's own changes the colours of vegetation only; an unknown one is a ValueError.
-    """
-    if season not in (None, *SEASONS):
-        raise ValueError(f"season must be one of {SEASONS} or None, got {season!r}")
+def draw_style(seed: int) -> Style:
+    """Season, land cover, and for each class a colour and, independently, a backscatter."""
     rng = np.random.default_rng([seed, 4])
-    drawn = str(rng.choice(SEASONS))
-    crops = _crop_colours(rng, drawn)
-    if season is None or season == drawn:
-        season = drawn
-    else:  # from numbers of their own, so that all else stays as it was
-        crops = _crop_colours(np.random.default_rng([seed, 5]), season)
+    season = str(rng.choice(SEASONS))
+    crops = _crop_colours(rng, season)
     leaf = {"spring": 1.1, "summer": 1.0, "fall": 1.15, "winter": 0.8}[season]
-    fixed = [[0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22], [0.58, 0.56, 0.53], [0.42, 0.40, 0.37]]
-    colours = np.vstack([crops, fixed, [[0.55, 0.5, 0.47]]])
+    hedge, forest, water = [0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22]
+    colours = np.vstack([crops, hedge, forest, water, [0.58, 0.56, 0.53], [0.42, 0.40, 0.37], [0.55, 0.5, 0.47]])
     colours[HEDGE:] *= rng.uniform(0.8, 1.2, (len(CLASSES) - HEDGE, 1))
     vv_crops = rng.uniform(-16, -7, N_CROPS)
     vv_crops[1] = vv_crops[0]  # alike in SAR only
@@ -96,7 +87,7 @@ def largest(values: np.ndarray, share: float) -> np.ndarray:
     """Mask of about the largest `share` of the values, by a sixteenth of them."""
     if share <= 0:
         return np.zeros(values.shape, bool)
-    return values > np.quantile(values[::4, ::4], max(1 - share, 0))
+    return values > np.quantile(values[::4, ::4], 1 - share)
 
 
 def draw_ground(rng: np.random.Generator, size: int, style: Style) -> Ground:

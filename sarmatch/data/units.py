@@ -1,6 +1,11 @@
-"""Units of a whole scene, decided once from a sample spread over it, and the scaling of its windows to [0, 1].
+"""From pixel values in any usual units to float32 in [0, 1] (section 4.1 only says "normalizing pixel values").
 
-`raster.scale_sar` and `scale_optical` decide by the image they get: a window may hold water only or clouds only.
+8 bits are divided by 255. Decibels are scaled linearly, VV from [-25, 0] and VH from [-32.5, -5] (after Meraner et al.
+2020, DSen2-CR, who end VH at 0 dB, which few cross-polarised pixels come near). Reflectance times 10,000, Sentinel-2's
+integers, passes the tone curve x (1 + k) / (x + k), which spreads the low reflectances of land and saturates nothing.
+
+`scale_sar` and `scale_optical` decide the units of an image by the image itself; `sar_scaling` and `optical_scaling`
+decide once for a whole scene, whose windows may hold water only or clouds only.
 """
 
 from __future__ import annotations
@@ -10,45 +15,86 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sarmatch.data.pairs import PairError
-from sarmatch.data.raster import REFLECTANCE_KNEE, REFLECTANCE_SCALE, SAR_RANGES_DB, mostly_negative
 
 SarUnits = Literal["byte", "unit", "db", "power", "amplitude"]
-"""8 bits; already in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
-OpticalUnits = Literal["byte", "unit", "reflectance"]
-"""8 bits; already in [0, 1]; reflectance x 10,000."""
+"""8 bits; in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
+OpticalUnits = Literal["byte", "unit", "reflectance"]  # 8 bits; in [0, 1]; reflectance x 10,000
+SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))  # backscatter that maps to 0 and 1, for VV (band 0) and VH (band 1)
+REFLECTANCE_SCALE = 10_000
+KNEE = 0.3  # k of the tone curve
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How values in `SarUnits` or `OpticalUnits` become numbers in [0, 1].
-
-    `low` and `high` are the decibels of each band that map to 0 and 1, empty for units without logarithm.
-    """
+    """How values in `SarUnits` or `OpticalUnits` become numbers in [0, 1]."""
 
     units: str
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()  # decibels of each band that map to 0 and 1
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """(C, H, W) of any numeric dtype to float32 in [0, 1]; what is not finite comes out as 0."""
+        """(C, H, W) of any numeric dtype to float32 in [0, 1]; what is not finite comes out as 0 or 1."""
         if self.units == "byte":
-            return values.astype(np.float32) / np.float32(255)
-        if self.units == "reflectance":
-            reflectance = np.nan_to_num(values.astype(np.float32)).clip(0, REFLECTANCE_SCALE) / REFLECTANCE_SCALE
-            return reflectance * (1 + REFLECTANCE_KNEE) / (reflectance + REFLECTANCE_KNEE)
-        if self.units == "unit":
-            return np.nan_to_num(values.astype(np.float32)).clip(0, 1)
-        low, high = (np.array(end, np.float32)[:, None, None] for end in (self.low, self.high))
-        return np.nan_to_num((_decibel(values, self.units) - low) / (high - low), neginf=0.0, posinf=1.0).clip(0, 1)
+            return values.astype(np.float32) * np.float32(1 / 255)
+        if self.units in ("unit", "reflectance"):
+            scale = 1 if self.units == "unit" else REFLECTANCE_SCALE
+            image = np.nan_to_num(values.astype(np.float32), copy=False).clip(0, scale) / scale
+            return image if self.units == "unit" else image / (image + KNEE) * (1 + KNEE)
+        low, high = np.array(self.ranges, np.float32).T[..., None, None]
+        image = (_decibel(values, self.units) - low) / (high - low)
+        return np.nan_to_num(image, copy=False, neginf=0.0, posinf=1.0).clip(0, 1)
+
+
+def scale_sar(
+    values: np.ndarray, bands: Sequence[int] = (0,), valid: np.ndarray | None = None, what: str = "SAR image"
+) -> tuple[Tensor, Tensor]:
+    """Scale SAR values (C, H, W) in 8 bits, dB or [0, 1] to [0, 1]; image (C, H, W) float32 and valid (H, W) bool.
+
+    Values count as dB where most of the valid ones are negative; NaN and infinity become invalid.
+
+    Args:
+        bands: which range of `SAR_RANGES_DB` each channel takes.
+        valid: (H, W) bool, the pixels known to be valid; None is all.
+        what: name of the image in errors.
+
+    Raises:
+        PairError: other units, no valid pixel, or constant.
+    """
+    valid, known = _valid_values(values, valid, what)
+    low, high = known.min(), known.max()
+    scaled_already = np.issubdtype(values.dtype, np.floating) and 0 <= low <= high <= 1
+    units = "unit" if scaled_already else _sar_units(known, what)
+    if units not in ("byte", "unit", "db"):
+        raise PairError(
+            f"{what}: expected 8 bits, dB (mostly negative) or values in [0, 1], got {values.dtype} in [{low:.3g}, "
+            f"{high:.3g}]; calibrate it to dB first, linear backscatter with 10 log10"
+        )
+    return _masked(values, valid, Scaling(units, tuple(SAR_RANGES_DB[min(band, 1)] for band in bands)))
+
+
+def scale_optical(
+    values: np.ndarray, valid: np.ndarray | None = None, what: str = "optical image"
+) -> tuple[Tensor, Tensor]:
+    """Scale optical values (C, H, W) as `optical_scaling` decides; results and other errors as of `scale_sar`.
+
+    Of integers other than 8 bits, 0 in all bands is nodata.
+    """
+    if np.issubdtype(values.dtype, np.integer) and values.dtype != np.uint8:
+        filled = (values != 0).any(axis=0)
+        valid = filled if valid is None else valid & filled
+    valid, known = _valid_values(values, valid, what)
+    return _masked(values, valid, optical_scaling(known, what=what))
 
 
 def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None = None, what: str = "SAR") -> Scaling:
     """The scaling of a SAR scene from a sample (C, N) of its valid values.
 
     Args:
-        bands: zero-based numbers of the bands: which range of `SAR_RANGES_DB` each takes.
+        bands: zero-based numbers of the bands: which range of `SAR_RANGES_DB` each takes. Where the sample does not
+            lie in it, as without calibration, the sample's 1st and 99th percentiles take its place.
         units: None infers them. Floating point in [0, 1] counts as scaled already where it fills that range; linear
             backscatter crowds at its lower end.
         what: name of the image in errors.
@@ -56,19 +102,20 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
     Raises:
         PairError: complex values, or units that the sample contradicts.
     """
-    known = _sar_units(sample, what) if units is None else _known(units, SarUnits, what)
+    known = _sar_units(sample, what) if units is None else _one_of(units, SarUnits, what)
     if known in ("byte", "unit"):
         return Scaling(known)
-    low, high = [], []
+    ranges = []
     for band, values in zip(bands, _decibel(sample, known), strict=True):
         finite = values[np.isfinite(values)]
         if not finite.size:
             raise PairError(f"{what}: band {band} holds no positive value, so {known} has no decibel; choose its units")
-        ends, (start, stop) = SAR_RANGES_DB[min(band, 1)], np.percentile(finite, (1, 99))
-        calibrated = ends[0] < np.median(finite) < ends[1]  # else the percentiles of the sample map to 0 and 1
-        low.append(float(ends[0] if calibrated else start))
-        high.append(float(ends[1] if calibrated else max(stop, start + 1)))
-    return Scaling(known, tuple(low), tuple(high))
+        low, high = SAR_RANGES_DB[min(band, 1)]
+        if not low < np.median(finite) < high:
+            low, high = (float(end) for end in np.percentile(finite, (1, 99)))
+            high = max(high, low + 1)
+        ranges.append((low, high))
+    return Scaling(known, tuple(ranges))
 
 
 def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what: str = "optical image") -> Scaling:
@@ -78,14 +125,13 @@ def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what:
         PairError: values that look like SAR, or that no units explain.
     """
     if units is not None:
-        return Scaling(_known(units, OpticalUnits, what))
+        return Scaling(_one_of(units, OpticalUnits, what))
     if sample.dtype == np.uint8:
         return Scaling("byte")
     if np.issubdtype(sample.dtype, np.integer):
         return Scaling("reflectance")
-    if not np.issubdtype(sample.dtype, np.floating):
-        raise PairError(f"{what}: expected integers or floating point, got {sample.dtype}; convert it first")
-    if mostly_negative(sample):
+    _require_real(sample, what)
+    if _mostly_negative(sample):
         raise PairError(
             f"{what}: most of its values are negative, as backscatter in dB is; the order is SAR, then optical"
         )
@@ -98,22 +144,46 @@ def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what:
     return Scaling("unit" if most <= 2 else "reflectance")
 
 
-def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
+def _valid_values(values: np.ndarray, valid: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mask without NaN and infinity, and the values under it; no value, or a constant, is an error."""
+    if valid is None:
+        valid = np.ones(values.shape[-2:], bool)
+    if np.issubdtype(values.dtype, np.floating):
+        valid = valid & np.isfinite(values).all(axis=0)
+    if not valid.any():
+        raise PairError(f"{what}: no valid pixel, all are nodata or NaN; leave the file out")
+    known = values.reshape(len(values), -1) if valid.all() else values[:, valid]
+    if (known.min(axis=1) == known.max(axis=1)).all():
+        raise PairError(f"{what}: constant ({known.flat[0]}), there is nothing to match; leave the file out")
+    return valid, known
+
+
+def _masked(values: np.ndarray, valid: np.ndarray, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    image, mask = torch.from_numpy(scaling(values)), torch.from_numpy(valid)
+    return (image if valid.all() else torch.where(mask, image, 0.0)), mask
+
+
+def _mostly_negative(values: np.ndarray) -> bool:
+    """Whether more than half of the values are negative, as backscatter in dB is."""
+    return bool(np.count_nonzero(values < 0) * 2 > values.size)
+
+
+def _require_real(sample: np.ndarray, what: str) -> None:
     if np.iscomplexobj(sample):
         raise PairError(f"{what}: complex values (single look complex); detect it first, take the amplitude |z|")
+
+
+def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
+    _require_real(sample, what)
     if sample.dtype == np.uint8:
         return "byte"
-    if np.issubdtype(sample.dtype, np.integer):
-        return "db" if mostly_negative(sample) else "amplitude"
-    if np.issubdtype(sample.dtype, np.floating):
-        if mostly_negative(sample):
-            return "db"
-        most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
-        if most > 100:
-            return "amplitude"
-        filled = most >= 0.5 and middle >= 0.1 * most
-        return "unit" if filled and sample.max() <= 1 and sample.min() >= 0 else "power"
-    raise PairError(f"{what}: expected integers or floating point, got {sample.dtype}; convert it first")
+    if _mostly_negative(sample):
+        return "db"
+    most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
+    if most > 100 or np.issubdtype(sample.dtype, np.integer):
+        return "amplitude"
+    filled = most >= 0.5 and middle >= 0.1 * most
+    return "unit" if filled and sample.max() <= 1 and sample.min() >= 0 else "power"
 
 
 def _decibel(values: np.ndarray, units: str) -> np.ndarray:
@@ -124,7 +194,7 @@ def _decibel(values: np.ndarray, units: str) -> np.ndarray:
         return np.log10(linear) * np.float32(10 if units == "power" else 20)
 
 
-def _known(units: str, kind: object, what: str) -> str:
+def _one_of(units: str, kind: object, what: str) -> str:
     if units not in get_args(kind):
         raise PairError(f"{what}: units must be one of {', '.join(get_args(kind))}, got {units!r}")
     return units

@@ -15,7 +15,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from sarmatch.data.pairs import PairError
-from sarmatch.data.raster import RED_GREEN_BLUE, open_raster, require_whole_png
+from sarmatch.data.raster import RED_GREEN_BLUE, open_raster
 from sarmatch.matching.robust_fit import RegistrationError
 from sarmatch.scenes.grids import GDAL_ERRORS
 
@@ -36,8 +36,6 @@ def opened(stack: ExitStack, source: str | Path | DatasetReader, what: str) -> D
         raise PairError(f"{what} {source}: a folder; give the raster file in it")
     dataset = stack.enter_context(open_raster(source, what))
     name = f"{what} {dataset.name}"
-    if dataset.driver == "PNG":
-        require_whole_png(dataset.name, what)
     if dataset.count == 0:
         raise PairError(f"{name}: no bands; a container of subdatasets? name one of them")
     if max(dataset.width, dataset.height) > MAX_SIDE:

@@ -9,8 +9,8 @@ import rasterio
 from rasterio import Affine
 from rasterio.crs import CRS
 
-from sarmatch.data.raster import SAR_RANGES_DB
 from sarmatch.data.synthetic import Nuisance, render_pair
+from sarmatch.data.units import SAR_RANGES_DB
 
 SCENES = (("ROIs1158_spring", 1), ("ROIs1158_spring", 8), ("ROIs1868_summer", 3), ("ROIs1868_summer", 5))
 IGBP = (12, 1, 13, 17)

@@ -26,8 +26,9 @@ def write_files(folder: Path) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with serving(write_files(tmp_path / "served")) as server:
+        monkeypatch.setattr(module, "_pinned_url", lambda registry: server.url)
         yield server
 
 
@@ -37,6 +38,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "registries"
     folder.mkdir()
     monkeypatch.setattr(module, "REGISTRIES", folder)
+    monkeypatch.setattr(module.pooch.core.time, "sleep", lambda seconds: None)  # between attempts
     return write_registry(folder / "ombria.txt", write_files(tmp_path / "served"))
 
 
@@ -45,19 +47,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_file_arrives_under_its_own_path(server: Server, tmp_path: Path) -> None:
-    assert download("ombria", tmp_path / "got", server.url, retries=0) == tmp_path / "got"
+    assert download("ombria", tmp_path / "got") == tmp_path / "got"
     assert contents(tmp_path / "got") == FILES
     assert sorted(server.requests) == sorted(FILES)
 
 
 def test_only_what_is_missing_or_differs_is_fetched_again(server: Server, tmp_path: Path) -> None:
-    folder = download("ombria", tmp_path / "got", server.url)
+    folder = download("ombria", tmp_path / "got")
     server.requests.clear()
-    download("ombria", folder, server.url)
+    download("ombria", folder)
     assert server.requests == []
     (folder / "a/BEFORE/im_1.png").unlink()
     (folder / "b/BEFORE/im_2.png").write_bytes(b"half a fi")
-    download("ombria", folder, server.url)
+    download("ombria", folder)
     assert sorted(server.requests) == ["a/BEFORE/im_1.png", "b/BEFORE/im_2.png"]
     assert contents(folder) == FILES
 
@@ -65,38 +67,38 @@ def test_only_what_is_missing_or_differs_is_fetched_again(server: Server, tmp_pa
 def test_wrong_checksum_names_the_file_and_leaves_nothing_of_it(server: Server, tmp_path: Path) -> None:
     (server.folder / "a/BEFORE/im_1.png").write_bytes(b"another image")
     with pytest.raises(DownloadError, match=r"1 of 6 files.*same call(?s:.*)a/BEFORE/im_1\.png: SHA256 hash"):
-        download("ombria", tmp_path / "got", server.url, retries=0)
+        download("ombria", tmp_path / "got")
     assert contents(tmp_path / "got") == {name: FILES[name] for name in FILES if name != "a/BEFORE/im_1.png"}
 
 
 def test_file_that_the_server_lacks_is_named_and_the_others_arrive(server: Server, tmp_path: Path) -> None:
     (server.folder / "b/BEFORE/im_0.png").unlink()
     with pytest.raises(DownloadError, match=r"b/BEFORE/im_0\.png: 404"):
-        download("ombria", tmp_path / "got", server.url, retries=0)
+        download("ombria", tmp_path / "got")
     assert contents(tmp_path / "got") == {name: FILES[name] for name in FILES if name != "b/BEFORE/im_0.png"}
     (server.folder / "b/BEFORE/im_0.png").write_bytes(FILES["b/BEFORE/im_0.png"])
     server.requests.clear()
-    download("ombria", tmp_path / "got", server.url)
+    download("ombria", tmp_path / "got")
     assert server.requests == ["b/BEFORE/im_0.png"]
 
 
 def test_each_file_is_tried_again(server: Server, tmp_path: Path) -> None:
     (server.folder / "b/BEFORE/im_0.png").unlink()
     with pytest.raises(DownloadError, match="1 of 6"):
-        download("ombria", tmp_path / "got", server.url, retries=1)
-    assert server.requests.count("b/BEFORE/im_0.png") == 2 and server.requests.count("a/BEFORE/im_0.png") == 1
+        download("ombria", tmp_path / "got")
+    assert server.requests.count("b/BEFORE/im_0.png") == 3 and server.requests.count("a/BEFORE/im_0.png") == 1
 
 
-def test_without_connection_it_ends_and_says_so(server: Server, tmp_path: Path) -> None:
-    closed = "http://127.0.0.1:1"
+def test_without_connection_it_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_pinned_url", lambda registry: "http://127.0.0.1:1")
     with pytest.raises(DownloadError, match=r"no connection to http://127\.0\.0\.1:1/ .*check the network"):
-        download("ombria", tmp_path / "got", closed, workers=1, retries=0)
+        download("ombria", tmp_path / "got")
     assert contents(tmp_path / "got") == {}
 
 
 def test_pooch_is_silent_only_meanwhile(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     level = pooch.get_logger().level
-    download("ombria", tmp_path / "got", server.url)
+    download("ombria", tmp_path / "got")
     assert "Downloading" not in capsys.readouterr().err
     assert pooch.get_logger().level == level
 
@@ -110,7 +112,7 @@ def test_unknown_name_lists_the_sets(tmp_path: Path) -> None:
     ("name", "doi", "layout"),
     [
         ("sen12ms", "10.14459/2019mp1474000", "ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif"),
-        ("sen1-2", "10.14459/2018mp1436631", "ROIs1158_spring/s1_0/ROIs1158_spring_s1_0_p5.png"),
+        ("sen1-2", "10.14459/2018mp1436631", "ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.png"),
         ("sen12ms-cr", "10.14459/2020mp1554803", "ROIs1158_spring_s1/s1_1/ROIs1158_spring_s1_1_p30.tif"),
     ],
 )
@@ -123,7 +125,6 @@ def test_archives_are_explained(name: str, doi: str, layout: str) -> None:
 def test_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_pinned_url", lambda registry: server.url)
     assert cli.main(["data", "get", "ombria", "--to", str(tmp_path / "got")]) == 0
     assert contents(tmp_path / "got") == FILES
     monkeypatch.chdir(tmp_path)
@@ -132,7 +133,6 @@ def test_command(
     capsys.readouterr()
     (server.folder / "a/BEFORE/im_0.png").unlink()
     (tmp_path / "got/a/BEFORE/im_0.png").unlink()
-    monkeypatch.setattr(module.pooch.core.time, "sleep", lambda seconds: None)
     assert cli.main(["data", "get", "ombria", "--to", str(tmp_path / "got")]) == 1
     assert "a/BEFORE/im_0.png: 404" in capsys.readouterr().err
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from data.make_sen12ms import make_patch, write_sen12ms, write_tif
 
-from sarmatch import io
-from sarmatch.data import PairError, patch_tree, scale_optical, scale_sar, split_by_scene
-from sarmatch.data.patch_tree import sen12
-from sarmatch.data.sen12ms import SEN12MS_CR, dominant_land_cover, sen12ms
+from sarmatch.data import PairError, folder, open_folder, scale_optical, scale_sar, split_by_scene
+from sarmatch.data.sen12ms import dominant_land_cover
 
 
 @pytest.fixture
@@ -26,7 +25,9 @@ def no_scan(monkeypatch: pytest.MonkeyPatch):
     """Call it to make every later scan fail."""
 
     def forbid() -> None:
-        monkeypatch.setattr(patch_tree, "scan", lambda *args: pytest.fail("the stored index was not used"))
+        known = folder.DATASETS["sen12ms"]
+        fail = known._replace(table=lambda root: pytest.fail("the stored index was not used"))
+        monkeypatch.setitem(folder.DATASETS, "sen12ms", fail)
 
     return forbid
 
@@ -36,7 +37,7 @@ def file(tree: Path, layer: str, patch: int = 30) -> Path:
 
 
 def test_index(tree: Path) -> None:
-    pairs = sen12ms(tree)
+    pairs = open_folder(tree)
     assert pairs.problems == () and len(pairs) == 8
     assert list(pairs.index["id"][:2]) == ["ROIs1158_spring_1_p30", "ROIs1158_spring_1_p31"]
     by_scene = pairs.index.drop_duplicates("scene").set_index("scene")
@@ -48,11 +49,11 @@ def test_index(tree: Path) -> None:
 
 def test_pair(tree: Path) -> None:
     arrays = make_patch(0, 12)
-    pair = sen12ms(tree, sar_bands=(0, 1))[0]
+    pair = open_folder(tree, sar_bands=(0, 1))[0]
     torch.testing.assert_close(pair.sar, scale_sar(arrays["s1"], (0, 1))[0])
     torch.testing.assert_close(pair.optical, scale_optical(arrays["s2"][[3, 2, 1]])[0])
     assert pair.crs == "EPSG:32632" and pair.transform.a == 10 and pair.land_cover == "croplands"
-    assert sen12ms(tree, optical_bands=range(13))[0].optical.shape == (13, 256, 256)
+    assert open_folder(tree, optical_bands=range(13))[0].optical.shape == (13, 256, 256)
 
 
 def test_broken_and_unpaired_files_are_reported_and_left_out(tree: Path) -> None:
@@ -68,7 +69,7 @@ def test_broken_and_unpaired_files_are_reported_and_left_out(tree: Path) -> None
     write_tif(tree / "ROIs1868_summer" / "s2_3" / "ROIs1868_summer_s2_3_p30.tif", ok["s2"][:, :128])
     (tree / "ROIs1868_summer" / "lc_3" / "ROIs1868_summer_lc_3_p31.tif").unlink()
     (tree / "ROIs1868_summer" / "s1_3" / "notes.txt").write_text("not a patch")
-    pairs = sen12ms(tree)
+    pairs = open_folder(tree)
     assert list(pairs.index["id"]) == ["ROIs1868_summer_3_p31", "ROIs1868_summer_5_p30", "ROIs1868_summer_5_p31"]
     assert list(pairs.index["land_cover"]) == ["", "water", "water"]
     problems = dict(text.split(": ", 1) for text in pairs.problems)
@@ -81,60 +82,56 @@ def test_broken_and_unpaired_files_are_reported_and_left_out(tree: Path) -> None
 
 
 def test_without_land_cover_at_all(tmp_path: Path) -> None:
-    pairs = sen12ms(write_sen12ms(tmp_path, patches=1, layers="s1 s2"))
+    pairs = open_folder(write_sen12ms(tmp_path, patches=1, layers="s1 s2"))
     assert pairs.problems == () and set(pairs.index["land_cover"]) == {""}
 
 
 def test_index_is_stored_and_found_again(tree: Path, no_scan) -> None:
     file(tree, "s2", 31).unlink()
-    first = sen12ms(tree)
+    first = open_folder(tree)
     assert len(list(tree.glob("*.parquet"))) == 1 and not list(tree.glob(".*partial*"))
     no_scan()
-    again = sen12ms(tree)
+    again = open_folder(tree)
     assert again.index.equals(first.index) and again.problems == first.problems != ()
 
 
 def test_a_changed_folder_is_scanned_again(tree: Path, tmp_path: Path) -> None:
-    assert len(sen12ms(tree)) == 8
+    assert len(open_folder(tree)) == 8
     file(tree, "s2", 31).unlink()
-    assert len(sen12ms(tree)) == 7
+    assert len(open_folder(tree)) == 7
     three_bands = write_tif(tmp_path / "three.tif", make_patch(0, 12)["s2"][:3])
     file(tree, "s2", 30).write_bytes(three_bands.read_bytes())  # overwritten in place: only a rescan sees it
-    assert len(sen12ms(tree)) == 7 and len(sen12ms(tree, rescan=True)) == 6
+    assert len(open_folder(tree)) == 7 and len(open_folder(tree, rescan=True)) == 6
 
 
 def test_read_only_root_uses_the_cache(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_scan) -> None:
-    write = io.atomic_path
+    write = folder.write_table
 
-    def refuse_root(path: Path):
+    def refuse_root(table: pd.DataFrame, path: Path) -> None:
         if path.parent == tree:
             raise PermissionError(path)
-        return write(path)
+        write(table, path)
 
-    monkeypatch.setattr(patch_tree, "atomic_path", refuse_root)
-    monkeypatch.setattr(patch_tree.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
-    sen12ms(tree)
+    monkeypatch.setattr(folder, "write_table", refuse_root)
+    monkeypatch.setattr(folder.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    open_folder(tree)
     assert not list(tree.glob("*.parquet")) and len(list((tmp_path / "cache" / "sarmatch").glob("*.parquet"))) == 1
     no_scan()
-    assert len(sen12ms(tree)) == 8
+    assert len(open_folder(tree)) == 8
 
 
 def test_unreadable_index_is_replaced(tree: Path) -> None:
-    sen12ms(tree)
+    open_folder(tree)
     next(tree.glob("*.parquet")).write_bytes(b"PAR1 half a file")
     with pytest.warns(UserWarning, match="unreadable"):
-        assert len(sen12ms(tree)) == 8
-    assert len(sen12ms(tree)) == 8
+        assert len(open_folder(tree)) == 8
+    assert len(open_folder(tree)) == 8
 
 
-def test_wrong_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        sen12ms(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no sen12ms patches found.*ROIs1158_spring/s1_1.*doi\.org"):
-        sen12ms(tmp_path)
+def test_half_a_tree(tmp_path: Path) -> None:
     tree = write_sen12ms(tmp_path, patches=1, layers="s1")
-    with pytest.raises(PairError, match=r"no usable sen12ms pair.*has no s2 file"):
-        sen12ms(tree)
+    with pytest.raises(PairError, match=r"no usable pair is left; .*has no s2 file"):
+        open_folder(tree)
 
 
 def test_sen12ms_cr(tmp_path: Path) -> None:
@@ -142,7 +139,7 @@ def test_sen12ms_cr(tmp_path: Path) -> None:
     for layer, values in (("s1", clear["s1"]), ("s2", clear["s2"]), ("s2_cloudy", veiled["s2"])):
         name = f"ROIs1970_fall_{layer}_7_p2.tif"
         write_tif(tmp_path / f"ROIs1970_fall_{layer}" / f"{layer}_7" / name, values)
-    pairs = sen12ms(tmp_path, layout=SEN12MS_CR)
+    pairs = open_folder(tmp_path)
     assert list(pairs.index["scene"]) == ["sen12ms-cr/fall_7"]
     torch.testing.assert_close(pairs[0].optical, scale_optical(clear["s2"][[3, 2, 1]])[0])
 
@@ -157,7 +154,7 @@ def test_sen12(tmp_path: Path) -> None:
             cv2.imwrite(str(folder / f"ROIs2017_winter_{layer}_0_p{patch}.png"), pixels)
     broken = tmp_path / "ROIs2017_winter" / "s2_0" / "ROIs2017_winter_s2_0_p12.png"
     broken.write_bytes(broken.read_bytes()[:50_000])
-    pairs = sen12(tmp_path)
+    pairs = open_folder(tmp_path)
     assert list(pairs.index["id"]) == ["ROIs2017_winter_0_p5"] and pairs.index.loc[0, "scene"] == "sen1-2/winter_0"
     assert len(pairs.problems) == 1 and "p12.png is corrupt" in pairs.problems[0]
     assert pairs[0].sar.shape == (1, 256, 256) and pairs[0].optical.shape == (3, 256, 256)

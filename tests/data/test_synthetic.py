@@ -187,19 +187,6 @@ def test_haze_and_cloud_are_told_apart() -> None:
     assert np.array_equal(render(4, 96, vary(cloud=0.3)).haze, made.cloud)
 
 
-def test_another_season_changes_colours_only() -> None:
-    own = draw_style(3).season
-    made = {season: render(3, 96, CALM, season=season) for season in ("spring", "summer", "fall", "winter")}
-    assert torch.equal(made[own].pair.optical, render_pair(3, 96, CALM).optical)
-    for season, rendering in made.items():
-        assert rendering.pair.season == season
-        assert torch.equal(rendering.pair.sar, made[own].pair.sar)
-        assert np.array_equal(rendering.land_cover, made[own].land_cover)
-        assert season == own or not torch.equal(rendering.pair.optical, made[own].pair.optical)
-    with pytest.raises(ValueError, match=r"season must be one of .*'winter'\) or None, got 'monsoon'"):
-        render(3, 96, season="monsoon")
-
-
 def test_projection_moves_energy_and_keeps_it() -> None:
     sigma = np.zeros((3, 8), np.float32)
     sigma[1, 5] = 2

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sarmatch.data.pairs import PairError
-from sarmatch.data.raster import scale_optical, scale_sar
-from sarmatch.data.units import optical_scaling, sar_scaling
+from sarmatch.data.units import optical_scaling, sar_scaling, scale_optical, scale_sar
 
 RNG = np.random.default_rng(0)
 POWER = (0.05 * RNG.exponential(1, (1, 5000))).astype(np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 
-from sarmatch.data import Pair, manifest
+from sarmatch.data import Pair, open_folder
 
 HERE = Path(__file__).parent
 DATASETS = ("sen12ms-cr", "terramesh")
@@ -20,7 +20,7 @@ DATASETS = ("sen12ms-cr", "terramesh")
 
 def make(source: Path, target: Path = HERE) -> None:
     """One GeoTIFF of 8 bits an image, scaled as the package reads the originals, and the manifest."""
-    pairs = manifest(source, datasets=DATASETS)
+    pairs = open_folder(source, datasets=DATASETS)
     rows = []
     for pair in pairs:
         files = {"sar": f"sar/{pair.id}.tif", "optical": f"optical/{pair.id}.tif"}

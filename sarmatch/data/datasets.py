@@ -1,0 +1,66 @@
+"""The layouts of folders that can be read; `sarmatch.data` says how to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from sarmatch.data.ombria import is_ombria, ombria
+from sarmatch.data.pairs import PairError
+from sarmatch.data.sen12ms import SEN12, SEN12MS, SEN12MS_CR, Tree, is_tree, scan, scene_folders
+
+
+class Dataset(NamedTuple):
+    """How folders of one layout are recognised and read."""
+
+    holds: str  # a file of it, for errors
+    is_in: Callable[[Path], bool]  # of a folder
+    table: Callable[[Path], pd.DataFrame]  # its pairs, one a row, as `sarmatch.data` describes them
+    parts: Callable[[Path], Iterable[Path]] | None = None  # stores a slow table until one of these folders changes
+    source: str = "manifest"  # the `DataConfig.source` that opens it
+    archives: str = ""  # where they are, if it comes in archives to be unpacked into one folder
+
+
+def manifest(root: Path) -> pd.DataFrame:
+    """The pairs that a folder's own `manifest.csv` lists."""
+    path = root / "manifest.csv"
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise PairError(f"{path}: not a readable CSV ({error}); expected UTF-8 text, one row a pair") from error
+
+
+def _tree(tree: Tree, holds: str, doi: str) -> Dataset:
+    is_in, table = partial(is_tree, tree=tree), partial(scan, tree=tree)
+    return Dataset(holds, is_in, table, scene_folders, "sen12ms", f"https://doi.org/{doi}")
+
+
+PATCH = "s1_1/ROIs1158_spring_s1_1_p30"  # of SEN12MS and its relatives
+DATASETS = {
+    "manifest": Dataset(
+        "manifest.csv with the columns id, sar, optical", lambda root: (root / "manifest.csv").is_file(), manifest
+    ),
+    "ombria": Dataset("OmbriaS1/train/BEFORE/S1_before_0001.png (sarmatch data get ombria)", is_ombria, ombria),
+    "sen12ms": _tree(SEN12MS, f"ROIs1158_spring/{PATCH}.tif, s2_1 and lc_1 beside s1_1", "10.14459/2019mp1474000"),
+    "sen12ms-cr": _tree(SEN12MS_CR, f"ROIs1158_spring_s1/{PATCH}.tif and likewise s2", "10.14459/2020mp1554803"),
+    "sen1-2": _tree(SEN12, f"ROIs1158_spring/{PATCH}.png, s2_1 beside s1_1", "10.14459/2018mp1436631"),
+}
+"""By name of the layout; the first that recognises a folder reads it."""
+
+
+def recognise(root: str | Path) -> str:
+    """The name in `DATASETS` of a folder's layout; FileNotFoundError for no such folder, or none of these in it."""
+    root = Path(root)
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.is_file() else "no such folder"
+        raise FileNotFoundError(f"data folder {root}: {what}; check the path")
+    for name, dataset in DATASETS.items():
+        if dataset.is_in(root):
+            return name
+    looked_for = "".join(f"\n  {name}: {dataset.holds}" for name, dataset in DATASETS.items())
+    found = sorted(path.name for path in root.iterdir())[:5]
+    raise FileNotFoundError(f"{root}: no known layout; found {found or 'an empty folder'}, looked for{looked_for}")
