@@ -6,11 +6,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
@@ -19,9 +18,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pipeline import MatchSettings
 from sarmatch.scenes.registering import register
-from sarmatch.scenes.transforms import Model
+from sarmatch.scenes.settings import MatchSettings, Model
+from sarmatch.scenes.windows import processes
 
 COLUMNS = ("sar", "optical", "output")
 """Columns of a list of pairs."""
@@ -110,45 +109,39 @@ def register_all(
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    pairs = list(pairs)
     alone = replace(settings, progress=False, workers=1)
     jobs = [(pair, alone, model, order) for pair in pairs]
-    rows: dict[int, dict[str, Any]] = {}
-    with _runner(workers, scheduler) as run:
-        for number, row in tqdm(run(jobs), total=len(jobs), desc="pairs", disable=None if progress else True):
-            rows[number] = row
-    return pd.DataFrame([rows[i] for i in range(len(pairs))], columns=list(OUTCOME))
+    with _pool(workers, scheduler) as pool:
+        done = tqdm(_outcomes(jobs, pool), total=len(jobs), desc="pairs", disable=None if progress else True)
+        rows = dict(done)
+    return pd.DataFrame([rows[i] for i in range(len(jobs))], columns=list(OUTCOME))
 
 
-Run = Callable[[list[tuple[Any, ...]]], Iterator[tuple[int, dict[str, Any]]]]
-
-
-@contextmanager
-def _runner(workers: int, scheduler: str | None) -> Iterator[Run]:
-    """A function that yields numbers and outcomes of jobs as they are done."""
-    if scheduler is not None:
-        with _dask_client(scheduler) as client:
-            from distributed import as_completed as completed
-
-            yield lambda jobs: _finished(
-                {client.submit(register_one, *job, pure=False): i for i, job in enumerate(jobs)}, jobs, completed
-            )
-    elif workers == 1:
-        yield lambda jobs: ((i, register_one(*job)) for i, job in enumerate(jobs))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            yield lambda jobs: _finished(
-                {pool.submit(register_one, *job): i for i, job in enumerate(jobs)}, jobs, as_completed
-            )
-
-
-def _finished(waiting: dict[Any, int], jobs: list[tuple[Any, ...]], completed: Callable[..., Iterator[Any]]) -> Any:
-    for done in completed(list(waiting)):
+def _outcomes(jobs: list[tuple[Any, ...]], pool: Executor | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers and outcomes of jobs as they are done."""
+    if pool is None:
+        yield from ((number, register_one(*job)) for number, job in enumerate(jobs))
+        return
+    waiting = {pool.submit(register_one, *job): number for number, job in enumerate(jobs)}
+    for done in as_completed(waiting):
         number = waiting[done]
         try:
             yield number, done.result()
         except Exception as error:  # a process that was killed, for memory for instance, takes the pool with it
             yield number, _failed(jobs[number][0], error)
+
+
+@contextmanager
+def _pool(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
+    """What runs jobs; None is this process."""
+    if scheduler is not None:
+        with _dask_client(scheduler) as client:
+            yield client.get_executor(pure=False)
+    elif workers > 1:
+        with processes(workers) as pool:
+            yield pool
+    else:
+        yield None
 
 
 def _dask_client(address: str) -> Any:
@@ -162,12 +155,6 @@ def _dask_client(address: str) -> Any:
         raise ValueError(
             f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
         ) from error
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
 
 
 def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From two files to matches or a registered image: open, locate, match window by window, fit, judge, write."""
+"""From two files to matches: open, locate, match window by window, judge."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from rasterio.io import DatasetReader
 
-from sarmatch.io import digest
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.vector_files import matches_writer, write_matches
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.grids import Region, between, scale_ratio
-from sarmatch.scenes.locate import SearchRadius, check_radius, locate, radius_of
-from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
+from sarmatch.scenes.grids import Region
+from sarmatch.scenes.locate import locate, radius_of
+from sarmatch.scenes.pair import ScenePair, open_pair
+from sarmatch.scenes.settings import MatchSettings
 from sarmatch.scenes.transforms import THIN_PX, Agreement, judge
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
@@ -30,37 +30,6 @@ SPACING = 256.0
 LARGE_SIDE = 2048
 
 Source: TypeAlias = str | os.PathLike[str] | DatasetReader
-
-
-@dataclass(frozen=True)
-class MatchSettings:
-    """How scenes are matched.
-
-    Attributes:
-        weights: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
-        search_radius: px of the common grid that the georeferences, or px of images without one, may disagree by; None
-            searches the whole image; `auto` is 64 px between georeferences, else the whole image.
-        spacing: None covers everything with windows; a number spreads them evenly, one a `spacing` px.
-        options: bands, units, and whose grid counts.
-        matcher: keywords for `load_matcher`: device, mc_passes, distilled.
-        workers: processes.
-        progress: show bars in a terminal.
-    """
-
-    weights: str | Matcher = "s1s2"
-    search_radius: SearchRadius = "auto"
-    spacing: float | None = None
-    options: SceneOptions = dataclasses.field(default_factory=SceneOptions)
-    matcher: tuple[tuple[str, Any], ...] = ()
-    workers: int = 1
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_radius(self.search_radius)
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.workers > 1 and isinstance(self.weights, Matcher):
-            raise ValueError("several workers load the weights again: give their name or path, not a matcher")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,46 +48,51 @@ class MatchedPair:
     thinned: Matches
     agreement: Agreement
 
-    def parts(self) -> Iterator[Matches]:
-        """All matches window by window, in px of the two files, with their georeference."""
-        for part in self.store:
-            yield to_files(part, self.pair)
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Thinned matches in the reference and in the moving image, (N, 2) px each."""
+        return self.pair.ordered(self.thinned.xy_sar, self.thinned.xy_optical)
+
+    def refuse(self) -> None:
+        """Raise SceneRefusal, and remove the finished windows, where the matches do not agree."""
+        if not self.agreement.accepted:
+            self.store.remove()
+            raise SceneRefusal(f"{self.pair.names}: {self.agreement.reason}")
 
 
 @contextmanager
 def matched_pair(
-    sar: Source, optical: Source, settings: MatchSettings, folder: Path | None, spread: bool = False
+    sar: Source, optical: Source, settings: MatchSettings, output: str | os.PathLike[str] | None, spread: bool = False
 ) -> Iterator[MatchedPair]:
     """Open and match two scenes; raises as `open_pair`.
 
     Args:
+        output: file beside which finished windows are kept until the computation is done; None: in a temporary folder.
         spread: spread windows evenly where the settings leave the spacing open, instead of covering everything.
-        folder: where finished windows are kept until the computation is done; None: a temporary folder.
     """
-    weights = settings.weights
+    weights, spacing = settings.weights, settings.spacing
     matcher = weights if isinstance(weights, Matcher) else load_matcher(weights, **dict(settings.matcher))
-    channels, names = matcher.net.config, (source_name(sar), source_name(optical))
-    with open_pair(sar, optical, settings.options, channels.sar_channels, channels.optical_channels) as pair:
+    config = matcher.net.config
+    with (
+        open_pair(sar, optical, settings.options, config.sar_channels, config.optical_channels) as pair,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         radius = radius_of(pair, settings.search_radius)
         shift = locate(pair, matcher, radius)
         region = pair.region(shift)
-        spacing = settings.spacing
         if spacing is None and spread:
             spacing = SPACING if max(region.width, region.height) <= LARGE_SIDE else 2 * SPACING
         tiles = plan_tiles(region, spacing)
-        task = Task(*names, settings.options, str(weights), settings.matcher, "", shift, min(radius or RADIUS, RADIUS))
-        # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh.
-        task = dataclasses.replace(task, network=digest(matcher.net))
-        with tempfile.TemporaryDirectory() as temporary:
-            place = (
-                Path(temporary) if folder is None else folder.with_name(f"{folder.name}-{task.key(region, spacing)}")
-            )
-            store = TileStore(place, tiles)
-            task = dataclasses.replace(task, folder=str(place))
-            match_tiles(pair, matcher, store, task, settings.workers, settings.progress)
-            # First by window, so that memory stays bounded; then at the seams, where windows overlap.
-            thinned = concatenated([part.thin(THIN_PX) if len(part) else part for part in store]).thin(THIN_PX)
-            yield MatchedPair(pair, shift, region, store, thinned, judge(thinned, store, pair.to))
+        task = Task(source_name(sar), source_name(optical), settings, shift, min(radius or RADIUS, RADIUS))
+        folder = Path(temporary)
+        if output is not None:
+            name = f".{Path(output).name}.windows-{task.key(matcher, region, spacing)}"
+            folder = Path(output).with_name(name)
+        store = TileStore(folder, tiles)
+        match_tiles(pair, matcher, store, task)
+        # First by window, so that memory stays bounded; then at the seams, where windows overlap.
+        thinned = concatenated([part.thin(THIN_PX) for part in store]).thin(THIN_PX)
+        yield MatchedPair(pair, shift, region, store, thinned, judge(thinned, store, pair.to))
         # Only here, so that a failure later (a full disk) does not cost the windows again.
         store.remove()
 
@@ -147,72 +121,37 @@ def match_scenes(
         SceneRefusal: no common ground, no data, or matches that do not agree.
         FileNotFoundError, ValueError: files that cannot be read, arguments that make no sense.
     """
-    settings = dataclasses.replace(settings or MatchSettings(), **changes)
-    folder = None
     if output is not None:
         matches_writer(output)
-        folder = Path(output).with_name(f".{Path(output).name}.windows")
-    with matched_pair(sar, optical, settings, folder) as matched:
-        agreed = matched.agreement
-        if not agreed.accepted and not force:
-            matched.store.remove()
-            names = f"{matched.pair.sar.dataset.name} and {matched.pair.optical.dataset.name}"
-            raise SceneRefusal(f"{names}: {agreed.reason}")
+    settings = dataclasses.replace(settings or MatchSettings(), **changes)
+    with matched_pair(sar, optical, settings, output) as matched:
+        if not force:
+            matched.refuse()
+        pair, overlaps = matched.pair, matched.agreement.accepted
+        parts = (to_files(part, pair) for part in matched.store)
         if output is None:
-            parts = list(matched.parts())
-            return concatenated(parts, **georeference(matched.pair), overlaps=agreed.accepted)
-        write_matches(output, matched.parts(), agreed.accepted)
-        return dataclasses.replace(to_files(matched.thinned, matched.pair), overlaps=agreed.accepted)
+            return concatenated(list(parts), **georeference(pair), overlaps=overlaps)
+        write_matches(output, parts, overlaps)
+        return dataclasses.replace(to_files(matched.thinned, pair), overlaps=overlaps)
 
 
 def to_files(matches: Matches, pair: ScenePair) -> Matches:
     """Matches in px of the common grid as px of the two files, with their georeference."""
-    to_reference, to_moving = file_positions(pair)
-    ends = {"sar": matches.xy_sar, "optical": matches.xy_optical}
-    ends[pair.to] = to_reference(ends[pair.to])
-    other = "optical" if pair.to == "sar" else "sar"
-    ends[other] = to_moving(ends[other])
-    kept = np.isfinite(ends["sar"]).all(axis=1) & np.isfinite(ends["optical"]).all(axis=1)
-    part = matches if kept.all() else matches.select(kept)
-    scale = _optical_scale(pair)
-    return dataclasses.replace(
-        part,
-        xy_sar=ends["sar"][kept],
-        xy_optical=ends["optical"][kept],
-        covariance=part.covariance * np.float32(scale**2),
-        radius=part.radius * np.float32(scale),
-        **georeference(pair),
-    )
+    reference, moving = pair.ordered(matches.xy_sar, matches.xy_optical)
+    sar, optical = pair.ordered(pair.to_reference(reference), pair.to_moving(moving))
+    kept = np.isfinite(sar).all(axis=1) & np.isfinite(optical).all(axis=1)
+    part, scale = matches.select(kept), np.float32(pair.optical_scale)
+    precision: dict[str, Any] = {"covariance": part.covariance * scale**2, "radius": part.radius * scale}
+    return dataclasses.replace(part, xy_sar=sar[kept], xy_optical=optical[kept], **precision, **georeference(pair))
 
 
 def georeference(pair: ScenePair) -> dict[str, Any]:
     """The attributes of `Matches` that say where the files lie."""
-    return {
-        f"{name}_{what}": getattr(scene.own, what)
-        if what == "transform" or scene.own.crs is None
-        else str(scene.own.crs)
-        for name, scene in (("sar", pair.sar), ("optical", pair.optical))
-        for what in ("transform", "crs")
-    }
-
-
-def file_positions(pair: ScenePair) -> tuple[Any, Any]:
-    """Functions from px (N, 2) of the common grid to px of the reference's and of the moving image's file."""
-
-    def to_reference(xy: np.ndarray) -> np.ndarray:
-        return (np.asarray(xy, np.float64) + 0.5) * pair.factor - 0.5
-
-    def to_moving(xy: np.ndarray) -> np.ndarray:
-        return between(pair.grid, pair.moving.own, xy) if pair.located and len(xy) else np.asarray(xy, np.float64)
-
-    return to_reference, to_moving
-
-
-def _optical_scale(pair: ScenePair) -> float:
-    """Px of the optical file a px of the common grid is wide, at its middle."""
-    if pair.to == "optical" or not pair.located:
-        return float(pair.factor)
-    return 1 / scale_ratio(pair.optical.own, pair.grid)
+    known: dict[str, Any] = {}
+    for image, scene in (("sar", pair.sar), ("optical", pair.optical)):
+        known[f"{image}_transform"] = None if scene.own.affine.is_identity else scene.own.affine
+        known[f"{image}_crs"] = str(scene.dataset.crs) if scene.dataset.crs else None
+    return known
 
 
 def source_name(source: Source) -> str:

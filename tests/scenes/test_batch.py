@@ -20,7 +20,8 @@ from sarmatch.io import SAME_MATCH_PX, SAME_MATCH_SHARE
 from sarmatch.matching.matcher import load_matcher
 from sarmatch.scenes import batch
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
-from sarmatch.scenes.pipeline import MatchSettings, match_scenes
+from sarmatch.scenes.pipeline import match_scenes
+from sarmatch.scenes.settings import MatchSettings
 
 SAR, OPTICAL = str(FOLDER / "sar.tif"), str(FOLDER / "optical.tif")
 
