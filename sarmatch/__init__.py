@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from sarmatch.evaluation.protocols import evaluate
     from sarmatch.matching.matcher import Matcher, load_matcher
     from sarmatch.matching.matches import Matches
-    from sarmatch.scenes.pipeline import match_scenes
-    from sarmatch.scenes.registering import register
+    from sarmatch.scenes.pipeline import match_scenes, register
     from sarmatch.training.runs import train_or_load
 
 __version__ = "0.1.0"
@@ -30,7 +29,7 @@ _HOMES = {
     "load_matcher": "matching.matcher",
     "match_scenes": "scenes.pipeline",
     "profile": "config",
-    "register": "scenes.registering",
+    "register": "scenes.pipeline",
     "train_or_load": "training.runs",
 }
 __all__ = [

@@ -18,20 +18,20 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.registering import register
+from sarmatch.scenes.pipeline import register
 from sarmatch.scenes.settings import MatchSettings, Model
 from sarmatch.scenes.windows import processes
-
-COLUMNS = ("sar", "optical", "output")
-"""Columns of a list of pairs."""
-OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px", "ce90_m", "seconds")
-"""Columns of the table of outcomes; status is `registered`, `refused` or `failed`."""
 
 
 class PairFiles(NamedTuple):
     sar: str
     optical: str
     output: str
+
+
+COLUMNS = PairFiles._fields
+OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px", "ce90_m", "seconds")
+"""Columns of the table of outcomes; status is `registered`, `refused` or `failed`."""
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
@@ -66,8 +66,7 @@ def _csv_pairs(source: Path) -> Iterator[PairFiles]:
     for row in table[list(COLUMNS)].itertuples(index=False):
         if not all(row):
             raise ValueError(f"{source}: a row has an empty {', '.join(COLUMNS)}: {tuple(row)}")
-        sar, optical, output = (str(source.parent / value) for value in row)
-        yield PairFiles(sar, optical, output)
+        yield PairFiles(*(str(source.parent / value) for value in row))
 
 
 def _stac_pairs(content: Any, source: Path) -> Iterator[PairFiles]:
@@ -96,24 +95,19 @@ def register_all(
     settings: MatchSettings,
     model: Model = "affine",
     order: int = 2,
-    workers: int = 1,
     scheduler: str | None = None,
-    progress: bool = True,
 ) -> pd.DataFrame:
-    """Register all pairs; a table of outcomes (`OUTCOME`) in their order.
+    """Register all pairs, each in one process; a table of outcomes (`OUTCOME`) in their order.
 
     Args:
-        settings: of each pair; weights by name, since processes load them themselves.
-        workers: processes here.
+        settings: of each pair; its workers are processes here that register pairs of their own.
         scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
     alone = replace(settings, progress=False, workers=1)
     jobs = [(pair, alone, model, order) for pair in pairs]
-    with _pool(workers, scheduler) as pool:
-        done = tqdm(_outcomes(jobs, pool), total=len(jobs), desc="pairs", disable=None if progress else True)
-        rows = dict(done)
+    with _pool(settings.workers, scheduler) as pool:
+        bar = {"total": len(jobs), "desc": "pairs", "disable": None if settings.progress else True}
+        rows = dict(tqdm(_outcomes(jobs, pool), **bar))
     return pd.DataFrame([rows[i] for i in range(len(jobs))], columns=list(OUTCOME))
 
 
@@ -135,7 +129,16 @@ def _outcomes(jobs: list[tuple[Any, ...]], pool: Executor | None) -> Iterator[tu
 def _pool(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
     """What runs jobs; None is this process."""
     if scheduler is not None:
-        with _dask_client(scheduler) as client:
+        try:
+            from distributed import Client
+
+            client = Client(scheduler, timeout=5)
+        except ImportError as error:
+            raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
+        except (OSError, ValueError, TimeoutError) as error:
+            remedy = "start one with `dask scheduler`"
+            raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}); {remedy}") from error
+        with client:
             yield client.get_executor(pure=False)
     elif workers > 1:
         with processes(workers) as pool:
@@ -144,41 +147,22 @@ def _pool(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
         yield None
 
 
-def _dask_client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
-    try:
-        return Client(address, timeout=5)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ValueError(
-            f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
-        ) from error
-
-
 def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: int) -> dict[str, Any]:
     """Register one pair; what happened, also where it failed."""
     start = time.perf_counter()
     try:
         done = register(pair.sar, pair.optical, pair.output, model, order, settings=settings)
-    except SceneRefusal as refusal:
-        return _failed(pair, refusal, "refused") | {"seconds": time.perf_counter() - start}
     except Exception as error:  # one pair must not stop the rest, whatever happens to it
-        return _failed(pair, error) | {"seconds": time.perf_counter() - start}
-    metres = done.metres_per_px
-    return pair._asdict() | {
-        "status": "registered",
-        "reason": "",
-        "n_agree": done.agreement.n_agree,
-        "share": done.agreement.share,
-        "rmse_px": done.transform.rmse_px,
-        "ce90_px": done.ce90_px,
-        "ce90_m": done.ce90_px * metres if metres else None,
-        "seconds": time.perf_counter() - start,
-    }
+        row = _failed(pair, error)
+    else:
+        metres, agreed = done.metres_per_px, done.agreement
+        row = pair._asdict() | {"status": "registered", "reason": "", "n_agree": agreed.n_agree, "share": agreed.share}
+        row |= {"rmse_px": done.transform.rmse_px, "ce90_px": done.ce90_px}
+        row["ce90_m"] = done.ce90_px * metres if metres else None
+    return row | {"seconds": time.perf_counter() - start}
 
 
-def _failed(pair: PairFiles, error: BaseException, status: str = "failed") -> dict[str, Any]:
+def _failed(pair: PairFiles, error: BaseException) -> dict[str, Any]:
+    status = "refused" if isinstance(error, SceneRefusal) else "failed"
     known = isinstance(error, ValueError | OSError)
     return pair._asdict() | {"status": status, "reason": str(error) if known else f"{type(error).__name__}: {error}"}

@@ -18,8 +18,7 @@ Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR")]
 Optical = Annotated[Positional[Path], tyro.conf.arg(metavar="OPTICAL")]
 Transform = Annotated[Model, tyro.conf.arg(name="model")]
 
-REFUSED = 3
-"""Exit status of a pair that can be read but is refused: no common ground, no data, or matches that do not agree."""
+REFUSED = 3  #: Exit status of a pair that can be read, but without common ground, data, or matches that agree.
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def register(
         output: .tif.
     """
     from sarmatch.scenes.files import SceneRefusal
-    from sarmatch.scenes.registering import register as register_scenes
+    from sarmatch.scenes.pipeline import register as register_scenes
 
     settings = scenes.settings(weights, spacing)
     try:
@@ -188,8 +187,8 @@ def batch(
     from sarmatch.scenes.batch import read_pairs, register_all
 
     check_output(output, "outcomes", TABLES)
-    settings = MatchSettings(weights, search_radius, options=SceneOptions(to))
-    outcomes = register_all(read_pairs(pairs), settings, transform, order, workers, scheduler)
+    settings = MatchSettings(weights, search_radius, options=SceneOptions(to), workers=workers)
+    outcomes = register_all(read_pairs(pairs), settings, transform, order, scheduler)
     write_table(outcomes, output, "outcomes")
     failed = outcomes[outcomes["status"] != "registered"]
     for row in failed.itertuples():

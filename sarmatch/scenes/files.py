@@ -22,12 +22,9 @@ from sarmatch.scenes.settings import Image
 View: TypeAlias = DatasetReader | WarpedVRT
 
 NAMES: dict[Image, str] = {"sar": "SAR image", "optical": "optical image"}
-MAX_BLOCK_BYTES = 2**30
-"""Larger blocks of a file (one strip that holds the whole image) cannot be read within bounded memory."""
-MAX_SIDE = 500_000
-"""Longer sides are taken for a broken header, px: ten times the longest Sentinel-1 strip."""
-SAMPLE_SIDE = 128
-"""Side of the windows that units are guessed from, px."""
+MAX_BLOCK_BYTES = 2**30  #: Larger blocks (one strip that holds all) cannot be read within bounded memory.
+MAX_SIDE = 500_000  #: Longer sides are taken for a broken header, px: ten times the longest Sentinel-1 strip.
+SAMPLE_SIDE = 128  #: Side of the windows that units are guessed from, px.
 
 
 class SceneRefusal(RegistrationError):

@@ -19,8 +19,7 @@ from rasterio.io import DatasetReader
 
 from sarmatch.data.pairs import PairError
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError)
-"""What rasterio raises; some errors of GDAL come out of it as they are."""
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)  #: Some errors of GDAL come out of rasterio as they are.
 EARTH_RADIUS = 6_371_008.8  # m
 _DEGREES = GeoBox((1, 1), Affine.identity(), "EPSG:4326")
 
@@ -32,6 +31,12 @@ class Region(NamedTuple):
     y: int
     width: int
     height: int
+
+    @classmethod
+    def enclosing(cls, xy: np.ndarray, before: int = 0, after: int = 0) -> Region:
+        """What encloses positions (N, 2), with a margin at the upper left and at the lower right."""
+        low, high = np.floor(xy.min(0)).astype(int) - before, np.ceil(xy.max(0)).astype(int) + after
+        return cls(*low.tolist(), *(high - low).tolist())
 
     def moved(self, dx: int, dy: int) -> Region:
         return Region(self.x + dx, self.y + dy, self.width, self.height)
@@ -93,8 +98,7 @@ def extent(source: GeoBox, target: GeoBox) -> Region:
             f"no point of the one image has a place in the other's reference system ({_names(source, target)}); warp "
             "both to one system (gdalwarp -t_srs), a projected one such as UTM"
         )
-    (x, y), (right, bottom) = np.floor(xy.min(0) + 1e-6).astype(int), np.ceil(xy.max(0) - 1e-6).astype(int)
-    return Region(int(x), int(y), int(right - x), int(bottom - y))
+    return Region.enclosing(np.stack([xy.min(0) + 1e-6, xy.max(0) - 1e-6]))  # what rounding adds is not enclosed
 
 
 def metres_per_px(grid: GeoBox) -> float | None:

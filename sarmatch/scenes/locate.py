@@ -27,14 +27,10 @@ from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.settings import SearchRadius
 from sarmatch.scenes.windows import RADIUS
 
-WINDOW = 512
-"""Side of the windows whose correlations are summed, px."""
-N_WINDOWS = 2
-"""Windows an axis at most."""
-WHOLE_SIDE = 1024
-"""Side to which images are reduced where the displacement is unknown, px."""
-SEARCH_RADIUS = 64.0
-"""How far georeferences may disagree by default, px."""
+WINDOW = 512  #: Side of the windows whose correlations are summed, px.
+N_WINDOWS = 2  #: An axis at most.
+WHOLE_SIDE = 1024  #: Side to which images are reduced where the displacement is unknown, px.
+SEARCH_RADIUS = 64.0  #: How far georeferences may disagree by default, px.
 
 Masked: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 

@@ -1,7 +1,7 @@
 """A SAR and an optical scene on one grid, read window by window and warped on the fly.
 
 The reference gives the grid, its px enlarged by a whole factor where the other image is coarser. Where either image has
-no place on the ground, px are taken to be of one size and the displacement to be unknown.
+no place on the ground, px are taken to be of one size.
 """
 
 from __future__ import annotations
@@ -30,27 +30,19 @@ from sarmatch.scenes.settings import Image, SceneOptions
 
 T = TypeVar("T")
 
-MARGIN = 1024
-"""Px around the grid of the reference that the other image can be read from: more than any search radius."""
-MIN_OVERLAP_PX = 48
-"""Least side of the common ground."""
+MARGIN = 1024  #: Px around the grid of the reference that can be read of the other image: over any search radius.
+MIN_OVERLAP_PX = 48  #: Least side of the common ground.
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An open image on the common grid.
-
-    Attributes:
-        own: the grid of the file.
-        view: the file itself, or it warped; its px (0, 0) is px `origin` of the common grid.
-        bands: zero-based.
-    """
+    """An open image on the common grid."""
 
     dataset: View
-    own: GeoBox
-    view: View
-    origin: tuple[int, int]
-    bands: tuple[int, ...]
+    own: GeoBox  #: The grid of the file.
+    view: View  #: The file itself, or it warped.
+    origin: tuple[int, int]  #: Px of the common grid that is px (0, 0) of the view.
+    bands: tuple[int, ...]  #: Zero-based.
     scaling: Scaling
 
     def read(self, region: Region) -> Raster:
@@ -84,20 +76,14 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class ScenePair:
-    """Two scenes on one grid.
-
-    Attributes:
-        grid: the common grid, whose px are `factor` px of the reference wide.
-        located: whether both images have a place on the ground.
-        to: which of them is the reference.
-    """
+    """Two scenes on one grid."""
 
     sar: Scene
     optical: Scene
-    grid: GeoBox
-    factor: int
-    located: bool
-    to: Image
+    grid: GeoBox  #: The common one.
+    factor: int  #: How many px of the reference's file a px of the common grid is wide.
+    located: bool  #: Whether both images have a place on the ground.
+    to: Image  #: Which of them is the reference.
 
     def ordered(self, sar: T, optical: T) -> tuple[T, T]:
         """What belongs to the reference and what to the moving image; of these two, what to SAR and what to optical."""

@@ -25,8 +25,7 @@ from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
 from sarmatch.visualize import COLOURS, display_range
 
 if TYPE_CHECKING:
-    from sarmatch.scenes.pipeline import MatchedPair
-    from sarmatch.scenes.registering import SceneRegistration
+    from sarmatch.scenes.pipeline import MatchedPair, SceneRegistration
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_ARROWS = 400
@@ -81,14 +80,19 @@ def _table(rows: dict[str, str]) -> str:
     return f"<table>{''.join(cells)}</table>"
 
 
-def _image(picture: np.ndarray, text: str, name: str = "") -> str:
+def _image(data: bytes, kind: str, text: str, name: str = "") -> str:
+    content = base64.b64encode(data).decode()
+    return f'<img class="{name}" alt="{text}" src="data:image/{kind};base64,{content}">'
+
+
+def _jpeg(picture: np.ndarray, text: str, name: str = "") -> str:
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return f'<img class="{name}" alt="{text}" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
+    return _image(data.tobytes(), "jpeg", text, name)
 
 
 def _flicker(view: View) -> str:
     pictures = {"reference": view.reference, "before": view.before, "after": view.after}
-    images = "".join(_image(picture, f"{view.name}, {name}", name) for name, picture in pictures.items())
+    images = "".join(_jpeg(picture, f"{view.name}, {name}", name) for name, picture in pictures.items())
     scale = "full resolution" if view.factor == 1 else f"one px shows {view.factor} x {view.factor}"
     text = f"{view.name.capitalize()}: {view.region.width} x {view.region.height} px of the common grid, {scale}."
     return f'<figure><div class="stack">{images}</div><figcaption>{text}</figcaption></figure>'
@@ -98,7 +102,7 @@ def _checkerboards(view: View) -> str:
     parts = []
     for name, moving in (("before", view.before), ("after", view.after)):
         text = f"{view.name.capitalize()}, {name}: {'as georeferenced' if name == 'before' else 'registered'}."
-        picture = _image(checkered(view.reference, moving), text)
+        picture = _jpeg(checkered(view.reference, moving), text)
         parts.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     return "".join(parts)
 
@@ -113,13 +117,12 @@ def _figures(view: View, done: SceneRegistration, matched: MatchedPair) -> str:
     draw_reliability(axes[1, 1], confidence, transform.inliers)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    picture = base64.b64encode(content.getvalue()).decode()
     text = (
         f"Matches at one per 16 px by confidence; their residuals from the {transform.model} map; the map of the "
         "registration error; and whether matches of a confidence agree with the map as often as it says, which is no "
         "proof: the map is fitted to them."
     )
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+    return f"<figure>{_image(content.getvalue(), 'png', text)}<figcaption>{text}</figcaption></figure>"
 
 
 def _some(n: int, at_most: int = 1200) -> np.ndarray:
@@ -186,20 +189,14 @@ def draw_reliability(ax: Axes, confidence: np.ndarray, agrees: np.ndarray, bins:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One part of the common grid.
-
-    Attributes:
-        name: what it shows.
-        region: in px of the common grid; a px of the pictures is `factor` of them wide.
-        reference, before, after: (H, W, 3) uint8; the moving image where its georeference puts it, and registered.
-    """
+    """One part of the common grid, as pictures (H, W, 3) uint8."""
 
     name: str
     region: Region
-    factor: int
+    factor: int  #: Px of the common grid that a px of the pictures is wide.
     reference: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    before: np.ndarray  #: The moving image where its georeference puts it.
+    after: np.ndarray  #: Registered.
 
 
 def overview(pair: ScenePair, transform: SceneTransform, region: Region) -> View:
@@ -218,10 +215,10 @@ def detail(pair: ScenePair, transform: SceneTransform, centre: np.ndarray, regio
     y = int(np.clip(centre[1] - height / 2, region.y, region.y + region.height - height))
     part, own = Region(x, y, width, height), _pixels(width, height)
     there = _mapped(transform, own + np.array([x, y]))
-    low, high = np.floor(there.min((0, 1))).astype(int) - 1, np.ceil(there.max((0, 1))).astype(int) + 2
-    moved = pair.moving.read(Region(*low.tolist(), *np.minimum(high - low, 4 * DETAIL_SIDE).tolist()))
+    wanted = Region.enclosing(there.reshape(-1, 2), 1, 2)
+    moved = pair.moving.read(wanted.intersection(Region(wanted.x, wanted.y, 4 * DETAIL_SIDE, 4 * DETAIL_SIDE)))
     reference, before = (_picture(scene.read(part), own) for scene in (pair.reference, pair.moving))
-    return View("detail", part, 1, reference, before, _picture(moved, there - low))
+    return View("detail", part, 1, reference, before, _picture(moved, there - np.array(wanted[:2])))
 
 
 def _pixels(width: int, height: int) -> np.ndarray:
@@ -239,8 +236,8 @@ def _picture(raster: Raster, xy: np.ndarray) -> np.ndarray:
     """An image at positions (H, W, 2), stretched for the eye; black where it shows nothing."""
     shown = np.dstack([display_range(raster.image, raster.valid)] * (1 if raster.image.shape[0] >= 3 else 3))
     shown = np.where(raster.valid.numpy()[..., None], shown, 0).astype(np.float32)
-    x, y = (np.ascontiguousarray(xy[..., i], dtype=np.float32) for i in (0, 1))
-    moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    x, y = cv2.split(xy.astype(np.float32))
+    moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR)
     return np.asarray(np.clip(moved * 255, 0, 255).astype(np.uint8))
 
 

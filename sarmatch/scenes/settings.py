@@ -36,26 +36,17 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """How scenes are matched.
+    """How scenes are matched."""
 
-    Attributes:
-        weights: shipped weights by name, a run folder or a .safetensors file; or a matcher, for one process.
-        search_radius: px of the common grid that the georeferences, or px of images without one, may disagree by; None
-            searches the whole image; `auto` is 64 px between georeferences, else the whole image.
-        spacing: None covers everything with windows; a number spreads them evenly, one a `spacing` px.
-        options: bands, units, and whose grid counts.
-        matcher: keywords for `load_matcher`: device, mc_passes, distilled.
-        workers: processes.
-        progress: show bars in a terminal.
-    """
-
-    weights: str | Matcher = "s1s2"
+    weights: str | Matcher = "s1s2"  #: Shipped, by name; a run folder; a .safetensors file; a matcher, for one process.
     search_radius: SearchRadius = "auto"
-    spacing: float | None = None
+    """How far georeferences, or images without one, may disagree, px of the common grid; None searches the whole image;
+    `auto` is 64 px between georeferences, else the whole image."""
+    spacing: float | None = None  #: Windows are spread evenly, one a so many px; None covers everything.
     options: SceneOptions = field(default_factory=SceneOptions)
-    matcher: tuple[tuple[str, Any], ...] = ()
-    workers: int = 1
-    progress: bool = True
+    matcher: tuple[tuple[str, Any], ...] = ()  #: Keywords for `load_matcher`: device, mc_passes, distilled.
+    workers: int = 1  #: Processes.
+    progress: bool = True  #: Show bars in a terminal.
 
     def __post_init__(self) -> None:
         radius = self.search_radius

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -17,10 +17,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sarmatch.config import CONFIDENT_PX
-from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.settings import Image, Model
+from sarmatch.scenes.settings import Model
 
 MODELS: tuple[Model, ...] = get_args(Model)  #: From the stiffest to the most flexible.
 THIN_PX = 16.0  #: Matches nearer than this count once.
@@ -40,29 +39,18 @@ _MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
 
 @dataclass(frozen=True, eq=False)
 class SceneTransform:
-    """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p).
-
-    Attributes:
-        order: degree of the polynomial displacement; 0 is a shift, 1 an affine map.
-        centre, scale: (2,) and a number, px: polynomials are in (p - centre) / scale.
-        coefficients: (K, 2) px.
-        covariance: (2, K, K) px^2 of the coefficients of each axis, by clusters.
-        field: Gaussian process of what the affine part leaves, px; None for other models.
-        inliers: (N,) bool, of the matches it was fitted to.
-        residuals: (N, 2) px, matches less map.
-        misfit: positions (M, 2) and mean squares (M,) px^2 an axis of what the map leaves in each cluster.
-    """
+    """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p)."""
 
     model: Model
-    order: int
-    centre: np.ndarray
+    order: int  #: Degree of the polynomial displacement; 0 is a shift, 1 an affine map.
+    centre: np.ndarray  #: (2,) px; polynomials are in (p - centre) / scale.
     scale: float
-    coefficients: np.ndarray
-    covariance: np.ndarray
-    field: Any
-    inliers: np.ndarray
-    residuals: np.ndarray
-    misfit: tuple[np.ndarray, np.ndarray]
+    coefficients: np.ndarray  #: (K, 2) px.
+    covariance: np.ndarray  #: (2, K, K) px^2 of the coefficients of each axis, by clusters.
+    field: Any  #: Gaussian process of what the affine part leaves, px; None for other models.
+    inliers: np.ndarray  #: (N,) bool, of the matches it was fitted to.
+    residuals: np.ndarray  #: (N, 2) px, matches less map.
+    misfit: tuple[np.ndarray, np.ndarray]  #: Centres (M, 2) of clusters, squares (M,) an axis of their mean residuals.
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
         """Positions (N, 2) px in the moving image of positions in the reference."""
@@ -116,7 +104,6 @@ def fit_transform(
 
     Args:
         xy_from, xy_to: (N, 2) px in the reference and in the moving image.
-        order: of the polynomial, 2 or 3.
         covariance: (N, 2, 2) px^2 of each match; None, or NaN for one, where unknown.
 
     Raises:
@@ -269,19 +256,16 @@ def required_share(n_thinned: int) -> float:
     return _ALWAYS + (1 - _ALWAYS) / math.sqrt(max(groups(n_thinned), 1.0))
 
 
-def judge(thinned: Matches, parts: Iterable[Matches], to: Image = "sar") -> Agreement:
-    """Judge a pair by its matches: `thinned` to one per 16 px of the common grid, and all of them by window."""
-    counts = [len(part) for part in parts]
-    n_agree, distortion = 0, 0.0
-    ends = (thinned.xy_sar, thinned.xy_optical) if to == "sar" else (thinned.xy_optical, thinned.xy_sar)
+def judge(xy_from: np.ndarray, xy_to: np.ndarray, counts: Sequence[int]) -> Agreement:
+    """Judge a pair by its matches (N, 2), one per 16 px of the common grid, and by how many each window has in all."""
+    n, n_agree, distortion = len(xy_from), 0, 0.0
     with suppress(RegistrationError):
-        fit = fit_affine(*ends, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
+        fit = fit_affine(xy_from, xy_to, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
         n_agree, distortion = fit.n_inliers, float(np.abs(fit.matrix[:2, :2] - np.eye(2)).max())
-    reason = _refusal(len(thinned), n_agree, distortion)
+    reason = _refusal(n, n_agree, distortion)
     if reason:
         reason += "; do both images show the same ground, within the search radius?"
-    windows = sum(n > 0 for n in counts)
-    return Agreement(sum(counts), len(thinned), n_agree, windows, required_share(len(thinned)), reason)
+    return Agreement(sum(counts), n, n_agree, sum(count > 0 for count in counts), required_share(n), reason)
 
 
 def _refusal(n_thinned: int, n_agree: int, distortion: float) -> str:

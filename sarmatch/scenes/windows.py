@@ -30,8 +30,7 @@ from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import ScenePair, open_pair
 from sarmatch.scenes.settings import MatchSettings
 
-RADIUS = SEARCH_RADIUS_PX
-"""Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""
+RADIUS = SEARCH_RADIUS_PX  #: Within a window: what confidences and the decision on overlap are calibrated for.
 MAX_TILES = 100_000
 _SEAM = RADIUS / 2  # how far beyond its core a window's matches compete with those of its neighbours, px
 
@@ -74,9 +73,7 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
 
 
-def match_tile(
-    pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float = RADIUS
-) -> Matches:
+def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float) -> Matches:
     """Matches in the core of a window and a little beyond, px of the common grid, up to `radius` px from `shift`."""
     of_sar, of_optical = pair.ordered(tile.region, tile.region.moved(*shift))
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
@@ -99,9 +96,6 @@ class TileStore:
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
-
-    def missing(self) -> list[Tile]:
-        return [tile for tile in self.tiles if not self.path(tile.number).is_file()]
 
     def save(self, tile: Tile, matches: Matches) -> None:
         with atomic_path(self.path(tile.number)) as partial:
@@ -138,11 +132,11 @@ def _arrays(matches: Matches) -> dict[str, Any]:
     return {name: value for name, value in vars(matches).items() if isinstance(value, np.ndarray)}
 
 
-def concatenated(parts: Sequence[Matches], **other: Any) -> Matches:
-    """The matches of several windows as one; `other` are further attributes, such as the georeference."""
+def concatenated(parts: Sequence[Matches]) -> Matches:
+    """The matches of several windows as one."""
     arrays = [_arrays(part) for part in (*parts, Matches.empty())]
     joined: dict[str, Any] = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
-    return Matches(**joined, **other)
+    return Matches(**joined)
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,8 @@ class Task:
 
 def match_tiles(pair: ScenePair, matcher: Matcher, store: TileStore, task: Task) -> None:
     """Match all windows that the store lacks; several workers load pair and weights again from what `task` names."""
-    missing, workers = store.missing(), task.settings.workers
+    missing = [tile for tile in store.tiles if not store.path(tile.number).is_file()]
+    workers = task.settings.workers
     counted = {"total": len(store.tiles), "initial": len(store.tiles) - len(missing), "unit": "window"}
     with tqdm(desc="windows", disable=None if task.settings.progress else True, **counted) as bar:
         if workers == 1 or len(missing) < 2:

@@ -24,16 +24,9 @@ from sarmatch.scenes.grids import GDAL_ERRORS, Region, coarser
 from sarmatch.scenes.settings import Interpolation
 from sarmatch.scenes.transforms import CE90
 
-BLOCK = 512
-"""Side of the blocks that are resampled and written at once, px."""
-NODE_STEP = 16
-"""Positions are computed at every 16th px and interpolated between, as by gdalwarp's approximation."""
-RESAMPLING: dict[Interpolation, int] = {
-    "nearest": cv2.INTER_NEAREST,
-    "bilinear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-}
-_EXACT = ("uint8", "uint16", "int16", "float32", "float64")  # dtypes that OpenCV resamples as they are
+BLOCK = 512  #: Side of the blocks that are resampled and written at once, px.
+NODE_STEP = 16  #: Positions are computed at every 16th px and interpolated between, as gdalwarp approximates.
+RESAMPLING = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 Mapping = Callable[[np.ndarray], np.ndarray]
 
@@ -88,10 +81,10 @@ def _replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _describe(target: DatasetWriter, moving: DatasetReader, tags: dict[str, str]) -> None:
     kept = {name: value for name, value in moving.tags().items() if name != "AREA_OR_POINT"}
     target.update_tags(**kept, **tags)
-    for band in range(1, moving.count + 1):
+    for band in moving.indexes:
         target.update_tags(band, **moving.tags(band))
-        target.set_band_description(band, moving.descriptions[band - 1] or "")
-        target.set_band_unit(band, moving.units[band - 1] or "")
+    target.descriptions = [name or "" for name in moving.descriptions]
+    target.units = [unit or "" for unit in moving.units]
     target.scales, target.offsets = moving.scales, moving.offsets
     target.colorinterp = moving.colorinterp
 
@@ -118,24 +111,31 @@ def resample(
     xy = _positions(to_moving, block)
     fill = 0 if moving.nodata is None else moving.nodata
     out = np.full((moving.count, block.height, block.width), fill, moving.dtypes[0])
-    window = _source_window(xy, moving.width, moving.height)
-    if window is None:
+    part = _shown(xy, moving)
+    if part is None:
         return out, np.zeros(out.shape[1:], bool)
     # A coarser grid shows averages, not every n-th px.
     step = max(1, int(np.nanmedian(np.linalg.norm(np.diff(xy, axis=1), axis=-1)) + 0.25)) if block.width > 1 else 1
-    shape = (max(int(window.height) // step, 1), max(int(window.width) // step, 1))
+    shape, window = (max(part.height // step, 1), max(part.width // step, 1)), Window(*part)
     how = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
     values = moving.read(window=window, out_shape=(moving.count, *shape), resampling=how)
     known = (moving.read_masks(window=window, out_shape=values.shape) > 0).all(axis=0)
     if np.issubdtype(values.dtype, np.floating):
         known &= np.isfinite(values).all(axis=0)
-    ratio = np.array([window.width / shape[1], window.height / shape[0]])
-    local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
+    ratio = np.array([part.width / shape[1], part.height / shape[0]])
+    local = ((xy + 0.5 - part[:2]) / ratio - 0.5).astype(np.float32)
     local[~np.isfinite(local).all(-1)] = -1e6
-    share = _sampled(known.astype(np.float64), local, RESAMPLING[resampling])
+    x, y = cv2.split(local)
+    share = cv2.remap(known.astype(np.float64), x, y, RESAMPLING[resampling])
     shown = share > (0.5 if resampling != "cubic" else 0.999)
     for band, plane in enumerate(values):
-        moved = _remap(plane, known, share, local, resampling)
+        # Px without data do not blend into their neighbours.
+        moved = cv2.remap(np.where(known, plane, 0).astype(np.float64), x, y, RESAMPLING[resampling])
+        if resampling == "bilinear":
+            moved = moved / np.maximum(share, 1e-6)
+        if np.issubdtype(out.dtype, np.integer):
+            limits = np.iinfo(out.dtype)
+            moved = np.clip(np.round(moved), limits.min, limits.max)
         out[band][shown] = moved[shown]
     return out, shown
 
@@ -151,36 +151,13 @@ def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
     return there
 
 
-def _source_window(xy: np.ndarray, width: int, height: int) -> Window | None:
+def _shown(xy: np.ndarray, moving: DatasetReader) -> Region | None:
+    """The window of the moving image that positions lie in; None where none does."""
     finite = xy[np.isfinite(xy).all(-1)]
     if not len(finite):
         return None
-    left, top = np.floor(finite.min(0)).astype(int) - 2
-    right, bottom = np.ceil(finite.max(0)).astype(int) + 4
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    return Window(left, top, right - left, bottom - top) if right > left and bottom > top else None
-
-
-def _sampled(plane: np.ndarray, xy: np.ndarray, interpolation: int) -> np.ndarray:
-    """One plane at positions (H, W, 2), 0 outside."""
-    x, y = np.ascontiguousarray(xy[..., 0]), np.ascontiguousarray(xy[..., 1])
-    return np.asarray(cv2.remap(plane, x, y, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0))
-
-
-def _remap(
-    plane: np.ndarray, known: np.ndarray, share: np.ndarray, local: np.ndarray, resampling: Interpolation
-) -> np.ndarray:
-    """One band; px without data do not blend into their neighbours."""
-    if resampling == "nearest" and plane.dtype.name in _EXACT:
-        return _sampled(plane, local, cv2.INTER_NEAREST)
-    working = np.where(known, plane, 0).astype(np.float64)
-    moved = _sampled(working, local, RESAMPLING[resampling])
-    if resampling == "bilinear":
-        moved = moved / np.maximum(share, 1e-6)
-    if np.issubdtype(plane.dtype, np.integer):
-        limits = np.iinfo(plane.dtype)
-        moved = np.clip(np.round(moved), limits.min, limits.max)
-    return np.asarray(moved).astype(plane.dtype)
+    window = Region.enclosing(finite, 2, 4).intersection(Region(0, 0, moving.width, moving.height))
+    return window if window.width and window.height else None
 
 
 def write_error_map(
@@ -197,10 +174,9 @@ def write_error_map(
     centres = (np.stack(np.meshgrid(np.arange(coarse.width), np.arange(coarse.height)), -1) + 0.5) * step - 0.5
     sigma = sigma_px(centres.reshape(-1, 2)).reshape(coarse.shape).astype(np.float32) * np.float32(metres_per_px or 1)
     with _replaced(path) as partial, rasterio.open(partial, "w", **_profile(coarse, 2, "float32")) as target:
-        for band, (values, name) in enumerate(((sigma, "sigma per axis"), (sigma * CE90, "CE90")), start=1):
-            target.write(values, band)
-            target.set_band_description(band, f"registration error, {name}")
-            target.set_band_unit(band, "metre" if metres_per_px else "px")
+        target.write(np.stack([sigma, sigma * CE90]))
+        target.descriptions = ["registration error, sigma per axis", "registration error, CE90"]
+        target.units = ["metre" if metres_per_px else "px"] * 2
 
 
 def write_gcps(
@@ -210,7 +186,7 @@ def write_gcps(
     places = np.stack(reference.pix2wld(*(xy_reference + 0.5).T), 1)
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
         if reference.crs is not None:
-            file.write(f"#CRS: {reference.crs.proj.to_wkt('WKT1_GDAL')}\n")
+            file.write(f"#CRS: {reference.crs.proj.to_wkt('WKT1_GDAL', output_axis_rule=True)}\n")
         file.write("mapX,mapY,sourceX,sourceY,enable,dX,dY,residual\n")
         for (x, y), (column, row) in zip(places, np.asarray(xy_moving, np.float64) + 0.5, strict=True):
             file.write(f"{x:.6f},{y:.6f},{column:.4f},{-row:.4f},1,0,0,0\n")  # QGIS counts lines downwards from zero

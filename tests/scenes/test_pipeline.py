@@ -19,8 +19,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.scenes import pipeline, windows
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pipeline import match_scenes
-from sarmatch.scenes.registering import register
+from sarmatch.scenes.pipeline import match_scenes, register
 from sarmatch.scenes.settings import MatchSettings, SceneOptions
 
 SHIFT = (37, -22)
