@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from sarmatch.config import SEARCH_RADIUS_PX
-from sarmatch.scenes.settings import Image, Interpolation, MatchSettings, Model, SceneOptions, SearchRadius
+from sarmatch.scenes.settings import Interpolation, MatchSettings, Model, SceneOptions, SearchRadius
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR")]
@@ -160,12 +160,10 @@ def register(
 
 def batch(
     pairs: Positional[Path],
+    scenes: Shared,
     transform: Transform = "affine",
     order: int = 2,
-    to: Image = "sar",
     weights: str = "s1s2",
-    search_radius: SearchRadius = "auto",
-    workers: int = 1,
     scheduler: str | None = None,
     output: Output = Path("outcomes.csv"),
 ) -> int:
@@ -174,12 +172,10 @@ def batch(
     Args:
         pairs: CSV with columns sar, optical, output; or STAC items (.json) with assets sar and optical. Paths are
             relative to this file.
+        scenes: which ground and which bands, and on what to compute; each of the workers has pairs of its own.
         transform: shift, affine, polynomial or field.
         order: of the polynomial, 2 or 3.
-        to: whose grid counts.
         weights: shipped weights by name, a run folder, or a .safetensors file.
-        search_radius: how far the georeferences may disagree, px; None searches everywhere; auto as for `register`.
-        workers: processes, each with pairs of its own.
         scheduler: address of a Dask scheduler whose workers do the work instead, such as tcp://host:8786.
         output: table of outcomes, .csv or .parquet.
     """
@@ -187,8 +183,7 @@ def batch(
     from sarmatch.scenes.batch import read_pairs, register_all
 
     check_output(output, "outcomes", TABLES)
-    settings = MatchSettings(weights, search_radius, options=SceneOptions(to), workers=workers)
-    outcomes = register_all(read_pairs(pairs), settings, transform, order, scheduler)
+    outcomes = register_all(read_pairs(pairs), scenes.settings(weights), transform, order, scheduler)
     write_table(outcomes, output, "outcomes")
     failed = outcomes[outcomes["status"] != "registered"]
     for row in failed.itertuples():

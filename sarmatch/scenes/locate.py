@@ -11,14 +11,7 @@ import torch.nn.functional as F
 
 from sarmatch.data.raster import Raster
 from sarmatch.geometry import Search
-from sarmatch.matching.coarse_alignment import (
-    MIN_OVERLAP,
-    cross_correlation,
-    describe_pair,
-    global_prior,
-    shift_of,
-    within_shift,
-)
+from sarmatch.matching import coarse_alignment
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.tiling import MULTIPLE
 from sarmatch.model import STRIDE
@@ -61,16 +54,17 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
             region = Region(x, y, width, height)
             sar, optical = (_batch(scene.read(region), matcher) for scene in (pair.sar, pair.optical))
             if bool(sar[1].any()) and bool(optical[1].any()):
-                reference, moving = pair.ordered(*describe_pair(matcher.net, sar, optical))
-                product, overlap = cross_correlation(reference, moving)
+                reference, moving = pair.ordered(*coarse_alignment.describe_pair(matcher.net, sar, optical))
+                product, overlap = coarse_alignment.cross_correlation(reference, moving)
                 correlations.append((product[0], overlap[0], reference[1].sum()))
     if not correlations:
         return 0, 0
     products, overlaps, cells = (torch.stack(parts).sum(0) for parts in zip(*correlations, strict=True))
     size = (products.shape[-2], products.shape[-1])
-    enough = (overlaps >= MIN_OVERLAP * cells) & within_shift(size, search_radius, products.device)
+    enough = overlaps >= coarse_alignment.MIN_OVERLAP * cells
+    enough &= coarse_alignment.within_shift(size, search_radius, products.device)
     score = (products / overlaps.clamp(min=1).sqrt()).masked_fill(~enough, -torch.inf)
-    dx, dy = (int(v) * STRIDE for v in shift_of(score.flatten().argmax(), size))
+    dx, dy = (int(v) * STRIDE for v in coarse_alignment.shift_of(score.flatten().argmax(), size))
     return dx, dy
 
 
@@ -86,7 +80,7 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     height, width = (max(image.valid.shape[axis] for image in images) for axis in (0, 1))
     size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
     (sar, sar_valid), (optical, optical_valid) = (_batch(image, matcher, size) for image in images)
-    prior = global_prior(matcher.net, (sar, optical, sar_valid, optical_valid), Search(None))
+    prior = coarse_alignment.global_prior(matcher.net, (sar, optical, sar_valid, optical_valid), Search(None))
     dx, dy = (round(float(v) * factor) for v in prior[:2, 2])
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 

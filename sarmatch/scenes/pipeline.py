@@ -108,16 +108,13 @@ def match_scenes(
     settings: MatchSettings | None = None,
     **changes: Any,
 ) -> Matches:
-    """Tie points between two scenes of any size, reference system and resolution.
+    """Tie points between two scenes of any size, reference system and resolution, in px of the two files.
 
     Args:
         output: also write all matches, part by part: .geojson, .csv, .parquet or .gpkg; then, so that memory stays
             bounded, those returned are thinned to one per 16 px.
         force: return matches of images that look unrelated, with `overlaps` False, instead of refusing.
         settings, changes: `MatchSettings`, and fields of it by name.
-
-    Returns:
-        positions in px of the two files.
 
     Raises:
         SceneRefusal: no common ground, no data, or matches that do not agree.
@@ -233,17 +230,11 @@ def to_files(matches: Matches, pair: ScenePair) -> Matches:
     sar, optical = pair.ordered(pair.to_reference(reference), pair.to_moving(moving))
     kept = np.isfinite(sar).all(axis=1) & np.isfinite(optical).all(axis=1)
     part, scale = matches.select(kept), np.float32(pair.optical_scale)
-    precision: dict[str, Any] = {"covariance": part.covariance * scale**2, "radius": part.radius * scale}
-    return dataclasses.replace(part, xy_sar=sar[kept], xy_optical=optical[kept], **precision, **georeference(pair))
-
-
-def georeference(pair: ScenePair) -> dict[str, Any]:
-    """The attributes of `Matches` that say where the files lie."""
-    known: dict[str, Any] = {}
+    own: dict[str, Any] = {"covariance": part.covariance * scale**2, "radius": part.radius * scale}
     for image, scene in (("sar", pair.sar), ("optical", pair.optical)):
-        known[f"{image}_transform"] = None if scene.own.affine.is_identity else scene.own.affine
-        known[f"{image}_crs"] = str(scene.dataset.crs) if scene.dataset.crs else None
-    return known
+        own[f"{image}_transform"] = None if scene.own.affine.is_identity else scene.own.affine
+        own[f"{image}_crs"] = str(scene.dataset.crs) if scene.dataset.crs else None
+    return dataclasses.replace(part, xy_sar=sar[kept], xy_optical=optical[kept], **own)
 
 
 def source_name(source: Source) -> str:

@@ -56,7 +56,12 @@ def write_registered(
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128):
                 with rasterio.open(working, "w", **profile) as target:
                     _describe(target, moving, tags)
-                    _fill(target, moving, to_moving, resampling, progress)
+                    windows = [window for _, window in target.block_windows(1)]
+                    for window in tqdm(windows, desc="resampling", unit="block", disable=None if progress else True):
+                        values, valid = resample(moving, to_moving, Region(*window.flatten()), resampling)
+                        target.write(values, window=window)
+                        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
+                            target.write_mask(valid, window=window)
                 # The driver cannot write block by block; it copies block by block, with overviews.
                 rasterio.shutil.copy(working, final, driver="COG", compress="deflate", bigtiff="if_safer")
         finally:
@@ -87,21 +92,6 @@ def _describe(target: DatasetWriter, moving: DatasetReader, tags: dict[str, str]
     target.units = [unit or "" for unit in moving.units]
     target.scales, target.offsets = moving.scales, moving.offsets
     target.colorinterp = moving.colorinterp
-
-
-def _fill(
-    target: DatasetWriter,
-    moving: DatasetReader,
-    to_moving: Mapping,
-    resampling: Interpolation,
-    progress: bool,
-) -> None:
-    blocks = [window for _, window in target.block_windows(1)]
-    for window in tqdm(blocks, desc="resampling", unit="block", disable=None if progress else True):
-        values, valid = resample(moving, to_moving, Region(*window.flatten()), resampling)
-        target.write(values, window=window)
-        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
-            target.write_mask(valid, window=window)
 
 
 def resample(

@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_fill", full)
+    monkeypatch.setattr(writing, "resample", full)
     with rasterio.open(write(tmp_path / "a.tif", texture(70, 90))) as moving, pytest.raises(OSError, match="No space"):
         write_registered(tmp_path / "out.tif", moving, GRID, moved_by(0, 0), {}, progress=False)
     assert (tmp_path / "out.tif").read_text() == "before"
