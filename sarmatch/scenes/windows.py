@@ -155,8 +155,8 @@ class Task:
             (name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
             for name in (self.sar, self.optical)
         ]
-        # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh. Matchers
-        # of the same weights, which may have other settings, differ by their place in memory.
+        # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh.
+        # Matchers of the same weights, which may have other settings, differ by their place in memory.
         how = [self.settings.options, str(self.settings.weights), self.settings.matcher, matcher.net]
         return digest([files, how, self.shift, self.radius, region, spacing])
 
