@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sarmatch.matching.matcher import load_matcher as load_matcher
     from sarmatch.matching.matches import Matches as Matches
     from sarmatch.scenes.pipeline import match_scenes as match_scenes
-    from sarmatch.scenes.registering import register as register
+    from sarmatch.scenes.pipeline import register as register
     from sarmatch.training.runs import train_or_load as train_or_load
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOMES = {
     "load_matcher": "matching.matcher",
     "match_scenes": "scenes.pipeline",
     "profile": "config",
-    "register": "scenes.registering",
+    "register": "scenes.pipeline",
     "train_or_load": "training.runs",
 }
 __all__ = list(_HOMES)

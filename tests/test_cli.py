@@ -17,7 +17,7 @@ import pytest
 
 from sarmatch import cli
 from sarmatch.config import PROFILES
-from sarmatch.scenes.commands import SceneArguments
+from sarmatch.scenes.settings import SceneOptions
 
 COMMANDS = [
     "demo",
@@ -65,7 +65,7 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
     explained = inspect.getdoc(function) or ""
     assert all(f"    {name}: " in explained for name in function.__annotations__ if name != "return")
     if command in ("match", "register"):
-        assert all(f"--{field.name.replace('_', '-')} " in text for field in fields(SceneArguments))
+        assert all(f"--{field.name.replace('_', '-')} " in text for field in fields(SceneOptions))
         assert "How far the georeferences may disagree" in text and "bands to use, counted from 0" in text
 
 

@@ -6,11 +6,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
@@ -19,20 +18,20 @@ import pandas as pd
 from tqdm import tqdm
 
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pipeline import MatchSettings
-from sarmatch.scenes.registering import register
-from sarmatch.scenes.transforms import Model
-
-COLUMNS = ("sar", "optical", "output")
-"""Columns of a list of pairs."""
-OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px", "ce90_m", "seconds")
-"""Columns of the table of outcomes; status is `registered`, `refused` or `failed`."""
+from sarmatch.scenes.pipeline import register
+from sarmatch.scenes.settings import MatchSettings, Model
+from sarmatch.scenes.windows import processes
 
 
 class PairFiles(NamedTuple):
     sar: str
     optical: str
     output: str
+
+
+COLUMNS = PairFiles._fields
+OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px", "ce90_m", "seconds")
+"""Columns of the table of outcomes; status is `registered`, `refused` or `failed`."""
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
@@ -67,8 +66,7 @@ def _csv_pairs(source: Path) -> Iterator[PairFiles]:
     for row in table[list(COLUMNS)].itertuples(index=False):
         if not all(row):
             raise ValueError(f"{source}: a row has an empty {', '.join(COLUMNS)}: {tuple(row)}")
-        sar, optical, output = (str(source.parent / value) for value in row)
-        yield PairFiles(sar, optical, output)
+        yield PairFiles(*(str(source.parent / value) for value in row))
 
 
 def _stac_pairs(content: Any, source: Path) -> Iterator[PairFiles]:
@@ -97,53 +95,29 @@ def register_all(
     settings: MatchSettings,
     model: Model = "affine",
     order: int = 2,
-    workers: int = 1,
     scheduler: str | None = None,
-    progress: bool = True,
 ) -> pd.DataFrame:
-    """Register all pairs; a table of outcomes (`OUTCOME`) in their order.
+    """Register all pairs, each in one process; a table of outcomes (`OUTCOME`) in their order.
 
     Args:
-        settings: of each pair; weights by name, since processes load them themselves.
-        workers: processes here.
+        settings: of each pair; its workers are processes here that register pairs of their own.
         scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    pairs = list(pairs)
     alone = replace(settings, progress=False, workers=1)
     jobs = [(pair, alone, model, order) for pair in pairs]
-    rows: dict[int, dict[str, Any]] = {}
-    with _runner(workers, scheduler) as run:
-        for number, row in tqdm(run(jobs), total=len(jobs), desc="pairs", disable=None if progress else True):
-            rows[number] = row
-    return pd.DataFrame([rows[i] for i in range(len(pairs))], columns=list(OUTCOME))
+    with _pool(settings.workers, scheduler) as pool:
+        bar = {"total": len(jobs), "desc": "pairs", "disable": None if settings.progress else True}
+        rows = dict(tqdm(_outcomes(jobs, pool), **bar))
+    return pd.DataFrame([rows[i] for i in range(len(jobs))], columns=list(OUTCOME))
 
 
-Run = Callable[[list[tuple[Any, ...]]], Iterator[tuple[int, dict[str, Any]]]]
-
-
-@contextmanager
-def _runner(workers: int, scheduler: str | None) -> Iterator[Run]:
-    """A function that yields numbers and outcomes of jobs as they are done."""
-    if scheduler is not None:
-        with _dask_client(scheduler) as client:
-            from distributed import as_completed as completed
-
-            yield lambda jobs: _finished(
-                {client.submit(register_one, *job, pure=False): i for i, job in enumerate(jobs)}, jobs, completed
-            )
-    elif workers == 1:
-        yield lambda jobs: ((i, register_one(*job)) for i, job in enumerate(jobs))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            yield lambda jobs: _finished(
-                {pool.submit(register_one, *job): i for i, job in enumerate(jobs)}, jobs, as_completed
-            )
-
-
-def _finished(waiting: dict[Any, int], jobs: list[tuple[Any, ...]], completed: Callable[..., Iterator[Any]]) -> Any:
-    for done in completed(list(waiting)):
+def _outcomes(jobs: list[tuple[Any, ...]], pool: Executor | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers and outcomes of jobs as they are done."""
+    if pool is None:
+        yield from ((number, register_one(*job)) for number, job in enumerate(jobs))
+        return
+    waiting = {pool.submit(register_one, *job): number for number, job in enumerate(jobs)}
+    for done in as_completed(waiting):
         number = waiting[done]
         try:
             yield number, done.result()
@@ -151,23 +125,26 @@ def _finished(waiting: dict[Any, int], jobs: list[tuple[Any, ...]], completed: C
             yield number, _failed(jobs[number][0], error)
 
 
-def _dask_client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
-    try:
-        return Client(address, timeout=5)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ValueError(
-            f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
-        ) from error
+@contextmanager
+def _pool(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
+    """What runs jobs; None is this process."""
+    if scheduler is not None:
+        try:
+            from distributed import Client
 
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
+            client = Client(scheduler, timeout=5)
+        except ImportError as error:
+            raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
+        except (OSError, ValueError, TimeoutError) as error:
+            remedy = "start one with `dask scheduler`"
+            raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}); {remedy}") from error
+        with client:
+            yield client.get_executor(pure=False)
+    elif workers > 1:
+        with processes(workers) as pool:
+            yield pool
+    else:
+        yield None
 
 
 def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: int) -> dict[str, Any]:
@@ -175,23 +152,17 @@ def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: 
     start = time.perf_counter()
     try:
         done = register(pair.sar, pair.optical, pair.output, model, order, settings=settings)
-    except SceneRefusal as refusal:
-        return _failed(pair, refusal, "refused") | {"seconds": time.perf_counter() - start}
     except Exception as error:  # one pair must not stop the rest, whatever happens to it
-        return _failed(pair, error) | {"seconds": time.perf_counter() - start}
-    metres = done.metres_per_px
-    return pair._asdict() | {
-        "status": "registered",
-        "reason": "",
-        "n_agree": done.agreement.n_agree,
-        "share": done.agreement.share,
-        "rmse_px": done.transform.rmse_px,
-        "ce90_px": done.ce90_px,
-        "ce90_m": done.ce90_px * metres if metres else None,
-        "seconds": time.perf_counter() - start,
-    }
+        row = _failed(pair, error)
+    else:
+        metres, agreed = done.metres_per_px, done.agreement
+        row = pair._asdict() | {"status": "registered", "reason": "", "n_agree": agreed.n_agree, "share": agreed.share}
+        row |= {"rmse_px": done.transform.rmse_px, "ce90_px": done.ce90_px}
+        row["ce90_m"] = done.ce90_px * metres if metres else None
+    return row | {"seconds": time.perf_counter() - start}
 
 
-def _failed(pair: PairFiles, error: BaseException, status: str = "failed") -> dict[str, Any]:
+def _failed(pair: PairFiles, error: BaseException) -> dict[str, Any]:
+    status = "refused" if isinstance(error, SceneRefusal) else "failed"
     known = isinstance(error, ValueError | OSError)
     return pair._asdict() | {"status": status, "reason": str(error) if known else f"{type(error).__name__}: {error}"}

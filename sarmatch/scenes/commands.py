@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from sarmatch.config import SEARCH_RADIUS_PX
-
-if TYPE_CHECKING:
-    from sarmatch.scenes.pipeline import MatchSettings
+from sarmatch.scenes.settings import Interpolation, MatchSettings, Model, SceneOptions, SearchRadius
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR")]
 Optical = Annotated[Positional[Path], tyro.conf.arg(metavar="OPTICAL")]
-ImageName = Literal["sar", "optical"]
-ModelName = Literal["shift", "affine", "polynomial", "field"]
-ResamplingName = Literal["nearest", "bilinear", "cubic"]
-SarUnitsName = Literal["byte", "unit", "db", "power", "amplitude"]
-OpticalUnitsName = Literal["byte", "unit", "reflectance"]
+Transform = Annotated[Model, tyro.conf.arg(name="model")]
 
-SearchRadius: TypeAlias = float | Literal["auto"] | None
-
-REFUSED = 3
-"""Exit status of a pair that can be read but is refused: no common ground, no data, or matches that do not agree."""
+REFUSED = 3  #: Exit status of a pair that can be read, but without common ground, data, or matches that agree.
 
 
 @dataclass(frozen=True)
@@ -37,21 +28,13 @@ class SceneArguments:
     search_radius: SearchRadius = "auto"
     """How far the georeferences may disagree, px of the coarser image; None searches everywhere; auto is 64 px, or
     everywhere where an image has no georeference."""
-    to: ImageName = "sar"  # whose grid counts: windows lie on it, and a registration moves the other image onto it.
-    sar_bands: tuple[int, ...] | None = None  # bands to use, counted from 0; default the first.
-    optical_bands: tuple[int, ...] | None = None  # default red, green and blue.
-    sar_units: SarUnitsName | None = None  # what the numbers mean; default guessed from samples.
-    optical_units: OpticalUnitsName | None = None  # likewise.
+    options: SceneOptions = field(default_factory=SceneOptions)
     workers: int = 1  # processes.
     device: str = "auto"  # auto, cpu, cuda or mps.
 
     def settings(self, weights: str, spacing: float | None = None, **of_matcher: Any) -> MatchSettings:
-        from sarmatch.scenes.pair import SceneOptions
-        from sarmatch.scenes.pipeline import MatchSettings
-
-        options = SceneOptions(self.to, self.sar_bands, self.optical_bands, self.sar_units, self.optical_units)
         matcher = tuple(({"device": self.device} | of_matcher).items())
-        return MatchSettings(weights, self.search_radius, spacing, options, matcher, self.workers)
+        return MatchSettings(weights, self.search_radius, spacing, self.options, matcher, self.workers)
 
 
 Shared = Annotated[SceneArguments, tyro.conf.OmitArgPrefixes]
@@ -109,9 +92,8 @@ def match(
             f"--distilled makes one pass, --mc-passes {mc_passes} makes several: both estimate the epistemic "
             "uncertainty, give one of them"
         )
-    encoders = None if onnx is None else str(onnx)
     of_matcher: dict[str, Any] = {"mc_passes": mc_passes, "mc_seed": mc_seed, "distilled": distilled}
-    of_matcher |= {"coverage": coverage, "onnx": encoders}
+    of_matcher |= {"coverage": coverage, "onnx": onnx}
     radius = SEARCH_RADIUS_PX if scenes.search_radius == "auto" else scenes.search_radius
     if Search(radius, max_rotation_deg, scale_range).turned:
         # Nothing is known of how unrelated images then look, so that they are not refused.
@@ -120,12 +102,11 @@ def match(
         turned.save(output)
         print(f"{len(turned)} matches -> {output}")
         return 0
-    settings = scenes.settings(model, spacing, **of_matcher)
     try:
-        matches = match_scenes(sar, optical, output, force, settings)
+        matches = match_scenes(sar, optical, output, force, scenes.settings(model, spacing, **of_matcher))
     except SceneRefusal as refusal:
         return _refused(refusal)
-    print(f"{len(matches.thin(16.0)) if len(matches) else 0} matches after thinning to one per 16 px, all -> {output}")
+    print(f"{len(matches.thin(16.0))} matches after thinning to one per 16 px, all -> {output}")
     if matches.overlaps is False:
         print(f"warning: {sar} and {optical} look unrelated; written because of --force", file=sys.stderr)
     return 0
@@ -136,11 +117,11 @@ def register(
     sar: Sar,
     optical: Optical,
     scenes: Shared,
-    transform: Annotated[ModelName, tyro.conf.arg(name="model")] = "affine",
+    transform: Transform = "affine",
     order: int = 2,
     weights: str = "s1s2",
     spacing: float | None = None,
-    resampling: ResamplingName = "bilinear",
+    resampling: Interpolation = "bilinear",
     report: Path | None = None,
     error_map: Path | None = None,
     gcps: bool = False,
@@ -166,7 +147,7 @@ def register(
         output: .tif.
     """
     from sarmatch.scenes.files import SceneRefusal
-    from sarmatch.scenes.registering import register as register_scenes
+    from sarmatch.scenes.pipeline import register as register_scenes
 
     settings = scenes.settings(weights, spacing)
     try:
@@ -179,12 +160,10 @@ def register(
 
 def batch(
     pairs: Positional[Path],
-    transform: Annotated[ModelName, tyro.conf.arg(name="model")] = "affine",
+    scenes: Shared,
+    transform: Transform = "affine",
     order: int = 2,
-    to: ImageName = "sar",
     weights: str = "s1s2",
-    search_radius: SearchRadius = "auto",
-    workers: int = 1,
     scheduler: str | None = None,
     output: Output = Path("outcomes.csv"),
 ) -> int:
@@ -193,12 +172,10 @@ def batch(
     Args:
         pairs: CSV with columns sar, optical, output; or STAC items (.json) with assets sar and optical. Paths are
             relative to this file.
+        scenes: which ground and which bands, and on what to compute; each of the workers has pairs of its own.
         transform: shift, affine, polynomial or field.
         order: of the polynomial, 2 or 3.
-        to: whose grid counts.
         weights: shipped weights by name, a run folder, or a .safetensors file.
-        search_radius: how far the georeferences may disagree, px; None searches everywhere; auto as for `register`.
-        workers: processes, each with pairs of its own.
         scheduler: address of a Dask scheduler whose workers do the work instead, such as tcp://host:8786.
         output: table of outcomes, .csv or .parquet.
     """
@@ -206,8 +183,7 @@ def batch(
     from sarmatch.scenes.batch import read_pairs, register_all
 
     check_output(output, "outcomes", TABLES)
-    settings = SceneArguments(search_radius, to).settings(weights)
-    outcomes = register_all(read_pairs(pairs), settings, transform, order, workers, scheduler)
+    outcomes = register_all(read_pairs(pairs), scenes.settings(weights), transform, order, scheduler)
     write_table(outcomes, output, "outcomes")
     failed = outcomes[outcomes["status"] != "registered"]
     for row in failed.itertuples():

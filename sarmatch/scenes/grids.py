@@ -1,24 +1,27 @@
-"""Pixel grids on the ground, and what lies where on them."""
+"""Windows of pixel grids, which are odc-geo's GeoBoxes, and what lies where on them.
+
+Positions are px whose (0, 0) is the centre of the first px; that of odc-geo and rasterio is its corner. A grid that has
+the identity for a transform, or no reference system, has no place on the ground.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
-import rasterio.warp
+from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 
 from sarmatch.data.pairs import PairError
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError)
-"""What rasterio raises; some errors of GDAL come out of it as they are."""
-_CORNER = np.array([[0, 0], [1, 0], [0, 1]])  # a px and its neighbours to the right and below
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)  #: Some errors of GDAL come out of rasterio as they are.
+EARTH_RADIUS = 6_371_008.8  # m
+_DEGREES = GeoBox((1, 1), Affine.identity(), "EPSG:4326")
 
 
 class Region(NamedTuple):
@@ -29,6 +32,12 @@ class Region(NamedTuple):
     width: int
     height: int
 
+    @classmethod
+    def enclosing(cls, xy: np.ndarray, before: int = 0, after: int = 0) -> Region:
+        """What encloses positions (N, 2), with a margin at the upper left and at the lower right."""
+        low, high = np.floor(xy.min(0)).astype(int) - before, np.ceil(xy.max(0)).astype(int) + after
+        return cls(*low.tolist(), *(high - low).tolist())
+
     def moved(self, dx: int, dy: int) -> Region:
         return Region(self.x + dx, self.y + dy, self.width, self.height)
 
@@ -38,94 +47,81 @@ class Region(NamedTuple):
         bottom = min(self.y + self.height, other.y + other.height)
         return Region(x, y, max(right - x, 0), max(bottom - y, 0))
 
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid of pixels; without a transform (px corner to map) and a reference system it has no place on the ground."""
-
-    width: int
-    height: int
-    transform: Affine | None = None
-    crs: CRS | None = None
-
-    @property
-    def located(self) -> bool:
-        return self.transform is not None and self.crs is not None
-
-    @property
-    def region(self) -> Region:
-        return Region(0, 0, self.width, self.height)
-
-    def coarser(self, factor: int) -> Grid:
-        """The same ground in px `factor` times as large; what does not fill a px at the right and lower end is cut."""
-        if factor == 1:
-            return self
-        transform = None if self.transform is None else self.transform @ Affine.scale(factor)
-        return Grid(max(self.width // factor, 1), max(self.height // factor, 1), transform, self.crs)
-
-    def to_map(self, xy: np.ndarray) -> np.ndarray:
-        """Map coordinates (N, 2) of px positions (N, 2), whose (0, 0) is the centre of the first px."""
-        a, b, c, d, e, f = list(self.transform or Affine.identity())[:6]
-        column, row = (np.asarray(xy, np.float64) + 0.5).T
-        return np.stack([a * column + b * row + c, d * column + e * row + f], 1)
-
-    def from_map(self, xy: np.ndarray) -> np.ndarray:
-        """The inverse of `to_map`."""
-        a, b, c, d, e, f = list(~(self.transform or Affine.identity()))[:6]
-        x, y = np.asarray(xy, np.float64).T
-        return np.stack([a * x + b * y + c, d * x + e * y + f], 1) - 0.5
-
-    def metres_per_px(self) -> float | None:
-        """Ground distance of neighbouring px at the middle of the grid, m; None where the grid is not located."""
-        if not self.located:
-            return None
-        middle = np.array([[self.width / 2, self.height / 2]])
-        around = self.to_map(middle + _CORNER)
-        x, y = (np.radians(v) for v in _transformed(self.crs, CRS.from_epsg(4326), around).T)
-        steps = np.hypot((x[1:] - x[0]) * np.cos(y[0]), y[1:] - y[0]) * 6_371_008.8
-        return float(np.sqrt(np.prod(steps)))
+    def nodes(self, n: int) -> np.ndarray:
+        """Positions (n * n, 2) spread evenly over the window, row by row."""
+        x, y = np.linspace(self.x, self.x + self.width - 1, n), np.linspace(self.y, self.y + self.height - 1, n)
+        return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
 
 
-def between(source: Grid, target: Grid, xy: np.ndarray) -> np.ndarray:
-    """Positions (N, 2) px of one located grid on another; infinite where they have none there."""
-    if source.crs == target.crs:
-        return target.from_map(source.to_map(xy))
-    return target.from_map(_transformed(source.crs, target.crs, source.to_map(xy)))
+def grid_of(dataset: DatasetReader) -> GeoBox:
+    """The grid of a file."""
+    transform = dataset.transform
+    usable = transform.determinant != 0 and np.isfinite(list(transform)).all()
+    try:
+        return GeoBox(dataset.shape, transform if usable else Affine.identity(), dataset.crs or None)
+    except (*GDAL_ERRORS, ProjError) as error:
+        raise PairError(f"{dataset.name}: an unknown reference system ({error}); warp it first") from error
 
 
-def extent(source: Grid, target: Grid) -> Region:
+def located(grid: GeoBox) -> bool:
+    return grid.crs is not None and not grid.affine.is_identity
+
+
+def coarser(grid: GeoBox, factor: int) -> GeoBox:
+    """The same ground in px `factor` times as large; what does not fill a px at the right and lower end is cut."""
+    shape = (max(grid.height // factor, 1), max(grid.width // factor, 1))
+    return GeoBox(shape, grid.affine if grid.affine.is_identity else grid.affine @ Affine.scale(factor), grid.crs)
+
+
+def between(source: GeoBox, target: GeoBox, xy: np.ndarray) -> np.ndarray:
+    """Positions (N, 2) px of one grid on another with a reference system; not finite where they have none there."""
+    x, y = source.pix2wld(*(np.asarray(xy, np.float64) + 0.5).T)
+    try:
+        if source.crs is not None and target.crs is not None and source.crs != target.crs:
+            x, y = source.crs.transformer_to_crs(target.crs)(x, y)
+    except ProjError as error:
+        raise PairError(f"no transformation {_names(source, target)} ({error}); warp both to one system") from error
+    with np.errstate(invalid="ignore"):
+        return np.stack(target.wld2pix(x, y), 1) - 0.5
+
+
+def _names(source: GeoBox, target: GeoBox) -> str:
+    return "from " + " to ".join(grid.crs.proj.name for grid in (source, target) if grid.crs is not None)
+
+
+def extent(source: GeoBox, target: GeoBox) -> Region:
     """The window of `target` that encloses a located grid; PairError where none of its points has a place there."""
-    side = np.linspace(0, 1, 33)
-    ends = np.concatenate([np.stack(c, 1) for c in ((side, 0 * side), (side, 0 * side + 1), (0 * side, side))])
-    ends = np.concatenate([ends, np.stack([0 * side + 1, side], 1)])
-    xy = between(source, target, ends * [source.width, source.height] - 0.5) + 0.5
+    xy = between(source, target, source.boundary(33) - 0.5) + 0.5
     xy = xy[np.isfinite(xy).all(axis=1) & (np.abs(xy) < 2**31).all(axis=1)]
     if not len(xy):
         raise PairError(
-            f"no point of the one image has a place in the other's reference system ({source.crs} to {target.crs}); "
-            "warp both to one system (gdalwarp -t_srs), a projected one such as UTM"
+            f"no point of the one image has a place in the other's reference system ({_names(source, target)}); warp "
+            "both to one system (gdalwarp -t_srs), a projected one such as UTM"
         )
-    (x, y), (right, bottom) = np.floor(xy.min(0) + 1e-6).astype(int), np.ceil(xy.max(0) - 1e-6).astype(int)
-    return Region(int(x), int(y), int(right - x), int(bottom - y))
+    return Region.enclosing(np.stack([xy.min(0) + 1e-6, xy.max(0) - 1e-6]))  # what rounding adds is not enclosed
 
 
-def scale_ratio(source: Grid, target: Grid) -> float:
+def metres_per_px(grid: GeoBox) -> float | None:
+    """Ground distance of neighbouring px at the middle of the grid, m; None where the grid is not located."""
+    if not located(grid):
+        return None
+    x, y = np.radians(between(grid, _DEGREES, _middle(grid)) + 0.5).T
+    return _geometric_mean(np.hypot((x[1:] - x[0]) * np.cos(y[0]), y[1:] - y[0]) * EARTH_RADIUS)
+
+
+def scale_ratio(source: GeoBox, target: GeoBox) -> float:
     """How many px of `target` one px of `source` is wide, at the middle of what `source` shows."""
-    middle = np.array([[source.width / 2, source.height / 2]])
-    xy = between(source, target, middle + _CORNER)
-    steps = np.linalg.norm(xy[1:] - xy[0], axis=1)
-    ratio = float(np.sqrt(np.prod(steps)))
+    xy = between(source, target, _middle(source))
+    ratio = _geometric_mean(np.linalg.norm(xy[1:] - xy[0], axis=1))
     if not (math.isfinite(ratio) and ratio > 0):
-        raise PairError(
-            f"the size of a px cannot be carried from {source.crs} to {target.crs}; warp both to one system first"
-        )
+        raise PairError(f"the size of a px cannot be carried {_names(source, target)}; warp both to one system first")
     return ratio
 
 
-def _transformed(source: CRS, target: CRS, xy: np.ndarray) -> np.ndarray:
-    try:
-        with rasterio.Env(OGR_ENABLE_PARTIAL_REPROJECTION="YES"):
-            x, y = rasterio.warp.transform(source, target, xy[:, 0], xy[:, 1])
-    except GDAL_ERRORS as error:
-        raise PairError(f"no transformation from {source} to {target} ({error}); warp both to one system") from error
-    return np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], 1)
+def _middle(grid: GeoBox) -> np.ndarray:
+    """Positions (3, 2) of a px in the middle and its neighbours to the right and below."""
+    return np.array([grid.width / 2, grid.height / 2]) + np.array([[0, 0], [1, 0], [0, 1]])
+
+
+def _geometric_mean(values: np.ndarray) -> float:
+    return float(np.sqrt(np.prod(values)))

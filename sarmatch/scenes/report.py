@@ -8,49 +8,48 @@ import io
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sarmatch.data.raster import Raster
-from sarmatch.io import atomic_path, check_output
+from sarmatch.io import atomic_path
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
 from sarmatch.visualize import COLOURS, display_range
 
 if TYPE_CHECKING:
-    from sarmatch.scenes.pipeline import MatchedPair
-    from sarmatch.scenes.registering import SceneRegistration
+    from sarmatch.scenes.pipeline import MatchedPair, SceneRegistration
 
+TEMPLATE = Path(__file__).with_name("report.html")
 MAX_ARROWS = 400
-REPORTS = (".html",)
 OVERVIEW_SIDE = 900  # px
 DETAIL_SIDE = 448  # px
 
 
 def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched: MatchedPair) -> None:
     """Write the report of a registration whose images are still open; an existing file is replaced in one step."""
-    check_output(path, "reports", REPORTS)
     pair, transform = matched.pair, done.transform
-    thinned = matched.thinned
-    xy = thinned.xy_sar if pair.to == "sar" else thinned.xy_optical
-    agreeing = xy[transform.inliers]
+    agreeing = matched.ends[0][transform.inliers]
     central = agreeing[np.linalg.norm(agreeing - np.median(agreeing, axis=0), axis=1).argmin()]
     views = [overview(pair, transform, matched.region), detail(pair, transform, central, matched.region)]
-    sections = [
-        _section("Result", _table(_result(done)) + f"<p>{html.escape(_MEANING)}</p>"),
-        _section("Both images", "".join(_flicker(view, number) for number, view in enumerate(views)) + _CONTROLS),
-        _section("Checkerboard", "".join(_checkerboards(view) for view in views)),
-        _section("Matches", _figures(views[0], xy, thinned.confidence, transform, done, matched)),
-        _section("What was done", _table(done.about)),
-    ]
-    title = html.escape(f"{done.about['moving']} registered onto {done.about['reference']}")
-    page = _PAGE.replace("{title}", title).replace("{body}", "\n".join(sections))
+    parts = {
+        "title": html.escape(f"{done.about['moving']} registered onto {done.about['reference']}"),
+        "result": _table(_result(done)),
+        "flickers": "".join(_flicker(view) for view in views),
+        "checkerboards": "".join(_checkerboards(view) for view in views),
+        "figures": _figures(views[0], done, matched),
+        "about": _table(done.about),
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", part)
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
 
@@ -76,51 +75,40 @@ def _result(done: SceneRegistration) -> dict[str, str]:
     }
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
-
-
 def _table(rows: dict[str, str]) -> str:
     cells = (f"<tr><th>{html.escape(k.replace('_', ' '))}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
     return f"<table>{''.join(cells)}</table>"
 
 
-def _jpeg(picture: np.ndarray) -> str:
+def _image(data: bytes, kind: str, text: str, name: str = "") -> str:
+    content = base64.b64encode(data).decode()
+    return f'<img class="{name}" alt="{text}" src="data:image/{kind};base64,{content}">'
+
+
+def _jpeg(picture: np.ndarray, text: str, name: str = "") -> str:
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return _image(data.tobytes(), "jpeg", text, name)
 
 
-def _flicker(view: View, number: int) -> str:
-    names = {"reference": view.reference, "before": view.before, "after": view.after}
-    images = "".join(
-        f'<img class="{name}" alt="{view.name}, {name}" src="{_jpeg(picture)}">' for name, picture in names.items()
-    )
-    stack = f'<div class="stack" id="stack{number}">{images}</div>'
-    return f"<figure>{stack}<figcaption>{_caption(view)}</figcaption></figure>"
-
-
-def _caption(view: View) -> str:
+def _flicker(view: View) -> str:
+    pictures = {"reference": view.reference, "before": view.before, "after": view.after}
+    images = "".join(_jpeg(picture, f"{view.name}, {name}", name) for name, picture in pictures.items())
     scale = "full resolution" if view.factor == 1 else f"one px shows {view.factor} x {view.factor}"
-    return f"{view.name.capitalize()}: {view.region.width} x {view.region.height} px of the common grid, {scale}."
+    text = f"{view.name.capitalize()}: {view.region.width} x {view.region.height} px of the common grid, {scale}."
+    return f'<figure><div class="stack">{images}</div><figcaption>{text}</figcaption></figure>'
 
 
 def _checkerboards(view: View) -> str:
     parts = []
     for name, moving in (("before", view.before), ("after", view.after)):
-        picture = _jpeg(checkered(view.reference, moving))
         text = f"{view.name.capitalize()}, {name}: {'as georeferenced' if name == 'before' else 'registered'}."
-        parts.append(f'<figure class="half"><img alt="{text}" src="{picture}"><figcaption>{text}</figcaption></figure>')
+        picture = _jpeg(checkered(view.reference, moving), text)
+        parts.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     return "".join(parts)
 
 
-def _figures(
-    view: View,
-    xy: np.ndarray,
-    confidence: np.ndarray,
-    transform: SceneTransform,
-    done: SceneRegistration,
-    matched: MatchedPair,
-) -> str:
+def _figures(view: View, done: SceneRegistration, matched: MatchedPair) -> str:
+    xy, confidence, transform = matched.ends[0], matched.thinned.confidence, done.transform
     figure = Figure(figsize=(12, 10), layout="constrained")
     axes = figure.subplots(2, 2)
     draw_confidence(axes[0, 0], view, xy, confidence)
@@ -129,13 +117,12 @@ def _figures(
     draw_reliability(axes[1, 1], confidence, transform.inliers)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    picture = base64.b64encode(content.getvalue()).decode()
     text = (
         f"Matches at one per 16 px by confidence; their residuals from the {transform.model} map; the map of the "
         "registration error; and whether matches of a confidence agree with the map as often as it says, which is no "
         "proof: the map is fitted to them."
     )
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+    return f"<figure>{_image(content.getvalue(), 'png', text)}<figcaption>{text}</figcaption></figure>"
 
 
 def _some(n: int, at_most: int = 1200) -> np.ndarray:
@@ -180,9 +167,7 @@ def draw_residuals(ax: Axes, view: View, xy: np.ndarray, transform: SceneTransfo
 def draw_error_map(ax: Axes, view: View, transform: SceneTransform, metres_per_px: float | None) -> Axes:
     """CE90 of the map over the common ground, metres (px where unknown)."""
     region, n = view.region, 48
-    x, y = (np.linspace(0, length - 1, n) for length in (region.width, region.height))
-    nodes = np.stack(np.meshgrid(x + region.x, y + region.y), -1).reshape(-1, 2)
-    error = CE90 * transform.sigma(nodes).reshape(n, n) * (metres_per_px or 1)
+    error = CE90 * transform.sigma(region.nodes(n)).reshape(n, n) * (metres_per_px or 1)
     extent = (region.x, region.x + region.width, region.y + region.height, region.y)
     shown = ax.imshow(error, extent=extent, cmap="cividis", interpolation="bilinear")
     ax.figure.colorbar(shown, ax=ax, shrink=0.8, label=f"CE90, {'m' if metres_per_px else 'px'}")
@@ -192,13 +177,11 @@ def draw_error_map(ax: Axes, view: View, transform: SceneTransform, metres_per_p
 
 def draw_reliability(ax: Axes, confidence: np.ndarray, agrees: np.ndarray, bins: int = 10) -> Axes:
     """Share of matches that agree with the map, by confidence; bins with fewer than five matches are left out."""
-    number = np.minimum((confidence * bins).astype(int), bins - 1)
-    count = np.bincount(number, minlength=bins)
-    kept = count >= 5
-    share = np.bincount(number, agrees, minlength=bins)[kept] / count[kept]
-    mean = np.bincount(number, confidence, minlength=bins)[kept] / count[kept]
+    table = pd.DataFrame({"confidence": confidence, "agrees": agrees})
+    binned = table.groupby(np.minimum((confidence * bins).astype(int), bins - 1))
+    means = binned.mean()[binned.size() >= 5]
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="confidence is right")
-    ax.plot(mean, share, "o-", color=COLOURS[0], label="agree with the map")
+    ax.plot(means["confidence"], means["agrees"], "o-", color=COLOURS[0], label="agree with the map")
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="share", title="confidence and agreement")
     ax.legend(loc="upper left", fontsize=8)
     return ax
@@ -206,34 +189,23 @@ def draw_reliability(ax: Axes, confidence: np.ndarray, agrees: np.ndarray, bins:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One part of the common grid.
-
-    Attributes:
-        name: what it shows.
-        region: in px of the common grid; a px of the pictures is `factor` of them wide.
-        reference, before, after: (H, W, 3) uint8; the moving image where its georeference puts it, and registered.
-    """
+    """One part of the common grid, as pictures (H, W, 3) uint8."""
 
     name: str
     region: Region
-    factor: int
+    factor: int  #: Px of the common grid that a px of the pictures is wide.
     reference: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    before: np.ndarray  #: The moving image where its georeference puts it.
+    after: np.ndarray  #: Registered.
 
 
 def overview(pair: ScenePair, transform: SceneTransform, region: Region) -> View:
     """The common ground, reduced to `OVERVIEW_SIDE` px at most."""
     factor = math.ceil(max(region.width, region.height) / OVERVIEW_SIDE)
     reference, moving = pair.reference.reduced(factor), pair.moving.reduced(factor)
-    size = (region.height // factor, region.width // factor)
-    corner = np.array([region.x, region.y]) / factor
-
-    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
-    here = np.stack([columns, rows], -1) + corner
-    there = (_mapped(transform, (here.reshape(-1, 2) + 0.5) * factor - 0.5) + 0.5) / factor - 0.5
-    pictures = (_picture(reference, here), _picture(moving, here), _picture(moving, there.reshape(*size, 2)))
-    return View("overview", region, factor, *pictures)
+    here = _pixels(region.width // factor, region.height // factor) + np.array([region.x, region.y]) / factor
+    there = (_mapped(transform, (here + 0.5) * factor - 0.5) + 0.5) / factor - 0.5
+    return View("overview", region, factor, _picture(reference, here), _picture(moving, here), _picture(moving, there))
 
 
 def detail(pair: ScenePair, transform: SceneTransform, centre: np.ndarray, region: Region) -> View:
@@ -241,32 +213,31 @@ def detail(pair: ScenePair, transform: SceneTransform, centre: np.ndarray, regio
     width, height = (min(DETAIL_SIDE, n) for n in (region.width, region.height))
     x = int(np.clip(centre[0] - width / 2, region.x, region.x + region.width - width))
     y = int(np.clip(centre[1] - height / 2, region.y, region.y + region.height - height))
-    part = Region(x, y, width, height)
-    rows, columns = np.mgrid[0:height, 0:width]
-    here = np.stack([columns + x, rows + y], -1)
-    there = _mapped(transform, here.reshape(-1, 2)).reshape(height, width, 2)
-    low, high = np.floor(there.min((0, 1))).astype(int) - 1, np.ceil(there.max((0, 1))).astype(int) + 2
-    wanted = Region(int(low[0]), int(low[1]), *(int(v) for v in np.minimum(high - low, 4 * DETAIL_SIDE)))
-    moving = pair.moving.read(wanted)
-    own = here - [x, y]
-    pictures = (
-        _picture(pair.reference.read(part), own),
-        _picture(pair.moving.read(part), own),
-        _picture(moving, there - low),
-    )
-    return View("detail", part, 1, *pictures)
+    part, own = Region(x, y, width, height), _pixels(width, height)
+    there = _mapped(transform, own + np.array([x, y]))
+    wanted = Region.enclosing(there.reshape(-1, 2), 1, 2)
+    moved = pair.moving.read(wanted.intersection(Region(wanted.x, wanted.y, 4 * DETAIL_SIDE, 4 * DETAIL_SIDE)))
+    reference, before = (_picture(scene.read(part), own) for scene in (pair.reference, pair.moving))
+    return View("detail", part, 1, reference, before, _picture(moved, there - np.array(wanted[:2])))
 
 
-def _mapped(transform: SceneTransform, xy: np.ndarray, step: int = 8192) -> np.ndarray:
-    return np.concatenate([transform(xy[i : i + step]) for i in range(0, len(xy), step)])
+def _pixels(width: int, height: int) -> np.ndarray:
+    """Positions (H, W, 2) of all px of an image."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+
+
+def _mapped(transform: SceneTransform, xy: np.ndarray) -> np.ndarray:
+    """Positions (H, W, 2), some at a time, so that memory stays bounded."""
+    rows = xy.reshape(-1, 2)
+    return np.concatenate([transform(part) for part in np.array_split(rows, len(rows) // 8192 + 1)]).reshape(xy.shape)
 
 
 def _picture(raster: Raster, xy: np.ndarray) -> np.ndarray:
     """An image at positions (H, W, 2), stretched for the eye; black where it shows nothing."""
     shown = np.dstack([display_range(raster.image, raster.valid)] * (1 if raster.image.shape[0] >= 3 else 3))
     shown = np.where(raster.valid.numpy()[..., None], shown, 0).astype(np.float32)
-    x, y = (np.ascontiguousarray(xy[..., i], dtype=np.float32) for i in (0, 1))
-    moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    x, y = cv2.split(xy.astype(np.float32))
+    moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR)
     return np.asarray(np.clip(moved * 255, 0, 255).astype(np.uint8))
 
 
@@ -274,49 +245,3 @@ def checkered(first: np.ndarray, second: np.ndarray, tiles: int = 8) -> np.ndarr
     """Two pictures of one size in alternating tiles."""
     rows, columns = np.indices(first.shape[:2]) * tiles // max(first.shape[:2])
     return np.where(((rows + columns) % 2 == 0)[..., None], first, second)
-
-
-def as_image(picture: np.ndarray) -> torch.Tensor:
-    """A picture (H, W, 3) uint8 as an image (3, H, W) in [0, 1]."""
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
-
-
-_MEANING = (
-    "The registration error is that of the map, root mean square over the common ground: how far clusters of matches "
-    "disagree on its parameters, and what it leaves in them. Single matches scatter more. Neither sees what all "
-    "matches share, such as the displacement of slopes in SAR images without terrain correction."
-)
-_CONTROLS = """<p class="controls"><label><input type="radio" name="mode" value="flicker" checked> flicker</label>
-<label><input type="radio" name="mode" value="blend"> blend <input type="range" id="blend" min="0" max="100" value="50">
-</label> &nbsp; moving image: <label><input type="radio" name="which" value="after" checked> registered</label>
-<label><input type="radio" name="which" value="before"> as georeferenced</label></p>
-<script>
-const pick = name => document.querySelector(`input[name=${name}]:checked`).value;
-let on = true;
-function draw() {
-  const top = pick("mode") === "flicker" ? (on ? 1 : 0) : document.getElementById("blend").value / 100;
-  for (const stack of document.querySelectorAll(".stack")) for (const name of ["before", "after"])
-    stack.querySelector("." + name).style.opacity = name === pick("which") ? top : 0;
-}
-setInterval(() => { on = !on; draw(); }, 800);
-for (const input of document.querySelectorAll(".controls input")) input.addEventListener("input", draw);
-draw();
-</script>"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; } th { text-align: left; font-weight: 500; padding: .15rem 1.5rem .15rem 0; }
-td { padding: .15rem 0; font-variant-numeric: tabular-nums; }
-figure { display: inline-block; margin: 0 1% 1rem 0; width: 48%; vertical-align: top; }
-section > figure:only-of-type { width: 100%; }
-img { width: 100%; display: block; } figcaption { font-size: .85rem; color: #555; }
-.stack { position: relative; } .stack img + img { position: absolute; inset: 0; opacity: 0; }
-@media (max-width: 700px) { figure { width: 100%; } }
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""

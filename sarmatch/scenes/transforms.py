@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from sarmatch.config import CONFIDENT_PX
-from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError, fit_affine
 from sarmatch.scenes.files import SceneRefusal
+from sarmatch.scenes.settings import Model
 
-Model = Literal["shift", "affine", "polynomial", "field"]
-MODELS: tuple[Model, ...] = get_args(Model)
-"""From the stiffest to the most flexible."""
-THIN_PX = 16.0
-"""Matches nearer than this count once."""
-CLUSTER_PX = 128.0
-"""Side of the neighbourhoods whose matches may err together, px: a little more than the widest consensus (100 px)."""
-THRESHOLD_PX = CONFIDENT_PX
-"""A match agrees with a map when it lies within this distance of it, px."""
+MODELS: tuple[Model, ...] = get_args(Model)  #: From the stiffest to the most flexible.
+THIN_PX = 16.0  #: Matches nearer than this count once.
+CLUSTER_PX = 128.0  #: Side of the neighbourhoods whose matches may err together: more than the widest consensus.
+CONSENSUS_PX = 100.0  #: Side of the widest aggregation, px; nearer matches are no independent evidence.
+THRESHOLD_PX = CONFIDENT_PX  #: A match agrees with a map when it lies within this distance of it.
 CE90 = math.sqrt(-2 * math.log(0.1))
 """Radius that holds 90 % of errors over their standard deviation an axis, for equal normal errors on both axes."""
-MIN_INLIERS = 12
-"""Fewer agreeing matches, thinned to one per 16 px, are taken for chance."""
+MIN_INLIERS = 12  #: Fewer agreeing matches, thinned to one per 16 px, are taken for chance.
+MIN_GROUPS = 3.0  #: With fewer neighbourhoods than this, unrelated images agree as well as related ones do.
 MAX_DISTORTION = 0.2
 """A map that stretches or turns by more than this cannot be right: matching assumes that it does not."""
-CONSENSUS_PX = 100.0
-"""Side of the widest aggregation, px; nearer matches are no independent evidence."""
-MIN_GROUPS = 3.0
-"""With fewer neighbourhoods than this, unrelated images agree as well as related ones do."""
 _ALWAYS = 0.25  # share that must agree however large the images are
 _LOOSE = 2.0  # consensus for maps that bend is found by an affine map within this many thresholds
 _MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
@@ -46,35 +39,24 @@ _MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
 
 @dataclass(frozen=True, eq=False)
 class SceneTransform:
-    """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p).
-
-    Attributes:
-        order: degree of the polynomial displacement; 0 is a shift, 1 an affine map.
-        centre, scale: (2,) and a number, px: polynomials are in (p - centre) / scale.
-        coefficients: (K, 2) px.
-        covariance: (2, K, K) px^2 of the coefficients of each axis, by clusters.
-        field: Gaussian process of what the affine part leaves, px; None for other models.
-        inliers: (N,) bool, of the matches it was fitted to.
-        residuals: (N, 2) px, matches less map.
-        misfit: positions (M, 2) and mean squares (M,) px^2 an axis of what the map leaves in each cluster.
-    """
+    """A map from px of the reference to px of the moving image, both on the common grid: p + displacement(p)."""
 
     model: Model
-    order: int
-    centre: np.ndarray
+    order: int  #: Degree of the polynomial displacement; 0 is a shift, 1 an affine map.
+    centre: np.ndarray  #: (2,) px; polynomials are in (p - centre) / scale.
     scale: float
-    coefficients: np.ndarray
-    covariance: np.ndarray
-    field: Any
-    inliers: np.ndarray
-    residuals: np.ndarray
-    misfit: tuple[np.ndarray, np.ndarray]
+    coefficients: np.ndarray  #: (K, 2) px.
+    covariance: np.ndarray  #: (2, K, K) px^2 of the coefficients of each axis, by clusters.
+    field: Any  #: Gaussian process of what the affine part leaves, px; None for other models.
+    inliers: np.ndarray  #: (N,) bool, of the matches it was fitted to.
+    residuals: np.ndarray  #: (N, 2) px, matches less map.
+    misfit: tuple[np.ndarray, np.ndarray]  #: Centres (M, 2) of clusters, squares (M,) an axis of their mean residuals.
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
         """Positions (N, 2) px in the moving image of positions in the reference."""
-        xy = np.asarray(xy, np.float64)
-        moved = xy + basis((xy - self.centre) / self.scale, self.order) @ self.coefficients
-        return moved if self.field is None else moved + self.field.predict((xy - self.centre) / self.scale)
+        unit = (np.asarray(xy, np.float64) - self.centre) / self.scale
+        moved = xy + basis(unit, self.order) @ self.coefficients
+        return moved if self.field is None else moved + self.field.predict(unit)
 
     def sigma(self, xy: np.ndarray) -> np.ndarray:
         """Standard deviation an axis (root mean square of both) of the map and its misfit at (N, 2) positions, px."""
@@ -96,6 +78,14 @@ class SceneTransform:
         return f"{self.model}, displacement at the centre ({dx:+.2f}, {dy:+.2f}) px"
 
 
+def degree_of(model: Model, order: int) -> int:
+    """Degree of the polynomial of a model; ValueError where there is no such model or order."""
+    degrees = {"shift": 0, "affine": 1, "polynomial": order, "field": 1}
+    if model not in degrees or order not in (2, 3):
+        raise ValueError(f"model must be one of {', '.join(MODELS)} and order 2 or 3, got {model!r} and {order}")
+    return degrees[model]
+
+
 def basis(unit: np.ndarray, order: int) -> np.ndarray:
     """Monomials up to a total degree of positions (N, 2), (N, K); the constant first."""
     x, y = unit.T
@@ -109,65 +99,59 @@ def fit_transform(
     model: Model = "affine",
     order: int = 2,
     covariance: np.ndarray | None = None,
-    threshold_px: float = THRESHOLD_PX,
-    min_inliers: int = 8,
 ) -> SceneTransform:
     """Robustly fit a map to matches that were thinned before.
 
     Args:
         xy_from, xy_to: (N, 2) px in the reference and in the moving image.
-        order: of the polynomial, 2 or 3.
         covariance: (N, 2, 2) px^2 of each match; None, or NaN for one, where unknown.
 
     Raises:
         ValueError: unknown model or order.
         SceneRefusal: too few matches, or too few that agree.
     """
-    orders: dict[str, int] = {"shift": 0, "affine": 1, "polynomial": order, "field": 1}
-    if model not in orders or order not in (2, 3):
-        raise ValueError(f"model must be one of {list(orders)} and order 2 or 3, got {model!r} and {order}")
-    source, target = np.asarray(xy_from, np.float64), np.asarray(xy_to, np.float64)
-    bends = model in ("polynomial", "field")
-    loose = threshold_px * (_LOOSE if bends else 1)
+    degree, bends = degree_of(model, order), model in ("polynomial", "field")
+    source = np.asarray(xy_from, np.float64)
+    displacement = np.asarray(xy_to, np.float64) - source
+    loose = THRESHOLD_PX * (_LOOSE if bends else 1)
     try:
-        start = fit_affine(source, target, "shift" if model == "shift" else "affine", loose, min_inliers)
+        start = fit_affine(source, xy_to, "shift" if model == "shift" else "affine", loose)
     except RegistrationError as error:
         raise SceneRefusal(str(error)) from error
-    inliers = start.inliers & _like_neighbours(source, target - source, threshold_px) if bends else start.inliers
+    inliers = start.inliers & _like_neighbours(source, displacement) if bends else start.inliers
     weights = _weights(covariance, len(source))
     centre, scale = (source.min(0) + source.max(0)) / 2, max(float(np.ptp(source, axis=0).max()) / 2, 1.0)
-    rows = basis((source - centre) / scale, orders[model])
-    needed = max(min_inliers, 2 * rows.shape[1])
-    coefficients = np.zeros((rows.shape[1], 2))
+    unit = (source - centre) / scale
+    rows = basis(unit, degree)
+    needed = max(8, 2 * rows.shape[1])
     for _ in range(10):
         if inliers.sum() < needed:
             raise SceneRefusal(
-                f"only {inliers.sum()} of {len(source)} matches agree with one {model} within {threshold_px:g} px; "
+                f"only {inliers.sum()} of {len(source)} matches agree with one {model} within {THRESHOLD_PX:g} px; "
                 f"expected at least {needed}"
             )
-        coefficients = _least_squares(rows[inliers], (target - source)[inliers], weights[inliers])
-        residuals = target - source - rows @ coefficients
+        root = np.sqrt(weights[inliers])[:, None]
+        coefficients = np.linalg.lstsq(rows[inliers] * root, displacement[inliers] * root, rcond=None)[0]
+        residuals = displacement - rows @ coefficients
         if model == "field":
             break  # the field follows what the affine part leaves; neighbours identified outliers
-        previous, inliers = inliers, np.linalg.norm(residuals, axis=1) <= threshold_px
+        previous, inliers = inliers, np.linalg.norm(residuals, axis=1) <= THRESHOLD_PX
         if np.array_equal(previous, inliers):
             break
     field = None
     if model == "field":
-        field = _fit_field((source - centre) / scale, residuals, inliers, source)
-        residuals = residuals - field.predict((source - centre) / scale)
-        inliers = np.linalg.norm(residuals, axis=1) <= threshold_px
-    clusters = np.unique(np.floor(source / CLUSTER_PX), axis=0, return_inverse=True)[1].ravel()
-    spread = _cluster_covariance(rows[inliers], residuals[inliers], weights[inliers], clusters[inliers])
-    misfit = _cluster_misfit(source[inliers], residuals[inliers], clusters[inliers])
-    return SceneTransform(model, orders[model], centre, scale, coefficients, spread, field, inliers, residuals, misfit)
+        field = _fit_field(unit, residuals, source, inliers)
+        residuals = residuals - field.predict(unit)
+        inliers = np.linalg.norm(residuals, axis=1) <= THRESHOLD_PX
+    clusters = _clusters(source[inliers], CLUSTER_PX)
+    spread = _cluster_covariance(rows[inliers], residuals[inliers], weights[inliers], clusters)
+    misfit = _means(source[inliers], clusters), (_means(residuals[inliers], clusters) ** 2).mean(1)
+    return SceneTransform(model, degree, centre, scale, coefficients, spread, field, inliers, residuals, misfit)
 
 
 def _weights(covariance: np.ndarray | None, n: int) -> np.ndarray:
     """Inverse variances of matches, of which half a pixel is never known; 1 where unknown for all."""
-    if covariance is None:
-        return np.ones(n)
-    variance = np.trace(covariance, axis1=1, axis2=2) / 2
+    variance = np.full(n, np.nan) if covariance is None else np.trace(covariance, axis1=1, axis2=2) / 2
     known = np.isfinite(variance)
     if not known.any():
         return np.ones(n)
@@ -175,16 +159,21 @@ def _weights(covariance: np.ndarray | None, n: int) -> np.ndarray:
     return np.asarray(weights / weights.mean())
 
 
-def _like_neighbours(xy: np.ndarray, displacement: np.ndarray, threshold: float) -> np.ndarray:
-    """Which matches move as the median of their nine nearest, themselves included, within a threshold."""
+def _like_neighbours(xy: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Which matches move as the median of their nine nearest, themselves included."""
     _, nearest = cKDTree(xy).query(xy, k=min(9, len(xy)))
     median = np.median(displacement[nearest], axis=1)
-    return np.asarray(np.linalg.norm(displacement - median, axis=1) <= threshold)
+    return np.asarray(np.linalg.norm(displacement - median, axis=1) <= THRESHOLD_PX)
 
 
-def _least_squares(rows: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    root = np.sqrt(weights)[:, None]
-    return np.linalg.lstsq(rows * root, values * root, rcond=None)[0]
+def _clusters(xy: np.ndarray, side: float) -> np.ndarray:
+    """Numbers (N,) of the square cells that positions lie in, from 0 without gaps."""
+    return np.unique(np.floor(xy / side), axis=0, return_inverse=True)[1].ravel()
+
+
+def _means(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Means (M, K) of values (N, K) by cluster."""
+    return np.stack([np.bincount(clusters, column) for column in values.T], 1) / np.bincount(clusters)[:, None]
 
 
 def _cluster_covariance(
@@ -195,58 +184,43 @@ def _cluster_covariance(
     The sandwich estimate (Liang and Zeger, 1986) with the usual correction for few clusters; with fewer than twice as
     many clusters as parameters, the classical one with one observation a cluster.
     """
-    n_parameters = rows.shape[1]
+    n_parameters, n_clusters = rows.shape[1], int(clusters.max()) + 1
     inverse = np.linalg.pinv((rows * weights[:, None]).T @ rows)
-    scores = np.zeros((int(clusters.max()) + 1, n_parameters, 2))
-    np.add.at(scores, clusters, rows[:, :, None] * (weights[:, None] * residuals)[:, None, :])
-    n_clusters = len(np.unique(clusters))
     if n_clusters < 2 * n_parameters:
         variance = (weights[:, None] * residuals**2).mean(0) * len(rows) / n_clusters
         return np.stack([inverse * v for v in variance])
+    scores = np.zeros((n_clusters, n_parameters, 2))
+    np.add.at(scores, clusters, rows[:, :, None] * (weights[:, None] * residuals)[:, None, :])
     meat = np.einsum("ckd,cld->dkl", scores, scores) * n_clusters / (n_clusters - n_parameters)
     return np.asarray(inverse @ meat @ inverse)
-
-
-def _cluster_misfit(xy: np.ndarray, residuals: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (M, 2) of clusters, and squares (M,) an axis of their mean residuals: what the map leaves there."""
-    count = np.bincount(clusters)
-    kept = count > 0
-    mean = np.stack([np.bincount(clusters, v)[kept] / count[kept] for v in (*xy.T, *residuals.T)], 1)
-    return mean[:, :2], (mean[:, 2:] ** 2).mean(1)
 
 
 def _smoothed(misfit: tuple[np.ndarray, np.ndarray], xy: np.ndarray) -> np.ndarray:
     """Mean square of the misfit near each position: clusters weigh by a Gaussian, their overall mean by one of them."""
     centres, squares = misfit
-    total, weight = np.full(len(xy), squares.mean()), np.ones(len(xy))
-    for start in range(0, len(xy), 4096):
-        part = slice(start, start + 4096)
-        distance = ((xy[part, None] - centres) ** 2).sum(-1)
-        near = np.exp(-distance / (2 * (2 * CLUSTER_PX) ** 2))
-        total[part] += near @ squares
-        weight[part] += near.sum(1)
-    return total / weight
+    parts = []
+    for part in np.array_split(xy, len(xy) // 4096 + 1):  # so that memory stays bounded
+        near = np.exp(-((part[:, None] - centres) ** 2).sum(-1) / (2 * (2 * CLUSTER_PX) ** 2))
+        parts.append((near @ squares + squares.mean()) / (near.sum(1) + 1))
+    return np.concatenate(parts)
 
 
-def _fit_field(unit: np.ndarray, residuals: np.ndarray, inliers: np.ndarray, source: np.ndarray) -> Any:
+def _fit_field(unit: np.ndarray, residuals: np.ndarray, source: np.ndarray, inliers: np.ndarray) -> Any:
     """A smooth field through the means of neighbourhoods: a Gaussian process, whose spread grows away from them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    area = np.prod(np.ptp(source, axis=0) + CLUSTER_PX)
-    side = max(CLUSTER_PX / 2, math.sqrt(area / _MAX_CLUSTERS))
-    clusters = np.unique(np.floor(source[inliers] / side), axis=0, return_inverse=True)[1].ravel()
-    count = np.bincount(clusters)
-    columns = (*unit[inliers].T, *residuals[inliers].T)
-    mean = np.stack([np.bincount(clusters, v) / count for v in columns], 1)[count >= 3]
-    if len(mean) < 8:
-        raise SceneRefusal(f"a field needs matches in at least 8 places of {side:.0f} px, there are {len(mean)}")
+    side = max(CLUSTER_PX / 2, math.sqrt(np.prod(np.ptp(source, axis=0) + CLUSTER_PX) / _MAX_CLUSTERS))
+    clusters = _clusters(source[inliers], side)
+    many = np.bincount(clusters) >= 3
+    if many.sum() < 8:
+        raise SceneRefusal(f"a field needs matches in at least 8 places of {side:.0f} px, there are {many.sum()}")
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(0.5, (0.05, 2.0)) + WhiteKernel(0.1, (1e-2, 10.0))
     process = GaussianProcessRegressor(kernel, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a bound that is reached: nothing varies, or all does
-        return process.fit(mean[:, :2], mean[:, 2:])
+        return process.fit(*(_means(values[inliers], clusters)[many] for values in (unit, residuals)))
 
 
 @dataclass(frozen=True)
@@ -282,30 +256,31 @@ def required_share(n_thinned: int) -> float:
     return _ALWAYS + (1 - _ALWAYS) / math.sqrt(max(groups(n_thinned), 1.0))
 
 
-def judge(thinned: Matches, parts: Iterable[Matches], to: str = "sar") -> Agreement:
-    """Judge a pair by its matches: `thinned` to one per 16 px of the common grid, and all of them by window."""
-    counts = [len(part) for part in parts]
-    required, n_agree, distortion = required_share(len(thinned)), 0, 0.0
-    ends = (thinned.xy_sar, thinned.xy_optical) if to == "sar" else (thinned.xy_optical, thinned.xy_sar)
-    try:
-        fit = fit_affine(*ends, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
+def judge(xy_from: np.ndarray, xy_to: np.ndarray, counts: Sequence[int]) -> Agreement:
+    """Judge a pair by its matches (N, 2), one per 16 px of the common grid, and by how many each window has in all."""
+    n, n_agree, distortion = len(xy_from), 0, 0.0
+    with suppress(RegistrationError):
+        fit = fit_affine(xy_from, xy_to, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
         n_agree, distortion = fit.n_inliers, float(np.abs(fit.matrix[:2, :2] - np.eye(2)).max())
-    except RegistrationError:
-        pass
-    share = n_agree / len(thinned) if len(thinned) else 0.0
-    reason = ""
-    if n_agree < MIN_INLIERS:
-        reason = f"only {n_agree} of {len(thinned)} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
-    elif groups(len(thinned)) < MIN_GROUPS:
-        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
-        reason = (
-            f"their {len(thinned)} matches (one per 16 px) are too few to tell agreement from chance; about {side} x "
-            f"{side} px of common ground are needed"
-        )
-    elif distortion > MAX_DISTORTION:
-        reason = f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
-    elif share < required:
-        reason = f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
+    reason = _refusal(n, n_agree, distortion)
     if reason:
         reason += "; do both images show the same ground, within the search radius?"
-    return Agreement(sum(counts), len(thinned), n_agree, sum(n > 0 for n in counts), required, reason)
+    return Agreement(sum(counts), n, n_agree, sum(count > 0 for count in counts), required_share(n), reason)
+
+
+def _refusal(n_thinned: int, n_agree: int, distortion: float) -> str:
+    """Why matches are no evidence; empty where they are."""
+    if n_agree < MIN_INLIERS:
+        return f"only {n_agree} of {n_thinned} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
+    if groups(n_thinned) < MIN_GROUPS:
+        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
+        return (
+            f"their {n_thinned} matches (one per 16 px) are too few to tell agreement from chance; about {side} x "
+            f"{side} px of common ground are needed"
+        )
+    if distortion > MAX_DISTORTION:
+        return f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
+    share, required = n_agree / n_thinned, required_share(n_thinned)
+    if share < required:
+        return f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
+    return ""

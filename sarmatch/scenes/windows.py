@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -13,24 +11,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.geometry import Search
-from sarmatch.io import atomic_path
+from sarmatch.io import atomic_path, digest
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.tiling import MULTIPLE, TILE, tile_intervals
 from sarmatch.scenes.grids import Region
-from sarmatch.scenes.pair import SceneOptions, ScenePair, open_pair
+from sarmatch.scenes.pair import ScenePair, open_pair
+from sarmatch.scenes.settings import MatchSettings
 
-RADIUS = SEARCH_RADIUS_PX
-"""Search radius within a window, px: the one that confidences and the decision on overlap are calibrated for."""
+RADIUS = SEARCH_RADIUS_PX  #: Within a window: what confidences and the decision on overlap are calibrated for.
 MAX_TILES = 100_000
 _SEAM = RADIUS / 2  # how far beyond its core a window's matches compete with those of its neighbours, px
 
@@ -56,18 +56,13 @@ def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
         raise ValueError(
             f"{len(columns)} x {len(rows)} windows are more than {MAX_TILES}; give a larger spacing, or cut the images"
         )
+    numbers = np.pad(np.arange(len(rows) * len(columns)).reshape(len(rows), -1), 1, constant_values=-1)
     tiles: list[Tile] = []
-    for j, (y, top, bottom) in enumerate(rows):
-        for i, (x, left, right) in enumerate(columns):
-            window = Region(region.x + x, region.y + y, min(TILE, region.width), min(TILE, region.height))
-            core = (region.x + left, region.y + top, region.x + right, region.y + bottom)
-            around = [
-                (j + dj) * len(columns) + i + di
-                for dj in (-1, 0, 1)
-                for di in (-1, 0, 1)
-                if (di, dj) != (0, 0) and 0 <= j + dj < len(rows) and 0 <= i + di < len(columns)
-            ]
-            tiles.append(Tile(len(tiles), window, core, tuple(around) if dense else ()))
+    for (j, (y, top, bottom)), (i, (x, left, right)) in product(enumerate(rows), enumerate(columns)):
+        window = Region(region.x + x, region.y + y, min(TILE, region.width), min(TILE, region.height))
+        core = (region.x + left, region.y + top, region.x + right, region.y + bottom)
+        around = numbers[j : j + 3, i : i + 3].ravel().tolist() if dense else []
+        tiles.append(Tile(len(tiles), window, core, tuple(n for n in around if n not in (-1, len(tiles)))))
     return tiles
 
 
@@ -78,22 +73,17 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
 
 
-def match_tile(
-    pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float = RADIUS
-) -> Matches:
+def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float) -> Matches:
     """Matches in the core of a window and a little beyond, px of the common grid, up to `radius` px from `shift`."""
-    region, there = tile.region, tile.region.moved(*shift)
-    of_sar, of_optical = (region, there) if pair.to == "sar" else (there, region)
+    of_sar, of_optical = pair.ordered(tile.region, tile.region.moved(*shift))
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
     if not (bool(sar.valid.any()) and bool(optical.valid.any())):
         return Matches.empty()
     found = matcher.match_rasters(sar, optical, Search(radius), tile.number)
     moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
-    x0, y0, x1, y1 = tile.core
     at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift
-    low, high = np.array([x0, y0]) - _SEAM, np.array([x1, y1]) + _SEAM
-    inside: np.ndarray = np.all((at >= low) & (at < high), axis=1)
-    return moved.select(inside)
+    low, high = np.array(tile.core[:2]) - _SEAM, np.array(tile.core[2:]) + _SEAM
+    return moved.select(np.all((at >= low) & (at < high), axis=1))
 
 
 class TileStore:
@@ -107,9 +97,6 @@ class TileStore:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
 
-    def missing(self) -> list[Tile]:
-        return [tile for tile in self.tiles if not self.path(tile.number).is_file()]
-
     def save(self, tile: Tile, matches: Matches) -> None:
         with atomic_path(self.path(tile.number)) as partial:
             np.savez(partial, **_arrays(matches))
@@ -117,7 +104,8 @@ class TileStore:
     def _read(self, number: int) -> Matches:
         try:
             with np.load(self.path(number)) as content:
-                return Matches(**{name: content[name] for name in content.files})
+                arrays: dict[str, Any] = dict(content)
+            return Matches(**arrays)
         except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{self.path(number)}: not a finished window ({error}); remove {self.folder}") from error
 
@@ -141,73 +129,67 @@ def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
 
 
 def _arrays(matches: Matches) -> dict[str, Any]:
-    values = {f.name: getattr(matches, f.name) for f in dataclasses.fields(matches)}
-    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in vars(matches).items() if isinstance(value, np.ndarray)}
 
 
-def concatenated(parts: Sequence[Matches], **other: Any) -> Matches:
-    """The matches of several windows as one; `other` are further attributes, such as the georeference."""
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        return Matches.empty(**other)
-    arrays = [_arrays(part) for part in parts]
+def concatenated(parts: Sequence[Matches]) -> Matches:
+    """The matches of several windows as one."""
+    arrays = [_arrays(part) for part in (*parts, Matches.empty())]
     joined: dict[str, Any] = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
-    return Matches(**joined, **other)
+    return Matches(**joined)
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs to match some windows of a pair."""
+    """All that a process needs to match some windows of a pair: names of files, settings, and where to look."""
 
     sar: str
     optical: str
-    options: SceneOptions
-    weights: str
-    settings: tuple[tuple[str, Any], ...]
-    folder: str
-    shift: tuple[int, int]
+    settings: MatchSettings
+    shift: tuple[int, int] = (0, 0)
     radius: float = RADIUS
-    network: str = ""
 
-    def key(self, region: Region, spacing: float | None) -> str:
+    def key(self, matcher: Matcher, region: Region, spacing: float | None) -> str:
         """Digits that differ between computations whose windows must not be mixed."""
         files = [
             (name, os.stat(name).st_size, os.stat(name).st_mtime_ns) if os.path.exists(name) else name
             for name in (self.sar, self.optical)
         ]
-        what: list[Any] = [files, dataclasses.asdict(self.options), self.weights, self.network, self.settings]
-        what += [self.shift, self.radius, region, spacing]
-        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+        # A name or path may stand for other weights the next time: a training goes on, a run is trained afresh.
+        # Matchers of the same weights, which may have other settings, differ by their place in memory.
+        how = [self.settings.options, str(self.settings.weights), self.settings.matcher, matcher.net]
+        return digest([files, how, self.shift, self.radius, region, spacing])
 
 
-def match_tiles(
-    pair: ScenePair, matcher: Matcher, store: TileStore, task: Task, workers: int = 1, progress: bool = True
-) -> None:
+def match_tiles(pair: ScenePair, matcher: Matcher, store: TileStore, task: Task) -> None:
     """Match all windows that the store lacks; several workers load pair and weights again from what `task` names."""
-    missing = store.missing()
+    missing = [tile for tile in store.tiles if not store.path(tile.number).is_file()]
+    workers = task.settings.workers
     counted = {"total": len(store.tiles), "initial": len(store.tiles) - len(missing), "unit": "window"}
-    with tqdm(desc="windows", disable=None if progress else True, **counted) as bar:
+    with tqdm(desc="windows", disable=None if task.settings.progress else True, **counted) as bar:
         if workers == 1 or len(missing) < 2:
             for tile in missing:
                 store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
                 bar.update()
             return
-        chunks = [missing[i :: workers * 4] for i in range(workers * 4)]
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(_match_some, task, store.tiles, [t.number for t in c]) for c in chunks if c]
-            for job in as_completed(jobs):
+        with processes(workers) as pool:
+            chunks = [missing[i :: workers * 4] for i in range(min(workers * 4, len(missing)))]
+            for job in as_completed([pool.submit(_match_some, task, store.folder, chunk) for chunk in chunks]):
                 bar.update(job.result())
 
 
-def _match_some(task: Task, tiles: Sequence[Tile], numbers: Sequence[int]) -> int:
-    """Match and store windows in a process of its own; how many."""
-    import torch
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each: as many threads as cores in each would wait for one another."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
 
-    torch.set_num_threads(1)  # as many threads as cores in each process would wait for one another
-    matcher = load_matcher(task.weights, **dict(task.settings))
-    store = TileStore(Path(task.folder), tiles)
-    channels = matcher.net.config
-    with open_pair(task.sar, task.optical, task.options, channels.sar_channels, channels.optical_channels) as pair:
-        for number in numbers:
-            store.save(tiles[number], match_tile(pair, matcher, tiles[number], task.shift, task.radius))
-    return len(numbers)
+
+def _match_some(task: Task, folder: Path, tiles: Sequence[Tile]) -> int:
+    """Match and store windows in a process of its own; how many."""
+    settings, store = task.settings, TileStore(folder, tiles)
+    matcher = load_matcher(str(settings.weights), **dict(settings.matcher))
+    config = matcher.net.config
+    with open_pair(task.sar, task.optical, settings.options, config.sar_channels, config.optical_channels) as pair:
+        for tile in tiles:
+            store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
+    return len(tiles)

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import rasterio
 import rasterio.shutil
+from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
+from scipy.interpolate import make_interp_spline
 from tqdm import tqdm
 
-from sarmatch.io import atomic_path, check_output
-from sarmatch.scenes.grids import GDAL_ERRORS, Grid, Region
+from sarmatch.io import atomic_path
+from sarmatch.scenes.grids import GDAL_ERRORS, Region, coarser
+from sarmatch.scenes.settings import Interpolation
 from sarmatch.scenes.transforms import CE90
 
-BLOCK = 512
-"""Side of the blocks that are resampled and written at once, px."""
-NODE_STEP = 16
-"""Positions are computed at every 16th px and interpolated between, as by gdalwarp's approximation."""
+BLOCK = 512  #: Side of the blocks that are resampled and written at once, px.
+NODE_STEP = 16  #: Positions are computed at every 16th px and interpolated between, as gdalwarp approximates.
 RESAMPLING = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
-SUFFIXES = (".tif", ".tiff")
-_EXACT = ("uint8", "uint16", "int16", "float32", "float64")  # dtypes that OpenCV resamples as they are
 
 Mapping = Callable[[np.ndarray], np.ndarray]
 
@@ -33,10 +34,10 @@ Mapping = Callable[[np.ndarray], np.ndarray]
 def write_registered(
     path: str | os.PathLike[str],
     moving: DatasetReader,
-    grid: Grid,
+    grid: GeoBox,
     to_moving: Mapping,
     tags: dict[str, str],
-    resampling: str = "bilinear",
+    resampling: Interpolation = "bilinear",
     progress: bool = True,
 ) -> None:
     """Write the moving image on a grid as a cloud-optimised GeoTIFF; an existing file is replaced in one step.
@@ -46,92 +47,87 @@ def write_registered(
 
     Args:
         to_moving: px (N, 2) of the grid, which is the reference's, to px of the moving image's file.
-        resampling: `nearest`, `bilinear` or `cubic`.
     """
-    if resampling not in RESAMPLING:
-        raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, got {resampling!r}")
-    check_output(path, "registered images", SUFFIXES)
-    profile: dict[str, Any] = {"driver": "GTiff", "width": grid.width, "height": grid.height, "crs": grid.crs}
-    profile |= {"count": moving.count, "dtype": moving.dtypes[0], "nodata": moving.nodata}
-    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer", "compress": "deflate"}
-    if grid.transform is not None:
-        profile["transform"] = grid.transform
-    with atomic_path(path) as final:
+    profile = _profile(grid, moving.count, moving.dtypes[0]) | {"nodata": moving.nodata, "bigtiff": "if_safer"}
+    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+    with _replaced(path) as final:
         working = final.with_name(f"{final.stem}.work.tif")
         try:
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128):
                 with rasterio.open(working, "w", **profile) as target:
                     _describe(target, moving, tags)
-                    _fill(target, moving, to_moving, resampling, progress)
+                    windows = [window for _, window in target.block_windows(1)]
+                    for window in tqdm(windows, desc="resampling", unit="block", disable=None if progress else True):
+                        values, valid = resample(moving, to_moving, Region(*window.flatten()), resampling)
+                        target.write(values, window=window)
+                        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
+                            target.write_mask(valid, window=window)
                 # The driver cannot write block by block; it copies block by block, with overviews.
                 rasterio.shutil.copy(working, final, driver="COG", compress="deflate", bigtiff="if_safer")
-        except GDAL_ERRORS as error:
-            raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
         finally:
             working.unlink(missing_ok=True)
+
+
+def _profile(grid: GeoBox, count: int, dtype: str) -> dict[str, Any]:
+    profile = {"driver": "GTiff", "width": grid.width, "height": grid.height, "crs": grid.crs, "count": count}
+    return profile | {"dtype": dtype, "compress": "deflate", "transform": grid.affine}
+
+
+@contextmanager
+def _replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_path`; errors of GDAL become OSError."""
+    try:
+        with atomic_path(path) as partial:
+            yield partial
+    except GDAL_ERRORS as error:
+        raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
 
 
 def _describe(target: DatasetWriter, moving: DatasetReader, tags: dict[str, str]) -> None:
     kept = {name: value for name, value in moving.tags().items() if name != "AREA_OR_POINT"}
     target.update_tags(**kept, **tags)
-    for band in range(1, moving.count + 1):
+    for band in moving.indexes:
         target.update_tags(band, **moving.tags(band))
-        target.set_band_description(band, moving.descriptions[band - 1] or "")
-        target.set_band_unit(band, moving.units[band - 1] or "")
+    target.descriptions = [name or "" for name in moving.descriptions]
+    target.units = [unit or "" for unit in moving.units]
     target.scales, target.offsets = moving.scales, moving.offsets
     target.colorinterp = moving.colorinterp
 
 
-def _fill(target: DatasetWriter, moving: DatasetReader, to_moving: Mapping, resampling: str, progress: bool) -> None:
-    blocks = list(_blocks(target.width, target.height))
-    for block in tqdm(blocks, desc="resampling", unit="block", disable=None if progress else True):
-        values, valid = resample(moving, to_moving, block, resampling)
-        window = Window(block.x, block.y, block.width, block.height)
-        target.write(values, window=window)
-        if moving.nodata is None and ColorInterp.alpha not in moving.colorinterp:
-            target.write_mask(valid, window=window)
-
-
-def _blocks(width: int, height: int) -> Iterator[Region]:
-    for y in range(0, height, BLOCK):
-        for x in range(0, width, BLOCK):
-            yield Region(x, y, min(BLOCK, width - x), min(BLOCK, height - y))
-
-
 def resample(
-    moving: DatasetReader, to_moving: Mapping, block: Region, resampling: str = "bilinear"
+    moving: DatasetReader, to_moving: Mapping, block: Region, resampling: Interpolation = "bilinear"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values (C, H, W) of the moving image under a block of the grid, nodata where it shows nothing, and the mask."""
     xy = _positions(to_moving, block)
     fill = 0 if moving.nodata is None else moving.nodata
     out = np.full((moving.count, block.height, block.width), fill, moving.dtypes[0])
-    shown = np.zeros(out.shape[1:], bool)
-    window = _source_window(xy, moving.width, moving.height)
-    if window is None:
-        return out, shown
+    part = _shown(xy, moving)
+    if part is None:
+        return out, np.zeros(out.shape[1:], bool)
     # A coarser grid shows averages, not every n-th px.
-    step = _step(xy)
-    shape = (max(int(window.height) // step, 1), max(int(window.width) // step, 1))
+    step = max(1, int(np.nanmedian(np.linalg.norm(np.diff(xy, axis=1), axis=-1)) + 0.25)) if block.width > 1 else 1
+    shape, window = (max(part.height // step, 1), max(part.width // step, 1)), Window(*part)
     how = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
     values = moving.read(window=window, out_shape=(moving.count, *shape), resampling=how)
-    known = _mask(moving, window, shape, values)
-    ratio = np.array([window.width / shape[1], window.height / shape[0]])
-    local = ((xy + 0.5 - [window.col_off, window.row_off]) / ratio - 0.5).astype(np.float32)
+    known = (moving.read_masks(window=window, out_shape=values.shape) > 0).all(axis=0)
+    if np.issubdtype(values.dtype, np.floating):
+        known &= np.isfinite(values).all(axis=0)
+    ratio = np.array([part.width / shape[1], part.height / shape[0]])
+    local = ((xy + 0.5 - part[:2]) / ratio - 0.5).astype(np.float32)
     local[~np.isfinite(local).all(-1)] = -1e6
-    share = _sampled(known.astype(np.float64), local, RESAMPLING[resampling])
+    x, y = cv2.split(local)
+    share = cv2.remap(known.astype(np.float64), x, y, RESAMPLING[resampling])
     shown = share > (0.5 if resampling != "cubic" else 0.999)
     for band, plane in enumerate(values):
-        moved = _remap(plane, known, share, local, resampling)
+        # Px without data do not blend into their neighbours.
+        moved = cv2.remap(np.where(known, plane, 0).astype(np.float64), x, y, RESAMPLING[resampling])
+        if resampling == "bilinear":
+            moved = moved / np.maximum(share, 1e-6)
+        if np.issubdtype(out.dtype, np.integer):
+            limits = np.iinfo(out.dtype)
+            moved = np.clip(np.round(moved), limits.min, limits.max)
         out[band][shown] = moved[shown]
     return out, shown
-
-
-def _step(xy: np.ndarray) -> int:
-    """How many px of the moving image a px of the grid is wide, at least 1."""
-    if xy.shape[1] < 2:
-        return 1
-    steps = np.linalg.norm(xy[:, 1:] - xy[:, :-1], axis=-1)
-    return max(1, int(np.nanmedian(steps) + 0.25))
 
 
 def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
@@ -139,59 +135,23 @@ def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
     columns, rows = (np.arange(0, n + NODE_STEP, NODE_STEP, dtype=np.float64) for n in (block.width, block.height))
     nodes = np.stack(np.meshgrid(columns + block.x, rows + block.y), -1)
     there = to_moving(nodes.reshape(-1, 2)).reshape(nodes.shape)
-    weights = [_interpolation(n, len(axis)) for n, axis in ((block.height, rows), (block.width, columns))]
-    return np.einsum("ir,rcd,jc->ijd", weights[0], there, weights[1], optimize=True)
+    for axis, (at, n) in enumerate(((rows, block.height), (columns, block.width))):
+        spline = make_interp_spline(at, there, k=1, axis=axis, check_finite=False)
+        there = spline(np.arange(n))
+    return there
 
 
-def _interpolation(length: int, n_nodes: int) -> np.ndarray:
-    """Weights (length, nodes) of linear interpolation between nodes."""
-    position = np.arange(length) / NODE_STEP
-    low = np.minimum(position.astype(int), n_nodes - 2)
-    weights = np.zeros((length, n_nodes))
-    weights[np.arange(length), low] = 1 - (position - low)
-    weights[np.arange(length), low + 1] = position - low
-    return weights
-
-
-def _source_window(xy: np.ndarray, width: int, height: int) -> Window | None:
+def _shown(xy: np.ndarray, moving: DatasetReader) -> Region | None:
+    """The window of the moving image that positions lie in; None where none does."""
     finite = xy[np.isfinite(xy).all(-1)]
     if not len(finite):
         return None
-    left, top = np.floor(finite.min(0)).astype(int) - 2
-    right, bottom = np.ceil(finite.max(0)).astype(int) + 4
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    return Window(left, top, right - left, bottom - top) if right > left and bottom > top else None
-
-
-def _mask(moving: DatasetReader, window: Window, shape: tuple[int, int], values: np.ndarray) -> np.ndarray:
-    masks = moving.read_masks(window=window, out_shape=(moving.count, *shape))
-    known = (masks > 0).all(axis=0)
-    return known & np.isfinite(values).all(axis=0) if np.issubdtype(values.dtype, np.floating) else known
-
-
-def _sampled(plane: np.ndarray, xy: np.ndarray, interpolation: int) -> np.ndarray:
-    """One plane at positions (H, W, 2), 0 outside."""
-    x, y = np.ascontiguousarray(xy[..., 0]), np.ascontiguousarray(xy[..., 1])
-    return np.asarray(cv2.remap(plane, x, y, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0))
-
-
-def _remap(plane: np.ndarray, known: np.ndarray, share: np.ndarray, local: np.ndarray, resampling: str) -> np.ndarray:
-    """One band; px without data do not blend into their neighbours."""
-    exact = plane.dtype.name in _EXACT
-    if resampling == "nearest" and exact:
-        return _sampled(plane, local, cv2.INTER_NEAREST)
-    working = np.where(known, plane, 0).astype(np.float64)
-    moved = _sampled(working, local, RESAMPLING[resampling])
-    if resampling == "bilinear":
-        moved = moved / np.maximum(share, 1e-6)
-    if np.issubdtype(plane.dtype, np.integer):
-        limits = np.iinfo(plane.dtype)
-        moved = np.clip(np.round(moved), limits.min, limits.max)
-    return np.asarray(moved).astype(plane.dtype)
+    window = Region.enclosing(finite, 2, 4).intersection(Region(0, 0, moving.width, moving.height))
+    return window if window.width and window.height else None
 
 
 def write_error_map(
-    path: str | os.PathLike[str], grid: Grid, sigma_px: Mapping, metres_per_px: float | None, step: int = 32
+    path: str | os.PathLike[str], grid: GeoBox, sigma_px: Mapping, metres_per_px: float | None, step: int = 32
 ) -> None:
     """Write the map of the registration error: standard deviation an axis, and CE90, both in metres (px where unknown).
 
@@ -199,32 +159,24 @@ def write_error_map(
         grid: whose px the map enlarges `step` times.
         sigma_px: px (N, 2) of the grid to standard deviations (N,) in px of it.
     """
-    check_output(path, "registered images", SUFFIXES)
-    coarse = grid.coarser(step) if min(grid.width, grid.height) >= 2 * step else grid
-    factor = grid.width / coarse.width if coarse is grid else step
-    rows, columns = np.mgrid[0 : coarse.height, 0 : coarse.width]
-    centres = (np.stack([columns.ravel(), rows.ravel()], 1) + 0.5) * factor - 0.5
-    sigma = sigma_px(centres).reshape(rows.shape).astype(np.float32) * np.float32(metres_per_px or 1)
-    unit = "metre" if metres_per_px else "px"
-    where: dict[str, Any] = {} if coarse.transform is None else {"transform": coarse.transform}
-    profile = dict(driver="GTiff", width=coarse.width, height=coarse.height, count=2, dtype="float32", crs=grid.crs)
-    with atomic_path(path) as partial:
-        try:
-            with rasterio.open(partial, "w", compress="deflate", **profile, **where) as target:
-                for band, (values, name) in enumerate(((sigma, "sigma per axis"), (sigma * CE90, "CE90")), start=1):
-                    target.write(values, band)
-                    target.set_band_description(band, f"registration error, {name}")
-                    target.set_band_unit(band, unit)
-        except GDAL_ERRORS as error:
-            raise OSError(f"cannot write {path} ({error}); is the disk full?") from error
+    step = step if min(grid.width, grid.height) >= 2 * step else 1
+    coarse = coarser(grid, step)
+    centres = (np.stack(np.meshgrid(np.arange(coarse.width), np.arange(coarse.height)), -1) + 0.5) * step - 0.5
+    sigma = sigma_px(centres.reshape(-1, 2)).reshape(coarse.shape).astype(np.float32) * np.float32(metres_per_px or 1)
+    with _replaced(path) as partial, rasterio.open(partial, "w", **_profile(coarse, 2, "float32")) as target:
+        target.write(np.stack([sigma, sigma * CE90]))
+        target.descriptions = ["registration error, sigma per axis", "registration error, CE90"]
+        target.units = ["metre" if metres_per_px else "px"] * 2
 
 
-def write_gcps(path: str | os.PathLike[str], reference: Grid, xy_reference: np.ndarray, xy_moving: np.ndarray) -> None:
+def write_gcps(
+    path: str | os.PathLike[str], reference: GeoBox, xy_reference: np.ndarray, xy_moving: np.ndarray
+) -> None:
     """Ground control points for QGIS' georeferencer (`.points`) from (N, 2) px of the two files."""
-    places = reference.to_map(xy_reference)
+    places = np.stack(reference.pix2wld(*(xy_reference + 0.5).T), 1)
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
         if reference.crs is not None:
-            file.write(f"#CRS: {reference.crs.to_wkt()}\n")
+            file.write(f"#CRS: {reference.crs.proj.to_wkt('WKT1_GDAL', output_axis_rule=True)}\n")
         file.write("mapX,mapY,sourceX,sourceY,enable,dX,dY,residual\n")
         for (x, y), (column, row) in zip(places, np.asarray(xy_moving, np.float64) + 0.5, strict=True):
             file.write(f"{x:.6f},{y:.6f},{column:.4f},{-row:.4f},1,0,0,0\n")  # QGIS counts lines downwards from zero

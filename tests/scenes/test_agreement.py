@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.transforms import groups, judge, required_share
+from sarmatch.scenes.transforms import Agreement, groups, judge, required_share
 
 
 def grid_of(n: int, moved: np.ndarray) -> Matches:
     xy = np.stack(np.meshgrid(np.arange(n) * 16.0, np.arange(n) * 16.0), -1).reshape(-1, 2)
     return Matches(xy, xy + moved, np.full(len(xy), 0.9))
+
+
+def judged(matches: Matches) -> Agreement:
+    return judge(matches.xy_sar, matches.xy_optical, [len(matches)])
 
 
 def some_agree(share: float) -> np.ndarray:
@@ -29,7 +33,7 @@ def test_the_larger_the_images_the_less_must_agree() -> None:
 
 def test_matches_that_move_alike_are_accepted() -> None:
     matches = grid_of(16, np.array([5.0, 3.0]))
-    agreed = judge(matches, [matches])
+    agreed = judged(matches)
     assert agreed.accepted and agreed.share == 1 and agreed.n_agree == 256
 
 
@@ -43,11 +47,11 @@ def test_matches_that_move_alike_are_accepted() -> None:
     ],
 )
 def test_others_are_refused_with_a_reason(matches: Matches, reason: str) -> None:
-    agreed = judge(matches, [matches])
+    agreed = judged(matches)
     assert not agreed.accepted and reason in agreed.reason
 
 
 def test_a_map_that_distorts_is_refused() -> None:
     matches = grid_of(16, np.zeros(2))
     stretched = Matches(matches.xy_sar, matches.xy_sar * 1.5, matches.confidence)
-    assert "distorts by 50%" in judge(stretched, [stretched]).reason
+    assert "distorts by 50%" in judged(stretched).reason

@@ -20,7 +20,8 @@ from sarmatch.io import SAME_MATCH_PX, SAME_MATCH_SHARE
 from sarmatch.matching.matcher import load_matcher
 from sarmatch.scenes import batch
 from sarmatch.scenes.batch import OUTCOME, PairFiles, read_pairs, register_all
-from sarmatch.scenes.pipeline import MatchSettings, match_scenes
+from sarmatch.scenes.pipeline import match_scenes
+from sarmatch.scenes.settings import MatchSettings
 
 SAR, OPTICAL = str(FOLDER / "sar.tif"), str(FOLDER / "optical.tif")
 
@@ -89,7 +90,7 @@ def check(outcomes: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_one_failure_does_not_stop_the_rest(jobs: list[PairFiles], tmp_path: Path) -> None:
-    check(register_all(jobs, MatchSettings(), "shift", progress=False), tmp_path)
+    check(register_all(jobs, MatchSettings(progress=False), "shift"), tmp_path)
 
 
 def test_the_command_reports_failures(
@@ -108,14 +109,14 @@ def test_two_workers_of_a_dask_cluster(jobs: list[PairFiles], tmp_path: Path, mo
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the workers, which are new processes
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster:
-        outcomes = register_all(jobs, MatchSettings(), "shift", scheduler=cluster.scheduler_address, progress=False)
+        outcomes = register_all(jobs, MatchSettings(progress=False), "shift", scheduler=cluster.scheduler_address)
     check(outcomes, tmp_path)
 
 
 def test_no_scheduler_is_an_error(jobs: list[PairFiles]) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(ValueError, match="no Dask scheduler answers"):
-        register_all(jobs, MatchSettings(), scheduler="tcp://127.0.0.1:9", progress=False)
+        register_all(jobs, MatchSettings(progress=False), scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -152,4 +153,4 @@ def test_more_threads_find_the_same_matches_but_for_rounding(threads: Callable[[
 
 def test_no_workers_are_an_error() -> None:
     with pytest.raises(ValueError, match="workers"):
-        register_all([], MatchSettings(), workers=0)
+        register_all([], MatchSettings(workers=0))

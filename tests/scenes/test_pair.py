@@ -16,7 +16,8 @@ from scene_files import TRANSFORM, UTM, texture, write
 from sarmatch.data.pairs import PairError
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.grids import Region
-from sarmatch.scenes.pair import SceneOptions, open_pair
+from sarmatch.scenes.pair import open_pair
+from sarmatch.scenes.settings import SceneOptions
 
 GROUND = texture(300, 300)
 SAR = GROUND[50:250, 50:250].astype(np.uint8)

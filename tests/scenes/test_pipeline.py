@@ -19,9 +19,8 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.scenes import pipeline, windows
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pair import SceneOptions
-from sarmatch.scenes.pipeline import MatchSettings, match_scenes
-from sarmatch.scenes.registering import register
+from sarmatch.scenes.pipeline import match_scenes, register
+from sarmatch.scenes.settings import MatchSettings, SceneOptions
 
 SHIFT = (37, -22)
 

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.tiling import TILE
 from sarmatch.scenes import windows
 from sarmatch.scenes.grids import Region
-from sarmatch.scenes.pair import SceneOptions
+from sarmatch.scenes.settings import MatchSettings, SceneOptions
 from sarmatch.scenes.windows import Task, TileStore, concatenated, match_tiles, plan_tiles
 
-TASK = Task("a.tif", "b.tif", SceneOptions(), "s1s2", (), "", (0, 0))
+SETTINGS = MatchSettings(progress=False)
+TASK = Task("a.tif", "b.tif", SETTINGS)
 
 
 @settings(deadline=None, max_examples=30)
@@ -135,17 +137,18 @@ def test_finished_windows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(windows, "match_tile", matched)
     pair, store = SimpleNamespace(), TileStore(tmp_path, tiles)
     with pytest.raises(KeyboardInterrupt):
-        match_tiles(pair, None, store, TASK, progress=False)  # type: ignore[arg-type]
+        match_tiles(pair, None, store, TASK)  # type: ignore[arg-type]
     done.append(-1)
-    match_tiles(pair, None, TileStore(tmp_path, tiles), TASK, progress=False)  # type: ignore[arg-type]
+    match_tiles(pair, None, TileStore(tmp_path, tiles), TASK)  # type: ignore[arg-type]
     assert done[:3] == [0, 1, 2] and done[4:] == list(range(3, len(tiles)))
 
 
 def test_other_settings_are_other_windows() -> None:
-    region = Region(0, 0, 100, 100)
-    other = Task("a.tif", "b.tif", SceneOptions(to="optical"), "s1s2", (), "", (0, 0))
-    keys = {TASK.key(region, None), TASK.key(region, 512), other.key(region, None), TASK.key(region.moved(1, 0), None)}
-    assert len(keys) == 4
+    region, first, second = Region(0, 0, 100, 100), SimpleNamespace(net=nn.Linear(1, 1)), SimpleNamespace(net=None)
+    other = Task("a.tif", "b.tif", MatchSettings(options=SceneOptions(to="optical")))
+    cases: list[tuple[Any, ...]] = [(TASK, first, region, None), (TASK, first, region, 512)]
+    cases += [(other, first, region, None), (TASK, first, region.moved(1, 0), None), (TASK, second, region, None)]
+    assert len({task.key(*how) for task, *how in cases}) == 5
 
 
 def test_nothing_found_is_no_matches() -> None:

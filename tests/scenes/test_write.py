@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from rasterio.crs import CRS
+from odc.geo.geobox import GeoBox
 from scene_files import TRANSFORM, UTM, texture, write
 
 from sarmatch.scenes import write as writing
-from sarmatch.scenes.grids import Grid, Region
+from sarmatch.scenes.grids import Region
 from sarmatch.scenes.write import resample, write_error_map, write_gcps, write_registered
 
-GRID = Grid(90, 70, TRANSFORM, CRS.from_string(UTM))
+GRID = GeoBox((70, 90), TRANSFORM, UTM)
 
 
 def moved_by(dx: float, dy: float) -> Any:
@@ -38,7 +38,7 @@ def test_values_dtype_nodata_and_tags_are_kept(dtype: str, nodata: float | None,
             tmp_path / "out.tif", moving, GRID, moved_by(5, -3), {"SARMATCH_MODEL": "shift"}, progress=False
         )
     with rasterio.open(tmp_path / "out.tif") as done:
-        assert done.crs == GRID.crs and done.transform == GRID.transform and done.shape == (70, 90)
+        assert done.crs == UTM and done.transform == TRANSFORM and done.shape == (70, 90)
         assert set(done.dtypes) == {dtype} and done.descriptions[0] == "VV" and done.units[0] == "dB"
         assert done.nodata == nodata or (nodata != nodata and np.isnan(done.nodata))
         assert {"SENSOR": "S1", "SARMATCH_MODEL": "shift"}.items() <= done.tags().items()
@@ -75,12 +75,11 @@ def test_a_fraction_of_a_px_is_interpolated(tmp_path: Path) -> None:
     np.testing.assert_allclose(coarse[0, 0], np.arange(10) * 4 + 1.5, atol=1e-4)  # averages of four
 
 
-def test_blocks_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_join_without_a_seam(tmp_path: Path) -> None:
     with rasterio.open(write(tmp_path / "a.tif", texture(120, 120))) as moving:
         whole, _ = resample(moving, lambda xy: xy * 1.01 + 3, Region(0, 0, 90, 70))
-        monkeypatch.setattr(writing, "BLOCK", 32)
-        parts = [resample(moving, lambda xy: xy * 1.01 + 3, b) for b in writing._blocks(90, 70)]
-        for block, (values, _) in zip(writing._blocks(90, 70), parts, strict=True):
+        for block in (Region(0, 0, 32, 32), Region(64, 0, 26, 32), Region(64, 64, 26, 6)):
+            values, _ = resample(moving, lambda xy: xy * 1.01 + 3, block)
             inner = whole[:, block.y : block.y + block.height, block.x : block.x + block.width]
             np.testing.assert_allclose(values, inner, atol=1e-3)
 
@@ -91,7 +90,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_fill", full)
+    monkeypatch.setattr(writing, "resample", full)
     with rasterio.open(write(tmp_path / "a.tif", texture(70, 90))) as moving, pytest.raises(OSError, match="No space"):
         write_registered(tmp_path / "out.tif", moving, GRID, moved_by(0, 0), {}, progress=False)
     assert (tmp_path / "out.tif").read_text() == "before"
@@ -99,7 +98,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_error_map_is_in_metres(tmp_path: Path) -> None:
-    grid = Grid(320, 256, TRANSFORM, CRS.from_string(UTM))
+    grid = GeoBox((256, 320), TRANSFORM, UTM)
     write_error_map(tmp_path / "error.tif", grid, lambda xy: xy[:, 0] / 100, 10.0)
     with rasterio.open(tmp_path / "error.tif") as file:
         sigma, ce90 = file.read()

@@ -28,7 +28,7 @@ SHIFT_PX = (23.4, -17.2)
 LIMIT_GB = 4.0
 _RUN = """
 import json, resource, sys, time
-from sarmatch.scenes.registering import register
+from sarmatch.scenes.pipeline import register
 start = time.perf_counter()
 done = register(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], workers=int(sys.argv[5]))
 seconds = time.perf_counter() - start

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 
 from companion.figures.plots import line_style, with_legend
 from companion.studies.scenes import Study
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.report import View, as_image, checkered
+from sarmatch.scenes.report import View, checkered
 from sarmatch.scenes.transforms import required_share
 from sarmatch.visualize import draw_matches, neutral
 
@@ -33,7 +34,8 @@ def joined(ax: Axes, view: View, matches: Matches) -> Axes:
     height, width = view.reference.shape[:2]
     inside = np.all([(xy > -0.5) & (xy < (width - 0.5, height - 0.5)) for xy in ends], axis=(0, 2))
     shown = dataclasses.replace(matches, xy_sar=ends[0], xy_optical=ends[1]).select(inside)
-    return draw_matches(ax, as_image(view.reference), as_image(view.before), shown)
+    first, second = (torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in (view.reference, view.before))
+    return draw_matches(ax, first, second, shown)
 
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:

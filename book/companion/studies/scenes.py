@@ -31,8 +31,9 @@ from sarmatch.demo import FOLDER
 from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
-from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
+from sarmatch.scenes.pipeline import MatchedPair, matched_pair
+from sarmatch.scenes.settings import MatchSettings, Model
+from sarmatch.scenes.transforms import CE90, MODELS, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
 OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")

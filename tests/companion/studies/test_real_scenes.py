@@ -11,9 +11,8 @@ import rasterio.warp
 from scene_files import write
 
 from sarmatch.scenes.files import SceneRefusal
-from sarmatch.scenes.pair import SceneOptions
-from sarmatch.scenes.pipeline import match_scenes
-from sarmatch.scenes.registering import register
+from sarmatch.scenes.pipeline import match_scenes, register
+from sarmatch.scenes.settings import SceneOptions
 
 
 @pytest.fixture
