@@ -14,7 +14,7 @@ import tyro
 
 from companion.benchmarks.tables import clock
 from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
-from sarmatch.config import PROFILES
+from sarmatch.config import PROFILES, SEARCH_RADIUS_PX
 from sarmatch.model.checkpoints import load_weights
 
 
@@ -25,7 +25,7 @@ def main(
     repeats: int = 5,
     device: str = "cpu",
     threads: int = 1,
-    search_radius: float = 32.0,
+    search_radius: float = SEARCH_RADIUS_PX,
     weights: Path | None = None,
 ) -> None:
     """Print the modes and the parts.

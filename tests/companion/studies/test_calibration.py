@@ -180,7 +180,7 @@ def test_verdicts_follow_the_interval():
 
 def test_confidences_must_belong_to_the_matches():
     table = simulated(0)
-    with pytest.raises(ValueError, match="row a match"):
+    with pytest.raises(ValueError, match=r"need shape \(N,\)"):
         aurc_verdicts(table, pd.DataFrame({"a": [0.1], "b": [0.2]}), "b")
 
 

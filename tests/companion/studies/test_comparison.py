@@ -61,12 +61,6 @@ def test_matches_are_kept_and_each_setting_has_its_own(run, split, monkeypatch) 
     pd.testing.assert_frame_equal(first, again)
 
 
-@pytest.mark.parametrize("radius", [0.0, -3.0, float("inf"), float("nan")])
-def test_a_search_radius_that_makes_no_sense_is_rejected(run, split, radius: float) -> None:
-    with pytest.raises(ValueError, match="search_radius must be positive"):
-        comparison.compared_matches(run, Silent(), "nothing", split.test, radius, MEASURED)
-
-
 def test_every_method_and_every_pair_counts(compared, split) -> None:
     records, matches = compared
     assert records.groupby("method")["id"].nunique().to_dict() == {"template": 4, "SIFT": 4, "nothing": 4}

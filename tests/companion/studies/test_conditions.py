@@ -217,18 +217,18 @@ def test_distorted_third_and_rest_and_who_is_judged() -> None:
     assert sorted(parts["distorted"]) == ["p10", "p11", "p8", "p9"] and len(parts["rest"]) == 8
     assert set(conditions.distortion_parts(levels, "layover")["distorted"]) == {"p0", "p1", "p2", "p3"}
     index = measures[["id", "dataset", "scene", "season", "land_cover"]]
-    judged = conditions.judged_pairs(Pairs(index, lambda row: a_pair()), levels)
+    judged = conditions.judged_pairs(Pairs(index, lambda row: a_pair()), levels, 20)
     ids = set(judged.index["id"])
     assert len(ids) == 8 and set(parts["distorted"]) < ids
     few = set(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), levels, 5).index["id"])
     assert [len(few & set(part)) for part in parts.values()] == [2, 2]
     other = conditions.classify(table(layover=[float(i) for i in range(n)]))  # the first proxy is absent
     assert {"p8", "p9", "p10", "p11"} < set(
-        conditions.judged_pairs(Pairs(index, lambda row: a_pair()), other).index["id"]
+        conditions.judged_pairs(Pairs(index, lambda row: a_pair()), other, 20).index["id"]
     )
     nothing = conditions.classify(table(haze=[0.0] * n))
     assert conditions.distortion_parts(nothing, "misfit_px") == {}
-    assert len(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), nothing)) == 0
+    assert len(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), nothing, 20)) == 0
 
 
 def test_scenes_have_the_median_of_their_pairs() -> None:
