@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,6 @@ from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run, train_or_load
 
-T = TypeVar("T")
 NO_DROPOUT = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
 BOTH_TASKS = {"contrastive": True, "rotation": True}
 
@@ -78,7 +77,7 @@ STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, 
 """What `python -m companion study` runs."""
 PAPER = pd.DataFrame(
     {
-        "row": ["baseline", "aleatoric", "epistemic", "both", "contrastive", "rotation"],
+        "row": [variant.name for variant in ABLATION],
         "paper_mma_1px": [0.128, 0.136, 0.132, 0.139, 0.142, 0.145],
         "paper_ece": [np.nan, 0.13, 0.14, 0.11, 0.10, 0.09],
         "paper_n_matches": [1156.2, 1198.5, 1180.4, 1225.7, 1256.4, 1298.3],
@@ -106,10 +105,7 @@ def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Spli
 
 
 def ablation_row(name: str) -> Variant:
-    return _row({variant.name: variant for variant in ABLATION}, name)
-
-
-def _row(rows: Mapping[str, T], name: str) -> T:
+    rows = {variant.name: variant for variant in ABLATION}
     if name not in rows:
         raise ValueError(f"no row {name!r}; there are {list(rows)}")
     return rows[name]
@@ -136,14 +132,12 @@ def study_matches(
 ) -> pd.DataFrame:
     """All matches of all variants and seeds of a study under `shift`; resumable.
 
-    Confidence is fitted on validation pairs of each training by itself.
-
     Args:
         test: what to match, at most `studies.test_pairs` of it; None takes the test part.
 
     Returns:
         one row a match: row, seed, voting (bool: with local aggregation, or each cell by itself), id, dataset, scene,
-        error_px, probability (of the softmax), confidence (calibrated; NaN without aggregation), run, commit.
+        error_px, probability (of the softmax), confidence (NaN without aggregation), run, commit.
     """
     for variant in variants:  # before the first training, what a later one could not do
         study_config(config, 0, {}, variant.model, variant.data)
@@ -169,11 +163,9 @@ def study_matches(
 def _run_matches(
     config: BookConfig, run: Run, variant: Variant, known: Pairs, pairs: Pairs
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Matches of one training with local aggregation, with a confidence fitted on `known` pairs, and without."""
-    measured, fitted = (
-        dataclasses.replace(config.evaluation, max_pairs=n)
-        for n in (config.studies.test_pairs, config.studies.fit_pairs)
-    )
+    """Matches of one training with local aggregation, their confidence fitted on `known` pairs, and without."""
+    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
+    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
     has = {"logit_probability": True, "aleatoric": run.net.config.uncertainty, "epistemic": variant.passes}
     matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
     validation = matches_or_load(run, matcher, "study validation", known, "shift", fitted)
@@ -188,7 +180,7 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
     """The metrics of section 4.3 for each training and pair; a pair without a match has an accuracy of 0.
 
     Args:
-        matches: as `study_matches` returns, of `pairs`; ValueError for those of others.
+        matches: as `study_matches` returns, of `pairs` and no others.
 
     Returns:
         row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
@@ -213,20 +205,15 @@ def measured_pairs(config: BookConfig, split: Split) -> Pairs:
 
 
 def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean of each metric in each row, with intervals over seeds and scenes.
+    """Mean of each metric in each row, with intervals over seeds and scenes, and n_seeds, n_pairs and n_scenes.
 
     Args:
         scores: one row a training and pair, as `pair_scores` returns, of one way of matching.
-
-    Returns:
-        row, n_seeds, n_pairs, n_scenes, and each metric with its `_low` and `_high`; NaN where no pair has it.
     """
-    units = {"n_seeds": "seed", "n_pairs": "id", "n_scenes": "scene"}
-    rows: list[dict[str, Any]] = []
-    for name, found in scores.groupby("row", sort=False):
-        counts = {count: found[key].nunique() for count, key in units.items()}
-        rows.append({"row": name} | counts | intervals(found, metrics, crossed_bootstrap))
-    return pd.DataFrame(rows)
+    by_row = scores.groupby("row", sort=False)
+    counts = by_row.agg(n_seeds=("seed", "nunique"), n_pairs=("id", "nunique"), n_scenes=("scene", "nunique"))
+    found = [intervals(part, metrics, crossed_bootstrap) for _, part in by_row]
+    return counts.reset_index().join(pd.DataFrame(found))
 
 
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -237,19 +224,16 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
 
     Args:
         scores: as for `metrics_table`.
-        steps: (row, the row it is compared with).
+        steps: (row, the row it is compared with); ValueError where these have not the same seeds and pairs.
 
     Returns:
         one row a step: row, against, difference, low, high, verdict (see `intervals.verdict`), relative (the
         difference over the mean of `against`; NaN where that is zero), t, p.
-
-    Raises:
-        ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
     """
     parts = {name: part.set_index(["seed", "id"]).sort_index() for name, part in scores.groupby("row")}
     rows = []
     for name, against in steps:
-        one, other = _row(parts, name), _row(parts, against)
+        one, other = parts[name], parts[against]
         if not one.index.is_unique or not one.index.equals(other.index):
             raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
         difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
@@ -272,13 +256,13 @@ def calibration_score(found: pd.DataFrame, score: str, levels: Sequence[Sequence
         score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
         levels: all seeds and all scenes of a table of several rows, so that each row has the same draws.
     """
-    x = found["probability" if score == "ece_raw" else "confidence"].to_numpy(float)
-    right = (found["error_px"] <= CONFIDENT_PX).to_numpy(float)
-    place = np.zeros(len(x), int) if score == "brier" else np.minimum((x * BINS).astype(int), BINS - 1)
-    missed = (x - right) ** 2 if score == "brier" else right - x
-    columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in range(BINS)}
-    table = found[["seed", "scene"]].assign(n=1.0, **columns)
-    sums = crossed_sums(table, [*columns, "n"], levels=levels)
+    column = {"ece": "confidence", "ece_raw": "probability", "brier": "confidence"}[score]
+    x, right = found[column].astype(float), found["error_px"].le(CONFIDENT_PX).astype(float)
+    if score == "brier":
+        missed = ((x - right) ** 2).to_frame("missed")
+    else:
+        missed = pd.get_dummies((x * BINS).astype(int).clip(upper=BINS - 1)).mul(right - x, axis=0)
+    sums = crossed_sums(found[["seed", "scene"]].assign(n=1.0).join(missed), [*missed, "n"], levels=levels)
     return crossed(sums, lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1])
 
 
@@ -296,17 +280,13 @@ def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated.
-
-    Returns:
-        one row a step: row, against, difference, low, high, verdict; ValueError for a row that is not in the table.
-    """
+    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated."""
     known = matches.dropna(subset=["confidence"])
     levels = [sorted(known[factor].unique()) for factor in ("seed", "scene")]
     found = {name: calibration_score(part, score, levels) for name, part in known.groupby("row")}
     rows = []
     for name, against in steps:
-        apart = minus(_row(found, name), _row(found, against))
+        apart = minus(found[name], found[against])
         low, high = apart.interval()
         rows.append((name, against, apart.value, low, high, verdict(-high, -low, apart.n_second, len(levels[0]))))
     return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])

@@ -60,17 +60,13 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFrame:
-    """Matches that one pass and the passes with dropout both find, with the scores of both.
+    """Matches that one pass and the passes with dropout both find, with the scores of both; ValueError for none.
 
     Args:
         single, monte_carlo: match tables (`confidence_fit.match_table`); pairs that stand in one only are left out.
 
     Returns:
-        columns id, dataset, scene, x, y, error_px; `probability` and `aleatoric` of the one pass; `mean_probability`
-        and `epistemic` (mutual information, nats) of the passes.
-
-    Raises:
-        ValueError: there are none.
+        the table of the one pass with `mean_probability` and `epistemic` (mutual information, nats) of the passes.
     """
     there = monte_carlo.rename(columns={"probability": "mean_probability", "error_px": "other_px"})
     there = there[["id", "x", "y", "mean_probability", "epistemic", "other_px"]]
@@ -103,8 +99,7 @@ def calibrated_confidences(
     """
     correct = fitted_on["error_px"].to_numpy() <= threshold_px
     if correct.all() or not correct.any():
-        constant = np.full((len(measured), len(recipes)), float(correct.mean()))
-        return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
+        return pd.DataFrame(float(correct.mean()), columns=list(recipes), index=measured.index)
     fits = {name: recipe.fit(recipe.features(fitted_on), correct, None) for name, recipe in recipes.items()}
     found = {name: fit(recipes[name].features(measured)) for name, fit in fits.items()}
     return pd.DataFrame(found, index=measured.index)
@@ -117,18 +112,15 @@ def score_table(
     scores: Sequence[str] = SHOWN_SCORES,
     n: int = 200,
 ) -> pd.DataFrame:
-    """Scores (keys of `calibration_scores`) of each confidence with 95 % intervals from resampled scenes, a row each.
+    """Scores (keys of `calibration_scores`) of each confidence, with 95 % intervals that are NaN for a single scene.
 
-    Scatter adds to a calibration error: for well calibrated matches ece and mce can lie below their intervals.
+    Scatter adds to a calibration error: for well calibrated matches ece and mce can lie below their intervals. For
+    auroc, resamples whose matches are all correct or all wrong do not count.
 
     Args:
         table: one row a match, with error_px and scene; `confidences` (in [0, 1]) has its rows.
         threshold_px: a match is correct up to this error.
         n: number of resamples of whole scenes.
-
-    Returns:
-        `confidence`, and each score with its `_low` and `_high`, NaN where there is a single scene. For auroc,
-        resamples whose matches are all correct or all wrong do not count.
     """
 
     def chosen(groups: Groups) -> list[float]:
@@ -154,15 +146,27 @@ def _of_resamples(
     table: pd.DataFrame, confidences: pd.DataFrame, of: Callable[[Groups], Any], threshold_px: float
 ) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """Something `of` the pooled matches of each confidence, as `bootstrap` takes it, and the number of scenes."""
-    correct = (table["error_px"] <= threshold_px).to_numpy()
+    right = (table["error_px"] <= threshold_px).to_numpy()
     codes, scenes = pd.factorize(table["scene"], sort=True)
-    columns = confidences.to_numpy(np.float64).T
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        found = [[of(groups) for groups in resampled_groups(c, correct, codes, counts)] for c in columns]
+        found = [[of(g) for g in _pooled(confidences[name], right, codes, counts)] for name in confidences]
         return np.swapaxes(found, 0, 1)
 
     return statistic, len(scenes)
+
+
+def _pooled(confidence: Any, correct: Any, scenes: np.ndarray, counts: np.ndarray) -> Iterator[Groups]:
+    """The matches under each row of `counts` of scenes; they are sorted once, for all resamples."""
+    confidence, correct = checked(confidence, correct)
+    order = np.argsort(confidence)
+    values, scenes, correct = confidence[order], scenes[order], correct[order].astype(np.float64)
+    starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
+    for count in counts:
+        weights = count[scenes]
+        n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
+        drawn = n > 0
+        yield Groups(values[starts][drawn], n[drawn], right[drawn])
 
 
 def stacked(parts: Mapping[tuple[Any, ...], pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
@@ -191,15 +195,13 @@ def scores_by_dataset(table: pd.DataFrame, confidences: pd.DataFrame) -> pd.Data
 
 
 def aurc_verdicts(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int = 200) -> pd.DataFrame:
-    """AURC of each confidence less that of one of them on the same matches, and whether it is better than that one.
+    """AURC of each confidence less that of one of them (negative sorts the matches better), under the same resamples.
 
     Args:
-        table, confidences: as in `score_table`.
-        n: number of resamples of whole scenes, for all confidences at once.
+        table, confidences, n: as in `score_table`.
 
     Returns:
-        columns confidence, against, difference (negative sorts the matches better) with its ends (NaN where there is a
-        single scene) and better: "yes", "worse", "open" or "too few scenes".
+        confidence, against, difference with its ends, and better: "yes", "worse", "open" or "too few scenes".
     """
     areas, n_scenes = _of_resamples(table, confidences, pooled_aurc, CONFIDENT_PX)
     base = list(confidences).index(against)
@@ -226,10 +228,10 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
     rows = []
     refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
     for name, wrong in (("of one place, refused", refused), ("of two places, accepted", accepted)):
-        interval = scipy.stats.binomtest(int(wrong.sum()), len(wrong)).proportion_ci()
-        rows.append((name, len(wrong), int(wrong.sum()), float(wrong.mean()), interval.low, interval.high))
-    rate = "error_rate"
-    return pd.DataFrame(rows, columns=["images", "n_pairs", "wrong", rate, f"{rate}_low", f"{rate}_high"])
+        rate, (low, high) = wrong.mean(), scipy.stats.binomtest(wrong.sum(), len(wrong)).proportion_ci()
+        row = {"images": name, "n_pairs": len(wrong), "wrong": wrong.sum()}
+        rows.append(row | {"error_rate": rate, "error_rate_low": low, "error_rate_high": high})
+    return pd.DataFrame(rows)
 
 
 def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
@@ -269,22 +271,3 @@ def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig
         return table.assign(seconds=table["id"].map(dict(zip(ids, seconds, strict=True))))
 
     return cached_table(run.path, f"timed-{passes}", {"matcher": matcher, "pairs": pairs, "config": config}, make)
-
-
-def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, counts: np.ndarray) -> Iterator[Groups]:
-    """The matches of each resample of whole clusters, pooled; they are sorted once, for all resamples.
-
-    Args:
-        confidence, correct, clusters: of each match, (N,): in [0, 1], bool, and the number of its cluster.
-        counts: (R, C), how often each resample holds each of the C clusters.
-    """
-    confidence, correct = checked(confidence, correct)
-    order = np.argsort(confidence)
-    values, clusters, correct = confidence[order], clusters[order], correct[order].astype(np.float64)
-    starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
-    distinct = values[starts]
-    for count in counts:
-        weights = count[clusters]
-        n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
-        drawn = n > 0
-        yield Groups(distinct[drawn], n[drawn], right[drawn])

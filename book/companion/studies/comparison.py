@@ -109,13 +109,16 @@ CORNER_PX = (1.0, 3.0, 5.0, 10.0)
 """Corner errors within which an image counts as registered."""
 
 
-def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
-    """The rows that need no training but that of `net`, by the names of `STANDS_FOR`.
+def methods(
+    net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher] | None = None
+) -> dict[str, CropMatcher]:
+    """All rows by name, in the order of `STANDS_FOR`, which describes them.
 
     Detectors keep at most one keypoint a cell of the grid, as many as the others have.
 
     Args:
         crop_size: side of the images that are matched, px.
+        trained: those of `learned_baselines.peer_matchers`.
     """
     n = (crop_size // STRIDE) ** 2
     found: dict[str, CropMatcher] = {
@@ -132,12 +135,8 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         "AKAZE": baselines.AkazeMatcher(n),
         "BRISK": baselines.BriskMatcher(n),
     }
-    return found | {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
-
-
-def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
-    """`methods` and those of `learned_baselines.peer_matchers`, all of them described in `STANDS_FOR`, in its order."""
-    found = methods(net, crop_size) | dict(trained)
+    found |= {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
+    found |= trained or {}
     if missing := set(found) - set(STANDS_FOR):
         raise ValueError(f"describe {sorted(missing)} in STANDS_FOR: a row that stands for nothing is not shown")
     return {name: found[name] for name in STANDS_FOR if name in found}
@@ -149,12 +148,7 @@ def without_packages() -> list[str]:
 
 
 def compared_matches(
-    run: Run,
-    matcher: CropMatcher,
-    name: str,
-    pairs: Pairs,
-    search_radius: float | None,
-    config: EvaluationConfig,
+    run: Run, matcher: CropMatcher, name: str, pairs: Pairs, search_radius: float | None, config: EvaluationConfig
 ) -> pd.DataFrame:
     """All matches of a method under `shift` on `config.max_pairs` of the pairs; kept with the run under its name.
 
@@ -209,37 +203,17 @@ def compare(
         found = compared_matches(run, matcher, name, split.test, search_radius, measured)
         calibrator = fit_calibrator(known.rename(columns={"confidence": "probability"}), ("logit_probability",))
         found = found.rename(columns={"confidence": "probability"})
-        found["confidence"] = calibrator(found) if len(found) else np.empty(0)
+        found["confidence"] = calibrator(found)
         tables.append(found.assign(method=name))
         own = compared_records(found, split.test, measured)
         records.append(own.assign(method=name, commit=found["commit"].iloc[0] if len(found) else commit()))
     return pd.concat(records, ignore_index=True), pd.concat(tables, ignore_index=True)
 
 
-def radius_sweep(
-    run: Run,
-    matchers: Mapping[str, CropMatcher],
-    pairs: Pairs,
-    config: EvaluationConfig,
-    radii: Sequence[float | None],
-) -> pd.DataFrame:
-    """Records of each method for each search radius, px; None searches the whole image. Kept with the run."""
-    parts = []
-    for name, matcher in matchers.items():
-        for radius in radii:
-            found = compared_matches(run, matcher, name, pairs, radius, config)
-            parts.append(compared_records(found, pairs, config).assign(method=name, search_radius=radius))
-    return pd.concat(parts, ignore_index=True)
-
-
 def seconds_per_pair(
     matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float | None, repeats: int = 3
 ) -> pd.DataFrame:
-    """Time of each method for one pair of images, all in turn in one process, with as many threads as torch has.
-
-    Returns:
-        method, seconds (median), seconds_low and seconds_high (fastest and slowest), threads.
-    """
+    """`timing.summary` of each method for one pair, all in turn in one process, with torch's number of threads."""
     runs = {name: partial(matcher.match_crops, crops, search_radius) for name, matcher in matchers.items()}
     before = cv2.getNumThreads()
     cv2.setNumThreads(torch.get_num_threads())
@@ -258,11 +232,7 @@ def ranked(records: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "network") -> pd.DataFrame:
-    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first.
-
-    Returns:
-        against, metric, difference, low, high, n_pairs, n_scenes and `intervals.verdict`.
-    """
+    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first."""
     network = records[records["method"] == ours]
     rows = []
     for name, other in records[records["method"] != ours].groupby("method", sort=False):
@@ -281,9 +251,6 @@ def leaders(
 
     Args:
         ranking, calibration, registration: as `ranked`, `calibration_by_method` and `registration_table` return.
-
-    Returns:
-        measure, ours, other, method (which other), ahead (whether the other is).
     """
     reliable = calibration["accuracy"] >= calibration.set_index("method").loc[ours, "accuracy"] / 2
     calibration = calibration[reliable]  # a method that is nearly always wrong can have a low ECE
@@ -309,11 +276,7 @@ def beside_printed(ranking: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each method's calibrated confidence within 3 px, with intervals over scenes.
-
-    Returns:
-        method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
-    """
+    """Scores of each method's calibrated confidence and its accuracy within 3 px, with intervals over scenes."""
     parts = {}
     for name, found in matches.groupby("method", sort=False):
         scores = score_table(found, found[["confidence"]], scores=("ece", "brier", "auroc"), n=100)

@@ -30,14 +30,11 @@ ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation predict
 
 
 def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means of records for each level of each condition and each method.
+    """Means of records for each level of each condition and each method; no interval for few scenes.
 
     Args:
         records: of `sarmatch.evaluate`, with a column `method`.
         levels: of `conditions.classify`.
-
-    Returns:
-        `condition`, `level`, `method` and what `summarise` adds; no interval below `FEWEST_CLUSTERS` scenes.
     """
     return _without_few(summarise(_joined(records, levels), ["condition", "level", "method"], values), "n_scenes")
 
@@ -165,16 +162,13 @@ def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], val
     """Gain by rotation prediction in two parts, with intervals over seeds and scenes (section 5.3).
 
     Args:
-        records: of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and pairs.
+        records: of one protocol, with `row` (of `ROWS`) and `seed`; ValueError where not both rows have all pairs once.
         parts: ids of the pairs of two parts by name, the distorted one first.
 
     Returns:
-        for each of `values` and part, and for the first part minus the second: `metric`, `part`, means of both `ROWS`,
-        `difference` and `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and
-        `claim`: whether the interval of `relative` holds `CLAIMED_GAIN`.
-
-    Raises:
-        ValueError: rows, seeds or pairs are missing or repeated, or a part is empty.
+        for each of `values` and part, and for the first part minus the second: means of both `ROWS`, `difference` and
+        `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and `claim`: whether the
+        interval of `relative` holds `CLAIMED_GAIN`.
     """
     wide = _paired_rows(records, values)
     inside = {name: wide["id"].isin(set(ids)) for name, ids in parts.items()}

@@ -80,20 +80,19 @@ DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px"
 
 
 def measure_conditions(pairs: Pairs) -> pd.DataFrame:
-    """All measures of `CONDITIONS` over the whole of each pair, one row a pair.
-
-    Returns:
-        the columns of `INDEX_COLUMNS`; "yes", "no" or "" (unknown) for `water` and `cloud`; numbers, NaN where unknown,
-        for `texture`, `misfit_px`, `misfit_windows` (reliable windows), `layover`, `haze` and `speckle`.
-    """
+    """All measures of `CONDITIONS` over the whole of each pair: "" or NaN where unknown; one row a pair."""
     rows = []
     for pair in tqdm(pairs, desc="conditions", total=len(pairs), disable=None):
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        row |= {"water": _at_least(water_share(pair), WATER_SHARE), "texture": texture(pair)}
-        row |= dict(zip(("misfit_px", "misfit_windows"), local_misfit(pair), strict=True))
-        row |= {"layover": echo_by_shadow(pair), "haze": haze_index(pair.optical, pair.valid)}
-        row["cloud"] = _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE)
-        rows.append(row | {"speckle": speckle_strength(pair)})
+        measured = {
+            "water": _at_least(water_share(pair), WATER_SHARE),
+            "texture": texture(pair),
+            "misfit_px": local_misfit(pair),
+            "layover": echo_by_shadow(pair),
+            "haze": haze_index(pair.optical, pair.valid),
+            "cloud": _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE),
+            "speckle": speckle_strength(pair),
+        }
+        rows.append({name: getattr(pair, name) for name in INDEX_COLUMNS} | measured)
     return pd.DataFrame(rows)
 
 
@@ -125,20 +124,18 @@ def texture(pair: Pair) -> float:
     return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else math.nan
 
 
-def local_misfit(pair: Pair) -> tuple[float, int]:
-    """How differently the parts of a pair are shifted: `residual_shift` of overlapping windows of half its size.
+def local_misfit(pair: Pair) -> float:
+    """How differently the parts of a pair are shifted: root mean square distance (px) of shifts from their median.
 
-    Returns:
-        root mean square distance (px) of the reliable shifts from their median, NaN where fewer than `FEWEST_WINDOWS`
-        are reliable; and how many are.
+    They are the `residual_shift` of overlapping windows of half its size; NaN where too few are reliable.
     """
     height, width = pair.size
     found = [residual_shift(part) for _, part in windows(pair, (height // 2, width // 2), MISFIT_GRID)]
     shifts = [(shift.dx, shift.dy) for shift in found if shift.reliable]
     if len(shifts) < FEWEST_WINDOWS:
-        return math.nan, len(shifts)
+        return math.nan
     apart = np.array(shifts) - np.median(shifts, axis=0)
-    return float(np.sqrt((apart**2).sum(axis=1).mean())), len(shifts)
+    return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
 def echo_by_shadow(pair: Pair) -> float:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from companion.timing import Runs, interleave, summary
-from sarmatch.config import SEARCH_RADIUS_PX, ModelConfig
+from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.geometry import Search
 from sarmatch.matching.assignment import predict
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import pick_matches
 from sarmatch.model import PairInput, SarOpticalNet, prepare
-from sarmatch.model.encoders import DenseEncoder, Encoding, Prefix
+from sarmatch.model.encoders import Encoding
 
 BASE = "base"
 ONE_PASS = "with uncertainty"
@@ -56,58 +56,38 @@ class Workload(NamedTuple):
         return self.inputs[0].device
 
 
-def workload(
-    net_config: ModelConfig,
-    size: int = 256,
-    device: str = "cpu",
-    search_radius: float = SEARCH_RADIUS_PX,
-    weights: Mapping[str, Tensor] | None = None,
-    pair: Sequence[Tensor] | None = None,
-) -> Workload:
-    """Seeded random images and networks, or a given pair and trained weights.
+def workload(net: SarOpticalNet, pair: Sequence[Tensor], search_radius: float = SEARCH_RADIUS_PX) -> Workload:
+    """A network, the same without uncertainty and a pair, on the device of the network.
 
     Refinement takes longer the more displacements the matches have: many between random images, few in a real pair.
 
     Args:
-        net_config: of the network with uncertainty; ValueError for one without.
-        size: side of random images, px; a multiple of 16.
-        weights: state of the network with uncertainty; None draws weights.
-        pair: SAR and optical image (1, C, H, W) in [0, 1] instead of random ones.
+        net: with uncertainty, else ValueError.
+        pair: SAR and optical image (1, C, H, W) in [0, 1], of sides that are multiples of 16.
     """
-    if not net_config.uncertainty:
-        raise ValueError("net_config has uncertainty=False; give one with uncertainty=True, base is made from it")
+    if not net.config.uncertainty:
+        raise ValueError("the network has uncertainty=False; give one with uncertainty=True, base is made from it")
     Search(search_radius)  # raises ValueError where it is not positive
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        full = SarOpticalNet(net_config)
-        base = SarOpticalNet(dataclasses.replace(net_config, uncertainty=False))
-    state = weights or full.state_dict()
-    full.load_state_dict(state)
-    base.load_state_dict({name: state[name] for name in base.state_dict()})
-    if pair is None:
-        generator = torch.Generator().manual_seed(0)
-        channels = (net_config.sar_channels, net_config.optical_channels)
-        pair = [torch.rand(1, c, size, size, generator=generator) for c in channels]
+        base = SarOpticalNet(dataclasses.replace(net.config, uncertainty=False))
+    base.load_state_dict({name: net.state_dict()[name] for name in base.state_dict()})
+    device = next(net.parameters()).device
     sar, optical = (image.to(device) for image in pair)
     sar_valid, optical_valid = (torch.ones_like(image[:, 0], dtype=torch.bool) for image in (sar, optical))
-    inputs = (sar, optical, sar_valid, optical_valid)
-    return Workload(base.to(device).eval(), full.to(device).eval(), inputs, search_radius)
+    return Workload(base.to(device).eval(), net.eval(), (sar, optical, sar_valid, optical_valid), search_radius)
 
 
 def measure_modes(work: Workload, passes: Sequence[int], repeats: int = 5) -> pd.DataFrame:
     """Table 4 as a measurement: encoders, coarse level and refinement of one pair, as the matcher runs them on a tile.
 
     Args:
-        passes: numbers of Monte Carlo passes, one row each.
+        passes: numbers of Monte Carlo passes, one row each, all different and at least 1.
         repeats: runs of each mode after one that does not count.
 
     Returns:
         a row a mode: `mode`, `passes` (0 where dropout is off), `seconds` (median) with its extremes, `ratio` to one
         pass with uncertainty (median over repeats), `peak_mb` (memory above that at the start, 10^6 bytes: on CUDA of
         tensors, on a CPU resident in a fresh process, NaN where the system does not tell) and `device`.
-
-    Raises:
-        ValueError: passes or repeats below 1, or passes that occur twice.
     """
     if any(n < 1 for n in passes) or len(set(passes)) < len(passes):
         raise ValueError(f"passes must be different numbers of at least 1, got {passes}; table 4 takes 20")
@@ -144,11 +124,8 @@ def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
 def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
     """Time of Monte Carlo passes over that of one deterministic pass, where all that can be shared is shared.
 
-    (prefix + trunk + fine + pick + passes * (trunk + uncertainty + head + coarse)) / the sum of all parts; a batch of
-    passes counts as no faster than the passes one by one.
-
-    Args:
-        parts: of `measure_parts`.
+    (prefix + trunk + fine + pick + passes * (trunk + uncertainty + head + coarse)) / the sum of all parts, which are
+    those of `measure_parts`; a batch of passes counts as no faster than the passes one by one.
     """
     runs = parts["once"] + passes * parts["per_pass"]
     return float((parts["seconds"] * runs).sum() / parts["seconds"].sum())
@@ -157,12 +134,8 @@ def prefix_bound(parts: pd.DataFrame, passes: int) -> float:
 def _modes(work: Workload, passes: Sequence[int]) -> Runs:
     matchers = {BASE: Matcher(work.base, work.device), ONE_PASS: Matcher(work.full, work.device)}
     matchers |= {f"Monte Carlo {n}": Matcher(work.full, work.device, mc_passes=n) for n in passes}
-    return {mode: partial(_match, matcher, work) for mode, matcher in matchers.items()}
-
-
-@torch.no_grad()
-def _match(matcher: Matcher, work: Workload) -> None:
-    matcher.match_tile(work.inputs, work.search_radius)
+    match = {mode: torch.no_grad()(matcher.match_tile) for mode, matcher in matchers.items()}
+    return {mode: partial(run, work.inputs, work.search_radius) for mode, run in match.items()}
 
 
 def _part_runs(work: Workload) -> Runs:
@@ -175,26 +148,19 @@ def _part_runs(work: Workload) -> Runs:
         with torch.no_grad():
             return [part(*values) for values in zip(*arguments, strict=True)]
 
-    runs: dict[str, Callable[[], Any]] = {"prefix": partial(each, _prefix, encoders, images, masks)}
+    runs: dict[str, Callable[[], Any]] = {}
+    runs["prefix"] = partial(each, lambda e, image, mask: e.prefix(image).masked(mask), encoders, images, masks)
     prefixes = runs["prefix"]()
-    runs["trunk"] = partial(each, _trunk, encoders, prefixes)
+    runs["trunk"] = partial(each, lambda e, p: (e.trunk(p.maps), e.cell_gradients(p)), encoders, prefixes)
     features, gradients = zip(*runs["trunk"](), strict=True)
     runs["uncertainty"] = partial(each, lambda e, f: e.uncertainty(f), encoders, features)
-    runs["fine"] = partial(each, lambda e, *known: e.full_resolution(*known), encoders, prefixes, features)
+    runs["fine"] = partial(each, lambda e, p, f: e.full_resolution(p, f), encoders, prefixes, features)
     encodings = each(Encoding, features, runs["fine"](), runs["uncertainty"](), gradients)
     runs["head"] = partial(each, net.describe, encodings)
     first, second = runs["head"]()
     runs["coarse"] = partial(predict, net, first, second, work.search_radius, *valid, aggregate)
     runs["pick"] = partial(pick_matches, net, runs["coarse"](), first.fine, second.fine, *valid, aggregate)
     return runs
-
-
-def _prefix(encoder: DenseEncoder, image: Tensor, valid: Tensor) -> Prefix:
-    return encoder.prefix(image).masked(valid)
-
-
-def _trunk(encoder: DenseEncoder, prefix: Prefix) -> tuple[Tensor, Tensor | None]:
-    return encoder.trunk(prefix.maps), encoder.cell_gradients(prefix)
 
 
 def _peak_on_cuda(run: Callable[[], object], device: torch.device) -> float:

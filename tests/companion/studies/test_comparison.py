@@ -81,15 +81,9 @@ def test_confidence_is_fitted_on_validation_pairs_of_the_method_itself(run, spli
     assert not np.array_equal(whole["confidence"], changed["confidence"])
 
 
-def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
-    matchers = {"SIFT": SiftMatcher(100), "nothing": Silent()}
-    table = comparison.radius_sweep(run, matchers, split.test, MEASURED, (8.0, None))
-    assert len(table) == 2 * 2 * 4 and table["search_radius"].isna().sum() == 8
-
-
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
     trained = dict.fromkeys([*learned_baselines.OURS, learned_baselines.PER_CELL, *learned_baselines.PEERS], Silent())
-    found = comparison.all_methods(run.net, 96, trained)
+    found = comparison.methods(run.net, 96, trained)
     missing = set(comparison.without_packages())
     assert list(found) == [name for name in comparison.STANDS_FOR if name not in missing]
     budgets = {m.max_keypoints for m in found.values() if hasattr(m, "max_keypoints")}
