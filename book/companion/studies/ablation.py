@@ -29,6 +29,7 @@ from sarmatch.evaluation.intervals import (
     paired_t_test,
     verdict,
 )
+from sarmatch.evaluation.metrics import rmse
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run, train_or_load
@@ -190,11 +191,10 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
         raise ValueError(f"matches are of {len(strange)} pairs that are not among `pairs`, e.g. {min(strange)}")
     training = ["row", "seed", "voting"]
     scores = matches[training].drop_duplicates().merge(pairs.index[list(INDEX_COLUMNS)], how="cross")
-    errors = matches["error_px"].astype(float)
-    accuracy = {f"mma_{t:g}px": errors.le(t) for t in config.thresholds_px}
-    found = matches[[*training, "id"]].assign(**accuracy, rmse_px=errors**2, n_matches=1.0)
-    means = found.groupby([*training, "id"]).agg(dict.fromkeys([*accuracy, "rmse_px"], "mean") | {"n_matches": "sum"})
-    means["rmse_px"] **= 0.5
+    accuracy = {f"mma_{t:g}px": matches["error_px"] <= t for t in config.thresholds_px}
+    found = matches[[*training, "id"]].assign(**accuracy, rmse_px=matches["error_px"], n_matches=1.0)
+    rest = {"rmse_px": lambda errors: rmse(errors.to_numpy()), "n_matches": "sum"}
+    means = found.groupby([*training, "id"]).agg(dict.fromkeys(accuracy, "mean") | rest)
     scores = scores.merge(means.reset_index(), on=[*training, "id"], how="left")
     return scores.fillna(dict.fromkeys([*accuracy, "n_matches"], 0.0))
 

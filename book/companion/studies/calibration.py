@@ -95,7 +95,7 @@ def calibrated_confidences(
 ) -> pd.DataFrame:
     """Confidences of the measured matches, a column a recipe, each fitted on the others; every match counts alike.
 
-    Where all matches to fit on are correct, or all wrong, nothing tells scores apart: every confidence is 1, or 0.
+    Where all matches to fit on are correct, or all wrong, every confidence is 1, or 0.
     """
     correct = fitted_on["error_px"].to_numpy() <= threshold_px
     if correct.all() or not correct.any():
@@ -214,7 +214,7 @@ def aurc_verdicts(table: pd.DataFrame, confidences: pd.DataFrame, against: str, 
     columns = {"confidence": list(confidences), "against": against}
     found = pd.DataFrame(columns | {"difference": value, "difference_low": low, "difference_high": high})
     words = ("yes", "worse", "open")
-    found["better"] = [verdict(-high, -low, n_scenes, words=words) for low, high in zip(low, high, strict=True)]
+    found["better"] = [verdict(*ends, n_scenes, words=words) for ends in zip(-high, -low, strict=True)]
     return found[found["confidence"] != against].reset_index(drop=True)
 
 
@@ -246,11 +246,8 @@ def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int
         fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.calibration, split.test))
         calibrator = fit_calibrator(fitted_on, ALL_SCORES if passes > 1 else ALL_SCORES[:2])
         found = score_table(measured, pd.DataFrame({"passes": calibrator(measured)}), scores=FEWER_SCORES)
-        seconds, accuracy = (
-            measured.groupby("id")["seconds"].first().median(),
-            measured["error_px"].le(CONFIDENT_PX).mean(),
-        )
-        parts[passes, seconds, accuracy] = found.drop(columns="confidence")
+        seconds = measured.groupby("id")["seconds"].first().median()
+        parts[passes, seconds, (measured["error_px"] <= CONFIDENT_PX).mean()] = found.drop(columns="confidence")
     return stacked(parts, ["passes", "seconds", "accuracy"])
 
 

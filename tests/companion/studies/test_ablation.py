@@ -84,18 +84,18 @@ def test_datasets_leave_training_and_validation_but_not_the_test(split) -> None:
     assert len(part.validation) == 0 and part.test is split.test
 
 
-def test_pretraining_sees_the_pairs_that_have_no_label(split, tmp_path, monkeypatch) -> None:
-    seen = {}
+def test_pretraining_takes_the_pairs_that_have_no_label(split, tmp_path, monkeypatch) -> None:
+    given = {}
 
     def fake(config, runs_dir, name, labelled_split, unlabelled):
-        seen.update(labelled=len(labelled_split.train), unlabelled=len(unlabelled.train), config=config)
+        given.update(labelled=len(labelled_split.train), unlabelled=len(unlabelled.train), config=config)
 
     monkeypatch.setattr(ablation, "train_or_load", fake)
     study_run(
         SMOKE, Variant("x", share=0.5, pretraining={"contrastive": True}, data={"band_mixing": 0.0}), 5, split, tmp_path
     )
-    assert (seen["labelled"], seen["unlabelled"]) == (round(len(split.train) / 2), len(split.train))
-    config = seen["config"]
+    assert (given["labelled"], given["unlabelled"]) == (round(len(split.train) / 2), len(split.train))
+    config = given["config"]
     assert (config.seed, config.data.band_mixing, config.model.oriented_gradients) == (5, 0.0, False)
     assert (config.pretraining.contrastive, config.pretraining.rotation) == (True, False)
 
@@ -114,7 +114,7 @@ def test_matches_are_those_of_the_trained_networks(measured, split) -> None:
     config = dataclasses.replace(SMOKE.evaluation, max_pairs=SMOKE.studies.test_pairs)
     pairs = measured_pairs(SMOKE, split)
     scores = pair_scores(matches, pairs, config)
-    assert len(scores) == 2 * 2 * len(pairs)  # two rows, with votes and without
+    assert len(scores) == 2 * 2 * len(pairs)  # two rows, with aggregation and without
     for voting in (True, False):
         expected = evaluate(
             Matcher(run.net, use_consensus=voting), split.test, "shift", config.headline_radius, config, progress=False
@@ -126,7 +126,7 @@ def test_matches_are_those_of_the_trained_networks(measured, split) -> None:
             np.testing.assert_allclose(own[name], expected[name].to_numpy(float), rtol=1e-3)
 
 
-def test_confidence_is_fitted_where_neighbours_vote(measured) -> None:
+def test_confidence_is_fitted_with_aggregation(measured) -> None:
     matches = measured[2]
     assert matches["confidence"].notna().equals(matches["voting"])
     assert matches.loc[matches["voting"], "confidence"].between(0, 1).all()
@@ -165,7 +165,7 @@ def test_matches_of_other_pairs_are_rejected(split) -> None:
         (Variant("large", data={"crop_size": 128}), "crop_size must lie between"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_the_first_training(split, tmp_path, variant, message) -> None:
+def test_what_cannot_be_trained_is_rejected_before_the_first_training(split, tmp_path, variant, message) -> None:
     with pytest.raises(ValueError, match=message):
         study_matches(SMOKE, [ablation_row("baseline"), variant], split, tmp_path, show_progress=False)
     assert not list(tmp_path.iterdir())

@@ -58,7 +58,7 @@ def test_few_scenes_have_no_interval() -> None:
     assert effect.loc["water", "verdict"] == "too few scenes" and np.isnan(effect.loc["water", "difference_low"])
 
 
-def test_pairs_of_other_tables_and_repeated_records_are_told() -> None:
+def test_repeated_records_are_rejected() -> None:
     table = measures()
     twice = pd.concat([records(table, np.ones(N))] * 2)
     with pytest.raises(ValueError, match="more than once"):
@@ -163,7 +163,7 @@ def studies(gain_distorted: float, gain_rest: float, noise: float = 0.01, seeds:
 PARTS = {"distorted": [f"p{i}" for i in range(N // 2)], "rest": [f"p{i}" for i in range(N // 2, N)]}
 
 
-def test_gain_where_geometry_is_distorted_is_told_from_gain_everywhere() -> None:
+def test_gain_where_geometry_is_distorted_is_no_gain_everywhere() -> None:
     special = condition_tables.rotation_gain(studies(0.05, 0.0), PARTS, ["mma_1px"]).set_index("part")
     assert special["verdict"].to_dict() == {"distorted": "higher", "rest": "open", "distorted minus rest": "higher"}
     assert special.loc["distorted", "relative"] == pytest.approx(0.1, abs=0.02)
