@@ -180,9 +180,6 @@ def _run_matches(
 def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """The metrics of section 4.3 for each training and pair; a pair without a match has an accuracy of 0.
 
-    Args:
-        matches: as `study_matches` returns, of `pairs` and no others.
-
     Returns:
         row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
     """
@@ -205,11 +202,7 @@ def measured_pairs(config: BookConfig, split: Split) -> Pairs:
 
 
 def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean of each metric in each row, with intervals over seeds and scenes, and n_seeds, n_pairs and n_scenes.
-
-    Args:
-        scores: one row a training and pair, as `pair_scores` returns, of one way of matching.
-    """
+    """Mean of each metric in each row of `pair_scores` of one way of matching, with intervals over seeds and scenes."""
     by_row = scores.groupby("row", sort=False)
     counts = by_row.agg(n_seeds=("seed", "nunique"), n_pairs=("id", "nunique"), n_scenes=("scene", "nunique"))
     found = [intervals(part, metrics, crossed_bootstrap) for _, part in by_row]
@@ -217,13 +210,12 @@ def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a metric of which more is better between rows, over the same seeds and pairs.
+    """Differences of a metric of which more is better between rows of `pair_scores` of one way of matching.
 
     The interval resamples seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each pair
     as independent, which overstates the evidence.
 
     Args:
-        scores: as for `metrics_table`.
         steps: (row, the row it is compared with); ValueError where these have not the same seeds and pairs.
 
     Returns:

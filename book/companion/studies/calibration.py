@@ -60,13 +60,9 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFrame:
-    """Matches that one pass and the passes with dropout both find, with the scores of both; ValueError for none.
+    """Matches of one pass that passes with dropout find too, with `mean_probability` and `epistemic` of the latter.
 
-    Args:
-        single, monte_carlo: match tables (`confidence_fit.match_table`); pairs that stand in one only are left out.
-
-    Returns:
-        the table of the one pass with `mean_probability` and `epistemic` (mutual information, nats) of the passes.
+    Pairs that stand in one table only are left out; ValueError where nothing is shared.
     """
     there = monte_carlo.rename(columns={"probability": "mean_probability", "error_px": "other_px"})
     there = there[["id", "x", "y", "mean_probability", "epistemic", "other_px"]]

@@ -97,10 +97,7 @@ _BESIDE: Mapping[str, tuple[str, str]] = {
     "SIFT-based": ("SIFT", "its percentages come from distorted photographs (ref. 10)"),
     "RIFT": ("RIFT", "printed at 2, 3 and 4 px, over image types other than radar too"),
     "pseudo-siamese CNN": ("pseudo-siamese CNN", "accuracy of yes or no on pairs of patches is no matching accuracy"),
-    "CAM-Net + CAMM": (
-        "co-attention",
-        "repeatability and localisation are of its detector, which has no counterpart",
-    ),
+    "CAM-Net + CAMM": ("co-attention", "repeatability and localisation are of its detector, which has no counterpart"),
     "three-step CNN": ("three-step CNN", "nothing printed to compare with"),
     "MOEFC": ("edge orientations", "RMSE of the matches that were kept, no share of all"),
     "the paper's own": ("network, cell by cell", "within 1 px; protocol and prior are not stated"),
@@ -112,9 +109,7 @@ CORNER_PX = (1.0, 3.0, 5.0, 10.0)
 def methods(
     net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher] | None = None
 ) -> dict[str, CropMatcher]:
-    """All rows by name, in the order of `STANDS_FOR`, which describes them.
-
-    Detectors keep at most one keypoint a cell of the grid, as many as the others have.
+    """All rows by name, in the order of `STANDS_FOR`; detectors keep at most one keypoint a cell of the grid.
 
     Args:
         crop_size: side of the images that are matched, px.
@@ -249,8 +244,7 @@ def leaders(
 ) -> pd.DataFrame:
     """The best other method by each measure beside ours; those where it is ahead first.
 
-    Args:
-        ranking, calibration, registration: as `ranked`, `calibration_by_method` and `registration_table` return.
+    The tables are those of `ranked`, `calibration_by_method` and `registration_table`.
     """
     reliable = calibration["accuracy"] >= calibration.set_index("method").loc[ours, "accuracy"] / 2
     calibration = calibration[reliable]  # a method that is nearly always wrong can have a low ECE

@@ -107,9 +107,6 @@ def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> 
     """Rank correlation of each numeric condition with a metric over the pairs of one scene, averaged over scenes.
 
     Scenes of fewer than `FEWEST_CLUSTERS` pairs, or in which the measure or the metric does not vary, do not count.
-
-    Args:
-        measures: of `conditions.measure_conditions`.
     """
     numeric = {c.name: c.measure for c in CONDITIONS if c.levels}
     joined = records.merge(measures[["id", *numeric.values()]], on="id")
@@ -141,11 +138,7 @@ def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[s
 
 
 def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means for each kind, dose and method, and how they differ from dose 0 on the same pairs.
-
-    Args:
-        records: with columns `kind`, `dose` and `method`; dose 0 of each kind among them, else ValueError.
-    """
+    """Means for each kind, dose and method, and how they differ from dose 0 on the same pairs, which must be there."""
     rows = []
     for (kind, method), group in records.groupby(["kind", "method"], sort=False):
         none = group[group["dose"] == 0]

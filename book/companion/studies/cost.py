@@ -30,13 +30,13 @@ from sarmatch.model.encoders import Encoding
 BASE = "base"
 ONE_PASS = "with uncertainty"
 PARTS = {
-    "prefix": (1, 0),
-    "trunk": (1, 1),  # once more without dropout, for the fine descriptors
+    "prefix": (1, 0),  # all before the first dropout
+    "trunk": (1, 1),  # the rest of both encoders; once more without dropout, for the fine descriptors
     "uncertainty": (0, 1),
-    "head": (0, 1),
-    "coarse": (0, 1),
-    "fine": (1, 0),
-    "pick": (1, 0),
+    "head": (0, 1),  # the projection to descriptors
+    "coarse": (0, 1),  # the volume, its aggregation and softmax
+    "fine": (1, 0),  # the full-resolution descriptors
+    "pick": (1, 0),  # the mutual matches and their refinement
 }
 """How often each part has to run for Monte Carlo passes: in all, and in addition for each pass."""
 PROMPT_RELEASE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
@@ -106,13 +106,9 @@ def measure_modes(work: Workload, passes: Sequence[int], repeats: int = 5) -> pd
 
 
 def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
-    """Where the time of one deterministic pass goes.
+    """Where the time of one deterministic pass goes: `timing.summary` of each of `PARTS`, and its `share` of the sum.
 
-    Returns:
-        indexed by part of `PARTS`: `seconds` (median) with its extremes, `share` of their sum, and `once` and
-        `per_pass`, how often Monte Carlo passes need the part. `prefix` is all before the first dropout, `trunk` the
-        rest of both encoders, `head` the projection to descriptors, `coarse` the volume, its aggregation and softmax,
-        `fine` the full-resolution descriptors, `pick` the mutual matches and their refinement.
+    The columns `once` and `per_pass` say how often Monte Carlo passes need the part.
     """
     seconds = interleave(_part_runs(work), repeats, work.device)
     table = pd.DataFrame([summary(seconds[part]) for part in PARTS], index=pd.Index(PARTS, name="part"))

@@ -25,11 +25,10 @@ def band_statistics(pairs: Pairs, sample: int = 200, seed: int = 0) -> pd.DataFr
 
     Args:
         pairs: at least one, all with the same numbers of bands.
-        sample: number of pairs to read at most.
+        sample: number of pairs to read at most; percentiles are from at most 4,096 pixels of each.
 
     Returns:
-        one row a band ("sar 0", "optical 0", ...), in the units of `Pair`, [0, 1]. Mean and standard deviation are
-        exact over the sample; percentiles from at most 4,096 pixels a pair.
+        one row a band ("sar 0", "optical 0", ...), in the units of `Pair`, [0, 1].
     """
     if not len(pairs) or sample < 1:
         raise ValueError(f"need at least one pair and sample >= 1, got {len(pairs)} pairs and sample={sample}")
