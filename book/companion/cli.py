@@ -95,8 +95,8 @@ def compare(
     """
     from companion.settings import book_profile
     from companion.shipping import shipped_or_trained
-    from companion.studies.comparison import all_methods, without_packages
     from companion.studies.comparison import compare as compare_methods
+    from companion.studies.comparison import methods, without_packages
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
     from sarmatch.geometry import Search
     from sarmatch.io import TABLES, check_output, write_table
@@ -109,7 +109,7 @@ def compare(
     split = open_split(config)
     run = shipped_or_trained(config, _runs(runs), split)
     trainings = trained_peers(config, split, _runs(runs))
-    compared = all_methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
+    compared = methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
     records, _ = compare_methods(run, compared, split, config, search_radius)
     print(f"{_setting(config, search_radius)}; 95 % for other scenes")
     budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]

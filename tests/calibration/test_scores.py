@@ -173,9 +173,9 @@ def test_there_is_at_least_one_bin() -> None:
 
 def test_bootstrap_equals_scores_of_copied_rows() -> None:
     table = simulate(150, scenes=5).round({"confidence": 1})  # many ties
-    found = study.bootstrap_scores(table, n=40, seed=3).set_index("score")
+    found = study.bootstrap_scores(table, n=40).set_index("score")
     groups = [rows for _, rows in table.groupby("scene")]
-    draws = np.random.default_rng(3).integers(0, 5, size=(40, 5))
+    draws = np.random.default_rng(0).integers(0, 5, size=(40, 5))
     copies = [pd.concat([groups[i] for i in draw]) for draw in draws]
     expected = pd.DataFrame([calibration_scores(c["confidence"], c["error_px"] <= 3) for c in copies])
     assert found.index.tolist() == SCORES[:-1]
@@ -188,36 +188,16 @@ def test_bootstrap_does_not_depend_on_the_order_of_rows_and_heeds_its_arguments(
     table = simulate(400)
     first = study.bootstrap_scores(table, n=30)
     pd.testing.assert_frame_equal(study.bootstrap_scores(table.sample(frac=1, random_state=0), n=30), first)
-    assert not study.bootstrap_scores(table, n=30, seed=1)["low"].equals(first["low"])
     assert study.bootstrap_scores(table, threshold_px=9, n=5).set_index("score")["value"]["accuracy"] == 1
-    renamed = table.rename(columns={"confidence": "p", "scene": "place"})
-    pd.testing.assert_frame_equal(study.bootstrap_scores(renamed, "p", cluster="place", n=30), first)
 
 
 def test_bootstrap_of_whole_scenes_is_wider_than_of_matches_that_share_their_fate() -> None:
     table = simulate(1000)
     table["error_px"] = np.where(table["scene"] % 2 == 0, 1.0, 9.0)
-    table["row"] = np.arange(len(table))
-    scenes, single = (study.bootstrap_scores(table, cluster=c, n=100) for c in ("scene", "row"))
+    scenes, single = (study.bootstrap_scores(t, n=100) for t in (table, table.assign(scene=np.arange(len(table)))))
     assert (scenes["high"] - scenes["low"])[7] > 3 * (single["high"] - single["low"])[7]  # accuracy
 
 
 def test_bootstrap_of_one_scene_has_no_intervals() -> None:
     found = study.bootstrap_scores(simulate(50).assign(scene="only"))
     assert found["value"].notna().all() and found[["low", "high"]].isna().all(axis=None)
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        ({"error_px": np.nan}, {}, "error_px at least 0, not NaN"),
-        ({"scene": ""}, {}, "'scene' is empty"),
-        ({"confidence": 2.0}, {}, r"confidence must be finite and in \[0, 1\]"),
-        ({}, {"confidence": "absent"}, r"lack the columns \['absent'\]"),
-        ({}, {"n": 0}, r"n \(0\) must be at least 1"),
-        ({}, {"threshold_px": float("nan")}, r"threshold_px \(nan\)"),
-    ],
-)
-def test_bootstrap_rejects_tables_it_cannot_resample(change: dict, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        study.bootstrap_scores(simulate(20).assign(**change), **options)

@@ -51,7 +51,7 @@ def test_compare_prints_a_ranking_and_writes_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = {"template": TemplateMatcher(29), "SIFT": SiftMatcher(200)}
-    monkeypatch.setattr(comparison, "all_methods", lambda net, crop_size, trained: two)
+    monkeypatch.setattr(comparison, "methods", lambda net, crop_size, trained: two)
     monkeypatch.setattr(learned_baselines, "PEERS", {"multiscale chain": MultiscaleNet})
     monkeypatch.setattr(learned_baselines, "OURS", {})
     command = ["compare", "--profile", "smoke", "--runs", str(tmp_path / "runs")]

@@ -19,7 +19,7 @@ from sarmatch.model.checkpoints import save_weights
 pytest.importorskip("onnxruntime", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 pytest.importorskip("onnxscript", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 
-from companion.studies.backends import quantise
+from companion.benchmarks.speed import quantise
 from sarmatch.model.onnx import OnnxEncoders, example, export, largest_difference
 
 

@@ -14,7 +14,8 @@ import tyro
 
 from companion.benchmarks.tables import clock
 from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
-from sarmatch.config import PROFILES
+from sarmatch.config import PROFILES, SEARCH_RADIUS_PX
+from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights
 
 
@@ -25,7 +26,7 @@ def main(
     repeats: int = 5,
     device: str = "cpu",
     threads: int = 1,
-    search_radius: float = 32.0,
+    search_radius: float = SEARCH_RADIUS_PX,
     weights: Path | None = None,
 ) -> None:
     """Print the modes and the parts.
@@ -41,11 +42,10 @@ def main(
         weights: a .safetensors file, whose config then counts instead of the profile's.
     """
     torch.set_num_threads(threads)
-    config, state = PROFILES[profile].model, None
-    if weights is not None:
-        net, _ = load_weights(weights)
-        config, state = net.config, net.state_dict()
-    work = workload(config, size, device, search_radius, weights=state)
+    torch.manual_seed(0)
+    net = SarOpticalNet(PROFILES[profile].model) if weights is None else load_weights(weights)[0]
+    pair = [torch.rand(1, bands, size, size) for bands in (net.config.sar_channels, net.config.optical_channels)]
+    work = workload(net.to(device), pair, search_radius)
     modes, parts = measure_modes(work, passes, repeats), measure_parts(work, repeats)
     modes["bound"] = [prefix_bound(parts, n) if n else 1.0 for n in modes["passes"]]
     modes.loc[modes["mode"] == "base", "bound"] = float("nan")

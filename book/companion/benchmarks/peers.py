@@ -8,6 +8,7 @@ random ones, which find hardly any match and so leave its fine level little to d
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,14 +26,10 @@ from torch import Tensor
 from companion.baselines.base import Baseline
 from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.template import TemplateMatcher
-from companion.benchmarks.tables import report, split_of
-from companion.studies.backends import timed_matches
+from companion.benchmarks.tables import report, split_of, timed_records
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
 from sarmatch import load_matcher
-from sarmatch.config import EvaluationConfig
-from sarmatch.data import Pairs
-from sarmatch.evaluation.metrics import match_errors, mma
-from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
+from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops
 from sarmatch.matching.matches import Matches
 
 TIME_ONLY = "LoFTR, random weights"
@@ -74,22 +71,6 @@ def peaks(profile: str, data: Path) -> dict[str, float]:
     return found
 
 
-def measure(
-    compared: dict[str, CropMatcher], test: Pairs, config: EvaluationConfig, n_pairs: int, repeats: int
-) -> pd.DataFrame:
-    """A row a method and pair: method, id, seconds, and unless only its time counts mma_1px, mma_3px, n_matches."""
-    rows = []
-    for pair in spread(test, n_pairs):
-        crops = evaluation_crops(pair, "shift", config)
-        for name, (seconds, matches) in timed_matches(compared, crops, config.headline_radius, repeats).items():
-            row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
-            if name != TIME_ONLY:
-                errors = match_errors(matches, crops.A_sar_to_optical)
-                row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, 3.0)} | {"n_matches": len(errors)}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def main(
     data: Path,
     profile: str = "s1s2",
@@ -119,7 +100,8 @@ def main(
             run()
         print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
         return
-    records = measure(compared, split.test, evaluation, pairs, repeats)
+    records = timed_records(compared, split.test, dataclasses.replace(evaluation, max_pairs=pairs), repeats)
+    records.loc[records["method"] == TIME_ONLY, ["mma_1px", "mma_3px", "n_matches"]] = np.nan
     table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
     table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
     about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": repeats}

@@ -1,4 +1,4 @@
-"""What other ways to run the encoders cost, on test pairs in turns; makes precision_speed.csv.
+"""What other ways to run the encoders cost, on test pairs in turns, where only rounding differs; precision_speed.csv.
 
     python -m companion.benchmarks.speed --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]
 
@@ -8,16 +8,112 @@ Needs `pip install 'sarmatch[onnx]'` and, for torch.compile, a C++ compiler.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import onnxruntime
+import numpy as np
+import pandas as pd
 import torch
 import tyro
+from torch import Tensor
 
-from companion.benchmarks.tables import clock, report, split_of
-from companion.studies.backends import backend_table, backends, crops_of, measure_backends
+from companion.benchmarks.tables import clock, report, split_of, timed_records
 from sarmatch import load_matcher
+from sarmatch.calibration.confidence import Confidence
+from sarmatch.calibration.scores import expected_calibration_error
+from sarmatch.config import EvaluationConfig
+from sarmatch.data.pairs import Pairs
+from sarmatch.evaluation.protocols import evaluation_crops, spread
+from sarmatch.matching.matcher import Matcher
+from sarmatch.model import Descriptors, PairEncoder, PairInput, SarOpticalNet
+from sarmatch.model.onnx import INPUTS, OnnxEncoders, export
+
+PLAIN = "PyTorch, float32"
+
+
+def in_bfloat16(net: SarOpticalNet) -> PairEncoder:
+    """Encoders under autocast to bfloat16; sums over similarities stay in float32."""
+
+    def encode(*inputs: Tensor) -> tuple[Descriptors, Descriptors]:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return net(*inputs)
+
+    return encode
+
+
+def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -> None:
+    """Write a copy of exported encoders whose convolutions compute in 8 bits, each output channel with its own scale.
+
+    The oriented gradients, which have no weights to be learned, stay as they are. Ranges of activations are those of
+    the inputs.
+
+    Args:
+        inputs: images and masks of some pairs, see `sarmatch.model.onnx.INPUTS`; not of those to be judged.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        left = iter(inputs)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            values = next(self.left, None)
+            return None if values is None else {n: t.numpy() for n, t in zip(INPUTS, values, strict=True)}
+
+    model = onnx.load(exported)
+    fixed = [n.name for n in model.graph.node if n.op_type == "Conv" and not re.search(r"encoder\.|head\.", n.input[1])]
+    types = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QUInt8}
+    which = {"op_types_to_quantize": ["Conv"], "nodes_to_exclude": fixed}
+    quantize_static(exported, path, Reader(), per_channel=True, **which, **types)
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {p.key: p.value for p in model.metadata_props})
+    onnx.save(written, path)
+
+
+def crops_of(pairs: Pairs, config: EvaluationConfig, at_most: int) -> list[PairInput]:
+    """Crops of some pairs as `quantise` takes them."""
+    found = (evaluation_crops(pair, "shift", config) for pair in spread(pairs, at_most))
+    return [(c.sar[None], c.optical[None], c.sar_valid[None], c.optical_valid[None]) for c in found]
+
+
+def backends(
+    net: SarOpticalNet, confidence: Confidence | None, folder: Path, inputs: Iterable[tuple[Tensor, ...]]
+) -> dict[str, Matcher]:
+    """Matchers that differ in how the encoders are run only, calibration included.
+
+    Args:
+        folder: where exported encoders are written, and read where they are.
+        inputs: for `quantise`.
+    """
+    exported, eight_bits = folder / "encoders.onnx", folder / "encoders-int8.onnx"
+    if not exported.is_file():
+        export(net, exported)
+    if not eight_bits.is_file():
+        quantise(exported, eight_bits, inputs)
+    ways: dict[str, Any] = {
+        PLAIN: None,
+        "torch.compile": torch.compile(net, dynamic=False),
+        "PyTorch, bfloat16": in_bfloat16(net),
+        "ONNX Runtime, float32": OnnxEncoders(exported),
+        "ONNX Runtime, int8": OnnxEncoders(eight_bits),
+    }
+    return {name: Matcher(net, "cpu", confidence=confidence, encoders=encoders) for name, encoders in ways.items()}
+
+
+def backend_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Means over the pairs of `timed_records`, a row a backend, and the calibration error of all matches together."""
+    plain = records[records["method"] == PLAIN].set_index("id")["seconds"]
+    by_backend = records.assign(speed_up=records["id"].map(plain) / records["seconds"]).groupby("method", sort=False)
+    table = by_backend[["seconds", "speed_up", "mma_1px", "mma_3px", "n_matches"]].mean()
+    eces = []
+    for _, part in by_backend:
+        confidence, correct = (np.concatenate(part[name].tolist()) for name in ("confidence", "correct"))
+        eces.append(expected_calibration_error(confidence, correct))
+    return table.assign(ece=eces).reset_index(names="backend")
 
 
 def main(
@@ -47,8 +143,8 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         inputs = crops_of(split.validation, config.evaluation, 8)  # ranges for 8 bits
         matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
-        records = measure_backends(matchers, split.test, few, repeats)
-    about = {"clock": clock(threads), "threads": threads, "repeats": repeats, "onnxruntime": onnxruntime.__version__}
+        records = timed_records(matchers, split.test, few, repeats)
+    about = {"clock": clock(threads), "threads": threads, "repeats": repeats, "onnxruntime": version("onnxruntime")}
     test = f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes"
     report(backend_table(records), config, out, "precision_speed", test=test, **about)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ from sarmatch.evaluation.intervals import (
     paired_t_test,
     verdict,
 )
-from sarmatch.evaluation.metrics import mma, rmse
+from sarmatch.evaluation.metrics import rmse
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run, train_or_load
 
 NO_DROPOUT = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
-CALIBRATION = ("ece", "ece_raw", "brier")
 BOTH_TASKS = {"contrastive": True, "rotation": True}
 
 
@@ -44,9 +43,8 @@ class Variant:
     """What one training of a study changes in the short training of the paper's network."""
 
     name: str
-    model: Mapping[str, Any] = field(default_factory=dict)  #: Fields of this section of `Config`, as the next three.
+    model: Mapping[str, Any] = field(default_factory=dict)  #: Fields of this section of `Config`, as the next two.
     data: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Any] = field(default_factory=dict)  #: With no tasks there is no pretraining.
     passes: bool = False  #: Whether it matches by Monte Carlo passes and has their mutual information as a score.
     share: float = 1.0  #: Of the training pairs that are labelled; pretraining takes all, and their co-registration.
@@ -80,7 +78,7 @@ STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, 
 """What `python -m companion study` runs."""
 PAPER = pd.DataFrame(
     {
-        "row": ["baseline", "aleatoric", "epistemic", "both", "contrastive", "rotation"],
+        "row": [variant.name for variant in ABLATION],
         "paper_mma_1px": [0.128, 0.136, 0.132, 0.139, 0.142, 0.145],
         "paper_ece": [np.nan, 0.13, 0.14, 0.11, 0.10, 0.09],
         "paper_n_matches": [1156.2, 1198.5, 1180.4, 1225.7, 1256.4, 1298.3],
@@ -90,13 +88,7 @@ PAPER = pd.DataFrame(
 
 
 def studied(config: BookConfig, study: str) -> BookConfig:
-    """The config that a study of `STUDIES` trains with: all but the ablation have `studies.label_steps` a training.
-
-    Raises:
-        ValueError: no such study.
-    """
-    if study not in STUDIES:
-        raise ValueError(f"study must be one of {sorted(STUDIES)}, got {study!r}")
+    """The config that a study of `STUDIES` trains with: all but the ablation have `studies.label_steps` a training."""
     if study == "ablation":
         return config
     short, steps = config.studies, config.studies.label_steps
@@ -109,15 +101,14 @@ def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Spli
     if isinstance(variant, str):
         variant = ablation_row(variant)
     tasks = {"contrastive": False, "rotation": False, **variant.pretraining}
-    own = study_config(config, seed, tasks, variant.model, variant.data, variant.training)
+    own = study_config(config, seed, tasks, variant.model, variant.data)
     return train_or_load(own, runs_dir, "study", labelled(split, variant, seed), unlabelled=split)
 
 
 def ablation_row(name: str) -> Variant:
-    """Raises ValueError where `ABLATION` has no such row."""
     rows = {variant.name: variant for variant in ABLATION}
     if name not in rows:
-        raise ValueError(f"no row {name!r} in the ablation; there are {list(rows)}")
+        raise ValueError(f"no row {name!r}; there are {list(rows)}")
     return rows[name]
 
 
@@ -142,63 +133,52 @@ def study_matches(
 ) -> pd.DataFrame:
     """All matches of all variants and seeds of a study under `shift`; resumable.
 
-    Confidence is fitted on validation pairs of each training by itself.
-
     Args:
         test: what to match, at most `studies.test_pairs` of it; None takes the test part.
 
     Returns:
         one row a match: row, seed, voting (bool: with local aggregation, or each cell by itself), id, dataset, scene,
-        error_px, probability (of the softmax), confidence (calibrated; NaN without aggregation), run, commit.
+        error_px, probability (of the softmax), confidence (NaN without aggregation), run, commit.
     """
-    _check(config, variants, split)
-    pairs = split.test if test is None else test
-    jobs = [(seed, variant) for seed in config.studies.seeds for variant in variants]  # whole seeds, where stopped
-    parts = []
-    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
-        bar.set_postfix_str(f"{variant.name}, seed {seed}")
-        run = study_run(config, variant, seed, split, runs_dir)
-        known = labelled(split, variant, seed).calibration
-        for voting, table in _run_matches(config, run, variant, known, pairs).items():
-            parts.append(table.assign(row=variant.name, seed=seed, voting=voting, run=run.path.name))
-    names = ["row", "seed", "voting", "id", "dataset", "scene", "error_px", "probability", "confidence", "run"]
-    return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
-
-
-def _run_matches(
-    config: BookConfig, run: Run, variant: Variant, known: Pairs, pairs: Pairs
-) -> dict[bool, pd.DataFrame]:
-    """Matches of one training with local aggregation (True) and without."""
-    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
-    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
-    has = {"logit_probability": True, "aleatoric": run.net.config.uncertainty, "epistemic": variant.passes}
-    scores = tuple(name for name, there in has.items() if there)
-    matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
-    validation = matches_or_load(run, matcher, "study validation", known, "shift", fitted)
-    calibrator = fit_calibrator(validation, scores)
-    aggregated = matches_or_load(run, matcher, "study", pairs, "shift", measured)
-    per_cell = Matcher(run.net, use_consensus=False)
-    alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
-    return {True: aggregated.assign(confidence=calibrator(aggregated)), False: alone}
-
-
-def _check(config: BookConfig, variants: Sequence[Variant], split: Split) -> None:
-    """Reject before the first training what a later one could not do."""
-    for variant in variants:
-        study_config(config, 0, {}, variant.model, variant.data, variant.training)
+    for variant in variants:  # before the first training, what a later one could not do
+        study_config(config, 0, {}, variant.model, variant.data)
         part = labelled(split, variant, 0)
         if len(part.train) < config.training.batch_size or not len(part.validation):
             raise ValueError(
                 f"row {variant.name!r} has {len(part.train)} training and {len(part.validation)} validation pairs, "
                 f"fewer than a batch ({config.training.batch_size}); leave it out or give more data"
             )
+    pairs = split.test if test is None else test
+    jobs = [(seed, variant) for seed in config.studies.seeds for variant in variants]  # whole seeds, where stopped
+    parts = []
+    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
+        bar.set_postfix_str(f"{variant.name}, seed {seed}")
+        run = study_run(config, variant, seed, split, runs_dir)
+        aggregated, alone = _run_matches(config, run, variant, labelled(split, variant, seed).calibration, pairs)
+        both = pd.concat([aggregated.assign(voting=True), alone.assign(voting=False)])
+        parts.append(both.assign(row=variant.name, seed=seed, run=run.path.name))
+    names = ["row", "seed", "voting", "id", "dataset", "scene", "error_px", "probability", "confidence", "run"]
+    return pd.concat(parts, ignore_index=True)[[*names, "commit"]]
+
+
+def _run_matches(
+    config: BookConfig, run: Run, variant: Variant, known: Pairs, pairs: Pairs
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Matches of one training with local aggregation, their confidence fitted on `known` pairs, and without."""
+    measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
+    fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
+    has = {"logit_probability": True, "aleatoric": run.net.config.uncertainty, "epistemic": variant.passes}
+    matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
+    validation = matches_or_load(run, matcher, "study validation", known, "shift", fitted)
+    calibrator = fit_calibrator(validation, tuple(name for name, there in has.items() if there))
+    aggregated = matches_or_load(run, matcher, "study", pairs, "shift", measured)
+    per_cell = Matcher(run.net, use_consensus=False)
+    alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
+    return aggregated.assign(confidence=calibrator(aggregated)), alone.assign(confidence=np.nan)
 
 
 def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """The metrics of section 4.3 for each training and pair; a pair without a match has an accuracy of 0.
-
-    Args:
-        matches: as `study_matches` returns, of `pairs`; ValueError for those of others.
 
     Returns:
         row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
@@ -206,15 +186,14 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
     strange = set(matches["id"]) - set(pairs.index["id"])
     if strange:
         raise ValueError(f"matches are of {len(strange)} pairs that are not among `pairs`, e.g. {min(strange)}")
-    index, rows = pairs.index[list(INDEX_COLUMNS)].to_dict("records"), []
-    for (row, seed, voting), found in matches.groupby(["row", "seed", "voting"], sort=False):
-        errors = {name: part.to_numpy() for name, part in found.groupby("id")["error_px"]}
-        for pair in index:
-            own = errors.get(pair["id"], np.empty(0))
-            accuracy = {f"mma_{t:g}px": mma(own, t) for t in config.thresholds_px}
-            rest = {"rmse_px": rmse(own), "n_matches": float(len(own))}
-            rows.append({"row": row, "seed": seed, "voting": voting} | pair | accuracy | rest)
-    return pd.DataFrame(rows)
+    training = ["row", "seed", "voting"]
+    scores = matches[training].drop_duplicates().merge(pairs.index[list(INDEX_COLUMNS)], how="cross")
+    accuracy = {f"mma_{t:g}px": matches["error_px"] <= t for t in config.thresholds_px}
+    found = matches[[*training, "id"]].assign(**accuracy, rmse_px=matches["error_px"], n_matches=1.0)
+    rest = {"rmse_px": lambda errors: rmse(errors.to_numpy()), "n_matches": "sum"}
+    means = found.groupby([*training, "id"]).agg(dict.fromkeys(accuracy, "mean") | rest)
+    scores = scores.merge(means.reset_index(), on=[*training, "id"], how="left")
+    return scores.fillna(dict.fromkeys([*accuracy, "n_matches"], 0.0))
 
 
 def measured_pairs(config: BookConfig, split: Split) -> Pairs:
@@ -223,44 +202,30 @@ def measured_pairs(config: BookConfig, split: Split) -> Pairs:
 
 
 def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean of each metric in each row, with intervals over seeds and scenes.
-
-    Args:
-        scores: one row a training and pair, as `pair_scores` returns, of one way of matching.
-
-    Returns:
-        row, n_seeds, n_pairs, n_scenes, and each metric with its `_low` and `_high`; NaN where no pair has it.
-    """
-    units = {"n_seeds": "seed", "n_pairs": "id", "n_scenes": "scene"}
-    rows: list[dict[str, Any]] = []
-    for name, found in scores.groupby("row", sort=False):
-        counts = {count: found[key].nunique() for count, key in units.items()}
-        rows.append({"row": name} | counts | intervals(found, metrics, crossed_bootstrap))
-    return pd.DataFrame(rows)
+    """Mean of each metric in each row of `pair_scores` of one way of matching, with intervals over seeds and scenes."""
+    by_row = scores.groupby("row", sort=False)
+    counts = by_row.agg(n_seeds=("seed", "nunique"), n_pairs=("id", "nunique"), n_scenes=("scene", "nunique"))
+    found = [intervals(part, metrics, crossed_bootstrap) for _, part in by_row]
+    return counts.reset_index().join(pd.DataFrame(found))
 
 
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a metric of which more is better between rows, over the same seeds and pairs.
+    """Differences of a metric of which more is better between rows of `pair_scores` of one way of matching.
 
     The interval resamples seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each pair
     as independent, which overstates the evidence.
 
     Args:
-        scores: as for `metrics_table`.
-        steps: (row, the row it is compared with).
+        steps: (row, the row it is compared with); ValueError where these have not the same seeds and pairs.
 
     Returns:
         one row a step: row, against, difference, low, high, verdict (see `intervals.verdict`), relative (the
         difference over the mean of `against`; NaN where that is zero), t, p.
-
-    Raises:
-        ValueError: a row of a step is not in the table, or was not measured with the same seeds and pairs.
     """
-    table, known = scores.set_index(["row", "seed", "id"]), set(scores["row"])
+    parts = {name: part.set_index(["seed", "id"]).sort_index() for name, part in scores.groupby("row")}
     rows = []
     for name, against in steps:
-        _check_rows(known, name, against)
-        one, other = (table.loc[wanted].sort_index() for wanted in (name, against))
+        one, other = parts[name], parts[against]
         if not one.index.is_unique or not one.index.equals(other.index):
             raise ValueError(f"rows {name!r} and {against!r} were not measured once with the same seeds and pairs")
         difference = one[["scene"]].assign(difference=one[metric] - other[metric]).reset_index()
@@ -269,46 +234,37 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
         test = paired_t_test(means[0], means[1], metric)
         row = {"row": name, "against": against} | found.named("difference", "")
         row["verdict"] = verdict(found.low, found.high, found.n_clusters, difference["seed"].nunique())
-        before = float(other[metric].mean())
+        before = other[metric].mean()
         row["relative"] = found.mean / before if before else np.nan
         rows.append(row | {"t": float(test.statistic), "p": float(test.pvalue)})
     return pd.DataFrame(rows)
 
 
-def _check_rows(known: set[str], *wanted: str) -> None:
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"no row {name!r} among {sorted(known)}")
-
-
-def calibration_score(
-    found: pd.DataFrame, score: str, levels: Sequence[Sequence[Any]] | None = None
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """A calibration score of one row's matches as sums and a statistic of them, as `intervals.crossed` takes them.
+def calibration_score(found: pd.DataFrame, score: str, levels: Sequence[Sequence[Any]] | None = None) -> Crossed:
+    """A calibration score of one row's matches over seeds and scenes.
 
     Args:
         found: matches with a confidence, as `study_matches` returns.
-        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`; ValueError for others.
+        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
         levels: all seeds and all scenes of a table of several rows, so that each row has the same draws.
     """
-    if score not in CALIBRATION:
-        raise ValueError(f"score must be among {CALIBRATION}, got {score!r}")
-    x = found["probability" if score == "ece_raw" else "confidence"].to_numpy(float)
-    right = (found["error_px"] <= CONFIDENT_PX).to_numpy(float)
-    place = np.zeros(len(x), int) if score == "brier" else np.minimum((x * BINS).astype(int), BINS - 1)
-    missed = (x - right) ** 2 if score == "brier" else right - x
-    columns = {f"bin {i}": np.where(place == i, missed, 0.0) for i in range(BINS)}
-    table = pd.DataFrame({"seed": found["seed"], "scene": found["scene"], "n": 1.0} | columns)
-    return crossed_sums(table, [*columns, "n"], levels=levels), lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1]
+    column = {"ece": "confidence", "ece_raw": "probability", "brier": "confidence"}[score]
+    x, right = found[column].astype(float), found["error_px"].le(CONFIDENT_PX).astype(float)
+    if score == "brier":
+        missed = ((x - right) ** 2).to_frame("missed")
+    else:
+        missed = pd.get_dummies((x * BINS).astype(int).clip(upper=BINS - 1)).mul(right - x, axis=0)
+    sums = crossed_sums(found[["seed", "scene"]].assign(n=1.0).join(missed), [*missed, "n"], levels=levels)
+    return crossed(sums, lambda s: np.abs(s[:, :-1]).sum(1) / s[:, -1])
 
 
 def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
-    """Each score of `CALIBRATION` for each row of `study_matches` that has confidences, with crossed intervals."""
+    """Each score of `calibration_score` for each row of `study_matches` with confidences, with crossed intervals."""
     rows = []
     for name, found in matches.dropna(subset=["confidence"]).groupby("row", sort=False):
         row = {"row": name, "matches": len(found)}
-        for score in CALIBRATION:
-            measured = crossed(*calibration_score(found, score))
+        for score in ("ece", "ece_raw", "brier"):
+            measured = calibration_score(found, score)
             low, high = measured.interval()
             row |= {score: measured.value, f"{score}_low": max(low, 0.0), f"{score}_high": high}
         rows.append(row)
@@ -316,20 +272,18 @@ def calibration_table(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_gains(matches: pd.DataFrame, score: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated.
-
-    Returns:
-        one row a step: row, against, difference, low, high, verdict; ValueError for a row that is not in the table.
-    """
+    """Differences of a calibration score between rows under the same draws of scenes; negative is better calibrated."""
     known = matches.dropna(subset=["confidence"])
     levels = [sorted(known[factor].unique()) for factor in ("seed", "scene")]
-    found = {name: crossed(*calibration_score(part, score, levels)) for name, part in known.groupby("row", sort=False)}
+    found = {name: calibration_score(part, score, levels) for name, part in known.groupby("row")}
     rows = []
     for name, against in steps:
-        _check_rows(set(found), name, against)
-        one, other = found[name], found[against]
-        n_scenes = min(one.n_second, other.n_second)
-        apart = Crossed(one.value - other.value, one.by_first - other.by_first, one.by_draw - other.by_draw, n_scenes)
+        apart = minus(found[name], found[against])
         low, high = apart.interval()
-        rows.append((name, against, apart.value, low, high, verdict(-high, -low, n_scenes, len(levels[0]))))
+        rows.append((name, against, apart.value, low, high, verdict(-high, -low, apart.n_second, len(levels[0]))))
     return pd.DataFrame(rows, columns=["row", "against", "difference", "low", "high", "verdict"])
+
+
+def minus(a: Crossed, b: Crossed) -> Crossed:
+    """The difference of two statistics under the same draws."""
+    return Crossed(a.value - b.value, a.by_first - b.by_first, a.by_draw - b.by_draw, min(a.n_second, b.n_second))

@@ -15,18 +15,19 @@ import scipy.stats
 from companion.cache import cached_table
 from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, temperature_scaling
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.scores import Groups, calibration_scores, checked, pooled_aurc, pooled_scores
+from sarmatch.calibration.scores import Groups, checked, pooled_aurc, pooled_scores
 from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import match_table
-from sarmatch.evaluation.intervals import bootstrap, check_columns, verdict
+from sarmatch.evaluation.intervals import bootstrap, verdict
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import RawMatches
 from sarmatch.training.runs import Run
 
+FEWER_SCORES = ("ece", "brier", "auroc", "aurc")
 SHOWN_SCORES = ("ece", "ece_equal_mass", "mce", "brier", "nll", "auroc", "aurc")
 ALL_SCORES = ("logit_probability", "aleatoric", "epistemic")
 
@@ -59,17 +60,9 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFrame:
-    """Matches that one pass and the passes with dropout both find, with the scores of both.
+    """Matches of one pass that passes with dropout find too, with `mean_probability` and `epistemic` of the latter.
 
-    Args:
-        single, monte_carlo: match tables (`confidence_fit.match_table`); pairs that stand in one only are left out.
-
-    Returns:
-        columns id, dataset, scene, x, y, error_px; `probability` and `aleatoric` of the one pass; `mean_probability`
-        and `epistemic` (mutual information, nats) of the passes.
-
-    Raises:
-        ValueError: there are none.
+    Pairs that stand in one table only are left out; ValueError where nothing is shared.
     """
     there = monte_carlo.rename(columns={"probability": "mean_probability", "error_px": "other_px"})
     there = there[["id", "x", "y", "mean_probability", "epistemic", "other_px"]]
@@ -83,17 +76,11 @@ def shared_matches(single: pd.DataFrame, monte_carlo: pd.DataFrame) -> pd.DataFr
 
 def raw_confidences(table: pd.DataFrame) -> pd.DataFrame:
     """Scores of `shared_matches` taken at face value, in [0, 1], a column each."""
-    certain = 1 - table["aleatoric"]
-    informed = np.exp(-table["epistemic"])
-    return pd.DataFrame(
-        {
-            "plain softmax": table["probability"],
-            "mean of passes": table["mean_probability"],
-            "1 - aleatoric": certain,
-            "exp(-information)": informed,
-            "product of both": certain * informed,
-        }
-    ).clip(0, 1)
+    raw = table[["probability", "mean_probability"]].set_axis(["plain softmax", "mean of passes"], axis=1)
+    raw["1 - aleatoric"] = 1 - table["aleatoric"]
+    raw["exp(-information)"] = np.exp(-table["epistemic"])
+    raw["product of both"] = raw["1 - aleatoric"] * raw["exp(-information)"]
+    return raw.clip(0, 1)
 
 
 def calibrated_confidences(
@@ -104,16 +91,13 @@ def calibrated_confidences(
 ) -> pd.DataFrame:
     """Confidences of the measured matches, a column a recipe, each fitted on the others; every match counts alike.
 
-    Where all matches to fit on are correct, or all wrong, nothing tells scores apart: every confidence is 1, or 0.
+    Where all matches to fit on are correct, or all wrong, every confidence is 1, or 0.
     """
     correct = fitted_on["error_px"].to_numpy() <= threshold_px
     if correct.all() or not correct.any():
-        constant = np.full((len(measured), len(recipes)), float(correct.mean()))
-        return pd.DataFrame(constant, columns=list(recipes), index=measured.index)
-    found = {}
-    for name, recipe in recipes.items():
-        calibrator = recipe.fit(recipe.features(fitted_on), correct)
-        found[name] = calibrator(recipe.features(measured))
+        return pd.DataFrame(float(correct.mean()), columns=list(recipes), index=measured.index)
+    fits = {name: recipe.fit(recipe.features(fitted_on), correct) for name, recipe in recipes.items()}
+    found = {name: fit(recipes[name].features(measured)) for name, fit in fits.items()}
     return pd.DataFrame(found, index=measured.index)
 
 
@@ -124,81 +108,110 @@ def score_table(
     scores: Sequence[str] = SHOWN_SCORES,
     n: int = 200,
 ) -> pd.DataFrame:
-    """`bootstrap_scores` (`n` resamples) of each confidence, a row each; `confidences` has the rows of `table`."""
-    rows: list[dict[str, Any]] = []
-    for name in confidences:
-        values = table.assign(confidence=confidences[name].to_numpy())
-        found = bootstrap_scores(values, threshold_px=threshold_px, n=n).set_index("score")
-        row: dict[str, Any] = {"confidence": name}
-        for score in scores:
-            row |= found.loc[score].set_axis([score, f"{score}_low", f"{score}_high"]).to_dict()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    """Scores (keys of `calibration_scores`) of each confidence, with 95 % intervals that are NaN for a single scene.
+
+    Scatter adds to a calibration error: for well calibrated matches ece and mce can lie below their intervals. For
+    auroc, resamples whose matches are all correct or all wrong do not count.
+
+    Args:
+        table: one row a match, with error_px and scene; `confidences` (in [0, 1]) has its rows.
+        threshold_px: a match is correct up to this error.
+        n: number of resamples of whole scenes.
+    """
+
+    def chosen(groups: Groups) -> list[float]:
+        found = pooled_scores(groups)
+        return [found[name] for name in scores]
+
+    found = bootstrap(*_of_resamples(table, confidences, chosen, threshold_px), n)
+    columns = {"confidence": list(confidences)}
+    for i, score in enumerate(scores):
+        columns |= dict(zip((score, f"{score}_low", f"{score}_high"), found[:, :, i], strict=True))
+    return pd.DataFrame(columns)
+
+
+def bootstrap_scores(table: pd.DataFrame, threshold_px: float = CONFIDENT_PX, n: int = 200) -> pd.DataFrame:
+    """`score_table` of the column `confidence` and the accuracy, a row a score: `score`, `value`, `low`, `high`."""
+    scores = [*SHOWN_SCORES, "accuracy"]
+    found = score_table(table, table[["confidence"]], threshold_px, scores, n).drop(columns="confidence")
+    long = pd.DataFrame(found.to_numpy().reshape(-1, 3), columns=["value", "low", "high"])
+    return pd.DataFrame({"score": scores}).join(long)
+
+
+def _of_resamples(
+    table: pd.DataFrame, confidences: pd.DataFrame, of: Callable[[Groups], Any], threshold_px: float
+) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """Something `of` the pooled matches of each confidence, as `bootstrap` takes it, and the number of scenes."""
+    right = (table["error_px"] <= threshold_px).to_numpy()
+    codes, scenes = pd.factorize(table["scene"], sort=True)
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        found = [[of(g) for g in _pooled(confidences[name], right, codes, counts)] for name in confidences]
+        return np.swapaxes(found, 0, 1)
+
+    return statistic, len(scenes)
+
+
+def _pooled(confidence: Any, correct: Any, scenes: np.ndarray, counts: np.ndarray) -> Iterator[Groups]:
+    """The matches under each row of `counts` of scenes; they are sorted once, for all resamples."""
+    confidence, correct = checked(confidence, correct)
+    order = np.argsort(confidence)
+    values, scenes, correct = confidence[order], scenes[order], correct[order].astype(np.float64)
+    starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
+    for count in counts:
+        weights = count[scenes]
+        n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
+        drawn = n > 0
+        yield Groups(values[starts][drawn], n[drawn], right[drawn])
+
+
+def stacked(parts: Mapping[tuple[Any, ...], pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """Tables one below the other, the key of each in front, in the columns `names`."""
+    return pd.concat(parts, names=names).droplevel(-1).reset_index()
 
 
 def scores_by_threshold(
     fitted_on: pd.DataFrame, measured: pd.DataFrame, thresholds_px: Sequence[float], recipes: Mapping[str, Recipe]
 ) -> pd.DataFrame:
     """`score_table` of confidences fitted and measured at each threshold, with its `accuracy`."""
-    parts = []
-    for threshold in thresholds_px:
-        confidences = calibrated_confidences(fitted_on, measured, recipes, threshold)
-        about = {"threshold_px": threshold, "accuracy": float((measured["error_px"] <= threshold).mean())}
-        parts.append(_fewer_scores(measured, confidences, about, threshold))
-    return pd.concat(parts, ignore_index=True)
+    parts = {}
+    for t in thresholds_px:
+        confidences = calibrated_confidences(fitted_on, measured, recipes, t)
+        parts[t, (measured["error_px"] <= t).mean()] = score_table(measured, confidences, t, FEWER_SCORES, n=100)
+    return stacked(parts, ["threshold_px", "accuracy"])
 
 
 def scores_by_dataset(table: pd.DataFrame, confidences: pd.DataFrame) -> pd.DataFrame:
     """`score_table` for the matches of each dataset, with its numbers of pairs and scenes."""
-    parts = []
+    parts = {}
     for name, part in table.groupby("dataset"):
-        about = {"dataset": name, "n_pairs": part["id"].nunique(), "n_scenes": part["scene"].nunique()}
-        parts.append(_fewer_scores(part, confidences.loc[part.index], about))
-    return pd.concat(parts, ignore_index=True)
+        found = score_table(part, confidences.loc[part.index], scores=FEWER_SCORES, n=100)
+        parts[name, part["id"].nunique(), part["scene"].nunique()] = found
+    return stacked(parts, ["dataset", "n_pairs", "n_scenes"])
 
 
-def _fewer_scores(
-    table: pd.DataFrame, confidences: pd.DataFrame, about: dict[str, Any], threshold_px: float = CONFIDENT_PX
-) -> pd.DataFrame:
-    """Four scores of each confidence, the columns `about` in front."""
-    found = score_table(table, confidences, threshold_px, ("ece", "brier", "auroc", "aurc"), n=100)
-    return found.assign(**about)[[*about, *found]]
-
-
-def aurc_verdicts(
-    table: pd.DataFrame, confidences: pd.DataFrame, against: str, threshold_px: float = CONFIDENT_PX, n: int = 200
-) -> pd.DataFrame:
-    """AURC of each confidence less that of one of them on the same matches, and whether it is better than that one.
+def aurc_verdicts(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int = 200) -> pd.DataFrame:
+    """AURC of each confidence less that of one of them (negative sorts the matches better), under the same resamples.
 
     Args:
-        table: one row a match: id, error_px and scene; `confidences` (in [0, 1]) has its rows.
-        n: number of resamples of whole scenes, for all confidences at once.
+        table, confidences, n: as in `score_table`.
 
     Returns:
-        columns confidence, against, difference (negative sorts the matches better) with its ends (NaN where there is a
-        single scene) and better: "yes", "worse", "open" or "too few scenes".
-
-    Raises:
-        ValueError: another number of confidences than matches.
+        confidence, against, difference with its ends, and better: "yes", "worse", "open" or "too few scenes".
     """
-    if len(table) != len(confidences):
-        raise ValueError(f"confidences must have a row a match: {len(confidences)} rows for {len(table)} matches")
-    correct = (table["error_px"] <= threshold_px).to_numpy()
-    codes, scenes = pd.factorize(table["scene"], sort=True)
-    columns = [confidences[name].to_numpy(np.float64) for name in confidences]
+    areas, n_scenes = _of_resamples(table, confidences, pooled_aurc, CONFIDENT_PX)
     base = list(confidences).index(against)
 
     def differences(counts: np.ndarray) -> np.ndarray:
-        areas = [[pooled_aurc(groups) for groups in resampled_groups(c, correct, codes, counts)] for c in columns]
-        return np.transpose(areas) - np.transpose(areas)[:, [base]]
+        found = areas(counts)
+        return found - found[:, [base]]
 
-    rows = []
-    for name, (value, low, high) in zip(confidences, bootstrap(differences, len(scenes), n).T, strict=True):
-        if name != against:
-            better = verdict(-high, -low, len(scenes), words=("yes", "worse", "open"))
-            rows.append((name, against, value, low, high, better))
-    names = ["confidence", "against", "difference", "difference_low", "difference_high", "better"]
-    return pd.DataFrame(rows, columns=names)
+    value, low, high = bootstrap(differences, n_scenes, n)
+    columns = {"confidence": list(confidences), "against": against}
+    found = pd.DataFrame(columns | {"difference": value, "difference_low": low, "difference_high": high})
+    words = ("yes", "worse", "open")
+    found["better"] = [verdict(*ends, n_scenes, words=words) for ends in zip(-high, -low, strict=True)]
+    return found[found["confidence"] != against].reset_index(drop=True)
 
 
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:
@@ -211,10 +224,10 @@ def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFr
     rows = []
     refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
     for name, wrong in (("of one place, refused", refused), ("of two places, accepted", accepted)):
-        interval = scipy.stats.binomtest(int(wrong.sum()), len(wrong)).proportion_ci()
-        rows.append((name, len(wrong), int(wrong.sum()), float(wrong.mean()), interval.low, interval.high))
-    rate = "error_rate"
-    return pd.DataFrame(rows, columns=["images", "n_pairs", "wrong", rate, f"{rate}_low", f"{rate}_high"])
+        rate, (low, high) = wrong.mean(), scipy.stats.binomtest(wrong.sum(), len(wrong)).proportion_ci()
+        row = {"images": name, "n_pairs": len(wrong), "wrong": wrong.sum()}
+        rows.append(row | {"error_rate": rate, "error_rate_low": low, "error_rate_high": high})
+    return pd.DataFrame(rows)
 
 
 def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
@@ -224,17 +237,14 @@ def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int
         n_pairs: of validation to fit on, and as many of the test part to measure.
         numbers: of Monte Carlo passes; one carries no mutual information, its calibrator does without.
     """
-    config, rows = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), []
+    config, parts = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), {}
     for passes in numbers:
         fitted_on, measured = (_timed_matches(run, passes, part, config) for part in (split.calibration, split.test))
-        names = ALL_SCORES if passes > 1 else ALL_SCORES[:2]
-        confidence = pd.DataFrame({"passes": fit_calibrator(fitted_on, names)(measured)})
-        scores = score_table(measured, confidence, scores=("ece", "brier", "auroc", "aurc"))
-        seconds = float(measured.groupby("id")["seconds"].first().median())
-        accuracy = float((measured["error_px"] <= CONFIDENT_PX).mean())
-        about = pd.DataFrame({"passes": [passes], "seconds": [seconds], "accuracy": [accuracy]})
-        rows.append(about.join(scores.drop(columns="confidence")))
-    return pd.concat(rows, ignore_index=True)
+        calibrator = fit_calibrator(fitted_on, ALL_SCORES if passes > 1 else ALL_SCORES[:2])
+        found = score_table(measured, pd.DataFrame({"passes": calibrator(measured)}), scores=FEWER_SCORES)
+        seconds = measured.groupby("id")["seconds"].first().median()
+        parts[passes, seconds, (measured["error_px"] <= CONFIDENT_PX).mean()] = found.drop(columns="confidence")
+    return stacked(parts, ["passes", "seconds", "accuracy"])
 
 
 def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
@@ -254,63 +264,3 @@ def _timed_matches(run: Run, passes: int, pairs: Pairs, config: EvaluationConfig
         return table.assign(seconds=table["id"].map(dict(zip(ids, seconds, strict=True))))
 
     return cached_table(run.path, f"timed-{passes}", {"matcher": matcher, "pairs": pairs, "config": config}, make)
-
-
-def bootstrap_scores(
-    table: pd.DataFrame,
-    confidence: str = "confidence",
-    threshold_px: float = 3.0,
-    cluster: str = "scene",
-    n: int = 200,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`calibration_scores` with 95 % percentile intervals under resampling of whole clusters with replacement.
-
-    Scatter adds to a calibration error: for well calibrated matches ece and mce can lie below their intervals.
-
-    Args:
-        table: one row a match, with the columns `error_px`, `confidence` (in [0, 1]) and `cluster`.
-        threshold_px: a match is correct up to this error.
-        n: number of resamples, drawn with `seed`.
-
-    Returns:
-        a row a score (all but `n`): `score`, `value`, `low`, `high`; ends are NaN where there is a single cluster. For
-        auroc, resamples whose matches are all correct or all wrong do not count.
-
-    Raises:
-        ValueError: missing columns, an unnamed cluster, NaN errors, no resamples, or as `reliability_table`.
-    """
-    check_columns(table, ("error_px", confidence, cluster))
-    if n < 1 or not threshold_px >= 0 or not (table["error_px"] >= 0).all():
-        raise ValueError(f"n ({n}) must be at least 1, threshold_px ({threshold_px}) and error_px at least 0, not NaN")
-    if table[cluster].isna().any() or (table[cluster].astype(str) == "").any():
-        raise ValueError(f"column {cluster!r} is empty for some matches; name the cluster of each or choose another")
-    values, correct = table[confidence].to_numpy(np.float64), (table["error_px"] <= threshold_px).to_numpy()
-    names = [name for name in calibration_scores(values, correct) if name != "n"]
-    codes, clusters = pd.factorize(table[cluster], sort=True)
-
-    def scores(counts: np.ndarray) -> np.ndarray:
-        found = map(pooled_scores, resampled_groups(values, correct, codes, counts))
-        return np.array([[one[name] for name in names] for one in found])
-
-    value, low, high = bootstrap(scores, len(clusters), n, seed)
-    return pd.DataFrame({"score": names, "value": value, "low": low, "high": high})
-
-
-def resampled_groups(confidence: Any, correct: Any, clusters: np.ndarray, counts: np.ndarray) -> Iterator[Groups]:
-    """The matches of each resample of whole clusters, pooled; they are sorted once, for all resamples.
-
-    Args:
-        confidence, correct, clusters: of each match, (N,): in [0, 1], bool, and the number of its cluster.
-        counts: (R, C), how often each resample holds each of the C clusters.
-    """
-    confidence, correct = checked(confidence, correct)
-    order = np.argsort(confidence)
-    values, clusters, correct = confidence[order], clusters[order], correct[order].astype(np.float64)
-    starts = np.flatnonzero(np.append(True, np.diff(values) > 0))
-    distinct = values[starts]
-    for count in counts:
-        weights = count[clusters]
-        n, right = np.add.reduceat(weights, starts), np.add.reduceat(weights * correct, starts)
-        drawn = n > 0
-        yield Groups(distinct[drawn], n[drawn], right[drawn])

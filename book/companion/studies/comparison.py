@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from companion import baselines
 from companion.baselines.lightglue import Features, LightGlueMatcher, installed
 from companion.cache import cached_table
 from companion.settings import BookConfig
-from companion.studies.calibration import score_table
+from companion.studies.calibration import score_table, stacked
 from companion.timing import interleave, summary
 from sarmatch.calibration.confidence import fit_calibrator
 from sarmatch.config import CONFIDENT_PX, EvaluationConfig
@@ -26,9 +27,8 @@ from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.intervals import paired_difference, summarise, verdict
-from sarmatch.evaluation.metrics import match_errors, pair_record, registration_success
+from sarmatch.evaluation.metrics import match_errors, pair_record
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
-from sarmatch.geometry import Search
 from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
@@ -97,10 +97,7 @@ _BESIDE: Mapping[str, tuple[str, str]] = {
     "SIFT-based": ("SIFT", "its percentages come from distorted photographs (ref. 10)"),
     "RIFT": ("RIFT", "printed at 2, 3 and 4 px, over image types other than radar too"),
     "pseudo-siamese CNN": ("pseudo-siamese CNN", "accuracy of yes or no on pairs of patches is no matching accuracy"),
-    "CAM-Net + CAMM": (
-        "co-attention",
-        "repeatability and localisation are of its detector, which has no counterpart",
-    ),
+    "CAM-Net + CAMM": ("co-attention", "repeatability and localisation are of its detector, which has no counterpart"),
     "three-step CNN": ("three-step CNN", "nothing printed to compare with"),
     "MOEFC": ("edge orientations", "RMSE of the matches that were kept, no share of all"),
     "the paper's own": ("network, cell by cell", "within 1 px; protocol and prior are not stated"),
@@ -109,13 +106,14 @@ CORNER_PX = (1.0, 3.0, 5.0, 10.0)
 """Corner errors within which an image counts as registered."""
 
 
-def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
-    """The rows that need no training but that of `net`, by the names of `STANDS_FOR`.
-
-    Detectors keep at most one keypoint a cell of the grid, as many as the others have.
+def methods(
+    net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher] | None = None
+) -> dict[str, CropMatcher]:
+    """All rows by name, in the order of `STANDS_FOR`; detectors keep at most one keypoint a cell of the grid.
 
     Args:
         crop_size: side of the images that are matched, px.
+        trained: those of `learned_baselines.peer_matchers`.
     """
     n = (crop_size // STRIDE) ** 2
     found: dict[str, CropMatcher] = {
@@ -132,12 +130,8 @@ def methods(net: SarOpticalNet, crop_size: int) -> dict[str, CropMatcher]:
         "AKAZE": baselines.AkazeMatcher(n),
         "BRISK": baselines.BriskMatcher(n),
     }
-    return found | {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
-
-
-def all_methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
-    """`methods` and those of `learned_baselines.peer_matchers`, all of them described in `STANDS_FOR`, in its order."""
-    found = methods(net, crop_size) | dict(trained)
+    found |= {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
+    found |= trained or {}
     if missing := set(found) - set(STANDS_FOR):
         raise ValueError(f"describe {sorted(missing)} in STANDS_FOR: a row that stands for nothing is not shown")
     return {name: found[name] for name in STANDS_FOR if name in found}
@@ -149,12 +143,7 @@ def without_packages() -> list[str]:
 
 
 def compared_matches(
-    run: Run,
-    matcher: CropMatcher,
-    name: str,
-    pairs: Pairs,
-    search_radius: float | None,
-    config: EvaluationConfig,
+    run: Run, matcher: CropMatcher, name: str, pairs: Pairs, search_radius: float | None, config: EvaluationConfig
 ) -> pd.DataFrame:
     """All matches of a method under `shift` on `config.max_pairs` of the pairs; kept with the run under its name.
 
@@ -162,7 +151,6 @@ def compared_matches(
         one row a match: id, scene, dataset, x_sar, y_sar, x_optical, y_optical, confidence (as the method gives it),
         error_px, commit.
     """
-    Search(search_radius)  # raises ValueError where it is not positive
 
     def make() -> pd.DataFrame:
         parts = []
@@ -181,20 +169,16 @@ def compared_matches(
 
 def compared_records(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """The records that `sarmatch.evaluate` gives, from the `compared_matches` of one method on these pairs."""
-    by_pair = dict(list(matches.groupby("id")))
     rows = []
     for pair in spread(pairs, config.max_pairs):
-        found = _as_matches(by_pair[pair.id]) if pair.id in by_pair else Matches.empty()
+        table = matches[matches["id"] == pair.id]
+        positions = (table[["x_sar", "y_sar"]].to_numpy(), table[["x_optical", "y_optical"]].to_numpy())
+        found = Matches(*positions, table["confidence"].to_numpy())
         crops = evaluation_crops(pair, "shift", config)
-        size = (crops.sar.shape[-2], crops.sar.shape[-1])
+        height, width = crops.sar.shape[-2:]
         record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        rows.append(record | pair_record(found, crops.A_sar_to_optical, size, config.thresholds_px))
+        rows.append(record | pair_record(found, crops.A_sar_to_optical, (height, width), config.thresholds_px))
     return pd.DataFrame(rows)
-
-
-def _as_matches(table: pd.DataFrame) -> Matches:
-    xy_sar, xy_optical = (table[[f"x_{image}", f"y_{image}"]].to_numpy() for image in ("sar", "optical"))
-    return Matches(xy_sar, xy_optical, table["confidence"].to_numpy())
 
 
 def compare(
@@ -214,38 +198,18 @@ def compare(
         found = compared_matches(run, matcher, name, split.test, search_radius, measured)
         calibrator = fit_calibrator(known.rename(columns={"confidence": "probability"}), ("logit_probability",))
         found = found.rename(columns={"confidence": "probability"})
-        found["confidence"] = calibrator(found) if len(found) else np.empty(0)
+        found["confidence"] = calibrator(found)
         tables.append(found.assign(method=name))
         own = compared_records(found, split.test, measured)
         records.append(own.assign(method=name, commit=found["commit"].iloc[0] if len(found) else commit()))
     return pd.concat(records, ignore_index=True), pd.concat(tables, ignore_index=True)
 
 
-def radius_sweep(
-    run: Run,
-    matchers: Mapping[str, CropMatcher],
-    pairs: Pairs,
-    config: EvaluationConfig,
-    radii: Sequence[float | None],
-) -> pd.DataFrame:
-    """Records of each method for each search radius, px; None searches the whole image. Kept with the run."""
-    parts = []
-    for name, matcher in matchers.items():
-        for radius in radii:
-            found = compared_matches(run, matcher, name, pairs, radius, config)
-            parts.append(compared_records(found, pairs, config).assign(method=name, search_radius=radius))
-    return pd.concat(parts, ignore_index=True)
-
-
 def seconds_per_pair(
     matchers: Mapping[str, CropMatcher], crops: EvaluationCrops, search_radius: float | None, repeats: int = 3
 ) -> pd.DataFrame:
-    """Time of each method for one pair of images, all in turn in one process, with as many threads as torch has.
-
-    Returns:
-        method, seconds (median), seconds_low and seconds_high (fastest and slowest), threads.
-    """
-    runs = {name: lambda m=matcher: m.match_crops(crops, search_radius) for name, matcher in matchers.items()}
+    """`timing.summary` of each method for one pair, all in turn in one process, with torch's number of threads."""
+    runs = {name: partial(matcher.match_crops, crops, search_radius) for name, matcher in matchers.items()}
     before = cv2.getNumThreads()
     cv2.setNumThreads(torch.get_num_threads())
     try:
@@ -256,22 +220,19 @@ def seconds_per_pair(
     return pd.DataFrame(rows).assign(threads=torch.get_num_threads())
 
 
-def ranked(records: pd.DataFrame, metrics: Sequence[str], by: str = "mma_3px") -> pd.DataFrame:
-    """Mean of each metric of each method with intervals over scenes, the best first."""
-    table = summarise(records, ["method"], list(metrics))
-    return table.sort_values(by, ascending=False, kind="stable", ignore_index=True)
+def ranked(records: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean of each metric of each method with intervals over scenes, the best within 3 px first."""
+    table = summarise(records, ["method"], metrics)
+    return table.sort_values("mma_3px", ascending=False, kind="stable", ignore_index=True)
 
 
 def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "network") -> pd.DataFrame:
-    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first.
-
-    Returns:
-        against, metric, difference, low, high, n_pairs, n_scenes and `intervals.verdict`.
-    """
-    by_method, rows = dict(list(records.groupby("method", sort=False))), []
-    for name, other in by_method.items():
-        for metric in metrics if name != ours else ():
-            found = paired_difference(by_method[ours], other, metric)
+    """What our network has more than each other method on the same pairs, with intervals over scenes; worst first."""
+    network = records[records["method"] == ours]
+    rows = []
+    for name, other in records[records["method"] != ours].groupby("method", sort=False):
+        for metric in metrics:
+            found = paired_difference(network, other, metric)
             row = {"against": name, "metric": metric} | found.named("difference", "")
             row |= {"n_pairs": other["id"].nunique(), "n_scenes": found.n_clusters}
             rows.append(row | {"verdict": verdict(found.low, found.high, found.n_clusters)})
@@ -283,20 +244,16 @@ def leaders(
 ) -> pd.DataFrame:
     """The best other method by each measure beside ours; those where it is ahead first.
 
-    Args:
-        ranking, calibration, registration: as `ranked`, `calibration_by_method` and `registration_table` return.
-
-    Returns:
-        measure, ours, other, method (which other), ahead (whether the other is).
+    The tables are those of `ranked`, `calibration_by_method` and `registration_table`.
     """
-    tables = [table.set_index("method") for table in (ranking, calibration, registration)]
-    accuracy = tables[1]["accuracy"]
-    tables[1] = tables[1][accuracy >= accuracy[ours] / 2]  # a method that is nearly always wrong can have a low ECE
-    measures = [(0, "mma_1px", 1), (0, "mma_3px", 1), (1, "ece", -1), (1, "brier", -1), (1, "auroc", 1)]
-    measures += [(2, f"success_{t:g}px", 1) for t in CORNER_PX[:2]] + [(2, "median_corner_error_px", -1)]
+    reliable = calibration["accuracy"] >= calibration.set_index("method").loc[ours, "accuracy"] / 2
+    calibration = calibration[reliable]  # a method that is nearly always wrong can have a low ECE
+    measures = [(ranking, "mma_1px", 1), (ranking, "mma_3px", 1)]
+    measures += [(calibration, "ece", -1), (calibration, "brier", -1), (calibration, "auroc", 1)]
+    measures += [(registration, f"success_{t:g}px", 1) for t in CORNER_PX[:2]]
     rows = []
-    for i, name, sign in measures:
-        column = tables[i][name]
+    for table, name, sign in [*measures, (registration, "median_corner_error_px", -1)]:
+        column = table.set_index("method")[name]
         others = column[~column.index.str.startswith(ours)].dropna()
         best = (sign * others).idxmax() if len(others) else None
         row = {"measure": name, "ours": column[ours], "other": others.get(best, np.nan), "method": best}
@@ -306,27 +263,20 @@ def leaders(
 
 def beside_printed(ranking: pd.DataFrame) -> pd.DataFrame:
     """Table 1 of the paper beside the MMA of the row that stands for each method; NaN where `ranking` lacks it."""
-    ours = ranking.set_index("method")[["mma_1px", "mma_2px", "mma_3px"]]
-    rows = []
-    for name, printed in zip(TABLE_1["method"], TABLE_1["accuracy as printed"], strict=True):
-        row, remark = _BESIDE[name]
-        measured = ours.reindex([row]).iloc[0].to_dict()
-        rows.append({"method": name, "accuracy as printed": printed, "row": row} | measured | {"remark": remark})
-    return pd.DataFrame(rows)
+    beside = pd.DataFrame.from_dict(_BESIDE, orient="index", columns=["row", "remark"])
+    table = TABLE_1[["method", "accuracy as printed"]].join(beside, on="method")
+    table = table.join(ranking.set_index("method")[["mma_1px", "mma_2px", "mma_3px"]], on="row")
+    return table[[*table.columns.drop("remark"), "remark"]]
 
 
 def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each method's calibrated confidence within 3 px, with intervals over scenes.
-
-    Returns:
-        method, matches, accuracy (share within 3 px), ece, brier and auroc with `_low` and `_high`.
-    """
-    parts = []
+    """Scores of each method's calibrated confidence and its accuracy within 3 px, with intervals over scenes."""
+    parts = {}
     for name, found in matches.groupby("method", sort=False):
-        about = {"method": name, "matches": len(found), "accuracy": (found["error_px"] <= CONFIDENT_PX).mean()}
         scores = score_table(found, found[["confidence"]], scores=("ece", "brier", "auroc"), n=100)
-        parts.append(pd.DataFrame([about]).join(scores.drop(columns="confidence")))
-    return pd.concat(parts, ignore_index=True)
+        accuracy = (found["error_px"] <= CONFIDENT_PX).mean()
+        parts[name, len(found), accuracy] = scores.drop(columns="confidence")
+    return stacked(parts, ["method", "matches", "accuracy"])
 
 
 def registration_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -335,11 +285,8 @@ def registration_table(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
         method, success_<t>px, failures (pairs without any map), median_corner_error_px (inf where most fail).
     """
-    rows = []
-    for name, found in records.groupby("method", sort=False):
-        errors = found["corner_error_px"].to_numpy(float)
-        success = {f"success_{t:g}px": share for t, share in registration_success(errors, CORNER_PX).items()}
-        lost = ~np.isfinite(errors)
-        median = float(np.median(np.where(lost, np.inf, errors)))
-        rows.append({"method": name} | success | {"failures": int(lost.sum()), "median_corner_error_px": median})
-    return pd.DataFrame(rows)
+    errors = records["corner_error_px"].fillna(np.inf)
+    within = {f"success_{t:g}px": errors <= t for t in CORNER_PX}
+    rest = {"failures": np.isinf(errors), "median_corner_error_px": errors}
+    how = dict.fromkeys(within, "mean") | {"failures": "sum", "median_corner_error_px": "median"}
+    return records[["method"]].assign(**within, **rest).groupby("method", sort=False).agg(how).reset_index()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from companion.studies.ablation import minus
 from companion.studies.conditions import CONDITIONS
 from sarmatch.evaluation.intervals import (
     FEWEST_CLUSTERS,
@@ -23,25 +25,18 @@ from sarmatch.evaluation.intervals import (
     verdict,
 )
 
-DIRECTIONS = ("higher", "lower", "open")
 CLAIMED_GAIN = 0.021  # relative, in areas with significant geometric distortions (section 5.3)
 ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation prediction
 
 
 def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means of records for each level of each condition and each method.
+    """Means of records for each level of each condition and each method; no interval for few scenes.
 
     Args:
         records: of `sarmatch.evaluate`, with a column `method`.
         levels: of `conditions.classify`.
-
-    Returns:
-        `condition`, `level`, `method` and what `summarise` adds; no interval below `FEWEST_CLUSTERS` scenes.
     """
-    joined = _joined(records, levels)
-    if joined.empty:
-        return pd.DataFrame(columns=["condition", "level", "method", "n_pairs", "n_scenes", *values])
-    return _without_few(summarise(joined, ["condition", "level", "method"], values), "n_scenes")
+    return _without_few(summarise(_joined(records, levels), ["condition", "level", "method"], values), "n_scenes")
 
 
 def by_scene(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -54,7 +49,7 @@ def _joined(records: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
     """Records with their levels, a row for each condition that is known, in the order of the levels."""
     if records.duplicated(["id", "method"]).any():
         raise ValueError("records hold a pair and method more than once; choose one protocol and one search radius")
-    return levels.merge(records, on="id", how="inner")
+    return levels.merge(records, on="id")
 
 
 def _without_few(table: pd.DataFrame, count: str) -> pd.DataFrame:
@@ -74,112 +69,79 @@ def effects(records: pd.DataFrame, levels: pd.DataFrame, value: str) -> pd.DataF
         names = list(group["level"].unique())
         if len(names) < 2 or (condition not in ordered and len(names) > 2):
             continue
-        sides = [group[group["level"] == name].assign(_all=0) for name in (names[0], names[-1])]
-        n_scenes = min(side["scene"].nunique() for side in sides)
-        sums, ((first,), (last,)) = _means(sides, [value], ("_all", "scene"))
-        ends = _named("difference", crossed(sums, _minus(last, first)))
-        about = {"condition": condition, "method": method, "from": names[0], "to": names[-1]}
-        rows.append(about | ends | {"n_scenes": n_scenes})
-    columns = ["condition", "method", "from", "to", *_ends_of("difference"), "n_scenes"]
-    return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
+        ends = [names[0], names[-1]]
+        sides = group[group["level"].isin(ends)].assign(all=0)
+        sums = _sums(sides, [sides[value].where(sides["level"] == name) for name in ends], ("all", "scene"))
+        row = {"condition": condition, "method": method, "from": ends[0], "to": ends[1]}
+        row |= _named("difference", crossed(sums, lambda s: _means(s)[:, 1] - _means(s)[:, 0]))
+        rows.append(row | {"n_scenes": sides.groupby("level")["scene"].nunique().min()})
+    return _judged(rows, ["condition", "method", "from", "to"], "difference", ["n_scenes"])
 
 
-Statistic = Callable[[np.ndarray], np.ndarray]
+def _sums(table: pd.DataFrame, columns: Sequence[pd.Series], factors: tuple[str, str]) -> np.ndarray:
+    """`crossed_sums` of columns of a table, then of where they are known."""
+    numbers = pd.concat(columns, axis=1, keys=range(len(columns)))
+    both = pd.concat([numbers.fillna(0.0), numbers.notna().astype(float).add_prefix("known ")], axis=1)
+    return crossed_sums(table[list(factors)].join(both), list(both), factors)
 
 
-def _means(
-    tables: Sequence[pd.DataFrame], values: Sequence[str], factors: tuple[str, str]
-) -> tuple[np.ndarray, list[list[Statistic]]]:
-    """Sums of columns of several tables over the same levels, and for each table and column its mean from them."""
-    every = pd.concat(tables)
-    levels = [sorted(every[factor].unique()) for factor in factors]
-    parts = []
-    for table in tables:
-        known = {f"_{value}": table[value].notna().astype(float) for value in values}
-        parts.append(crossed_sums(table.assign(**known).fillna(0.0), [*values, *known], factors, levels))
-    width = len(values)
-
-    def mean(j: int, i: int) -> Statistic:
-        at = 2 * width * j + i
-        return lambda sums: sums[:, at] / sums[:, at + width]
-
-    return np.concatenate(parts, axis=2), [[mean(j, i) for i in range(width)] for j in range(len(tables))]
-
-
-def _minus(a: Statistic, b: Statistic) -> Statistic:
-    return lambda sums: a(sums) - b(sums)
-
-
-def _relative(a: Statistic, b: Statistic) -> Statistic:
-    """a / b - 1; NaN where b is zero."""
-    return lambda sums: a(sums) / np.where(b(sums) > 0, b(sums), np.nan) - 1
-
-
-def _ends_of(name: str) -> list[str]:
-    return [name, f"{name}_low", f"{name}_high"]
+def _means(sums: np.ndarray) -> np.ndarray:
+    """Mean of each column from rows of `_sums`."""
+    total, known = np.split(sums, 2, axis=1)
+    return total / known
 
 
 def _named(name: str, found: Crossed) -> dict[str, float]:
-    return dict(zip(_ends_of(name), (found.value, *found.interval()), strict=True))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), (found.value, *found.interval()), strict=True))
 
 
-def _with_verdict(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The table with its verdicts, and without intervals where there are too few scenes for one."""
-    ends = zip(table[f"{value}_low"], table[f"{value}_high"], table["n_scenes"], strict=True)
-    return _without_few(table.assign(verdict=[verdict(*row, words=DIRECTIONS) for row in ends]), "n_scenes")
+def _judged(rows: list[dict[str, Any]], about: list[str], value: str, rest: list[str]) -> pd.DataFrame:
+    """A table of these columns with verdicts on `value`, without intervals where there are too few scenes for one."""
+    low, high, words = f"{value}_low", f"{value}_high", ("higher", "lower", "open")
+    table = pd.DataFrame(rows, columns=[*about, value, low, high, *rest])
+    judged = zip(table[low], table[high], table["n_scenes"], strict=True)
+    return _without_few(table.assign(verdict=[verdict(*ends, None, words) for ends in judged]), "n_scenes")
 
 
 def within_scenes(records: pd.DataFrame, measures: pd.DataFrame, value: str) -> pd.DataFrame:
     """Rank correlation of each numeric condition with a metric over the pairs of one scene, averaged over scenes.
 
     Scenes of fewer than `FEWEST_CLUSTERS` pairs, or in which the measure or the metric does not vary, do not count.
-
-    Args:
-        measures: of `conditions.measure_conditions`.
     """
-    numeric = [c for c in CONDITIONS if c.levels]
-    joined = records.merge(measures[["id", *(c.measure for c in numeric)]], on="id")
+    numeric = {c.name: c.measure for c in CONDITIONS if c.levels}
+    joined = records.merge(measures[["id", *numeric.values()]], on="id")
     rows = []
-    for condition in numeric:
+    for condition, measure in numeric.items():
         for method, group in joined.groupby("method", sort=False):
-            known = group.dropna(subset=[condition.measure, value])
             found = [
-                {"scene": scene, "rho": float(spearmanr(own[condition.measure], own[value]).statistic), "n": len(own)}
-                for scene, own in known.groupby("scene")
-                if len(own) >= FEWEST_CLUSTERS and own[condition.measure].nunique() > 1 and own[value].nunique() > 1
+                {"scene": scene, "rho": float(spearmanr(own[measure], own[value]).statistic), "n": len(own)}
+                for scene, own in group.dropna(subset=[measure, value]).groupby("scene")
+                if len(own) >= FEWEST_CLUSTERS and (own[[measure, value]].nunique() > 1).all()
             ]
-            rho = intervals(pd.DataFrame(found, columns=["scene", "rho", "n"]), ["rho"])
-            counts = {"n_pairs": sum(own["n"] for own in found), "n_scenes": len(found)}
-            rows.append({"condition": condition.name, "method": method} | rho | counts)
-    columns = ["condition", "method", *_ends_of("rho"), "n_pairs", "n_scenes"]
-    return _with_verdict(pd.DataFrame(rows, columns=columns), "rho")
+            table = pd.DataFrame(found, columns=["scene", "rho", "n"])
+            counts = {"n_pairs": table["n"].sum(), "n_scenes": len(found)}
+            rows.append({"condition": condition, "method": method} | intervals(table, ["rho"]) | counts)
+    return _judged(rows, ["condition", "method"], "rho", ["n_pairs", "n_scenes"])
 
 
 def paired_changes(before: pd.DataFrame, after: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """After minus before over the pairs that both have, for each method and metric; no rows where `after` has none."""
     rows = []
-    for method, late in after.groupby("method", sort=False) if len(after) else ():
+    for method, late in after.groupby("method", sort=False):
         early = before[(before["method"] == method) & before["id"].isin(late["id"])]
         for value in values:
             change = paired_difference(late, early, value)
             row = {"method": method, "metric": value, "before": early[value].mean(), "after": late[value].mean()}
-            counts = {"n_pairs": change.n_pairs, "n_scenes": change.n_clusters}
-            rows.append(row | change.named("difference") | counts)
-    columns = ["method", "metric", "before", "after", *_ends_of("difference"), "n_pairs", "n_scenes"]
-    return _with_verdict(pd.DataFrame(rows, columns=columns), "difference")
+            row |= change.named("difference")
+            rows.append(row | {"n_pairs": change.n_pairs, "n_scenes": change.n_clusters})
+    return _judged(rows, ["method", "metric", "before", "after"], "difference", ["n_pairs", "n_scenes"])
 
 
 def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means for each kind, dose and method, and how they differ from dose 0 on the same pairs.
-
-    Args:
-        records: with columns `kind`, `dose` and `method`; dose 0 of each kind among them.
-    """
+    """Means for each kind, dose and method, and how they differ from dose 0 on the same pairs, which must be there."""
     rows = []
     for (kind, method), group in records.groupby(["kind", "method"], sort=False):
         none = group[group["dose"] == 0]
-        if none.empty:
-            raise ValueError(f"records of {kind!r} by {method!r} lack dose 0, with which the others are compared")
         for value in values:
             for dose, own in group.groupby("dose"):
                 level, change = cluster_bootstrap(own, value), paired_difference(own, none, value)
@@ -193,56 +155,52 @@ def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], val
     """Gain by rotation prediction in two parts, with intervals over seeds and scenes (section 5.3).
 
     Args:
-        records: of one protocol, with `row` (of `ROWS`) and `seed`; both rows have all seeds and pairs.
+        records: of one protocol, with `row` (of `ROWS`) and `seed`; ValueError where not both rows have all pairs once.
         parts: ids of the pairs of two parts by name, the distorted one first.
 
     Returns:
-        for each of `values` and part, and for the first part minus the second: `metric`, `part`, means of both `ROWS`,
-        `difference` and `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and
-        `claim`: whether the interval of `relative` holds `CLAIMED_GAIN`.
-
-    Raises:
-        ValueError: rows, seeds or pairs are missing or repeated; an empty part, or other than two parts.
+        for each of `values` and part, and for the first part minus the second: means of both `ROWS`, `difference` and
+        `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and `claim`: whether the
+        interval of `relative` holds `CLAIMED_GAIN`.
     """
-    if len(parts) != 2:
-        raise ValueError(f"parts must be two, the distorted one first, got {list(parts)}")
     wide = _paired_rows(records, values)
-    tables = {name: wide[wide["id"].isin(set(ids))] for name, ids in parts.items()}
-    for name, table in tables.items():
-        if table.empty:
-            raise ValueError(f"part {name!r} holds none of the records' pairs; leave the comparison out")
-    table = _gain_rows(tables, values)
+    inside = {name: wide["id"].isin(set(ids)) for name, ids in parts.items()}
+    if empty := [name for name, chosen in inside.items() if not chosen.any()]:
+        raise ValueError(f"part {empty[0]!r} holds none of the records' pairs; leave the comparison out")
+    rows = [row for value in values for row in _gains(wide, inside, value)]
+    about, ends = ["metric", "part", *ROWS], ["relative", "relative_low", "relative_high"]
+    counts = ["n_pairs", "n_scenes", "n_seeds", "seeds_better"]
+    table = _judged(rows, about, "difference", [*ends, *counts])
     holds = table["relative_low"].le(CLAIMED_GAIN) & table["relative_high"].ge(CLAIMED_GAIN)
-    judged = table["n_scenes"].ge(FEWEST_CLUSTERS) & table[ROWS[0]].notna() & table["relative_low"].notna()
-    table["claim"] = np.where(judged, np.where(holds, "within", "outside"), "")
-    columns = ["metric", "part", *ROWS, *_ends_of("difference"), *_ends_of("relative")]
-    columns += ["n_pairs", "n_scenes", "n_seeds", "seeds_better", "claim"]
-    return _with_verdict(table[columns], "difference")
+    judged = table[ROWS[0]].notna() & table["relative_low"].notna()
+    claim = np.where(judged, np.where(holds, "within", "outside"), "")
+    table.insert(table.columns.get_loc("verdict"), "claim", claim)
+    return table
 
 
-def _gain_rows(tables: Mapping[str, pd.DataFrame], values: Sequence[str]) -> pd.DataFrame:
-    """A row for each metric and table, and for their difference."""
-    names = [f"{row} {value}" for value in values for row in ROWS]
-    sums, means = _means(list(tables.values()), names, ("seed", "scene"))
+def _gains(wide: pd.DataFrame, inside: Mapping[str, pd.Series], value: str) -> list[dict[str, Any]]:
+    """A row for each part, and for the first minus the second."""
+    before, after = (wide[f"{row} {value}"] for row in ROWS)
+    either = np.logical_or(*inside.values())
+    columns = [numbers.where(chosen)[either] for chosen in inside.values() for numbers in (before, after)]
+    sums = _sums(wide[either], columns, ("seed", "scene"))
 
-    def gains(gain: Statistic, relative: Statistic) -> dict[str, float]:
-        return _named("difference", crossed(sums, gain)) | _named("relative", crossed(sums, relative))
+    def gain(sums: np.ndarray, part: int, relative: bool) -> np.ndarray:
+        base, own = _means(sums)[:, 2 * part : 2 * part + 2].T
+        return (own - base) / np.where(base > 0, base, np.nan) if relative else own - base
 
-    rows: list[dict[str, Any]] = []
-    for i, value in enumerate(values):
-        gain = [_minus(of[2 * i + 1], of[2 * i]) for of in means]
-        relative = [_relative(of[2 * i + 1], of[2 * i]) for of in means]
-        found: list[dict[str, Any]] = []
-        for j, (name, table) in enumerate(tables.items()):
-            base = {row: crossed(sums, means[j][2 * i + k], 1).value for k, row in enumerate(ROWS)}
-            by_seed = (table[f"{ROWS[1]} {value}"] - table[f"{ROWS[0]} {value}"]).groupby(table["seed"]).mean()
-            counts = {"n_pairs": table["id"].nunique(), "n_scenes": table["scene"].nunique(), "n_seeds": len(by_seed)}
-            counts["seeds_better"] = int((by_seed > 0).sum())
-            found.append({"metric": value, "part": name} | base | counts | gains(gain[j], relative[j]))
-        apart = gains(_minus(*gain), _minus(*relative))
-        fewer = {name: min(row[name] for row in found) for name in ("n_pairs", "n_scenes", "n_seeds")}
-        rows += [*found, {"metric": value, "part": " minus ".join(tables)} | apart | fewer]
-    return pd.DataFrame(rows)
+    rows, found = [], []
+    for i, (name, chosen) in enumerate(inside.items()):
+        found.append([crossed(sums, partial(gain, part=i, relative=relative)) for relative in (False, True)])
+        row = {"metric": value, "part": name, ROWS[0]: before[chosen].mean(), ROWS[1]: after[chosen].mean()}
+        row |= _named("difference", found[i][0]) | _named("relative", found[i][1])
+        by_seed = (after - before)[chosen].groupby(wide["seed"]).mean()
+        row |= {"n_pairs": wide["id"][chosen].nunique(), "n_scenes": wide["scene"][chosen].nunique()}
+        rows.append(row | {"n_seeds": len(by_seed), "seeds_better": int((by_seed > 0).sum())})
+    apart = {name: min(row[name] for row in rows) for name in ("n_pairs", "n_scenes", "n_seeds")}
+    apart |= {"metric": value, "part": " minus ".join(inside)}
+    apart |= _named("difference", minus(found[0][0], found[1][0])) | _named("relative", minus(found[0][1], found[1][1]))
+    return [*rows, apart]
 
 
 def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -250,13 +208,9 @@ def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     keys = ["seed", "id", "scene"]
     check_columns(records, (*keys, "row", *values))
     chosen = records[records["row"].isin(ROWS)]
-    if chosen.duplicated([*keys, "row"]).any():
-        raise ValueError("records hold a row, seed and pair more than once; choose one protocol")
-    parts = [
-        chosen[chosen["row"] == row][[*keys, *values]].rename(columns={v: f"{row} {v}" for v in values}) for row in ROWS
-    ]
-    wide = parts[0].merge(parts[1], on=keys)
-    n_pairs, n_seeds = chosen["id"].nunique(), chosen["seed"].nunique()
-    if wide.empty or not len(wide) == len(parts[0]) == len(parts[1]) == n_pairs * n_seeds:
-        raise ValueError(f"rows {ROWS} must have the same seeds and pairs; got {[len(part) for part in parts]} records")
-    return wide
+    wide = chosen.pivot(index=keys, columns="row", values=list(values))
+    wide.columns = [f"{row} {value}" for value, row in wide.columns]
+    n = chosen["id"].nunique() * chosen["seed"].nunique()
+    if not 0 < n == len(wide) == len(chosen) / 2:
+        raise ValueError(f"rows {ROWS} must have the same seeds and pairs, got {len(chosen)} records")
+    return wide.reset_index()

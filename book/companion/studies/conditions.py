@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, er
 
 WATER_SHARE = 0.1  # of pixels, from which a pair has open water
 WHITE, WHITE_SHARE = 0.8, 0.01  # value of all bands of a cloud-like pixel, and share of such pixels
-LOOKS_WINDOW_PX = 8
 LOOKS_DARKEST = 0.05  # 8 bits leave darker windows too few grey levels
 ONE_LOOK_VARIATION = 4 / np.pi - 1  # squared, of the amplitude of fully developed speckle (Goodman 1976)
 MISFIT_GRID = 3  # windows a side
@@ -80,28 +80,20 @@ DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px"
 
 
 def measure_conditions(pairs: Pairs) -> pd.DataFrame:
-    """All measures of `CONDITIONS` over the whole of each pair, one row a pair.
-
-    Returns:
-        the columns of `INDEX_COLUMNS`; "yes", "no" or "" (unknown) for `water` and `cloud`; numbers, NaN where unknown,
-        for `texture`, `misfit_px`, `misfit_windows` (reliable windows), `layover`, `haze` and `speckle`.
-    """
+    """All measures of `CONDITIONS` over the whole of each pair: "" or NaN where unknown; one row a pair."""
     rows = []
     for pair in tqdm(pairs, desc="conditions", total=len(pairs), disable=None):
-        misfit, windows = local_misfit(pair)
         measured = {
             "water": _at_least(water_share(pair), WATER_SHARE),
             "texture": texture(pair),
-            "misfit_px": misfit,
-            "misfit_windows": windows,
+            "misfit_px": local_misfit(pair),
             "layover": echo_by_shadow(pair),
             "haze": haze_index(pair.optical, pair.valid),
             "cloud": _at_least(_mean((pair.optical > WHITE).all(dim=0), pair.valid), WHITE_SHARE),
             "speckle": speckle_strength(pair),
         }
         rows.append({name: getattr(pair, name) for name in INDEX_COLUMNS} | measured)
-    names = {c.measure for c in CONDITIONS} - set(INDEX_COLUMNS)
-    return pd.DataFrame(rows, columns=[*INDEX_COLUMNS, *sorted(names), "misfit_windows"])
+    return pd.DataFrame(rows)
 
 
 def _at_least(share: float, limit: float) -> str:
@@ -115,7 +107,7 @@ def _mean(values: Tensor, where: Tensor) -> float:
 def water_share(pair: Pair) -> float:
     """Share of valid pixels with green above short-wave infrared (MNDWI > 0, Xu 2006); NaN for images without B11."""
     if len(pair.optical) == 3 and pair.dataset != "ombria":
-        return float("nan")
+        return math.nan
     places = {3: (2, 0), 13: (2, 11)}[len(pair.optical)]  # of B3 and B11
     green, swir = (pair.optical[band] for band in places)
     return _mean(green > swir, pair.valid)
@@ -127,25 +119,23 @@ def texture(pair: Pair) -> float:
     dy, dx = torch.gradient(grey)
     inner = eroded(pair.valid, 4)  # px over which smoothing and gradient extend
     if not bool(inner.any()):
-        return float("nan")
+        return math.nan
     spread = float(grey[inner].double().std(correction=0))
-    return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else float("nan")
+    return _mean(torch.hypot(dx, dy), inner) / spread if spread > 1e-6 else math.nan
 
 
-def local_misfit(pair: Pair) -> tuple[float, int]:
-    """How differently the parts of a pair are shifted: `residual_shift` of overlapping windows of half its size.
+def local_misfit(pair: Pair) -> float:
+    """How differently the parts of a pair are shifted: root mean square distance (px) of shifts from their median.
 
-    Returns:
-        root mean square distance (px) of the reliable shifts from their median, NaN where fewer than `FEWEST_WINDOWS`
-        are reliable; and how many are.
+    They are the `residual_shift` of overlapping windows of half its size; NaN where too few are reliable.
     """
     height, width = pair.size
     found = [residual_shift(part) for _, part in windows(pair, (height // 2, width // 2), MISFIT_GRID)]
     shifts = [(shift.dx, shift.dy) for shift in found if shift.reliable]
     if len(shifts) < FEWEST_WINDOWS:
-        return float("nan"), len(shifts)
+        return math.nan
     apart = np.array(shifts) - np.median(shifts, axis=0)
-    return float(np.sqrt((apart**2).sum(axis=1).mean())), len(shifts)
+    return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
 def echo_by_shadow(pair: Pair) -> float:
@@ -170,7 +160,7 @@ def speckle_strength(pair: Pair) -> float:
     usable = known & (sar[0].amin(dim=-1) > 0) & (sar[0].amax(dim=-1) < 1) & (sar_mean >= LOOKS_DARKEST)
     n_even = int(usable.sum()) // 4
     if n_even < FEWEST_WINDOWS:
-        return float("nan")
+        return math.nan
     # Evenness of the optical image: windows chosen by the SAR image itself would have little noise by chance.
     unevenness = optical.var(dim=-1).mean(dim=0)[usable]
     variation = (sar[0].var(dim=-1) / sar_mean**2)[usable]
@@ -178,9 +168,8 @@ def speckle_strength(pair: Pair) -> float:
     return float(np.median(variation[even].numpy())) / ONE_LOOK_VARIATION
 
 
-def _windows(image: Tensor) -> Tensor:
-    """Windows side by side of (C, H, W), their pixels last: (C, n, LOOKS_WINDOW_PX ** 2) float64."""
-    side = LOOKS_WINDOW_PX
+def _windows(image: Tensor, side: int = 8) -> Tensor:
+    """Windows of `side` px side by side of (C, H, W), their pixels last: (C, n, side ** 2) float64."""
     tiles = image.double().unfold(1, side, side).unfold(2, side, side)
     return tiles.reshape(len(image), -1, side * side)
 
@@ -189,36 +178,31 @@ def classify(measures: pd.DataFrame) -> pd.DataFrame:
     """Levels of all conditions that are known: `id`, `condition`, `level`; the terciles are those of `measures`."""
     parts = []
     for condition in CONDITIONS:
-        values = measures[condition.measure]
-        levels = _thirds(values, condition.levels) if condition.levels else values.fillna("").astype(str)
-        known = pd.DataFrame({"id": measures["id"], "condition": condition.name, "level": levels})[levels != ""]
-        order = {name: i for i, name in enumerate(condition.levels or sorted(known["level"].unique()))}
-        parts.append(known.sort_values("level", key=lambda column, order=order: column.map(order), kind="stable"))
+        values, cuts = measures[condition.measure], _cuts(measures, condition)
+        if condition.levels:
+            thirds = np.where(values.isna() | np.isnan(cuts[0]), -1, np.searchsorted(cuts, values))
+            level = pd.Categorical.from_codes(thirds, condition.levels)
+        else:
+            level = pd.Categorical(values.where(values != ""))  # its levels are sorted
+        known = pd.DataFrame({"id": measures["id"], "condition": condition.name, "level": level}).dropna()
+        parts.append(known.sort_values("level", kind="stable").astype({"level": str}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _cuts(values: pd.Series) -> tuple[float, float]:
-    """The terciles; NaN where there are fewer than three different values."""
-    low, high = values.quantile([1 / 3, 2 / 3]) if values.nunique() >= 3 else (float("nan"),) * 2
-    return float(low), float(high)
-
-
-def _thirds(values: pd.Series, names: tuple[str, ...]) -> pd.Series:
-    """Name of the third of each value, "" where it is NaN or nothing can be cut."""
-    low, high = _cuts(values)
-    third = (values > low).astype(int) + (values > high).astype(int)
-    return third.map(dict(enumerate(names))).where(values.notna() & ~np.isnan(low), "")
+def _cuts(measures: pd.DataFrame, condition: Condition) -> np.ndarray:
+    """The terciles of a number that takes at least three values; else NaN."""
+    values = measures[condition.measure]
+    can_be_cut = condition.levels and values.nunique() >= 3
+    return values.quantile([1 / 3, 2 / 3]).to_numpy() if can_be_cut else np.full(2, np.nan)
 
 
 def rules(measures: pd.DataFrame) -> pd.DataFrame:
     """Rule of each condition, ends of its middle third (`below`, `above`), and on how many pairs it is known."""
-    levels = classify(measures).merge(measures[["id", "scene"]], on="id")
-    rows = []
-    for condition in CONDITIONS:
-        known = levels[levels["condition"] == condition.name]
-        cuts = _cuts(measures[condition.measure]) if condition.levels else (float("nan"),) * 2
-        rows.append((condition.name, condition.rule, *cuts, len(known), known["scene"].nunique()))
-    return pd.DataFrame(rows, columns=["condition", "rule", "below", "above", "n_pairs", "n_scenes"])
+    rows = [(c.name, c.rule, *_cuts(measures, c)) for c in CONDITIONS]
+    table = pd.DataFrame(rows, columns=["condition", "rule", "below", "above"]).set_index("condition")
+    known = classify(measures).merge(measures[["id", "scene"]], on="id").groupby("condition")
+    counts = known.agg(n_pairs=("id", "size"), n_scenes=("scene", "nunique"))
+    return table.join(counts.reindex(table.index, fill_value=0)).reset_index()
 
 
 def absent(levels: pd.DataFrame) -> list[str]:
@@ -236,16 +220,10 @@ def distortion_parts(levels: pd.DataFrame, measure: str) -> dict[str, list[str]]
     return {"distorted": own["id"][high].tolist(), "rest": own["id"][~high].tolist()}
 
 
-def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int | None = None) -> Pairs:
-    """Pairs of the most distorted third and as many of the rest, both evenly spread over scenes; possibly none.
-
-    Args:
-        at_most: pairs of both parts together; None takes the whole third.
-    """
+def judged_pairs(pairs: Pairs, levels: pd.DataFrame, at_most: int) -> Pairs:
+    """At most so many pairs, half of the most distorted third, half of the rest, spread over scenes; possibly none."""
     parts: dict[str, list[str]] = next(filter(None, (distortion_parts(levels, name) for name in DISTORTION)), {})
-    ids = pairs.index["id"]
-    n = len(parts.get("distorted", []))
-    n = n if at_most is None else min(n, at_most // 2)
+    n, ids = min(len(parts.get("distorted", [])), at_most // 2), pairs.index["id"]
     chosen = [spread(pairs.subset(ids.isin(part)), n).index["id"] for part in parts.values()]
     return pairs.subset(ids.isin([name for part in chosen for name in part]))
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from sarmatch.data.pairs import Pairs
 
-SEASONS = ("spring", "summer", "fall", "winter")
-UNKNOWN = "unknown"
+ORDER = {"spring": 0, "summer": 1, "fall": 2, "winter": 3, "unknown": 5}  #: All other names are 4, by alphabet.
 PERCENTILES = (1, 25, 50, 75, 99)
 
 
-def distribution(pairs: Pairs, rows: str = "land_cover", columns: str = "season") -> pd.DataFrame:
-    """Numbers of pairs by two columns of the index, as figure 8; seasons in order, empty as "unknown"."""
-    for name in (rows, columns):
-        if name not in pairs.index:
-            raise ValueError(f"the index has no column {name!r}; it has {list(pairs.index.columns)}")
-    labels = {name: pairs.index[name].astype(str).replace("", UNKNOWN) for name in (rows, columns)}
-    counts = pd.crosstab(labels[rows], labels[columns], rownames=[rows], colnames=[columns])
-    return _in_order_of_the_year(_in_order_of_the_year(counts).T).T
-
-
-def _in_order_of_the_year(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns sorted: seasons first, then others by name, unknown last."""
-    rank = {name: i for i, name in enumerate(SEASONS)} | {UNKNOWN: len(SEASONS) + 1}
-    return table[sorted(table.columns, key=lambda name: (rank.get(name, len(SEASONS)), name))]
+def distribution(pairs: Pairs) -> pd.DataFrame:
+    """Numbers of pairs by land cover and season, as figure 8; seasons in order, empty as "unknown"."""
+    labels = pairs.index[["land_cover", "season"]].replace("", "unknown")
+    counts = pd.crosstab(labels["land_cover"], labels["season"])
+    for axis in (0, 1):
+        counts = counts.sort_index(axis=axis, key=lambda names: names.map(lambda n: ORDER.get(n, 4)), kind="stable")
+    return counts
 
 
 def band_statistics(pairs: Pairs, sample: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -35,33 +25,23 @@ def band_statistics(pairs: Pairs, sample: int = 200, seed: int = 0) -> pd.DataFr
 
     Args:
         pairs: at least one, all with the same numbers of bands.
-        sample: number of pairs to read at most.
+        sample: number of pairs to read at most; percentiles are from at most 4,096 pixels of each.
 
     Returns:
-        one row a band ("sar 0", "optical 0", ...), in the units of `Pair`, [0, 1]. Mean and standard deviation are
-        exact over the sample; percentiles from at most 4,096 pixels a pair.
+        one row a band ("sar 0", "optical 0", ...), in the units of `Pair`, [0, 1].
     """
     if not len(pairs) or sample < 1:
         raise ValueError(f"need at least one pair and sample >= 1, got {len(pairs)} pairs and sample={sample}")
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(pairs), min(sample, len(pairs)), replace=False))
-    moments, drawn = [], []
-    for i in chosen:
+    pixels, total, square, drawn = 0, 0.0, 0.0, []
+    for i in np.sort(rng.choice(len(pairs), min(sample, len(pairs)), replace=False)):
         pair = pairs[int(i)]
         bands = np.concatenate([pair.sar.numpy(), pair.optical.numpy()])[:, pair.valid.numpy()].astype(np.float64)
-        moments.append((bands.shape[1], bands.sum(axis=1), (bands**2).sum(axis=1)))
-        drawn.append(bands[:, rng.choice(bands.shape[1], min(4096, bands.shape[1]), replace=False)])
-    names = [f"sar {b}" for b in range(len(pair.sar))] + [f"optical {b}" for b in range(len(pair.optical))]
-    return _summary(names, moments, np.concatenate(drawn, axis=1))
-
-
-def _summary(
-    names: Sequence[str], moments: list[tuple[int, np.ndarray, np.ndarray]], drawn: np.ndarray
-) -> pd.DataFrame:
-    pixels = sum(count for count, _, _ in moments)
-    mean = sum(total for _, total, _ in moments) / pixels
-    square = sum(total for _, _, total in moments) / pixels
-    table = pd.DataFrame({"mean": mean, "std": np.sqrt(np.maximum(square - mean**2, 0))}, index=list(names))
-    for p, values in zip(PERCENTILES, np.percentile(drawn, PERCENTILES, axis=1), strict=True):
-        table[f"p{p}"] = values
+        n = bands.shape[1]
+        pixels, total, square = pixels + n, total + bands.sum(axis=1), square + (bands**2).sum(axis=1)
+        drawn.append(bands[:, rng.choice(n, min(4096, n), replace=False)])
+    names = [f"{image} {b}" for image in ("sar", "optical") for b in range(len(getattr(pair, image)))]
+    mean = total / pixels
+    table = pd.DataFrame({"mean": mean, "std": np.sqrt(np.maximum(square / pixels - mean**2, 0))}, index=names)
+    table[[f"p{p}" for p in PERCENTILES]] = np.percentile(np.hstack(drawn), PERCENTILES, axis=1).T
     return table.assign(pixels=pixels)

@@ -37,20 +37,14 @@ def with_dose(pair: Pair, kind: Kind, dose: float, rng: np.random.Generator) -> 
     """The pair under speckle (dose 1 / looks) on its SAR or haze (largest opacity) on its optical image."""
     if kind == "haze":
         return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
-    if dose == 0:
-        return pair
-    return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1))
+    return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1)) if dose else pair
 
 
 def dosed_pairs(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
-    """The same pairs under artificial speckle or haze, see `with_dose`; speckle comes on top of the image's own.
+    """The same pairs `with_dose`, on top of the image's own; ValueError as `check_doses`.
 
     Args:
-        dose: in [0, 1]; 0 leaves the images as they are.
         seed: with the id of a pair it determines the noise.
-
-    Raises:
-        ValueError: another kind, or a dose out of range.
     """
     check_doses(kind, [dose])
     if dose == 0:
@@ -69,13 +63,9 @@ def changed(pairs: Pairs, how: str) -> pd.Series | str:
 
 
 def haze_index(optical: Tensor, valid: Tensor | None = None) -> float:
-    """Mean of the dark channel (He et al. 2011): the least of red, green and blue within 15 px.
+    """Mean over valid pixels of the dark channel (He et al. 2011): the least of red, green and blue within 15 px.
 
-    Snow, clouds and bright ground raise it like haze: compare within one season and land cover.
-
-    Args:
-        optical: (3 or 13, H, W) in [0, 1].
-        valid: (H, W) pixels that count; NaN is returned where none does.
+    Snow, clouds and bright ground raise it like haze: compare within one season and land cover. NaN without pixels.
     """
     least = (optical if len(optical) == 3 else optical[list(RED_GREEN_BLUE)]).amin(0)
     valid = torch.ones_like(least, dtype=torch.bool) if valid is None else valid

@@ -87,7 +87,7 @@ def test_a_recipe_uses_its_scores_and_no_others():
     assert (scores["aurc_low"] <= scores["aurc_high"]).all()
 
 
-def test_a_recipe_can_take_its_doubt_from_another_column():
+def test_a_recipe_can_take_its_uncertainty_from_another_column():
     fitted_on, measured = (simulated(seed).assign(estimate=lambda t: t["mean_probability"]) for seed in (0, 1))
     recipes = {name: Recipe(logistic("epistemic"), epistemic=name) for name in ("estimate", "epistemic")}
     confidences = calibrated_confidences(fitted_on, measured, recipes)
@@ -180,7 +180,7 @@ def test_verdicts_follow_the_interval():
 
 def test_confidences_must_belong_to_the_matches():
     table = simulated(0)
-    with pytest.raises(ValueError, match="row a match"):
+    with pytest.raises(ValueError, match=r"need shape \(N,\)"):
         aurc_verdicts(table, pd.DataFrame({"a": [0.1], "b": [0.2]}), "b")
 
 

@@ -61,12 +61,6 @@ def test_matches_are_kept_and_each_setting_has_its_own(run, split, monkeypatch) 
     pd.testing.assert_frame_equal(first, again)
 
 
-@pytest.mark.parametrize("radius", [0.0, -3.0, float("inf"), float("nan")])
-def test_a_search_radius_that_makes_no_sense_is_rejected(run, split, radius: float) -> None:
-    with pytest.raises(ValueError, match="search_radius must be positive"):
-        comparison.compared_matches(run, Silent(), "nothing", split.test, radius, MEASURED)
-
-
 def test_every_method_and_every_pair_counts(compared, split) -> None:
     records, matches = compared
     assert records.groupby("method")["id"].nunique().to_dict() == {"template": 4, "SIFT": 4, "nothing": 4}
@@ -87,15 +81,9 @@ def test_confidence_is_fitted_on_validation_pairs_of_the_method_itself(run, spli
     assert not np.array_equal(whole["confidence"], changed["confidence"])
 
 
-def test_a_sweep_has_every_method_at_every_radius(run, split) -> None:
-    matchers = {"SIFT": SiftMatcher(100), "nothing": Silent()}
-    table = comparison.radius_sweep(run, matchers, split.test, MEASURED, (8.0, None))
-    assert len(table) == 2 * 2 * 4 and table["search_radius"].isna().sum() == 8
-
-
 def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> None:
     trained = dict.fromkeys([*learned_baselines.OURS, learned_baselines.PER_CELL, *learned_baselines.PEERS], Silent())
-    found = comparison.all_methods(run.net, 96, trained)
+    found = comparison.methods(run.net, 96, trained)
     missing = set(comparison.without_packages())
     assert list(found) == [name for name in comparison.STANDS_FOR if name not in missing]
     budgets = {m.max_keypoints for m in found.values() if hasattr(m, "max_keypoints")}

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.studies import condition_tables, conditions
-from sarmatch.evaluation import intervals
 from sarmatch.evaluation.intervals import FEWEST_CLUSTERS, cluster_bootstrap
 
 SCENES, EACH = 8, 9
@@ -59,13 +58,11 @@ def test_few_scenes_have_no_interval() -> None:
     assert effect.loc["water", "verdict"] == "too few scenes" and np.isnan(effect.loc["water", "difference_low"])
 
 
-def test_pairs_of_other_tables_and_repeated_records_are_told() -> None:
+def test_repeated_records_are_rejected() -> None:
     table = measures()
     twice = pd.concat([records(table, np.ones(N))] * 2)
     with pytest.raises(ValueError, match="more than once"):
         condition_tables.by_condition(twice, conditions.classify(table), ["mma_1px"])
-    none = condition_tables.by_condition(records(table, np.ones(N)), conditions.classify(table).head(0), ["mma_1px"])
-    assert none.empty and "condition" in none
 
 
 def test_scenes_have_intervals_over_their_pairs() -> None:
@@ -118,15 +115,6 @@ def test_unordered_conditions_of_three_levels_are_left_out() -> None:
     assert "season" not in set(found["condition"]) and "haze" in set(found["condition"])
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "n", "expected"),
-    [(0.1, 0.2, 9, "higher"), (-0.2, -0.1, 9, "lower"), (-0.1, 0.1, 9, "open"), (0.1, 0.2, 4, "too few scenes"),
-     (np.nan, np.nan, 9, "too few scenes")],
-)  # fmt: skip
-def test_verdicts(low: float, high: float, n: int, expected: str) -> None:
-    assert intervals.verdict(low, high, n, words=condition_tables.DIRECTIONS) == expected
-
-
 # --- paired ----------------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +142,7 @@ def test_doses_are_compared_with_none_on_the_same_pairs() -> None:
     assert found.loc[("mma_1px", 1.0), "difference"] == pytest.approx(-0.3)
     assert found.loc[("mma_3px", 0.5), "difference"] == pytest.approx(-0.1)
     assert found.loc[("mma_1px", 0.5), "mean"] == pytest.approx(base.mean() - 0.2)
-    with pytest.raises(ValueError, match="dose 0"):
+    with pytest.raises(ValueError, match="one table only"):
         condition_tables.by_dose(dosed[dosed["dose"] > 0], ["mma_1px"])
 
 
@@ -175,7 +163,7 @@ def studies(gain_distorted: float, gain_rest: float, noise: float = 0.01, seeds:
 PARTS = {"distorted": [f"p{i}" for i in range(N // 2)], "rest": [f"p{i}" for i in range(N // 2, N)]}
 
 
-def test_gain_where_geometry_is_distorted_is_told_from_gain_everywhere() -> None:
+def test_gain_where_geometry_is_distorted_is_no_gain_everywhere() -> None:
     special = condition_tables.rotation_gain(studies(0.05, 0.0), PARTS, ["mma_1px"]).set_index("part")
     assert special["verdict"].to_dict() == {"distorted": "higher", "rest": "open", "distorted minus rest": "higher"}
     assert special.loc["distorted", "relative"] == pytest.approx(0.1, abs=0.02)
@@ -225,11 +213,9 @@ def test_unequal_rows_and_empty_parts_are_rejected() -> None:
     table = studies(0.0, 0.0)
     with pytest.raises(ValueError, match="same seeds and pairs"):
         condition_tables.rotation_gain(table[(table["seed"] < 2) | (table["row"] == "rotation")], PARTS, ["mma_1px"])
-    with pytest.raises(ValueError, match="more than once"):
+    with pytest.raises(ValueError, match="duplicate entries"):
         condition_tables.rotation_gain(pd.concat([table, table]), PARTS, ["mma_1px"])
     with pytest.raises(ValueError, match="'rest' holds none"):
         condition_tables.rotation_gain(table, {**PARTS, "rest": []}, ["mma_1px"])
-    with pytest.raises(ValueError, match="two"):
-        condition_tables.rotation_gain(table, {"distorted": PARTS["distorted"]}, ["mma_1px"])
     with pytest.raises(ValueError, match="lack the columns"):
         condition_tables.rotation_gain(table.drop(columns="seed"), PARTS, ["mma_1px"])

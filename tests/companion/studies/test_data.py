@@ -17,8 +17,6 @@ def test_distribution_by_hand() -> None:
     table = distribution(Pairs(index, lambda row: pytest.fail("no image is needed")))
     assert list(table.columns) == ["spring", "winter", "unknown"] and list(table.index) == ["forest", "urban"]
     assert table.to_numpy().tolist() == [[2, 1, 0], [0, 0, 1]]
-    with pytest.raises(ValueError, match="no column 'month'"):
-        distribution(Pairs(index, lambda row: None), columns="month")
 
 
 def test_band_statistics_use_valid_pixels_only() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from patch_net import PatchNet
 
-from companion.studies.backends import PLAIN, backend_table, crops_of, in_bfloat16, measure_backends
+from companion.benchmarks.speed import PLAIN, backend_table, crops_of, in_bfloat16
+from companion.benchmarks.tables import timed_records
 from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.matching.matcher import Matcher
@@ -38,10 +39,10 @@ def test_all_take_turns_on_the_same_crops() -> None:
     matchers = {name: Spy(PatchNet(), "cpu") for name in (PLAIN, "other")}
     for name, matcher in matchers.items():
         matcher.name = name
-    records = measure_backends(matchers, pairs, config, repeats=1)
+    records = timed_records(matchers, pairs, config, repeats=1)
     assert asked == [PLAIN, "other"] * 2 * 2, "two pairs (max_pairs), a turn that does not count and one that does"
     assert len(records) == 4 and (records["seconds"] > 0).all()
-    same = records.groupby("backend")[["mma_1px", "mma_3px", "n_matches"]].mean()
+    same = records.groupby("method")[["mma_1px", "mma_3px", "n_matches"]].mean()
     assert same.loc[PLAIN].equals(same.loc["other"])
 
 
@@ -53,7 +54,7 @@ def test_table_by_hand() -> None:
         (PLAIN, "b", 4.0, 0.5, 1.0, 30, sure, np.array([True, True])),
         ("fast", "b", 1.0, 0.5, 0.5, 20, sure, right),
     ]
-    columns = ["backend", "id", "seconds", "mma_1px", "mma_3px", "n_matches", "confidence", "correct"]
+    columns = ["method", "id", "seconds", "mma_1px", "mma_3px", "n_matches", "confidence", "correct"]
     table = backend_table(pd.DataFrame(rows, columns=columns)).set_index("backend")
     assert table.index.tolist() == [PLAIN, "fast"]
     assert table.loc["fast", "speed_up"] == 3.0 and table.loc[PLAIN, "speed_up"] == 1.0
