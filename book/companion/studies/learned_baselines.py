@@ -6,9 +6,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from accelerate.utils import set_seed
@@ -27,12 +26,11 @@ from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
-from sarmatch.data.crops import EvaluationCrops, Sample, TrainingCrops
+from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import CropMatcher, validation_scores
 from sarmatch.io import provenance
 from sarmatch.matching.matcher import Matcher
-from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
 from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load, train_run
@@ -50,30 +48,14 @@ PEERS: Mapping[str, type[PeerNet]] = {
 """Networks that are trained here, by the names of their rows."""
 OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
 """Rows of our own network at the same budget: whether it has oriented gradients."""
-PER_CELL = "network, short, cell by cell"
-"""The last of these without local aggregation, beside others that judge each cell by itself."""
+PER_CELL = "network, short, cell by cell"  #: The last of these without local aggregation.
 
 
 @dataclass(frozen=True)
-class PeerRun:
-    """A finished training of a peer, with the attributes of `sarmatch.training.runs.Run`."""
+class PeerRun(Run):
+    """A finished training of a peer."""
 
-    path: Path
-    net: PeerNet
-    loaded: bool
-    history: pd.DataFrame
-    provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A matcher under the name of its training, which tells stored matches apart."""
-
-    matcher: Matcher = field(repr=False)
-    training: str
-
-    def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
-        return self.matcher.match_crops(crops, search_radius)
+    net: PeerNet  # type: ignore[assignment]
 
 
 def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookConfig:
@@ -122,7 +104,7 @@ def train_or_load_peer(
         fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
 
     stored = stored_training(folder, lambda: train_run(own, folder, provenance(own, fingerprint), steps))
-    return PeerRun(folder, load_peer(name, folder / "model.safetensors"), *stored)
+    return PeerRun(folder, own, load_peer(name, folder / "model.safetensors"), *stored)
 
 
 def load_peer(name: str, path: Path) -> PeerNet:
@@ -140,35 +122,28 @@ def load_peer(name: str, path: Path) -> PeerNet:
 
 def trained_peers(
     config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> dict[str, Run | PeerRun]:
+) -> dict[str, Run]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
-    runs: dict[str, Run | PeerRun] = {}
+    runs: dict[str, Run] = {}
     for name, gradients in OURS.items():
         own = peer_config(config, gradients)
         runs[name] = train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
-    for name in PEERS:
-        runs[name] = train_or_load_peer(config, name, split, runs_dir, show_progress)
-    return runs
+    return runs | {name: train_or_load_peer(config, name, split, runs_dir, show_progress) for name in PEERS}
 
 
-def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
+def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
     """What matches with the weights of each training; our last network is `PER_CELL` too."""
     matchers: dict[str, CropMatcher] = {}
     for name, run in runs.items():
         if isinstance(run, PeerRun):
             matchers[name] = LearnedMatcher(run.net, run.path.name)
         else:
-            matchers[name] = Named(Matcher(run.net), run.path.name)
-            matchers[PER_CELL] = Named(Matcher(run.net, use_consensus=False), run.path.name)
+            matchers |= {name: Matcher(run.net), PER_CELL: Matcher(run.net, use_consensus=False)}
     return matchers
 
 
-def training_table(runs: Mapping[str, Run | PeerRun], config: BookConfig) -> pd.DataFrame:
-    """What each training at equal budget cost.
-
-    Returns:
-        method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run.
-    """
+def training_table(runs: Mapping[str, Run], config: BookConfig) -> pd.DataFrame:
+    """What each training cost: method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run."""
     rows = []
     for name, run in runs.items():
         about, steps = run.provenance, int(run.provenance["steps"])

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import ArrayLike
 from rasterio import Affine
 from rasterio.io import DatasetReader, MemoryFile
 from torch import Tensor
@@ -24,6 +25,7 @@ from companion.cache import cached_table, confidence_or_load
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies.groundtruth import CheckPoints, check_points
+from sarmatch.config import CONFIDENT_PX
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
@@ -32,7 +34,7 @@ from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, MatchSettings, matched_pair
-from sarmatch.scenes.transforms import CE90, MODELS, Model, SceneTransform, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, Agreement, Model, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
 OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
@@ -40,14 +42,14 @@ _ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90",
 
 
 @contextmanager
-def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -> Iterator[DatasetReader]:
+def as_raster(image: Tensor, shift: ArrayLike = (0.0, 0.0)) -> Iterator[DatasetReader]:
     """An image (C, H, W) in [0, 1] as an 8-bit raster of 10 m px, whose georeference puts it `shift` px too far."""
     values = (image.numpy() * 255).round().astype(np.uint8)
-    transform = Affine(10.0, 0, 500_000.0 + 10.0 * shift[0], 0, -10.0, 5_000_000.0 - 10.0 * shift[1])
+    x, y = np.array([500_000.0, 5_000_000.0]) + np.asarray(shift) * [10.0, -10.0]
     count, height, width = values.shape
     shape: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": "uint8"}
     with MemoryFile() as memory:
-        with memory.open(driver="GTiff", crs="EPSG:32631", transform=transform, **shape) as file:
+        with memory.open(driver="GTiff", crs="EPSG:32631", transform=Affine(10.0, 0, x, 0, -10.0, y), **shape) as file:
             file.write(values)
         with memory.open() as file:
             yield file
@@ -64,9 +66,8 @@ def example_files(config: BookConfig) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _matched(
-    sar: Tensor, optical: Tensor, shift: Sequence[float] | np.ndarray, matcher: Matcher
-) -> Iterator[MatchedPair]:
+def displaced(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) -> Iterator[MatchedPair]:
+    """Two images matched with the default settings although the optical one's georeference is `shift` px off."""
     settings = MatchSettings(matcher, progress=False)
     with (
         as_raster(sar) as first,
@@ -74,11 +75,6 @@ def _matched(
         matched_pair(first, second, settings, None, spread=True) as matched,
     ):
         yield matched
-
-
-def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> AbstractContextManager[MatchedPair]:
-    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
-    return _matched(pair.sar, pair.optical, shift, matcher)
 
 
 def registration_trials(
@@ -101,12 +97,10 @@ def registration_trials(
     """
     rng = np.random.default_rng(seed)
     rows = []
-    jobs = [(pair, rng.uniform(-max_shift_px, max_shift_px, 2)) for pair in pairs for _ in range(n_shifts)]
-    checks: dict[str, CheckPoints] = {}
-    for pair, shift in tqdm(jobs, desc="registrations", disable=None):
-        if pair.id not in checks:
-            checks[pair.id] = check_points(pair)
-        rows.extend(_trial(matcher, pair, shift, checks[pair.id], models))
+    for pair in tqdm(pairs, "registrations", len(pairs), disable=None):
+        checks = check_points(pair)
+        for shift in rng.uniform(-max_shift_px, max_shift_px, (n_shifts, 2)):
+            rows += _trial(matcher, pair, shift, checks, models)
     return pd.DataFrame(rows)
 
 
@@ -118,7 +112,7 @@ def own_displacements(trials: pd.DataFrame) -> pd.DataFrame:
 def _own(pair: Pair, checks: CheckPoints) -> dict[str, float]:
     lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
     nearest = lengths[checks.nearest(_corners(pair))]
-    ends = (float(np.median(lengths)), float(nearest.max())) if len(lengths) else (np.nan, np.nan)
+    ends = (np.median(lengths), nearest.max()) if len(lengths) else (np.nan, np.nan)
     return dict(zip(OWN, (checks.n_blocks, len(lengths), *ends), strict=True))
 
 
@@ -132,11 +126,10 @@ def _trial(
     matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
     start = time.perf_counter()
-    about = {"id": pair.id, "dx": shift[0], "dy": shift[1]}
-    with displaced(pair, shift, matcher) as matched:
+    with displaced(pair.sar, pair.optical, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
-    about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
-    about |= {"n_thinned": agreed.n_thinned, **_own(pair, checks), "seconds": time.perf_counter() - start}
+    about = {"id": pair.id, "dx": shift[0], "dy": shift[1], **_evidence(agreed), **_own(pair, checks)}
+    about["seconds"] = time.perf_counter() - start
     rows = []
     for model in models:
         row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
@@ -148,6 +141,10 @@ def _trial(
                 row["refused"] = str(refusal)
         rows.append(row)
     return rows
+
+
+def _evidence(agreed: Agreement) -> dict[str, Any]:
+    return {"refused": agreed.reason} | {name: getattr(agreed, name) for name in ("share", "required", "n_thinned")}
 
 
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
@@ -183,66 +180,50 @@ def unrelated_trials(
         shift = rng.uniform(-max_shift_px, max_shift_px, 2)
         first, second = pairs[i], pairs[j]
         part = np.s_[:, :side, :side]
-        row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0, "n_thinned": 0}
         try:
-            with _matched(first.sar[part], second.optical[part], shift, matcher) as matched:
-                agreed = matched.agreement
-                row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
-                row["n_thinned"] = agreed.n_thinned
+            with displaced(first.sar[part], second.optical[part], shift, matcher) as matched:
+                found = _evidence(matched.agreement)
         except SceneRefusal as refused:
-            row["refused"] = str(refused)
-        rows.append(row)
+            found = {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": str(refused)}
+        rows.append({"sar": first.id, "optical": second.id} | found)
     return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
 
 
-def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
+def success_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
 
-    A success is a corner error of at most the threshold, from the shift applied (success) or at the check points
+    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied (success) or at the check points
     nearest to the corners (success_checks).
     """
-    rows = []
-    for model, group in trials.groupby("model", sort=False):
-        rows.append(
-            {
-                "model": model,
-                "registrations": len(group),
-                "refused": float((group["refused"] != "").mean()),
-                "success": float((group["corner_error_px"] <= threshold_px).mean()),
-                "success_checks": float((group["check_corner_px"] <= threshold_px).mean()),
-                "median_corner_px": float(group["corner_error_px"].median()),
-                "median_check_rmse_px": float(group["check_rmse_px"].median()),
-                "within_ce90": float(group["within_ce90"].mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+    near = {"success": trials["corner_error_px"], "success_checks": trials["check_corner_px"]}
+    judged = trials.assign(refused=trials["refused"] != "", **{name: e <= CONFIDENT_PX for name, e in near.items()})
+    return judged.groupby("model", sort=False, as_index=False).agg(
+        registrations=("refused", "size"),
+        refused=("refused", "mean"),
+        success=("success", "mean"),
+        success_checks=("success_checks", "mean"),
+        median_corner_px=("corner_error_px", "median"),
+        median_check_rmse_px=("check_rmse_px", "median"),
+        within_ce90=("within_ce90", "mean"),
+    )
 
 
 def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Per kind of unrelated pairings: how many, how many accepted, and how close shares came to what is required."""
-    rows = []
-    for kind, table in pairings.items():
-        accepted = int((table["refused"] == "").sum())
-        row: dict[str, Any] = {"kind": kind, "pairings": len(table), "false_successes": accepted}
-        row |= {"largest_share": table["share"].max(), "least_margin": (table["required"] - table["share"]).min()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.concat(pairings, names=["kind"])
+    table = table.assign(accepted=table["refused"] == "", margin=table["required"] - table["share"])
+    return table.groupby("kind", sort=False, as_index=False).agg(
+        pairings=("accepted", "size"),
+        false_successes=("accepted", "sum"),
+        largest_share=("share", "max"),
+        least_margin=("margin", "min"),
+    )
 
 
-def refusal(
-    pair: Pair,
-    matcher: Matcher,
-    sar: np.ndarray | None = None,
-    optical: np.ndarray | None = None,
-    shift: Sequence[float] = (0.0, 0.0),
-) -> str:
-    """Why a pair is refused when one of its images is replaced by an array (C, H, W), or its georeference shifted."""
-
-    def image(own: Tensor, other: np.ndarray | None) -> Tensor:
-        return own if other is None else torch.from_numpy(np.ascontiguousarray(other, np.float32))
-
+def refusal(sar: Tensor, optical: Tensor, matcher: Matcher, shift: ArrayLike = (0.0, 0.0)) -> str:
+    """Why two images are refused when the georeference of the optical one is `shift` px off, or `accepted`."""
     try:
-        with _matched(image(pair.sar, sar), image(pair.optical, optical), shift, matcher) as matched:
+        with displaced(sar, optical, shift, matcher) as matched:
             return matched.agreement.reason or "accepted"
     except SceneRefusal as refused:
         return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
@@ -279,24 +260,24 @@ def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
 
 def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs."""
-    scenes = scenes_of(config)
-    generated = scenes.index["dataset"].iloc[0] == "synthetic"
-    test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
-    studies = config.studies
-    n_shifts, n_crops, n_scenes = studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes
-    chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
-    chosen = chosen[:n_shifts] if generated else chosen
-    seed = config.seed
+    scenes, studies, seed = scenes_of(config), config.studies, config.seed
+    test, chosen = scenes, list(scenes)
+    if scenes.index["dataset"].iloc[0] == "synthetic":
+        chosen = chosen[::4][: studies.scene_shifts]  # four generated pairs show one scene
+    else:
+        test = split_pairs(open_pairs(config.data, seed), config.data).test
 
     def kept(name: str, make: Callable[[], pd.DataFrame], pairs: Pairs, n: int, *columns: str) -> pd.DataFrame:
         on = {"matcher": matcher, "pairs": pairs, "n": n, "seed": seed, "columns": columns}
         return cached_table(runs_dir / "scenes", name, on, lambda: make().assign(commit=commit()))
 
-    def registrations() -> pd.DataFrame:
-        return registration_trials(matcher, chosen, n_shifts, seed=seed)
+    def unrelated(name: str, pairs: Pairs, n: int, side: int | None) -> pd.DataFrame:
+        return kept(name, lambda: unrelated_trials(matcher, pairs, n, side, seed), pairs, n)
 
+    n = studies.scene_shifts
+    registrations = partial(registration_trials, matcher, chosen, n, seed=seed)
     return Study(
-        kept("registrations", registrations, scenes, n_shifts, *OWN, *_ERRORS),
-        kept("crops", lambda: unrelated_trials(matcher, test, n_crops, 256, seed), test, n_crops),
-        kept("unrelated", lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed), scenes, n_scenes),
+        kept("registrations", registrations, scenes, n, *OWN, *_ERRORS),
+        unrelated("crops", test, studies.unrelated_crops, 256),
+        unrelated("unrelated", scenes, studies.unrelated_scenes, None),
     )

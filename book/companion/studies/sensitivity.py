@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -41,12 +41,10 @@ from sarmatch.matching.tiling import MULTIPLE
 from sarmatch.model import PairInput, SarOpticalNet, encode_pair
 from sarmatch.training.runs import Run
 
-SOURCES: Mapping[str, str] = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
+SOURCES = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
 """Where the images of a dataset come from; one that is not named stands for itself."""
 SPLITS: tuple[Literal["scene", "patch"], ...] = ("scene", "patch")
-Position = Literal["whole cells", "3x3 expectation", "fine level"]
-POSITIONS: tuple[Position, ...] = get_args(Position)
-"""Where within its cell a match is placed, the coarsest first."""
+POSITIONS = ("whole cells", "3x3 expectation", "fine level")  #: Of a match within its cell, the coarsest first.
 TRUTHS = {"raw": 0.0, "refined": 1.0, "opposite": -1.0}
 """Truths, and how often each has the estimated residual shift added to the published one."""
 
@@ -56,10 +54,14 @@ def with_source(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(source=table["dataset"].map(lambda name: SOURCES.get(name, name)))
 
 
+def stacked(columns: Sequence[str], parts: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other, with their names, or parts of them, in the first columns."""
+    return pd.concat(parts, names=columns).reset_index(columns).reset_index(drop=True)
+
+
 def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """A table made of the scores of each source, one below the other, with its name in the first column."""
-    parts = {name: make(part) for name, part in with_source(scores).groupby("source")}
-    return pd.concat(parts, names=["source"]).reset_index("source").reset_index(drop=True)
+    """A table made of the scores of each source, stacked."""
+    return stacked(["source"], {name: make(part) for name, part in with_source(scores).groupby("source")})
 
 
 def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
@@ -85,23 +87,21 @@ def other_datasets(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
 def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Where the numbers of a study come from: row, seed, run, commit, date, hardware, steps, training_seconds."""
     rows = []
-    for variant in variants:
-        for seed in config.studies.seeds:
-            run = study_run(config, variant, seed, split, runs_dir)
-            about = {name: run.provenance[name] for name in ("commit", "date", "hardware", "steps", "training_seconds")}
-            rows.append({"row": variant.name, "seed": seed, "run": run.path.name} | about)
+    for variant, seed in product(variants, config.studies.seeds):
+        run = study_run(config, variant, seed, split, runs_dir)
+        about = {name: run.provenance[name] for name in ("commit", "date", "hardware", "steps", "training_seconds")}
+        rows.append({"row": variant.name, "seed": seed, "run": run.path.name} | about)
     return pd.DataFrame(rows)
 
 
 def with_shares(table: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """A table over the rows of `DATA_EFFICIENCY` with the columns start, share and labelled_pairs in front."""
-    known = {variant.name: variant for variant in DATA_EFFICIENCY}
-    variants = [known[name] for name in table["row"]]
-    table = table.copy()
-    table.insert(1, "labelled_pairs", [len(labelled(split, variant, 0).train) for variant in variants])
-    table.insert(1, "share", [variant.share for variant in variants])
-    table.insert(1, "start", ["pretrained" if variant.pretraining else "from scratch" for variant in variants])
-    return table
+    """A table over the rows of `DATA_EFFICIENCY` with the columns start, share and labelled_pairs behind `row`."""
+    rows = [
+        (v.name, "pretrained" if v.pretraining else "from scratch", v.share, len(labelled(split, v, 0).train))
+        for v in DATA_EFFICIENCY
+    ]
+    known = pd.DataFrame(rows, columns=["row", "start", "share", "labelled_pairs"])
+    return table[["row"]].merge(known).merge(table)
 
 
 def shared_test_pairs(config: BookConfig, pairs: Pairs) -> Pairs:
@@ -133,11 +133,11 @@ def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for value in values:
-        both = scores.set_index(["row", "seed", "id", "scene"])[value].unstack("row")
+        both = scores.pivot(index=["seed", "id", "scene"], columns="row", values=value)
+        means = {f"by_{by}": float(both[f"split by {by}"].mean()) for by in SPLITS}
         both["difference"] = both["split by patch"] - both["split by scene"]
         table = both.reset_index()
         found = crossed_bootstrap(table, "difference")
-        means = {f"by_{by}": float(both[f"split by {by}"].mean()) for by in SPLITS}
         counts = {"n_pairs": table["id"].nunique(), "n_scenes": found.n_clusters}
         rows.append({"value": value} | means | _difference(found) | counts)
     return pd.DataFrame(rows)
@@ -167,27 +167,18 @@ def neighbourhood_records(
     run: Run, pairs: Pairs, config: EvaluationConfig, protocols: Sequence[Protocol] = ("shift", "affine")
 ) -> pd.DataFrame:
     """Records with each of the `neighbourhood_sets`, in the column `neighbourhoods`, at the headline radius."""
-    sets = neighbourhood_sets(run.net.config.consensus_cells).items()
-    matchers = {name: Matcher(with_neighbourhoods(run.net, sides)) for name, sides in sets}
-    return _records(run, "neighbourhoods", matchers, pairs, config, protocols)
+    parts = []
+    for name, sides in neighbourhood_sets(run.net.config.consensus_cells).items():
+        matcher = Matcher(with_neighbourhoods(run.net, sides))
+        found = [_records(run, matcher, f"neighbourhoods {name}", pairs, config, protocol) for protocol in protocols]
+        parts.append(pd.concat(found).assign(neighbourhoods=name))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _records(
-    run: Run,
-    column: str,
-    matchers: Mapping[str, CropMatcher],
-    pairs: Pairs,
-    config: EvaluationConfig,
-    protocols: Sequence[Protocol] = ("shift",),
+    run: Run, matcher: CropMatcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol = "shift"
 ) -> pd.DataFrame:
-    """Records of each matcher at the headline radius, with its name in a column."""
-    parts = []
-    for name, matcher in matchers.items():
-        for protocol in protocols:
-            method, radius = f"{column} {name}", config.headline_radius
-            found = records_or_load(run, matcher, method, pairs, protocol, radius, config)
-            parts.append(found.assign(**{column: name}))
-    return pd.concat(parts, ignore_index=True)
+    return records_or_load(run, matcher, name, pairs, protocol, config.headline_radius, config)
 
 
 class PositionMatcher(Matcher):
@@ -197,15 +188,15 @@ class PositionMatcher(Matcher):
         position: one of `POSITIONS`; `fine level` is what the matcher does by default.
     """
 
-    def __init__(self, net: SarOpticalNet, position: Position) -> None:
+    def __init__(self, net: SarOpticalNet, position: str) -> None:
         if position not in POSITIONS:
             raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
         super().__init__(net)
         self.position = position
 
+    @torch.no_grad()
     def match_tile(self, images: PairInput, search_radius: float, seed: int | Sequence[int] = 0) -> RawMatches:
-        with torch.no_grad():
-            encoded = encode_pair(self.net, images)
+        encoded = encode_pair(self.net, images)
         first, second = (image.descriptors for image in encoded)
         masks = encoded[0].valid, encoded[1].valid
         prediction = predict(self.net, first, second, search_radius, *masks)
@@ -215,8 +206,11 @@ class PositionMatcher(Matcher):
 
 def position_records(run: Run, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """Records under `shift` for each of `POSITIONS`, in the column `position`."""
-    matchers: dict[str, CropMatcher] = {position: PositionMatcher(run.net, position) for position in POSITIONS}
-    return _records(run, "position", matchers, pairs, config)
+    parts = [
+        _records(run, PositionMatcher(run.net, name), f"position {name}", pairs, config).assign(position=name)
+        for name in POSITIONS
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
@@ -228,21 +222,21 @@ def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
 
 def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """Records under `shift` for each of `crop_sides`, the same true shifts for all; the columns say crop and method."""
-    parts = []
-    for side in crop_sides(config):
-        own, radius = dataclasses.replace(config, crop_size=side), config.headline_radius
-        parts += [records_or_load(run, m, name, pairs, "shift", radius, own) for name, m in matchers.items()]
+    parts = [
+        _records(run, matcher, name, pairs, dataclasses.replace(config, crop_size=side))
+        for side in crop_sides(config)
+        for name, matcher in matchers.items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
 def seed_records(config: BookConfig, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     """Records under `shift`, test part, of the profile's network from several seeds, with the columns seed and run."""
-    parts = []
-    for seed in seeds:
-        run = shipped_or_trained(config.replace(seed=seed), runs_dir, split)
-        radius = config.evaluation.headline_radius
-        found = records_or_load(run, Matcher(run.net), "one pass", split.test, "shift", radius, config.evaluation)
-        parts.append(found.assign(seed=seed, run=run.path.name))
+    runs = {seed: shipped_or_trained(config.replace(seed=seed), runs_dir, split) for seed in seeds}
+    parts = [
+        _records(run, Matcher(run.net), "one pass", split.test, config.evaluation).assign(seed=seed, run=run.path.name)
+        for seed, run in runs.items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -258,25 +252,23 @@ def refined_records(
     known = pairs.subset(pairs.index["id"].isin(reliable.index).to_numpy())
     if not len(known):
         raise ValueError(f"none of the {len(pairs)} pairs has a reliable residual shift; take more or larger pairs")
-    make = partial(_against_truths, matcher, known, reliable, config)
+
+    def measured() -> pd.DataFrame:
+        rows = []
+        for pair in tqdm(known, "truths", len(known), disable=None):
+            crops = evaluation_crops(pair, "shift", config)
+            matches = matcher.match_crops(crops, config.headline_radius)
+            shift = reliable.loc[pair.id, ["dx", "dy"]].to_numpy(float)
+            for truth, times in TRUTHS.items():
+                # What stands at p in the SAR image stands at p + shift in the optical one before the known shift.
+                errors = match_errors(matches, crops.A_sar_to_optical @ translation(*(times * shift)))
+                row = {column: getattr(pair, column) for column in INDEX_COLUMNS} | {"truth": truth}
+                row |= {f"mma_{t:g}px": mma(errors, t) for t in config.thresholds_px}
+                rows.append(row | {"n_matches": len(matches)})
+        return pd.DataFrame(rows).assign(commit=commit())
+
     on = {"matcher": matcher, "pairs": known, "shifts": reliable.reset_index(), "config": config}
-    found = cached_table(run.path, f"truths-{name}", on, make)
-    return found.assign(method=name)
-
-
-def _against_truths(matcher: CropMatcher, pairs: Pairs, shifts: pd.DataFrame, config: EvaluationConfig) -> pd.DataFrame:
-    rows = []
-    for pair in tqdm(pairs, "truths", len(pairs), disable=None):
-        crops = evaluation_crops(pair, "shift", config)
-        matches = matcher.match_crops(crops, config.headline_radius)
-        dx, dy = (float(shifts.loc[pair.id, axis]) for axis in ("dx", "dy"))
-        for truth, times in TRUTHS.items():
-            # What stands at p in the SAR image stands at p + (dx, dy) in the optical one before the known shift.
-            errors = match_errors(matches, crops.A_sar_to_optical @ translation(times * dx, times * dy))
-            row = {column: getattr(pair, column) for column in INDEX_COLUMNS} | {"truth": truth}
-            row |= {f"mma_{t:g}px": mma(errors, t) for t in config.thresholds_px}
-            rows.append(row | {"n_matches": len(matches), "commit": commit()})
-    return pd.DataFrame(rows)
+    return cached_table(run.path, f"truths-{name}", on, measured).assign(method=name)
 
 
 def differences(
@@ -292,14 +284,12 @@ def differences(
     """
     rows = []
     for names, group in records.groupby(list(by), sort=False) if by else [((), records)]:
-        base = group[group[label] == against]
-        if base.empty:
-            raise ValueError(f"no {label} {against!r} among {sorted(group[label].unique())}")
-        for name, own in group[group[label] != against].groupby(label, sort=False):
-            for value in values:
-                found = paired_difference(own, base, value)
-                about = dict(zip(by, names, strict=True)) | {label: name, "against": against, "value": value}
-                rows.append(about | _difference(found))
+        parts = dict(iter(group.groupby(label, sort=False)))
+        if against not in parts:
+            raise ValueError(f"no {label} {against!r} among {sorted(parts)}")
+        for name, value in product((name for name in parts if name != against), values):
+            about = dict(zip(by, names, strict=True)) | {label: name, "against": against, "value": value}
+            rows.append(about | _difference(paired_difference(parts[name], parts[against], value)))
     return pd.DataFrame(rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from companion.studies.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_index, with_dose
+from companion.studies.groundtruth import cut
+from companion.studies.sensitivity import stacked
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
 from sarmatch.evaluation.intervals import check_columns, cluster_bootstrap
@@ -22,34 +24,29 @@ from sarmatch.model.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
 """SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
-MEASURED = (*SOURCES, "sar", "optical", "total")
+MEASURED = [*SOURCES, "sar", "optical", "total"]
 """The six sources, U_sar, U_opt and the mean of the last two."""
 RESOLUTION = 1e-6
 """Uncertainties closer than this are equal: single precision and the batch they ran in differ by as much."""
-
-
-class Ladder(NamedTuple):
-    """Rising values of one field of `Nuisance`; the dose is the value, but 1 / looks for `looks`."""
-
-    field: str
-    values: tuple[float, ...]
-
-    @property
-    def doses(self) -> tuple[float, ...]:
-        return tuple(1 / value if self.field == "looks" else value for value in self.values)
-
-
-Doses = Mapping[str, Ladder]
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
 """What all nuisances but one are held at; every ladder of `DOSES` starts from it."""
-DOSES: Doses = {
-    "speckle": Ladder("looks", (16.0, 8.0, 4.0, 2.0, 1.0)),
-    "layover": Ladder("layover_px", (0.0, 2.0, 4.0, 6.0, 8.0)),
-    "relief": Ladder("relief", (0.0, 0.25, 0.5, 0.75, 1.0)),
-    "haze": Ladder("haze", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "cloud": Ladder("cloud", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "illumination": Ladder("illumination", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "snow": Ladder("snow", (0.0, 0.25, 0.5, 0.75, 1.0)),
+Ladder = Mapping[float, Nuisance]
+"""What to render at each dose, rising."""
+
+
+def ladder(field: str, *values: float) -> Ladder:
+    """The calm scene with values of one field of `Nuisance`, rising in dose: the value, but 1 / looks for `looks`."""
+    return {1 / v if field == "looks" else v: dataclasses.replace(CALM, **{field: v}) for v in values}
+
+
+DOSES: Mapping[str, Ladder] = {
+    "speckle": ladder("looks", 16.0, 8.0, 4.0, 2.0, 1.0),
+    "layover": ladder("layover_px", 0.0, 2.0, 4.0, 6.0, 8.0),
+    "relief": ladder("relief", 0.0, 0.25, 0.5, 0.75, 1.0),
+    "haze": ladder("haze", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "cloud": ladder("cloud", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "illumination": ladder("illumination", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "snow": ladder("snow", 0.0, 0.25, 0.5, 0.75, 1.0),
 }
 WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
     "speckle": (dataclasses.replace(CALM, looks=1.0), lambda made: np.ones_like(made.speckle)),
@@ -64,13 +61,15 @@ WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
 """Of each nuisance that covers part of an image: the calm scene with it, and the map (H, W) of where it is."""
 
 
-def dose_response(measure: Measure, n_scenes: int, size: int, seed: int, doses: Doses = DOSES) -> pd.DataFrame:
+def dose_response(
+    measure: Measure, n_scenes: int, size: int, seed: int, doses: Mapping[str, Ladder] = DOSES
+) -> pd.DataFrame:
     """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
 
     Args:
         n_scenes: at least 1; `seed` determines them.
         size: side in px, at least 32 and a multiple of 4.
-        doses: name of a nuisance to its ladder.
+        doses: at least one ladder by the name of its nuisance.
 
     Returns:
         one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells, and `weight` of the
@@ -79,24 +78,15 @@ def dose_response(measure: Measure, n_scenes: int, size: int, seed: int, doses: 
     Raises:
         ValueError: arguments out of range, or maps that are not finite or of another size.
     """
-    if n_scenes < 1 or not doses:
-        raise ValueError(f"expected n_scenes of at least 1 and a ladder in doses, got {n_scenes} and {len(doses)}")
     _check_size(size, "size")
-    steps = [
-        (name, dose, dataclasses.replace(CALM, **{ladder.field: value}))
-        for name, ladder in doses.items()
-        for value, dose in zip(ladder.values, ladder.doses, strict=True)
-    ]
-    distinct = list(dict.fromkeys(nuisance for *_, nuisance in steps))  # all ladders start at the same image
-    rows = []
+    steps = {(name, dose): nuisance for name, rising in doses.items() for dose, nuisance in rising.items()}
+    distinct = list(dict.fromkeys(steps.values()))  # all ladders start at the same image
+    found: dict[tuple[str, float, int], pd.DataFrame] = {}
     for scene in range(n_scenes):
         scene_seed = int(np.random.SeedSequence([seed, scene]).generate_state(1)[0])
-        maps, weights = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
-        means = maps.mean(axis=(2, 3))
-        for name, dose, nuisance in steps:
-            i = distinct.index(nuisance)
-            rows.append(_rows({"nuisance": name, "dose": dose, "scene": scene}, means[i], weights[i]))
-    return pd.concat(rows, ignore_index=True)
+        tables = _responses(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
+        found |= {(*step, scene): tables[distinct.index(nuisance)] for step, nuisance in steps.items()}
+    return stacked(["nuisance", "dose", "scene"], found)
 
 
 def augmented_dose_response(
@@ -121,15 +111,12 @@ def augmented_dose_response(
         the pair and a column `cluster`, the scene of the pair (its id where unknown).
     """
     check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
-    rows = []
+    found = {}
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
         changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
-        maps, weights = _measured(measure, changed)
-        means = _means(maps, full)
-        for dose, values, weight in zip(doses, means, weights, strict=True):
-            labels = {"nuisance": kind, "dose": dose, "scene": pair.id, "cluster": pair.scene or pair.id}
-            rows.append(_rows(labels, values, weight))
-    return pd.concat(rows, ignore_index=True)
+        for dose, table in zip(doses, _responses(measure, changed, full), strict=True):
+            found[kind, dose, pair.id, pair.scene or pair.id] = table
+    return stacked(["nuisance", "dose", "scene", "cluster"], found)
 
 
 def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame:
@@ -189,13 +176,11 @@ def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.D
     names = (*SAR_SOURCES, "sar")
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        maps, _ = _measured(measure, [pair])
-        values = maps[0, [MEASURED.index(name) for name in names]][:, full]
+        values = _measured(measure, [pair])[0][0, [MEASURED.index(name) for name in names]][:, full]
         bright = _pool(pair.sar[0].numpy())[full]
         brightest = np.argsort(-bright, kind="stable")[: max(1, round(len(bright) / 10))]
-        rest = np.delete(values, brightest, axis=1)
-        ratio = values[:, brightest].mean(1) / rest.mean(1) if rest.size else np.full(len(names), np.nan)
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+        ratio = _mean(values[:, brightest]) / _mean(np.delete(values, brightest, axis=1))
+        row = _labels(pair)
         for name, one, other in zip(names, _spearman(bright, values), ratio, strict=True):
             row |= {f"rho_{name}": one, f"ratio_{name}": other}
         rows.append(row)
@@ -211,11 +196,9 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
     """
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        maps, weights = _measured(measure, [pair])
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        row |= {"haze_index": haze_index(pair.optical, pair.valid)}
-        row |= {f"mean_{name}": value for name, value in zip(MEASURED, _means(maps, full)[0], strict=True)}
-        rows.append(row | {f"weight_{name}": value for name, value in zip(SOURCES, weights[0], strict=True)})
+        table = _responses(measure, [pair], full)[0].set_index("source")
+        means, weights = table["value"].add_prefix("mean_"), table["weight"].dropna().add_prefix("weight_")
+        rows.append({**_labels(pair), "haze_index": haze_index(pair.optical, pair.valid), **means, **weights})
     return pd.DataFrame(rows)
 
 
@@ -230,8 +213,6 @@ def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> 
         of the source over the same scene without the nuisance. NaN where the scene has none of it, 0 of a flat map.
     """
     _check_size(size, "size")
-    if not len(seeds):
-        raise ValueError("seeds must name at least one scene")
     rows = []
     for seed in seeds:
         calm = render(seed, size, CALM).pair
@@ -274,21 +255,25 @@ def _measured(measure: Measure, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.n
     return torch.cat(maps).numpy(), torch.cat(weights).numpy()
 
 
-def _rows(labels: Mapping[str, object], values: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
-    padded = np.append(weights, [np.nan] * (len(MEASURED) - len(weights)))
-    return pd.DataFrame({**labels, "source": MEASURED, "value": values, "weight": padded})
+def _responses(measure: Measure, pairs: Sequence[Pair], full: np.ndarray | None = None) -> list[pd.DataFrame]:
+    """For each pair of one size the source, the mean over some cells (h, w) and the weight of each of `MEASURED`."""
+    maps, weights = _measured(measure, pairs)
+    means = _mean(maps.reshape(*maps.shape[:2], -1) if full is None else maps[:, :, full])
+    padded = np.pad(weights, [(0, 0), (0, len(MEASURED) - weights.shape[1])], constant_values=np.nan)
+    return [pd.DataFrame({"source": MEASURED, "value": v, "weight": w}) for v, w in zip(means, padded, strict=True)]
+
+
+def _labels(pair: Pair) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in INDEX_COLUMNS}
 
 
 def _crops(pairs: Pairs, crop_size: int) -> Iterator[tuple[Pair, np.ndarray]]:
     """Central windows of each pair, and the cells (h, w) that have data in all their pixels."""
     _check_size(crop_size, "crop_size")
-    if not len(pairs):
-        raise ValueError("pairs must hold at least one pair")
     for pair in pairs:
         x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
-        cut = (..., slice(y, y + crop_size), slice(x, x + crop_size))
-        images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
-        yield dataclasses.replace(pair, **images, transform=None), _pool(images["valid"].numpy()) == 1
+        window = cut(pair, x, y, crop_size, crop_size)
+        yield window, _pool(window.valid.numpy()) == 1
 
 
 def _check_size(size: int, name: str) -> None:
@@ -302,9 +287,9 @@ def _pool(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float64).reshape(height, STRIDE, width, STRIDE).mean(axis=(1, 3))
 
 
-def _means(maps: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Means of (N, 9, h, w) over some cells, (N, 9); NaN where there are none."""
-    return maps[:, :, full].mean(axis=-1) if full.any() else np.full(maps.shape[:2], np.nan)
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis; NaN where it is empty."""
+    return values.mean(axis=-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan)
 
 
 def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:

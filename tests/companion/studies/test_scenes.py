@@ -79,9 +79,9 @@ def test_success_counts_refusals_as_failures() -> None:
 
 def test_refusals_say_why(matcher: Matcher) -> None:
     pair = pair_of(0)
-    assert "constant" in trials.refusal(pair, matcher, sar=np.zeros((1, 100, 100), np.float32))
-    assert "in common" in trials.refusal(pair, matcher, shift=(900.0, 0.0))
-    assert trials.refusal(pair, matcher) == "accepted"
+    assert "constant" in trials.refusal(torch.zeros(1, 100, 100), pair.optical, matcher)
+    assert "in common" in trials.refusal(pair.sar, pair.optical, matcher, (900.0, 0.0))
+    assert trials.refusal(pair.sar, pair.optical, matcher) == "accepted"
 
 
 def test_false_successes_are_counted() -> None:

@@ -18,7 +18,6 @@ from companion.studies.uncertainty import (
     DOSES,
     MEASURED,
     WITHIN,
-    Ladder,
     augmented_dose_response,
     backscatter_relation,
     dose_response,
@@ -32,7 +31,7 @@ from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 SIZE = 64
-FEW = {name: Ladder(DOSES[name].field, DOSES[name].values[::2]) for name in ("speckle", "haze")}
+FEW = {name: dict(list(DOSES[name].items())[::2]) for name in ("speckle", "haze")}
 
 
 def fake(sar: Tensor, optical: Tensor) -> UncertaintyMaps:
@@ -74,13 +73,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def test_every_ladder_starts_from_the_calm_scene_and_its_doses_rise() -> None:
     for ladder in DOSES.values():
-        assert dataclasses.replace(CALM, **{ladder.field: ladder.values[0]}) == CALM
-        assert all(np.diff(ladder.doses) > 0)
-    assert DOSES["speckle"].doses == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+        assert next(iter(ladder.values())) == CALM
+        assert all(np.diff(list(ladder)) > 0)
+    assert list(DOSES["speckle"]) == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    assert list(DOSES["speckle"].values())[-1] == dataclasses.replace(CALM, looks=1.0)
 
 
 def test_table_holds_every_step_once_with_weights_of_the_six_sources(table: pd.DataFrame) -> None:
-    steps = sum(len(ladder.values) for ladder in DOSES.values())
+    steps = sum(map(len, DOSES.values()))
     assert len(table) == steps * 4 * len(MEASURED) and not table.isna()["value"].any()
     assert not table.duplicated(["nuisance", "dose", "scene", "source"]).any()
     assert table["weight"].notna().equals(table["source"].isin(SOURCES))
@@ -130,7 +130,7 @@ def test_measures_run_without_gradients_in_small_batches() -> None:
         return fake(sar, optical)
 
     dose_response(watched, 1, SIZE, seed=0)
-    assert max(sizes) <= 8 and sum(sizes) == 1 + sum(len(ladder.values) - 1 for ladder in DOSES.values())
+    assert max(sizes) <= 8 and sum(sizes) == 1 + sum(len(ladder) - 1 for ladder in DOSES.values())
 
 
 # --- statistics of the tables ----------------------------------------------------------------------------------------
@@ -305,24 +305,16 @@ def test_maps_that_respond_where_the_nuisance_is_are_told_from_those_that_do_not
 
 
 def test_rejected_inputs(real: Pairs) -> None:
-    with pytest.raises(ValueError, match="n_scenes of at least 1"):
-        dose_response(fake, 0, SIZE, 0)
-    with pytest.raises(ValueError, match="a ladder in doses"):
-        dose_response(fake, 1, SIZE, 0, doses={})
     with pytest.raises(ValueError, match="size must be a positive multiple"):
         dose_response(fake, 1, 66, 0)
     with pytest.raises(ValueError, match="smaller than the 96 px crop"):
         group_levels(fake, real, 96)
     with pytest.raises(ValueError, match="crop_size must be a positive multiple"):
         backscatter_relation(fake, real, 0)
-    with pytest.raises(ValueError, match="at least one pair"):
-        group_levels(fake, real.subset([]), SIZE)
     with pytest.raises(ValueError, match="kind must be one of"):
         augmented_dose_response(fake, real, "snow", crop_size=SIZE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must lie in"):
         augmented_dose_response(fake, real, "speckle", (0.0, 4.0), SIZE)
-    with pytest.raises(ValueError, match="at least one scene"):
-        within_image_relation(fake, [], SIZE)
 
 
 def test_rejected_measures() -> None:
