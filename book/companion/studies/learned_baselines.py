@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import set_seed
 from safetensors import safe_open
-from torch import Tensor, nn
 
 from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
@@ -26,7 +25,7 @@ from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
-from sarmatch.data.crops import Sample, TrainingCrops
+from sarmatch.data.crops import TrainingCrops
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import CropMatcher, validation_scores
 from sarmatch.io import provenance
@@ -72,18 +71,6 @@ def peer_size(config: BookConfig) -> PeerSize:
     return PeerSize(model.sar_channels, model.optical_channels, model.descriptor_dim, radius)
 
 
-class PeerObjective(nn.Module):
-    """A peer and its losses, as the training loop takes them."""
-
-    def __init__(self, net: PeerNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Sample) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.net(batch)
-        return losses
-
-
 def train_or_load_peer(
     config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> PeerRun:
@@ -94,14 +81,14 @@ def train_or_load_peer(
     folder = run_path(own, fingerprint, runs_dir, f"peer-{name.replace(' ', '-')}")
     scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
 
-    def validate(objective: PeerObjective) -> dict[str, float]:
-        return validation_scores(LearnedMatcher(objective.net), split.validation, scoring)
+    def validate(net: PeerNet) -> dict[str, float]:
+        return validation_scores(LearnedMatcher(net), split.validation, scoring)
 
     def steps() -> None:
         set_seed(own.seed)
-        objective = PeerObjective(PEERS[name](peer_size(own)))
+        net = PEERS[name](peer_size(own))
         crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
-        fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
+        fit(net, crops, own.training, own.seed, folder, validate, None, show_progress)
 
     stored = stored_training(folder, lambda: train_run(own, folder, provenance(own, fingerprint), steps))
     return PeerRun(folder, own, load_peer(name, folder / "model.safetensors"), *stored)

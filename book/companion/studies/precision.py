@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
 from companion.cache import cached_table, confidence_or_load
+from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies.sensitivity import stacked, with_source
-from sarmatch.calibration.confidence import SPREAD, Confidence, fit_calibrator
+from sarmatch.calibration.confidence import SPREAD, fit_calibrator
 from sarmatch.calibration.position_error import (
     COVERAGE,
     Precision,
@@ -26,53 +26,45 @@ from sarmatch.calibration.position_error import (
     scene_weights,
     weighted_quantiles,
 )
-from sarmatch.config import CONFIDENT_PX, Config, EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import MODES, collect_matches
 from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher
+from sarmatch.training.runs import Run
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 
 
-class Fitted(NamedTuple):
-    """A network with what was fitted for it, and the folder that keeps what is measured of it."""
-
-    matcher: Matcher
-    confidence: Confidence
-    folder: Path
-    about: dict[str, Any]
-
-
-def fitted_run(config: Config, split: Split, runs_dir: Path) -> Fitted:
-    """The run of `shipping.shipped_or_trained` with its confidence."""
+def fitted_run(config: BookConfig, split: Split, runs_dir: Path) -> tuple[Run, Matcher]:
+    """The run of `shipping.shipped_or_trained`, and its network with its confidence."""
     run = shipped_or_trained(config, runs_dir, split)
-    confidence = confidence_or_load(run, split)
-    about = {name: run.provenance[name] for name in ("commits", "profile", "seed", "data_fingerprint")}
-    return Fitted(Matcher(run.net, confidence=confidence), confidence, run.path, {"run": run.path.name} | about)
+    return run, Matcher(run.net, confidence=confidence_or_load(run, split))
 
 
-def measured_or_load(fitted: Fitted, pairs: Pairs, part: str, config: EvaluationConfig) -> pd.DataFrame:
+def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config: EvaluationConfig) -> pd.DataFrame:
     """Match table of a part of the data in one pass under `shift`, made once and kept.
 
     Args:
+        matcher: of `fitted_run`.
         part: what the file is called.
 
     Returns:
         `match_table` with season, land_cover ("" where unknown), source, and the calibrated confidence.
     """
-    matcher = Matcher(fitted.matcher.net)
-    on = {"matcher": matcher, "pairs": pairs, "config": config, "columns": SPREAD}
+    raw = Matcher(run.net)
+    on = {"matcher": raw, "pairs": pairs, "config": config, "columns": SPREAD}
 
     def make() -> pd.DataFrame:
-        return collect_matches(matcher, part, pairs, config).assign(commit=commit())
+        return collect_matches(raw, part, pairs, config).assign(commit=commit())
 
-    table = cached_table(fitted.folder, f"precision-{part}-single", on, make)
+    table = cached_table(run.path, f"precision-{part}-single", on, make)
     index = pairs.index.set_index("id")
     known = {name: table["id"].map(index[name]).fillna("") for name in ("season", "land_cover")}
-    return with_source(table.assign(**known, confidence=fitted.confidence.calibrators["single"](table)))
+    assert matcher.confidence is not None
+    return with_source(table.assign(**known, confidence=matcher.confidence.calibrators["single"](table)))
 
 
 def usable_names(table: pd.DataFrame) -> tuple[str, ...]:
@@ -164,7 +156,7 @@ def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precisi
         scale = weighted_quantiles(ratio, scene_weights(validation), [coverage])[0]
         made[name] = within(test, scale * size(test), coverage)
     made["confidence and spread"] = with_radius(test, precision, coverage)
-    rows = stacked(["radius"], {name: coverage_by(table, "source") for name, table in made.items()})
+    rows = stacked("radius", {name: coverage_by(table, "source") for name, table in made.items()})
     return rows.drop(columns=["n_pairs", "n_scenes", "n_matches", "asked"])
 
 
@@ -211,7 +203,7 @@ def covariance_table(table: pd.DataFrame, kinds: dict[str, np.ndarray]) -> pd.Da
         made["nll"] = squares / 2 + np.log(np.linalg.det(covariance)) / 2 + np.log(2 * np.pi)
         sources = made.groupby("source")
         parts[name] = sources.mean().assign(n_matches=sources.size()).reset_index()
-    found = stacked(["covariance"], parts).sort_values(["source", "nll"], ignore_index=True)
+    found = stacked("covariance", parts).sort_values(["source", "nll"], ignore_index=True)
     return found[["source", "covariance", *found.columns[2:]]]
 
 

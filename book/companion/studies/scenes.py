@@ -21,10 +21,10 @@ from rasterio.io import DatasetReader, MemoryFile
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.cache import cached_table, confidence_or_load
+from companion.cache import cached_table
 from companion.settings import BookConfig
-from companion.shipping import shipped_or_trained
 from companion.studies.groundtruth import CheckPoints, check_points
+from companion.studies.precision import fitted_run
 from sarmatch.config import CONFIDENT_PX
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
@@ -246,16 +246,14 @@ def scenes_of(config: BookConfig) -> Pairs:
 
 
 def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
-    """What the chapter on scenes registers with: the network of `shipping.shipped_or_trained` with its confidence.
+    """What the chapter on scenes registers with: the network of `precision.fitted_run`.
 
     Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`);
     some of the real pairs of `s1s2-smoke` may have trained these.
     """
     if config.studies.registers_with_shipped:
         return load_matcher("s1s2")
-    split = open_split(config)
-    run = shipped_or_trained(config, runs_dir, split)
-    return Matcher(run.net, confidence=confidence_or_load(run, split))
+    return fitted_run(config, open_split(config), runs_dir)[1]
 
 
 def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:

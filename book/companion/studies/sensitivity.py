@@ -54,14 +54,14 @@ def with_source(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(source=table["dataset"].map(lambda name: SOURCES.get(name, name)))
 
 
-def stacked(columns: Sequence[str], parts: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
-    """Tables one below the other, with their names, or parts of them, in the first columns."""
-    return pd.concat(parts, names=columns).reset_index(columns).reset_index(drop=True)
+def stacked(column: str, parts: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other, with their names in the first column."""
+    return pd.concat(parts, names=[column]).reset_index(column).reset_index(drop=True)
 
 
 def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """A table made of the scores of each source, stacked."""
-    return stacked(["source"], {name: make(part) for name, part in with_source(scores).groupby("source")})
+    return stacked("source", {name: make(part) for name, part in with_source(scores).groupby("source")})
 
 
 def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
@@ -74,14 +74,6 @@ def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> t
         and v.data.get("crop_size", 0) <= config.data.patch_size
         and not (v.datasets and sources <= set(v.datasets))
     )
-
-
-def other_datasets(pairs: Pairs, datasets: Sequence[str]) -> Pairs:
-    """The pairs of all other datasets, of any part; ValueError where there are none."""
-    others = ~pairs.index["dataset"].isin(datasets).to_numpy()
-    if not others.any():
-        raise ValueError(f"all {len(pairs)} pairs are of {sorted(datasets)}; give pairs of another dataset too")
-    return pairs.subset(others)
 
 
 def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
@@ -113,14 +105,14 @@ def shared_test_pairs(config: BookConfig, pairs: Pairs) -> Pairs:
     return parts[0].subset(common)
 
 
-def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path, show_progress: bool = True) -> pd.DataFrame:
+def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path) -> pd.DataFrame:
     """`pair_scores` of `both` trained on either split of all pairs, on pairs in neither training, by `split by <s>`."""
     test = spread(shared_test_pairs(config, pairs), config.studies.test_pairs)
     parts = []
     for by in SPLITS:
         own = config.replace(data={"split": by})
         split = split_pairs(pairs, own.data)
-        matches = study_matches(own, [ablation_row("both")], split, runs_dir, test, show_progress)
+        matches = study_matches(own, [ablation_row("both")], split, runs_dir, test)
         parts.append(matches.assign(row=f"split by {by}"))
     return pair_scores(pd.concat(parts, ignore_index=True), test, config.evaluation)
 
@@ -146,14 +138,14 @@ def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 def with_neighbourhoods(net: SarOpticalNet, sides: Sequence[int]) -> SarOpticalNet:
     """A copy of a network that aggregates over some of its `consensus_cells` only; ValueError for other sides."""
     known = net.config.consensus_cells
-    unknown = sorted(set(sides) - set(known))
-    if unknown:
-        raise ValueError(f"sides must be among the neighbourhoods {known} of the network, got {unknown}")
-    kept = [0, *(i + 1 for i, side in enumerate(known) if side in sides)]
+    if not set(sides) <= set(known):
+        raise ValueError(f"sides must be among the neighbourhoods {known} of the network, got {sorted(sides)}")
+    kept = [i for i, side in enumerate(known) if side in sides]
     cut = copy.deepcopy(net)
-    cut.config = dataclasses.replace(net.config, consensus_cells=tuple(known[i - 1] for i in kept[1:]))
-    cut.coarse_log_scales = nn.Parameter(net.coarse_log_scales.detach()[kept].clone())
-    cut.fine_log_scales = nn.Parameter(net.fine_log_scales.detach()[kept].clone())
+    cut.config = dataclasses.replace(net.config, consensus_cells=tuple(known[i] for i in kept))
+    rows = [0, *(i + 1 for i in kept)]  # the first scale is that of the cell itself
+    cut.coarse_log_scales = nn.Parameter(net.coarse_log_scales.detach()[rows].clone())
+    cut.fine_log_scales = nn.Parameter(net.fine_log_scales.detach()[rows].clone())
     return cut
 
 
@@ -163,22 +155,21 @@ def neighbourhood_sets(sides: Sequence[int]) -> dict[str, tuple[int, ...]]:
     return {"+".join(map(str, (1, *chosen))): chosen for chosen in sets}
 
 
-def neighbourhood_records(
-    run: Run, pairs: Pairs, config: EvaluationConfig, protocols: Sequence[Protocol] = ("shift", "affine")
+def named_records(
+    run: Run,
+    column: str,
+    matchers: Mapping[str, CropMatcher],
+    pairs: Pairs,
+    config: EvaluationConfig,
+    protocols: Sequence[Protocol] = ("shift",),
 ) -> pd.DataFrame:
-    """Records with each of the `neighbourhood_sets`, in the column `neighbourhoods`, at the headline radius."""
+    """Records of each matcher at the headline radius, measured once, with its name in a column."""
     parts = []
-    for name, sides in neighbourhood_sets(run.net.config.consensus_cells).items():
-        matcher = Matcher(with_neighbourhoods(run.net, sides))
-        found = [_records(run, matcher, f"neighbourhoods {name}", pairs, config, protocol) for protocol in protocols]
-        parts.append(pd.concat(found).assign(neighbourhoods=name))
+    for (name, matcher), protocol in product(matchers.items(), protocols):
+        method, radius = f"{column} {name}", config.headline_radius
+        found = records_or_load(run, matcher, method, pairs, protocol, radius, config)
+        parts.append(found.assign(**{column: name}))
     return pd.concat(parts, ignore_index=True)
-
-
-def _records(
-    run: Run, matcher: CropMatcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol = "shift"
-) -> pd.DataFrame:
-    return records_or_load(run, matcher, name, pairs, protocol, config.headline_radius, config)
 
 
 class PositionMatcher(Matcher):
@@ -204,15 +195,6 @@ class PositionMatcher(Matcher):
         return pick_matches(self.net, prediction, first.fine, second.fine, *masks, fine, refine)
 
 
-def position_records(run: Run, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """Records under `shift` for each of `POSITIONS`, in the column `position`."""
-    parts = [
-        _records(run, PositionMatcher(run.net, name), f"position {name}", pairs, config).assign(position=name)
-        for name in POSITIONS
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
 def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
     """Sides of crops to compare, px: shares of the profile's, as multiples of 16."""
     shares = (128 / 208, 160 / 208, 1.0)
@@ -222,21 +204,20 @@ def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
 
 def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """Records under `shift` for each of `crop_sides`, the same true shifts for all; the columns say crop and method."""
-    parts = [
-        _records(run, matcher, name, pairs, dataclasses.replace(config, crop_size=side))
-        for side in crop_sides(config)
-        for name, matcher in matchers.items()
-    ]
+    parts = []
+    for side, (name, matcher) in product(crop_sides(config), matchers.items()):
+        own = dataclasses.replace(config, crop_size=side)
+        parts.append(records_or_load(run, matcher, name, pairs, "shift", config.headline_radius, own))
     return pd.concat(parts, ignore_index=True)
 
 
 def seed_records(config: BookConfig, split: Split, runs_dir: str | Path, seeds: Sequence[int]) -> pd.DataFrame:
     """Records under `shift`, test part, of the profile's network from several seeds, with the columns seed and run."""
-    runs = {seed: shipped_or_trained(config.replace(seed=seed), runs_dir, split) for seed in seeds}
-    parts = [
-        _records(run, Matcher(run.net), "one pass", split.test, config.evaluation).assign(seed=seed, run=run.path.name)
-        for seed, run in runs.items()
-    ]
+    parts, radius = [], config.evaluation.headline_radius
+    for seed in seeds:
+        run = shipped_or_trained(config.replace(seed=seed), runs_dir, split)
+        found = records_or_load(run, Matcher(run.net), "one pass", split.test, "shift", radius, config.evaluation)
+        parts.append(found.assign(seed=seed, run=run.path.name))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -12,15 +12,14 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from companion.studies.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_index, with_dose
+from companion.studies.doses import AUGMENTATION_DOSES, Kind, haze_index, with_dose
 from companion.studies.groundtruth import cut
-from companion.studies.sensitivity import stacked
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
-from sarmatch.evaluation.intervals import check_columns, cluster_bootstrap
+from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.geometry import central_corner
 from sarmatch.model import STRIDE
-from sarmatch.model.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
+from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
 """SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
@@ -72,37 +71,26 @@ def dose_response(
         doses: at least one ladder by the name of its nuisance.
 
     Returns:
-        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells, and `weight` of the
-        source for the pair (NaN for `sar`, `optical` and `total`).
-
-    Raises:
-        ValueError: arguments out of range, or maps that are not finite or of another size.
+        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells.
     """
     _check_size(size, "size")
     steps = {(name, dose): nuisance for name, rising in doses.items() for dose, nuisance in rising.items()}
     distinct = list(dict.fromkeys(steps.values()))  # all ladders start at the same image
-    found: dict[tuple[str, float, int], pd.DataFrame] = {}
+    rows = []
     for scene in range(n_scenes):
         scene_seed = int(np.random.SeedSequence([seed, scene]).generate_state(1)[0])
-        tables = _responses(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
-        found |= {(*step, scene): tables[distinct.index(nuisance)] for step, nuisance in steps.items()}
-    return stacked(["nuisance", "dose", "scene"], found)
+        maps, _ = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
+        means = dict(zip(distinct, maps.mean(axis=(2, 3)), strict=True))
+        rows += [(*step, scene, *means[nuisance]) for step, nuisance in steps.items()]
+    return _by_source(rows, ["nuisance", "dose", "scene"])
 
 
-def augmented_dose_response(
-    measure: Measure,
-    pairs: Pairs,
-    kind: Kind,
-    doses: Sequence[float] | None = None,
-    crop_size: int = 192,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Central crops of real pairs under rising doses of artificial speckle or haze, see `with_dose`.
+def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_size: int, seed: int = 0) -> pd.DataFrame:
+    """Central crops of real pairs under the `AUGMENTATION_DOSES` of artificial speckle or haze, see `with_dose`.
 
     Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone responds too.
 
     Args:
-        doses: 1 / looks, or the largest opacity, in [0, 1]; default `AUGMENTATION_DOSES`.
         crop_size: side in px, a multiple of 4; pairs have at least this.
         seed: of the noise.
 
@@ -110,35 +98,41 @@ def augmented_dose_response(
         as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
         the pair and a column `cluster`, the scene of the pair (its id where unknown).
     """
-    check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
-    found = {}
+    rows, doses = [], AUGMENTATION_DOSES[kind]
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
-        changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
-        for dose, table in zip(doses, _responses(measure, changed, full), strict=True):
-            found[kind, dose, pair.id, pair.scene or pair.id] = table
-    return stacked(["nuisance", "dose", "scene", "cluster"], found)
+        maps, _ = _measured(measure, [with_dose(pair, kind, d, np.random.default_rng((seed, i))) for d in doses])
+        means = zip(doses, _mean(maps[:, :, full]), strict=True)
+        rows += [(kind, dose, pair.id, pair.scene or pair.id, *values) for dose, values in means]
+    return _by_source(rows, ["nuisance", "dose", "scene", "cluster"])
 
 
-def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame:
+def _by_source(rows: Sequence[Any], labels: list[str]) -> pd.DataFrame:
+    """From labels and values of all of `MEASURED` to one row a value."""
+    table = pd.DataFrame(rows, columns=[*labels, *MEASURED]).set_index(labels)
+    return table.rename_axis(columns="source").stack().rename("value").reset_index()
+
+
+def _clustered(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a value, with a column `cluster`."""
+    return table.assign(cluster=table.get("cluster", table["scene"])).dropna(subset=["value"])
+
+
+def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
 
     A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
 
     Args:
         table: of `dose_response` or `augmented_dose_response`.
-        value: "value", or "weight" for the fusion's weights.
 
     Returns:
         one row per nuisance and source: `rho` in [-1, 1] with its ends, `change` of the mean from the lowest to the
         highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN where
         scenes do not differ), `n_scenes`, `n_clusters`.
     """
-    table = _checked(table, value)
     rows = []
-    for (nuisance, source), group in table.groupby(["nuisance", "source"], sort=False):
-        wide = group.pivot(index=["cluster", "scene"], columns="dose", values=value).dropna()
-        if wide.shape[1] < 2:
-            raise ValueError(f"nuisance {nuisance!r} needs at least 2 doses for a correlation, got {wide.shape[1]}")
+    for (nuisance, source), group in _clustered(table).groupby(["nuisance", "source"], sort=False):
+        wide = group.pivot(index=["cluster", "scene"], columns="dose", values="value").dropna()
         each = wide.index.to_frame(index=False).assign(rho=_spearman(wide.columns.to_numpy(), wide.to_numpy()))
         rho = cluster_bootstrap(each, "rho", "cluster")
         first, last = wide.iloc[:, 0], wide.iloc[:, -1]
@@ -149,19 +143,19 @@ def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = False) -> pd.DataFrame:
+def summary_curves(table: pd.DataFrame, relative: bool = False) -> pd.DataFrame:
     """Mean over scenes at every dose with its 95 % interval: nuisance, dose, source, value, low, high.
 
     Args:
         relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
     """
-    table = _checked(table, value).sort_values("dose", kind="stable")
+    table = _clustered(table).sort_values("dose", kind="stable")
     if relative:
-        table[value] -= table.groupby(["nuisance", "source", "scene"])[value].transform("first")
-    rows = []
-    for keys, group in table.groupby(["nuisance", "dose", "source"], sort=False):
-        found = cluster_bootstrap(group, value, "cluster").named("value", "")
-        rows.append(dict(zip(("nuisance", "dose", "source"), keys, strict=True)) | found)
+        table["value"] -= table.groupby(["nuisance", "source", "scene"])["value"].transform("first")
+    keys, rows = ["nuisance", "dose", "source"], []
+    for names, group in table.groupby(keys, sort=False):
+        found = cluster_bootstrap(group, "value", "cluster").named("value", "")
+        rows.append(dict(zip(keys, names, strict=True)) | found)
     return pd.DataFrame(rows)
 
 
@@ -169,21 +163,17 @@ def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.D
     """Relation of the SAR uncertainty to backscatter, the mean of the first SAR band over a cell (section 5.2).
 
     Returns:
-        one row a pair: the columns of `INDEX_COLUMNS`; for U_sar and each SAR source `rho_<source>`, Spearman's
-        correlation over cells with the backscatter (NaN in an image without contrast, 0 of a map without), and
-        `ratio_<source>`, the mean uncertainty of the brightest tenth of the cells over that of the rest.
+        one row a pair: the columns of `INDEX_COLUMNS`; `rho_sar`, Spearman's correlation of U_sar over cells with the
+        backscatter (NaN in an image without contrast, 0 of a map without), and `ratio_sar`, the mean of U_sar over the
+        brightest tenth of the cells over that of the rest.
     """
-    names = (*SAR_SOURCES, "sar")
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        values = _measured(measure, [pair])[0][0, [MEASURED.index(name) for name in names]][:, full]
-        bright = _pool(pair.sar[0].numpy())[full]
+        maps, _ = _measured(measure, [pair])
+        values, bright = maps[0, MEASURED.index("sar")][full], _pool(pair.sar[0].numpy())[full]
         brightest = np.argsort(-bright, kind="stable")[: max(1, round(len(bright) / 10))]
-        ratio = _mean(values[:, brightest]) / _mean(np.delete(values, brightest, axis=1))
-        row = _labels(pair)
-        for name, one, other in zip(names, _spearman(bright, values), ratio, strict=True):
-            row |= {f"rho_{name}": one, f"ratio_{name}": other}
-        rows.append(row)
+        ratio = _mean(values[brightest]) / _mean(np.delete(values, brightest))
+        rows.append(_labels(pair) | {"rho_sar": _spearman(bright, values[None])[0], "ratio_sar": ratio})
     return pd.DataFrame(rows)
 
 
@@ -196,9 +186,10 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
     """
     rows = []
     for pair, full in _crops(pairs, crop_size):
-        table = _responses(measure, [pair], full)[0].set_index("source")
-        means, weights = table["value"].add_prefix("mean_"), table["weight"].dropna().add_prefix("weight_")
-        rows.append({**_labels(pair), "haze_index": haze_index(pair.optical, pair.valid), **means, **weights})
+        maps, weights = _measured(measure, [pair])
+        row = _labels(pair) | {"haze_index": haze_index(pair.optical, pair.valid)}
+        row |= {f"mean_{name}": value for name, value in zip(MEASURED, _mean(maps[0, :, full].T), strict=True)}
+        rows.append(row | {f"weight_{name}": value for name, value in zip(SOURCES, weights[0], strict=True)})
     return pd.DataFrame(rows)
 
 
@@ -255,14 +246,6 @@ def _measured(measure: Measure, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.n
     return torch.cat(maps).numpy(), torch.cat(weights).numpy()
 
 
-def _responses(measure: Measure, pairs: Sequence[Pair], full: np.ndarray | None = None) -> list[pd.DataFrame]:
-    """For each pair of one size the source, the mean over some cells (h, w) and the weight of each of `MEASURED`."""
-    maps, weights = _measured(measure, pairs)
-    means = _mean(maps.reshape(*maps.shape[:2], -1) if full is None else maps[:, :, full])
-    padded = np.pad(weights, [(0, 0), (0, len(MEASURED) - weights.shape[1])], constant_values=np.nan)
-    return [pd.DataFrame({"source": MEASURED, "value": v, "weight": w}) for v, w in zip(means, padded, strict=True)]
-
-
 def _labels(pair: Pair) -> dict[str, Any]:
     return {name: getattr(pair, name) for name in INDEX_COLUMNS}
 
@@ -300,13 +283,3 @@ def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
     x, y = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
     norm = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
     return np.divide(y @ x, norm, out=np.zeros(len(y)), where=norm > 0)
-
-
-def _checked(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The rows with a value, with a column `cluster`."""
-    keys = ["nuisance", "dose", "scene", "source"]
-    check_columns(table, (*keys, value))
-    if table.duplicated(keys).any():
-        raise ValueError("table holds a nuisance, dose, scene and source more than once; pass one run at a time")
-    kept = table.dropna(subset=[value])
-    return kept.assign(cluster=kept["cluster"] if "cluster" in kept else kept["scene"])

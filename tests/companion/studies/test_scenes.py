@@ -179,11 +179,11 @@ def test_registrations_use_shipped_weights_only_for_their_own_data_or_by_a_small
 ) -> None:
     asked = []
 
-    def shipped_or_trained(config: Config, *_: object) -> None:
+    def fitted_run(config: Config, *_: object) -> None:
         asked.append(config.profile)
         raise LookupError
 
-    monkeypatch.setattr(trials, "shipped_or_trained", shipped_or_trained)
+    monkeypatch.setattr(trials, "fitted_run", fitted_run)
     monkeypatch.setattr(trials, "open_split", lambda config: None)
     assert trials.matcher_of(book_profile("smoke"), tmp_path).confidence is not None
     assert not asked
