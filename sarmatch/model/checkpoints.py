@@ -28,7 +28,7 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     Raises:
         ValueError: the file was not written by `save_weights`.
     """
-    about, tensors = _read(path)
+    about, tensors = read_weights(path)
     if "model" not in about:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
@@ -38,13 +38,13 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
 
 def update_header(path: Path, **about: str | None) -> None:
     """Add or replace members of a file's header, or with None remove them; tensors stay as they are."""
-    stored, tensors = _read(path)
+    stored, tensors = read_weights(path)
     header = {name: text for name, text in (stored | about).items() if text is not None}
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata=header)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Header and tensors of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 INPUT, OUTPUT = "input", "output"
-CONTAINERS = (nn.ModuleList,)  # replaced by what they hold: they have no forward pass of their own
+Modules = tuple[type[nn.Module], ...]
+CONTAINERS: Modules = (nn.ModuleList,)  # replaced by what they hold: they have no forward pass of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Part:
     dilation: int = 1  #: Largest of these windows.
 
 
-def parts(root: nn.Module, expand: tuple[type[nn.Module], ...] = CONTAINERS) -> dict[str, nn.Module]:
+def parts(root: nn.Module, expand: Modules = CONTAINERS) -> dict[str, nn.Module]:
     """Children of a module by qualified name, those of the types `expand` replaced by their own children."""
     found: dict[str, nn.Module] = {}
     for name, child in root.named_children():
@@ -51,9 +52,7 @@ def parts(root: nn.Module, expand: tuple[type[nn.Module], ...] = CONTAINERS) -> 
     return found
 
 
-def trace(
-    root: nn.Module, image: Tensor, expand: tuple[type[nn.Module], ...] = CONTAINERS, stride: int = 1
-) -> list[Part]:
+def trace(root: nn.Module, image: Tensor, expand: Modules = CONTAINERS, stride: int = 1) -> list[Part]:
     """Parts of a forward pass in the order in which they ran, by hooks, and what feeds each, by autograd's graph.
 
     A part that hands on its input unchanged, as dropout does in evaluation, is left out.
@@ -134,12 +133,10 @@ def _window(module: nn.Module) -> dict[str, int]:
     return {name: int(max(map(np.max, values))) for name, values in found.items() if values}
 
 
-def count(root: nn.Module, inputs: Sequence[Tensor], expand: tuple[type[nn.Module], ...] = CONTAINERS) -> pd.DataFrame:
-    """Parameters and FLOP of convolutions and matrix products (2 a multiply-add) of each part in one forward pass.
+def count(root: nn.Module, inputs: Sequence[Tensor], expand: Modules = CONTAINERS) -> pd.DataFrame:
+    """`parameters` and `flops` of convolutions and matrix products (2 a multiply-add) of each part in a forward pass.
 
-    Returns:
-        a table indexed by part with integer columns `parameters` and `flops`, parts that have neither left out; the
-        row `own` holds parameters that belong to no part, the last row is `total`.
+    Parts that have neither are left out; the row `own` is what belongs to no part, the last one `total`.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         root(*inputs)
@@ -161,11 +158,9 @@ def on_meta(config: ModelConfig) -> SarOpticalNet:
 
 
 def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame:
-    """Parameters and operations of the parts of several networks side by side, for one pair of images of `size` px.
+    """`count` of several networks side by side for one pair of images of `size` px, in millions and GFLOP.
 
-    Returns:
-        column `part`, then for each name `<name>, M parameters` (millions) and `<name>, GFLOP`; empty where a network
-        lacks the part. The head runs on both images.
+    Empty where a network lacks the part. The head runs on both images.
     """
     columns = []
     for name, config in configs.items():
@@ -179,17 +174,11 @@ def compare(configs: Mapping[str, ModelConfig], size: int = 256) -> pd.DataFrame
     return table.set_axis(table.index.str.replace("_encoder.", "."), axis=0).rename_axis("part").reset_index()
 
 
-def receptive_field(
-    encoder: Callable[[Tensor], Encoding], images: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Effective receptive field of the middle cell: how strongly each pixel moves its features (Luo et al. 2016).
+def receptive_field(encoder: Callable[[Tensor], Encoding], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Effective receptive field of the middle cell, (H, W), largest value 1 (Luo et al. 2016).
 
-    Args:
-        images: (B, C, H, W).
-        generator: of the random direction in feature space, one an image, along which features are differentiated.
-
-    Returns:
-        magnitude of the gradient, mean over images and bands, (H, W), largest value 1.
+    The magnitude of the gradient of its features along one random direction an image, mean over images (B, C, H, W)
+    and bands.
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
@@ -239,8 +228,8 @@ def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> T
         noise: independent images (N, C, H, W), N > 1.
 
     Returns:
-        (H/4, W/4), in units of the spread of a single descriptor (root of the mean squared distance to the mean) in
-        the middle. Chance gives about 1 / sqrt(N).
+        (H/4, W/4), over the root mean square distance of single descriptors to the mean in the middle; by chance about
+        1 / sqrt(N).
     """
     descriptors = torch.cat([describe(image[None]).coarse for image in noise])
     height, width = descriptors.shape[-2:]
@@ -251,10 +240,9 @@ def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> T
 
 
 def without_learned_channels(net: SarOpticalNet) -> SarOpticalNet:
-    """A copy with zero for the learned channels; reliability weights and scales stay as they were learned.
+    """A copy with zero for the learned channels; ValueError where there are no oriented gradients to be left.
 
-    Raises:
-        ValueError: the network has no oriented gradients, so nothing would be left.
+    Reliability weights and scales stay as they were learned.
     """
     if not net.config.oriented_gradients:
         raise ValueError("without its learned channels nothing is left of a network with oriented_gradients=False")

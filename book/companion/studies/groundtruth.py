@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial.distance import cdist
 from torch import Tensor
 from tqdm import tqdm
@@ -74,7 +75,7 @@ def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
     """
     radius = len(scores) // 2
     near = slice(radius - max_shift, radius + max_shift + 1)
-    dy, dx = (int(i) - max_shift for i in np.unravel_index(np.argmax(scores[near, near]), (2 * max_shift + 1,) * 2))
+    dy, dx = (int(i) - max_shift for i in np.unravel_index(scores[near, near].argmax(), [2 * max_shift + 1] * 2))
     row, column = dy + radius, dx + radius
     if not np.isfinite(scores[row, column]) or max(abs(dx), abs(dy)) == max_shift:
         return ResidualShift(float(dx), float(dy), 0.0)
@@ -165,17 +166,14 @@ def information_shift(sar: Tensor, optical: Tensor, max_shift: int) -> ResidualS
         max_shift: along each axis, px; the SAR image is compared less a margin of so much.
     """
     height, width = sar.shape[1:]
-    inner = (height - 2 * max_shift, width - 2 * max_shift)
-    if min(inner) < 2 * max_shift:
-        raise ValueError(
-            f"images must be at least {4 * max_shift} px for shifts of {max_shift} px, got {height} x {width}"
-        )
+    if min(height, width) < 4 * max_shift:
+        at_least = f"at least {4 * max_shift} px for shifts of {max_shift} px"
+        raise ValueError(f"images must be {at_least}, got {height} x {width}")
     grey = gaussian_blur(sar[:1], SAR_SIGMA_PX), gaussian_blur(optical.mean(0, keepdim=True), OPTICAL_SIGMA_PX)
     first, second = (equal_bins(image, _BINS)[0].numpy().astype(np.int64) for image in grey)
-    own = first[max_shift : max_shift + inner[0], max_shift : max_shift + inner[1]] * _BINS
-    steps = 2 * max_shift + 1
-    counts = np.empty((steps, steps, _BINS**2), np.float32)
-    for dy, dx in np.ndindex(steps, steps):
-        joint = own + second[dy : dy + inner[0], dx : dx + inner[1]]
-        counts[dy, dx] = np.bincount(joint.ravel(), minlength=_BINS**2)
-    return peak_shift(mutual_information(counts).astype(np.float64), max_shift)
+    own = first[max_shift : height - max_shift, max_shift : width - max_shift] * _BINS
+    counts = [
+        [np.bincount((own + window).ravel(), minlength=_BINS**2) for window in row]
+        for row in sliding_window_view(second, own.shape)
+    ]
+    return peak_shift(mutual_information(np.array(counts, np.float32)).astype(np.float64), max_shift)

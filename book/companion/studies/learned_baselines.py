@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 from accelerate.utils import set_seed
-from safetensors import safe_open
 
 from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
@@ -31,6 +30,7 @@ from sarmatch.evaluation.protocols import CropMatcher, validation_scores
 from sarmatch.io import provenance
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import STRIDE
+from sarmatch.model.checkpoints import read_weights
 from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load, train_run
 
@@ -96,10 +96,8 @@ def train_or_load_peer(
 
 def load_peer(name: str, path: Path) -> PeerNet:
     """A peer with the weights of its run; ValueError where they are of another version of the network."""
-    with safe_open(path, framework="pt") as file:
-        size = from_dict(PeerSize, json.loads(file.metadata()["model"]))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    net = PEERS[name](size)
+    about, tensors = read_weights(path)
+    net = PEERS[name](from_dict(PeerSize, json.loads(about["model"])))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

@@ -62,13 +62,7 @@ class Density:
 
     @classmethod
     def fit(
-        cls,
-        net: SarOpticalNet,
-        pairs: Pairs,
-        config: Config,
-        seed: int,
-        crops: int = CROPS,
-        show_progress: bool = True,
+        cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, crops: int = CROPS, show_progress: bool = True
     ) -> Density:
         """From the deterministic pass over training crops, 256 cells of each image; ValueError where they have none."""
         rng = np.random.default_rng((seed, 1))
@@ -135,10 +129,7 @@ def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray)
 
 
 def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, pd.DataFrame]:
-    """The run with a distilled `epistemic_head`, trained once, and the loss curve of its training, see `distil`.
-
-    Kept as `distilled-<digest>.safetensors` in the run's folder; the network of `run` stays as it is.
-    """
+    """The run with a distilled `epistemic_head`, trained once and kept in its folder, and the curve of `distil`."""
     trained_on = _training_digest(run, split, crops)
     weights, curve_path = (run.path / f"distilled-{trained_on}.{suffix}" for suffix in ("safetensors", "parquet"))
     with run_lock(run.path):
@@ -152,7 +143,7 @@ def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, 
 
 
 def density_or_load(run: Run, split: Split, crops: int = CROPS) -> Density:
-    """`Density.fit` on training scenes, once; kept as `density-<digest>.safetensors` in the run's folder."""
+    """`Density.fit` on training scenes, once; kept in the run's folder."""
     path = run.path / f"density-{_training_digest(run, split, crops)}.safetensors"
     if not path.exists():
         density = Density.fit(run.net, split.train, run.config, run.config.seed, crops)
@@ -184,11 +175,7 @@ def estimators(
 
 
 def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """One-pass estimates for all SAR cells of pairs under `shift`, measured once and kept with the run.
-
-    Returns:
-        columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
-    """
+    """`ESTIMATES` for all SAR cells of pairs under `shift` by id, x and y (px), measured once and kept with the run."""
 
     def measured() -> pd.DataFrame:
         parts = []
@@ -210,9 +197,6 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: of `shared_matches` with the columns `ESTIMATES`.
-
-    Returns:
-        columns id, scene, estimate, correlation; NaN where one of both is constant.
     """
     each = table.groupby(["id", "scene"])[[*ESTIMATES, "epistemic"]].corr("spearman")
     found = each["epistemic"].drop("epistemic", level=2).rename("correlation")
@@ -224,11 +208,8 @@ def measure_costs(
 ) -> pd.DataFrame:
     """Seconds of each confidence of `ONE_PASS` with an estimate of its own, a row each.
 
-    One pass is everything from images to refined matches. An estimate costs that and its own computation.
-
-    Args:
-        pairs: a few; the median over them counts, each the least of `repeats`, see `companion.timing.interleave`.
-        passes: with dropout.
+    One pass is everything from images to refined matches. An estimate costs that and its own computation. The median
+    over pairs counts, each the least of `repeats`, see `companion.timing.interleave`.
 
     Returns:
         columns confidence, seconds, and `passes`: seconds over those of one pass.
@@ -249,15 +230,10 @@ def measure_costs(
 
 
 def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Which share of what the passes gain over no estimate each one-pass estimate keeps.
+    """`aurc_verdicts` against `no estimate` with the cost in `passes` of `measure_costs`, and `kept`.
 
-    Args:
-        verdicts: of `aurc_verdicts` against `no estimate`.
-        costs: of `measure_costs`.
-
-    Returns:
-        the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms,
-        NaN where the passes do not gain beyond their interval.
+    The latter is the share of the passes' gain in AURC that an estimate keeps: negative where it harms, NaN where the
+    passes do not gain beyond their interval.
     """
     table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")
     passes = table[table["confidence"] == "passes"].iloc[0]

@@ -45,14 +45,9 @@ def fitted_run(config: BookConfig, split: Split, runs_dir: Path) -> tuple[Run, M
 
 
 def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config: EvaluationConfig) -> pd.DataFrame:
-    """Match table of a part of the data in one pass under `shift`, made once and kept.
+    """`match_table` of a part of the data in one pass under `shift`, made once and kept.
 
-    Args:
-        matcher: of `fitted_run`.
-        part: what the file is called.
-
-    Returns:
-        `match_table` with season, land_cover ("" where unknown), source, and the calibrated confidence.
+    With season and land_cover ("" where unknown), source, and the calibrated confidence of a matcher of `fitted_run`.
     """
     raw = Matcher(run.net)
     on = {"matcher": raw, "pairs": pairs, "config": config, "columns": SPREAD}
@@ -123,7 +118,7 @@ def held_out(
 
     Args:
         known: matches to fit on; where they leave fewer than two scenes, nothing is judged.
-        names: scores that the confidence is made of.
+        names: scores that the confidence is made of, see `usable_names`.
         groups: values to judge; None takes all.
     """
     fit = partial(fit_calibrator, names=names)
@@ -142,8 +137,7 @@ def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precisi
     """Radii of the error model beside simpler ones of the same coverage, calibrated on the same validation scenes.
 
     Returns:
-        the columns of `coverage_by` from `covered` on, a row a source and kind of radius: constant, in proportion to
-        the spread, from confidence without spread, and from both.
+        `coverage_by` source for each kind of radius, from the column `covered` on.
     """
     kinds: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
         "one for all": lambda table: np.ones(len(table)),
@@ -161,11 +155,9 @@ def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precisi
 
 
 def scene_table(table: pd.DataFrame, precision: Precision) -> pd.DataFrame:
-    """Coverage of each scene, the worst first, beside the mean error vector of its correct matches.
+    """Coverage of each scene, the worst first, beside the length `offset_px` of the mean error of its correct matches.
 
-    Returns:
-        columns scene, n_pairs, covered, offset_px (length of that vector, an error of the truth rather than of
-        matches), median_px.
+    The latter is an error of the truth rather than of matches.
     """
     scenes = with_radius(table, precision).groupby("scene")
     found = scenes.agg(n_pairs=("id", "nunique"), covered=("covered", "mean"), median_px=("radius_px", "median"))
@@ -179,25 +171,17 @@ def correct(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["error_px"] <= CONFIDENT_PX) & table["var_x"].notna()]
 
 
-def squared_distances(table: pd.DataFrame, covariance: np.ndarray) -> np.ndarray:
-    """Squared Mahalanobis distance (N,) of each error: chi-square with two degrees of freedom if all is well."""
-    error = table[["error_x", "error_y"]].to_numpy(np.float64)
-    return np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariance), error)
-
-
 def covariance_table(table: pd.DataFrame, kinds: dict[str, np.ndarray]) -> pd.DataFrame:
-    """What several covariances of the same correct matches are worth, by source.
-
-    Args:
-        kinds: covariances (N, 2, 2) by name.
+    """What covariances (N, 2, 2) of the same correct matches are worth, by source.
 
     Returns:
         columns source, covariance, n_matches, mean_square (mean squared Mahalanobis distance over 2; more than 1 is too
         narrow), share of matches within the ellipse of each level, nll (mean, nats).
     """
     parts = {}
+    error = table[["error_x", "error_y"]].to_numpy(np.float64)
     for name, covariance in kinds.items():
-        squares = squared_distances(table, covariance)
+        squares = np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariance), error)  # chi-square if all is well
         made = pd.DataFrame({"source": table["source"].to_numpy(), "n_matches": 1, "mean_square": squares / 2})
         made = made.assign(**{f"within_{p:g}": squares <= scipy.stats.chi2.ppf(p, 2) for p in (0.5, 0.9, 0.95)})
         made["nll"] = squares / 2 + np.log(np.linalg.det(covariance)) / 2 + np.log(2 * np.pi)

@@ -38,6 +38,7 @@ from sarmatch.scenes.transforms import CE90, MODELS, Agreement, Model, SceneTran
 from sarmatch.training.runs import open_split
 
 OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
+MAX_SHIFT_PX = 40.0  #: Of georeferences, on each axis.
 _ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90", "rmse_px")
 
 
@@ -81,7 +82,7 @@ def registration_trials(
     matcher: Matcher,
     pairs: Pairs | Sequence[Pair],
     n_shifts: int,
-    max_shift_px: float = 40.0,
+    max_shift_px: float = MAX_SHIFT_PX,
     seed: int = 0,
     models: Sequence[Model] = MODELS,
 ) -> pd.DataFrame:
@@ -104,16 +105,10 @@ def registration_trials(
     return pd.DataFrame(rows)
 
 
-def own_displacements(trials: pd.DataFrame) -> pd.DataFrame:
-    """How far pairs of `registration_trials` are displaced by themselves: a row a pair, id and the columns of `OWN`."""
-    return trials.drop_duplicates("id")[["id", *OWN]].reset_index(drop=True)
-
-
 def _own(pair: Pair, checks: CheckPoints) -> dict[str, float]:
-    lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
+    lengths = pd.Series(np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1))
     nearest = lengths[checks.nearest(_corners(pair))]
-    ends = (np.median(lengths), nearest.max()) if len(lengths) else (np.nan, np.nan)
-    return dict(zip(OWN, (checks.n_blocks, len(lengths), *ends), strict=True))
+    return dict(zip(OWN, (checks.n_blocks, len(lengths), lengths.median(), nearest.max()), strict=True))
 
 
 def _corners(pair: Pair) -> np.ndarray:
@@ -149,19 +144,17 @@ def _evidence(agreed: Agreement) -> dict[str, Any]:
 
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
     corners = _corners(pair)
-    furthest = float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())
-    found = {"corner_error_px": furthest, "rmse_px": transform.rmse_px}
-    if len(checks.xy_sar):
-        errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
-        found["check_corner_px"] = float(errors[checks.nearest(corners)].max())
-        found["check_rmse_px"] = float(np.sqrt((errors**2).mean()))
-        found["within_ce90"] = float((errors <= CE90 * transform.sigma(checks.xy_sar)).mean())
-    return found
+    errors = pd.Series(np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1))
+    return {
+        "corner_error_px": np.linalg.norm(transform(corners) - corners - shift, axis=1).max(),
+        "check_corner_px": errors[checks.nearest(corners)].max(),
+        "check_rmse_px": np.sqrt((errors**2).mean()),
+        "within_ce90": (errors <= CE90 * transform.sigma(checks.xy_sar)).mean(),
+        "rmse_px": transform.rmse_px,
+    }
 
 
-def unrelated_trials(
-    matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0, max_shift_px: float = 40.0
-) -> pd.DataFrame:
+def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Try to register the SAR image of one scene onto the optical image of another, with the default settings.
 
     Args:
@@ -177,7 +170,7 @@ def unrelated_trials(
     for _ in tqdm(range(n), desc="unrelated pairings", disable=None):
         i = int(rng.integers(len(pairs)))
         j = int(rng.choice(np.flatnonzero(scene != scene[i])))
-        shift = rng.uniform(-max_shift_px, max_shift_px, 2)
+        shift = rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2)
         first, second = pairs[i], pairs[j]
         part = np.s_[:, :side, :side]
         try:

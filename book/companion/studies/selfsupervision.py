@@ -44,11 +44,7 @@ def study_config(
 
 
 def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Validation scores of trainings with and without pretraining, `studies.seeds` of each; resumable.
-
-    Returns:
-        one row a validation: seed, pretrained (bool), run, and the columns of the run's history.
-    """
+    """Histories of trainings with and without pretraining where validated, with seed, pretrained (bool) and run."""
     parts = []
     for seed, pretrained in product(config.studies.seeds, (False, True)):
         tasks = {"contrastive": pretrained, "rotation": pretrained}
@@ -61,14 +57,8 @@ def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path
 def convergence(histories: pd.DataFrame) -> pd.DataFrame:
     """Steps to each of `LEVELS` of the validation MMA within 3 px, with and without pretraining, and their ratio.
 
-    A score that the first validation already exceeds counts as reached there: the steps are then too many.
-
-    Args:
-        histories: as `convergence_histories` returns.
-
-    Returns:
-        one row a level and seed: level, seed, score, steps_scratch, steps_pretrained, ratio; a score that was never
-        reached gives NaN.
+    One row a level and seed of `convergence_histories`. A score that the first validation already exceeds counts as
+    reached there: the steps are then too many; one that was never reached gives NaN.
     """
     rows = []
     for level, (seed, both) in product(LEVELS, histories.groupby("seed")):
@@ -93,11 +83,11 @@ def mean_ratio(ratios: np.ndarray) -> tuple[float, float, float]:
 
 
 def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
+    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed.
 
     Returns:
-        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on validation pairs,
-        n_pairs, run.
+        one row a training: form, over, temperature, loss (of the last step), recall_1 and recall_5 of n_pairs
+        validation pairs, run.
     """
     own, steps = config.pretraining.temperature, config.studies.sweep_steps
     forms = [("infonce", "cells", t) for t in config.studies.temperatures]
@@ -115,11 +105,7 @@ def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) ->
 
 
 def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
-    """Steps until a validation score (higher is better) first reaches a level, linear between validations.
-
-    Returns:
-        the first validation's step where that already reaches the level, NaN where none does.
-    """
+    """Steps until a validation score (higher is better) first reaches a level, linear between validations, or NaN."""
     rows = history[["step", column]].dropna().sort_values("step")
     steps, scores = rows["step"].to_numpy(float), rows[column].to_numpy(float)
     reached = np.flatnonzero(scores >= level)

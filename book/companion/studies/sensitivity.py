@@ -17,15 +17,8 @@ from tqdm import tqdm
 from companion.cache import cached_table, records_or_load
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
-from companion.studies.ablation import (
-    DATA_EFFICIENCY,
-    Variant,
-    ablation_row,
-    labelled,
-    pair_scores,
-    study_matches,
-    study_run,
-)
+from companion.studies import ablation
+from companion.studies.ablation import Variant, labelled
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
@@ -41,12 +34,10 @@ from sarmatch.matching.tiling import MULTIPLE
 from sarmatch.model import PairInput, SarOpticalNet, encode_pair
 from sarmatch.training.runs import Run
 
-SOURCES = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}
-"""Where the images of a dataset come from; one that is not named stands for itself."""
+SOURCES = {"ombria": "OMBRIA", "sen1-2": "SEN12", "sen12ms": "SEN12"}  #: Of datasets; others are their own source.
 SPLITS: tuple[Literal["scene", "patch"], ...] = ("scene", "patch")
 POSITIONS = ("whole cells", "3x3 expectation", "fine level")  #: Of a match within its cell, the coarsest first.
-TRUTHS = {"raw": 0.0, "refined": 1.0, "opposite": -1.0}
-"""Truths, and how often each has the estimated residual shift added to the published one."""
+TRUTHS = {"raw": 0.0, "refined": 1.0, "opposite": -1.0}  #: How often the estimated residual shift is added to each.
 
 
 def with_source(table: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +71,7 @@ def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, ru
     """Where the numbers of a study come from: row, seed, run, commit, date, hardware, steps, training_seconds."""
     rows = []
     for variant, seed in product(variants, config.studies.seeds):
-        run = study_run(config, variant, seed, split, runs_dir)
+        run = ablation.study_run(config, variant, seed, split, runs_dir)
         about = {name: run.provenance[name] for name in ("commit", "date", "hardware", "steps", "training_seconds")}
         rows.append({"row": variant.name, "seed": seed, "run": run.path.name} | about)
     return pd.DataFrame(rows)
@@ -90,7 +81,7 @@ def with_shares(table: pd.DataFrame, split: Split) -> pd.DataFrame:
     """A table over the rows of `DATA_EFFICIENCY` with the columns start, share and labelled_pairs behind `row`."""
     rows = [
         (v.name, "pretrained" if v.pretraining else "from scratch", v.share, len(labelled(split, v, 0).train))
-        for v in DATA_EFFICIENCY
+        for v in ablation.DATA_EFFICIENCY
     ]
     known = pd.DataFrame(rows, columns=["row", "start", "share", "labelled_pairs"])
     return table[["row"]].merge(known).merge(table)
@@ -112,9 +103,9 @@ def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path) -> pd.Dat
     for by in SPLITS:
         own = config.replace(data={"split": by})
         split = split_pairs(pairs, own.data)
-        matches = study_matches(own, [ablation_row("both")], split, runs_dir, test)
+        matches = ablation.study_matches(own, [ablation.ablation_row("both")], split, runs_dir, test)
         parts.append(matches.assign(row=f"split by {by}"))
-    return pair_scores(pd.concat(parts, ignore_index=True), test, config.evaluation)
+    return ablation.pair_scores(pd.concat(parts, ignore_index=True), test, config.evaluation)
 
 
 def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:

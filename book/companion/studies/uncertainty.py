@@ -23,14 +23,11 @@ from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
 """SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
-MEASURED = [*SOURCES, "sar", "optical", "total"]
-"""The six sources, U_sar, U_opt and the mean of the last two."""
-RESOLUTION = 1e-6
-"""Uncertainties closer than this are equal: single precision and the batch they ran in differ by as much."""
+MEASURED = [*SOURCES, "sar", "optical", "total"]  #: The six sources, U_sar, U_opt and the mean of the last two.
+RESOLUTION = 1e-6  #: Uncertainties closer than this are equal: single precision and batches differ by as much.
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
 """What all nuisances but one are held at; every ladder of `DOSES` starts from it."""
-Ladder = Mapping[float, Nuisance]
-"""What to render at each dose, rising."""
+Ladder = Mapping[float, Nuisance]  #: What to render at each dose, rising.
 
 
 def ladder(field: str, *values: float) -> Ladder:
@@ -68,7 +65,7 @@ def dose_response(
     Args:
         n_scenes: at least 1; `seed` determines them.
         size: side in px, at least 32 and a multiple of 4.
-        doses: at least one ladder by the name of its nuisance.
+        doses: by the name of the nuisance.
 
     Returns:
         one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells.
@@ -89,10 +86,6 @@ def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_siz
     """Central crops of real pairs under the `AUGMENTATION_DOSES` of artificial speckle or haze, see `with_dose`.
 
     Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone responds too.
-
-    Args:
-        crop_size: side in px, a multiple of 4; pairs have at least this.
-        seed: of the noise.
 
     Returns:
         as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
@@ -121,9 +114,6 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
 
     A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
-
-    Args:
-        table: of `dose_response` or `augmented_dose_response`.
 
     Returns:
         one row per nuisance and source: `rho` in [-1, 1] with its ends, `change` of the mean from the lowest to the
@@ -195,9 +185,6 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
 
 def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> pd.DataFrame:
     """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
-
-    Args:
-        seeds: of synthetic scenes; the other arguments as `dose_response`.
 
     Returns:
         one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, and `rho_change`, with the rise

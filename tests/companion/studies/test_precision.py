@@ -93,8 +93,9 @@ def test_the_right_covariance_is_ranked_first_and_its_distances_are_chi_square()
 
 
 def test_squared_distances_by_hand() -> None:
-    one = pd.DataFrame({"error_x": [2.0], "error_y": [1.0]})
-    assert precision_tables.squared_distances(one, np.array([[[4.0, 0], [0, 0.25]]])).tolist() == [5.0]
+    one = pd.DataFrame({"error_x": [2.0], "error_y": [1.0], "source": ["here"]})
+    found = precision_tables.covariance_table(one, {"stated": np.array([[[4.0, 0], [0, 0.25]]])})
+    assert found["mean_square"].tolist() == [2.5]
 
 
 def test_errors_follow_the_stated_spread() -> None:

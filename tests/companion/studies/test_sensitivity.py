@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from companion.baselines import TemplateMatcher
 from companion.figures.sensitivity import share_curves
 from companion.settings import book_profile
-from companion.studies import sensitivity
+from companion.studies import ablation, sensitivity
 from companion.studies.ablation import DATA_EFFICIENCY, SETTINGS, TRANSFER, Variant, ablation_row, study_run
 from companion.studies.groundtruth import residual_shift_table
 from companion.studies.sensitivity import (
@@ -143,7 +143,7 @@ def test_the_leak_is_measured_on_pairs_that_neither_training_saw(pairs, tmp_path
         error = {"scene": 4.0, "patch": 2.5}[config.data.split]
         return test.index[["id", "dataset", "scene"]].assign(row="both", seed=0, voting=True, error_px=error)
 
-    monkeypatch.setattr(sensitivity, "study_matches", fake)
+    monkeypatch.setattr(ablation, "study_matches", fake)
     scores = split_leak(SMOKE, pairs, tmp_path)
     assert asked == [("scene", False), ("patch", True)]
     assert scores.groupby("row")["mma_3px"].mean().to_dict() == {"split by patch": 1.0, "split by scene": 0.0}
