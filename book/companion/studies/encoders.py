@@ -83,16 +83,11 @@ def trace(root: nn.Module, image: Tensor, expand: Modules = CONTAINERS, stride: 
     finally:
         for hook in hooks:
             hook.remove()
-    for name, output in _named(outputs).items():
+    named = outputs._asdict() if hasattr(outputs, "_asdict") else {"": outputs}
+    for field, output in named.items():
         for tensor in _tensors(output)[:1]:
-            add(name, OUTPUT, tensor, tensor)
+            add(f"{type(outputs).__name__}.{field}" if field else OUTPUT, OUTPUT, tensor, tensor)
     return steps
-
-
-def _named(outputs: Any) -> dict[str, Any]:
-    if not hasattr(outputs, "_asdict"):
-        return {OUTPUT: outputs}
-    return {f"{type(outputs).__name__}.{field}": value for field, value in outputs._asdict().items()}
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -197,7 +192,7 @@ def field_radius(field: Tensor, share: float = 0.5) -> float:
     distance = (cell_centres(height, width, 1) - centre).norm(dim=-1).flatten()
     order = distance.argsort()
     held = field.flatten()[order].double().cumsum(0)
-    return float(distance[order][(held >= share * held[-1]).nonzero()[0, 0]])
+    return float(distance[order[torch.searchsorted(held, share * held[-1])]])
 
 
 def mean_field_radius(

@@ -1,7 +1,4 @@
-"""How far the co-registration of a pair is off, as a whole and at check points, estimated without any network.
-
-Terrain, layover and different orbits displace public pairs by a pixel or two, which bounds any accuracy within 1 px.
-"""
+"""How far the co-registration of a pair is off, as a whole and at check points, estimated without any network."""
 
 from __future__ import annotations
 

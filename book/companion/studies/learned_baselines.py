@@ -45,7 +45,7 @@ PEERS: Mapping[str, type[PeerNet]] = {
     "translation": TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
-OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
+OURS = {"network, short": True, "network, short, all learned": False}
 """Rows of our own network at the same budget: whether it has oriented gradients."""
 PER_CELL = "network, short, cell by cell"  #: The last of these without local aggregation.
 

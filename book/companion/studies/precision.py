@@ -1,7 +1,4 @@
-"""Coverage of conformal radii and quality of covariances on scenes that they were not fitted on.
-
-Tables hold mutual matches, one row each, as `match_table` gives them; intervals resample whole scenes.
-"""
+"""Coverage of conformal radii and quality of covariances on scenes they were not fitted on, by whole scenes."""
 
 from __future__ import annotations
 

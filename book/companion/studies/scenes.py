@@ -1,7 +1,4 @@
-"""Registration judged: pairs with a known displacement, and unrelated ones, through the whole path of a user.
-
-Each trial writes both images to rasters in memory, the optical one with a georeference that is off by a known shift.
-"""
+"""Registration of pairs with a known displacement, and of unrelated ones, through the whole path of a user."""
 
 from __future__ import annotations
 
@@ -203,14 +200,11 @@ def success_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Per kind of unrelated pairings: how many, how many accepted, and how close shares came to what is required."""
-    table = pd.concat(pairings, names=["kind"])
-    table = table.assign(accepted=table["refused"] == "", margin=table["required"] - table["share"])
-    return table.groupby("kind", sort=False, as_index=False).agg(
-        pairings=("accepted", "size"),
-        false_successes=("accepted", "sum"),
-        largest_share=("share", "max"),
-        least_margin=("margin", "min"),
-    )
+    rows = []
+    for kind, table in pairings.items():
+        accepted, margin = (table["refused"] == "").sum(), (table["required"] - table["share"]).min()
+        rows.append((kind, len(table), accepted, table["share"].max(), margin))
+    return pd.DataFrame(rows, columns=["kind", "pairings", "false_successes", "largest_share", "least_margin"])
 
 
 def refusal(sar: Tensor, optical: Tensor, matcher: Matcher, shift: ArrayLike = (0.0, 0.0)) -> str:
@@ -252,9 +246,9 @@ def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
 def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs."""
     scenes, studies, seed = scenes_of(config), config.studies, config.seed
-    test, chosen = scenes, list(scenes)
+    test = chosen = scenes
     if scenes.index["dataset"].iloc[0] == "synthetic":
-        chosen = chosen[::4][: studies.scene_shifts]  # four generated pairs show one scene
+        chosen = scenes.subset(np.arange(0, len(scenes), 4)[: studies.scene_shifts])  # four pairs show one scene
     else:
         test = split_pairs(open_pairs(config.data, seed), config.data).test
 

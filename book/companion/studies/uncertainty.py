@@ -22,7 +22,7 @@ from sarmatch.model import STRIDE
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
-"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
+"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) to maps of 4 px cells, as by `SarOpticalNet.uncertainty_maps`."""
 MEASURED = [*SOURCES, "sar", "optical", "total"]  #: The six sources, U_sar, U_opt and the mean of the last two.
 RESOLUTION = 1e-6  #: Uncertainties closer than this are equal: single precision and batches differ by as much.
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
@@ -70,7 +70,6 @@ def dose_response(
     Returns:
         one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells.
     """
-    _check_size(size, "size")
     steps = {(name, dose): nuisance for name, rising in doses.items() for dose, nuisance in rising.items()}
     distinct = list(dict.fromkeys(steps.values()))  # all ladders start at the same image
     rows = []
@@ -79,7 +78,7 @@ def dose_response(
         maps, _ = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
         means = dict(zip(distinct, maps.mean(axis=(2, 3)), strict=True))
         rows += [(*step, scene, *means[nuisance]) for step, nuisance in steps.items()]
-    return _by_source(rows, ["nuisance", "dose", "scene"])
+    return _melted(rows, ["nuisance", "dose", "scene"])
 
 
 def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_size: int, seed: int = 0) -> pd.DataFrame:
@@ -96,10 +95,10 @@ def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_siz
         maps, _ = _measured(measure, [with_dose(pair, kind, d, np.random.default_rng((seed, i))) for d in doses])
         means = zip(doses, _mean(maps[:, :, full]), strict=True)
         rows += [(kind, dose, pair.id, pair.scene or pair.id, *values) for dose, values in means]
-    return _by_source(rows, ["nuisance", "dose", "scene", "cluster"])
+    return _melted(rows, ["nuisance", "dose", "scene", "cluster"])
 
 
-def _by_source(rows: Sequence[Any], labels: list[str]) -> pd.DataFrame:
+def _melted(rows: Sequence[Any], labels: list[str]) -> pd.DataFrame:
     """From labels and values of all of `MEASURED` to one row a value."""
     table = pd.DataFrame(rows, columns=[*labels, *MEASURED]).set_index(labels)
     return table.rename_axis(columns="source").stack().rename("value").reset_index()
@@ -133,15 +132,10 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary_curves(table: pd.DataFrame, relative: bool = False) -> pd.DataFrame:
-    """Mean over scenes at every dose with its 95 % interval: nuisance, dose, source, value, low, high.
-
-    Args:
-        relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
-    """
+def summary_curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean response over each scene's lowest dose with its 95 % interval: nuisance, dose, source, value, low, high."""
     table = _clustered(table).sort_values("dose", kind="stable")
-    if relative:
-        table["value"] -= table.groupby(["nuisance", "source", "scene"])["value"].transform("first")
+    table["value"] -= table.groupby(["nuisance", "source", "scene"])["value"].transform("first")
     keys, rows = ["nuisance", "dose", "source"], []
     for names, group in table.groupby(keys, sort=False):
         found = cluster_bootstrap(group, "value", "cluster").named("value", "")
@@ -190,7 +184,6 @@ def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> 
         one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, and `rho_change`, with the rise
         of the source over the same scene without the nuisance. NaN where the scene has none of it, 0 of a flat map.
     """
-    _check_size(size, "size")
     rows = []
     for seed in seeds:
         calm = render(seed, size, CALM).pair
@@ -239,16 +232,10 @@ def _labels(pair: Pair) -> dict[str, Any]:
 
 def _crops(pairs: Pairs, crop_size: int) -> Iterator[tuple[Pair, np.ndarray]]:
     """Central windows of each pair, and the cells (h, w) that have data in all their pixels."""
-    _check_size(crop_size, "crop_size")
     for pair in pairs:
         x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
         window = cut(pair, x, y, crop_size, crop_size)
         yield window, _pool(window.valid.numpy()) == 1
-
-
-def _check_size(size: int, name: str) -> None:
-    if size < 1 or size % STRIDE:
-        raise ValueError(f"{name} must be a positive multiple of the {STRIDE} px of a cell, got {size}")
 
 
 def _pool(image: np.ndarray) -> np.ndarray:
