@@ -16,7 +16,7 @@ from companion.studies.doses import AUGMENTATION_DOSES, Kind, haze_index, with_d
 from companion.studies.groundtruth import cut
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
-from sarmatch.evaluation.intervals import cluster_bootstrap
+from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
 from sarmatch.geometry import central_corner
 from sarmatch.model import STRIDE
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
@@ -100,8 +100,9 @@ def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_siz
 
 def _melted(rows: Sequence[Any], labels: list[str]) -> pd.DataFrame:
     """From labels and values of all of `MEASURED` to one row a value."""
-    table = pd.DataFrame(rows, columns=[*labels, *MEASURED]).set_index(labels)
-    return table.rename_axis(columns="source").stack().rename("value").reset_index()
+    table = pd.DataFrame(rows, columns=[*labels, *MEASURED])
+    table = table.melt(labels, var_name="source", value_name="value", ignore_index=False)
+    return table.sort_index(kind="stable", ignore_index=True)
 
 
 def _clustered(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,11 +137,8 @@ def summary_curves(table: pd.DataFrame) -> pd.DataFrame:
     """Mean response over each scene's lowest dose with its 95 % interval: nuisance, dose, source, value, low, high."""
     table = _clustered(table).sort_values("dose", kind="stable")
     table["value"] -= table.groupby(["nuisance", "source", "scene"])["value"].transform("first")
-    keys, rows = ["nuisance", "dose", "source"], []
-    for names, group in table.groupby(keys, sort=False):
-        found = cluster_bootstrap(group, "value", "cluster").named("value", "")
-        rows.append(dict(zip(keys, names, strict=True)) | found)
-    return pd.DataFrame(rows)
+    found = summarise(table, ["nuisance", "dose", "source"], ["value"], "cluster")
+    return found.rename(columns={"value_low": "low", "value_high": "high"}).drop(columns=["n_pairs", "n_clusters"])
 
 
 def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
