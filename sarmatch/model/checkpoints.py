@@ -28,14 +28,19 @@ def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
     Raises:
         ValueError: the file was not written by `save_weights`.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-            about = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    about, tensors = read_weights(path)
     if "model" not in about:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")
     net = SarOpticalNet(from_dict(ModelConfig, json.loads(about["model"])))
     net.load_state_dict(tensors)
     return net.eval(), about
+
+
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors, in float32, of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error

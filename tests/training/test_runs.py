@@ -98,11 +98,6 @@ def test_steps_to_a_score_do_not_depend_on_the_order_of_rows():
     assert steps_to_score(HISTORY[::-1], "score", 0.25) == pytest.approx(25.0)
 
 
-def test_steps_to_an_unknown_score_is_an_error():
-    with pytest.raises(ValueError, match="'mma' is not in the history"):
-        steps_to_score(HISTORY, "mma", 0.5)
-
-
 def test_who_asks_for_a_run_that_another_has_waits(tmp_path, split):
     config = tiny(pretraining={"contrastive": False, "rotation": False})
     fingerprint = split_fingerprint(split)

@@ -53,6 +53,11 @@ class PeerNet(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @property
+    def net(self) -> PeerNet:
+        """Itself: what the training loop keeps of an objective."""
+        return self
+
     @abstractmethod
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, ...]:
         """What the network makes of standardised images, (B, C, H, W) each; in training it may run in 16 bits."""

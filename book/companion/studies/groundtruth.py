@@ -1,16 +1,16 @@
-"""How far the co-registration of a pair is off, as a whole and at check points, estimated without any network.
-
-Terrain, layover and different orbits displace public pairs by a pixel or two, which bounds any accuracy within 1 px.
-"""
+"""How far the co-registration of a pair is off, as a whole and at check points, estimated without any network."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.spatial.distance import cdist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,21 +31,16 @@ AGREE_PX = 2.0  # of two estimates for a check point; drawn at random they agree
 _BACKGROUND_PX = 40  # shifts up to this far show how high the scores of wrong shifts are
 _PEAK_HALF_WIDTH = 6
 _BINS = 16  # of grey values, for mutual information
+_NAMES, _VALUES = ("id", "dataset", "scene"), ("dx", "dy", "length", "quality", "reliable")
 
 
 @dataclass(frozen=True)
 class ResidualShift:
-    """One shift for a whole pair: what stands at p in the SAR image stands at p + (dx, dy) in the optical one.
+    """One shift for a whole pair: what stands at p in the SAR image stands at p + (dx, dy) in the optical one."""
 
-    Attributes:
-        dx, dy: px, sub-pixel.
-        quality: height of the correlation peak above the mean over much larger, wrong shifts, in their standard
-            deviations; 0 where the best shift is the largest one allowed, so that the true one may lie beyond.
-    """
-
-    dx: float
+    dx: float  #: px, sub-pixel, as `dy`.
     dy: float
-    quality: float
+    quality: float  #: Height of the correlation peak, see `peak_shift`.
 
     @property
     def length(self) -> float:
@@ -69,12 +64,15 @@ def residual_shift(pair: Pair, max_shift: int = MAX_SHIFT_PX) -> ResidualShift:
 def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
     """The highest place within `max_shift` of a (2 R + 1, 2 R + 1) surface of scores, refined by parabolas.
 
+    Its quality is the height above the mean over much larger, wrong shifts, in their standard deviations; 0 where the
+    best shift is the largest one allowed, so that the true one may lie beyond.
+
     Args:
         scores: rows dy and columns dx from -R to R px; -inf where unknown.
     """
     radius = len(scores) // 2
     near = slice(radius - max_shift, radius + max_shift + 1)
-    dy, dx = (int(i) - max_shift for i in np.unravel_index(np.argmax(scores[near, near]), (2 * max_shift + 1,) * 2))
+    dy, dx = (int(i) - max_shift for i in np.unravel_index(scores[near, near].argmax(), [2 * max_shift + 1] * 2))
     row, column = dy + radius, dx + radius
     if not np.isfinite(scores[row, column]) or max(abs(dx), abs(dy)) == max_shift:
         return ResidualShift(float(dx), float(dy), 0.0)
@@ -89,51 +87,40 @@ def peak_shift(scores: np.ndarray, max_shift: int) -> ResidualShift:
     )
 
 
+def cut(pair: Pair, x: int, y: int, height: int, width: int) -> Pair:
+    """A window of a pair from its corner (x, y) px on; the pair within it has no georeference."""
+    part = (..., slice(y, y + height), slice(x, x + width))
+    images = {name: getattr(pair, name)[part] for name in ("sar", "optical", "valid")}
+    return dataclasses.replace(pair, **images, transform=None)
+
+
 def windows(pair: Pair, size: tuple[int, int], per_axis: int) -> Iterator[tuple[tuple[float, float], Pair]]:
     """Overlapping windows (height, width) from corner to corner: the centre (x, y) px of each, and the pair within it.
 
     There are `per_axis` along each axis, fewer where they would coincide.
     """
     height, width = size
-    tops, lefts = (
-        np.unique(np.linspace(0, whole - part, per_axis).astype(int))
-        for whole, part in zip(pair.size, size, strict=True)
-    )
-    for top in tops:
-        for left in lefts:
-            cut = (..., slice(top, top + height), slice(left, left + width))
-            images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
-            centre = (float(left) + (width - 1) / 2, float(top) + (height - 1) / 2)
-            yield centre, dataclasses.replace(pair, **images, transform=None)
+    tops, lefts = (np.unique(np.linspace(0, n, per_axis).astype(int)) for n in np.subtract(pair.size, size))
+    for top, left in product(tops.tolist(), lefts.tolist()):
+        yield (left + (width - 1) / 2, top + (height - 1) / 2), cut(pair, left, top, height, width)
 
 
-def residual_shift_table(pairs: Pairs, max_shift: int = MAX_SHIFT_PX) -> pd.DataFrame:
+def residual_shift_table(pairs: Pairs) -> pd.DataFrame:
     """`residual_shift` of every pair: `id`, `dataset`, `scene`, `dx`, `dy`, `length`, `quality`, `reliable`."""
     rows = []
-    for i in tqdm(range(len(pairs)), desc="residual shift", disable=None):
-        pair = pairs[i]
-        shift = residual_shift(pair, max_shift)
-        names = {"id": pair.id, "dataset": pair.dataset, "scene": pair.scene}
-        values = {"dx": shift.dx, "dy": shift.dy, "length": shift.length}
-        rows.append(names | values | {"quality": shift.quality, "reliable": shift.reliable})
-    columns = ["id", "dataset", "scene", "dx", "dy", "length", "quality", "reliable"]
-    return pd.DataFrame(rows, columns=columns)
+    for pair in tqdm(pairs, "residual shift", len(pairs), disable=None):
+        shift = residual_shift(pair)
+        rows.append([getattr(pair, name) for name in _NAMES] + [getattr(shift, name) for name in _VALUES])
+    return pd.DataFrame(rows, columns=[*_NAMES, *_VALUES])
 
 
-def summarise_shifts(table: pd.DataFrame, within_px: Sequence[float] = (1.0, 2.3), by: str = "dataset") -> pd.DataFrame:
-    """Per group of a `residual_shift_table`: pairs, share reliable, and over those length, mean and shares."""
-    rows = {}
-    for name, group in table.groupby(by):
-        reliable = group[group["reliable"]]
-        rows[name] = {
-            "n_pairs": len(group),
-            "reliable": group["reliable"].mean(),
-            "median_px": reliable["length"].median(),
-            "mean_dx": reliable["dx"].mean(),
-            "mean_dy": reliable["dy"].mean(),
-            **{f"within_{limit:g}px": (reliable["length"] <= limit).mean() for limit in within_px},
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
+def summarise_shifts(table: pd.DataFrame) -> pd.DataFrame:
+    """Per dataset of a `residual_shift_table`: pairs, share reliable, and over those length, mean and shares."""
+    shares = {f"within_{limit:g}px": table["length"] <= limit for limit in (1.0, 2.3)}
+    means = {name: (name, "mean") for name in shares}
+    reliable = table.assign(**shares)[table["reliable"]].groupby("dataset")
+    found = reliable.agg(median_px=("length", "median"), mean_dx=("dx", "mean"), mean_dy=("dy", "mean"), **means)
+    return table.groupby("dataset")["reliable"].agg(n_pairs="size", reliable="mean").join(found)
 
 
 @dataclass(frozen=True)
@@ -146,24 +133,24 @@ class CheckPoints:
 
     def nearest(self, corners: np.ndarray) -> np.ndarray:
         """For each of some places (k, 2), which check point lies nearest, (k,); none where there are no points."""
-        if not len(self.xy_sar):
-            return np.empty(0, int)
-        return np.linalg.norm(corners[:, None] - self.xy_sar[None], axis=-1).argmin(axis=1)
+        distances = cdist(corners, self.xy_sar)
+        return distances.argmin(axis=1) if distances.size else np.empty(0, int)
 
 
-def check_points(pair: Pair, block_px: int = 256, per_axis: int = 5, max_shift: int = 16) -> CheckPoints:
+def check_points(pair: Pair) -> CheckPoints:
     """Overlapping blocks for which two similarities that share little agree within `AGREE_PX`; their mean counts.
 
     Left out are also blocks whose oriented gradients do not stand out.
     """
-    side = min(block_px, *pair.size)
-    blocks = list(windows(pair, (side, side), per_axis))
+    side, max_shift = min(256, *pair.size), 16
+    blocks = list(windows(pair, (side, side), 5))
     centres, shifts = [], []
     for centre, part in blocks:
         first, second = residual_shift(part, max_shift), information_shift(part.sar, part.optical, max_shift)
-        if first.reliable and np.hypot(first.dx - second.dx, first.dy - second.dy) <= AGREE_PX:
+        both = np.array([(first.dx, first.dy), (second.dx, second.dy)])
+        if first.reliable and np.hypot(*np.diff(both, axis=0)[0]) <= AGREE_PX:
             centres.append(centre)
-            shifts.append(((first.dx + second.dx) / 2, (first.dy + second.dy) / 2))
+            shifts.append(both.mean(axis=0))
     source = np.array(centres, np.float64).reshape(-1, 2)
     return CheckPoints(source, source + np.array(shifts, np.float64).reshape(-1, 2), len(blocks))
 
@@ -176,18 +163,14 @@ def information_shift(sar: Tensor, optical: Tensor, max_shift: int) -> ResidualS
         max_shift: along each axis, px; the SAR image is compared less a margin of so much.
     """
     height, width = sar.shape[1:]
-    inner = (height - 2 * max_shift, width - 2 * max_shift)
-    if min(inner) < 2 * max_shift:
-        raise ValueError(
-            f"images must be at least {4 * max_shift} px for shifts of {max_shift} px, got {height} x {width}"
-        )
-    first = equal_bins(gaussian_blur(sar[:1], SAR_SIGMA_PX), _BINS)[0].numpy().astype(np.int64)
-    second = equal_bins(gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX), _BINS)[0]
-    other = second.numpy().astype(np.int64)
-    own = first[max_shift : max_shift + inner[0], max_shift : max_shift + inner[1]] * _BINS
-    steps = 2 * max_shift + 1
-    counts = np.empty((steps, steps, _BINS**2), np.float32)
-    for dy, dx in np.ndindex(steps, steps):
-        joint = own + other[dy : dy + inner[0], dx : dx + inner[1]]
-        counts[dy, dx] = np.bincount(joint.ravel(), minlength=_BINS**2)
-    return peak_shift(mutual_information(counts).astype(np.float64), max_shift)
+    if min(height, width) < 4 * max_shift:
+        at_least = f"at least {4 * max_shift} px for shifts of {max_shift} px"
+        raise ValueError(f"images must be {at_least}, got {height} x {width}")
+    grey = gaussian_blur(sar[:1], SAR_SIGMA_PX), gaussian_blur(optical.mean(0, keepdim=True), OPTICAL_SIGMA_PX)
+    first, second = (equal_bins(image, _BINS)[0].numpy().astype(np.int64) for image in grey)
+    own = first[max_shift : height - max_shift, max_shift : width - max_shift] * _BINS
+    counts = [
+        [np.bincount((own + window).ravel(), minlength=_BINS**2) for window in row]
+        for row in sliding_window_view(second, own.shape)
+    ]
+    return peak_shift(mutual_information(np.array(counts, np.float32)).astype(np.float64), max_shift)

@@ -6,14 +6,11 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from accelerate.utils import set_seed
-from safetensors import safe_open
-from torch import Tensor, nn
 
 from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
@@ -27,13 +24,13 @@ from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
-from sarmatch.data.crops import EvaluationCrops, Sample, TrainingCrops
+from sarmatch.data.crops import TrainingCrops
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import CropMatcher, validation_scores
 from sarmatch.io import provenance
 from sarmatch.matching.matcher import Matcher
-from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
+from sarmatch.model.checkpoints import read_weights
 from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load
 
@@ -48,32 +45,16 @@ PEERS: Mapping[str, type[PeerNet]] = {
     "translation": TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
-OURS: Mapping[str, bool] = {"network, short": True, "network, short, all learned": False}
+OURS = {"network, short": True, "network, short, all learned": False}
 """Rows of our own network at the same budget: whether it has oriented gradients."""
-PER_CELL = "network, short, cell by cell"
-"""The last of these without local aggregation, beside others that judge each cell by itself."""
+PER_CELL = "network, short, cell by cell"  #: The last of these without local aggregation.
 
 
 @dataclass(frozen=True)
-class PeerRun:
-    """A finished training of a peer, with the attributes of `sarmatch.training.runs.Run`."""
+class PeerRun(Run):
+    """A finished training of a peer."""
 
-    path: Path
-    net: PeerNet
-    loaded: bool
-    history: pd.DataFrame
-    provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A matcher under the name of its training, which tells stored matches apart."""
-
-    matcher: Matcher = field(repr=False)
-    training: str
-
-    def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:
-        return self.matcher.match_crops(crops, search_radius)
+    net: PeerNet  # type: ignore[assignment]
 
 
 def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookConfig:
@@ -90,18 +71,6 @@ def peer_size(config: BookConfig) -> PeerSize:
     return PeerSize(model.sar_channels, model.optical_channels, model.descriptor_dim, radius)
 
 
-class PeerObjective(nn.Module):
-    """A peer and its losses, as the training loop takes them."""
-
-    def __init__(self, net: PeerNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Sample) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.net(batch)
-        return losses
-
-
 def train_or_load_peer(
     config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
 ) -> PeerRun:
@@ -112,25 +81,23 @@ def train_or_load_peer(
     folder = run_path(own, fingerprint, runs_dir, f"peer-{name.replace(' ', '-')}")
     scoring = dataclasses.replace(own.evaluation, max_pairs=own.training.validation_pairs)
 
-    def validate(objective: PeerObjective) -> dict[str, float]:
-        return validation_scores(LearnedMatcher(objective.net), split.validation, scoring)
+    def validate(net: PeerNet) -> dict[str, float]:
+        return validation_scores(LearnedMatcher(net), split.validation, scoring)
 
     def steps() -> None:
         set_seed(own.seed)
-        objective = PeerObjective(PEERS[name](peer_size(own)))
+        net = PEERS[name](peer_size(own))
         crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
-        fit(objective, crops, own.training, own.seed, folder, validate, None, show_progress)
+        fit(net, crops, own.training, own.seed, folder, validate, None, show_progress)
 
     stored = stored_training(folder, own, provenance(own, fingerprint), steps)
-    return PeerRun(folder, load_peer(name, folder / "model.safetensors"), *stored)
+    return PeerRun(folder, own, load_peer(name, folder / "model.safetensors"), *stored)
 
 
 def load_peer(name: str, path: Path) -> PeerNet:
     """A peer with the weights of its run; ValueError where they are of another version of the network."""
-    with safe_open(path, framework="pt") as file:
-        size = from_dict(PeerSize, json.loads(file.metadata()["model"]))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    net = PEERS[name](size)
+    about, tensors = read_weights(path)
+    net = PEERS[name](from_dict(PeerSize, json.loads(about["model"])))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -140,35 +107,28 @@ def load_peer(name: str, path: Path) -> PeerNet:
 
 def trained_peers(
     config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> dict[str, Run | PeerRun]:
+) -> dict[str, Run]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
-    runs: dict[str, Run | PeerRun] = {}
+    runs: dict[str, Run] = {}
     for name, gradients in OURS.items():
         own = peer_config(config, gradients)
         runs[name] = train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
-    for name in PEERS:
-        runs[name] = train_or_load_peer(config, name, split, runs_dir, show_progress)
-    return runs
+    return runs | {name: train_or_load_peer(config, name, split, runs_dir, show_progress) for name in PEERS}
 
 
-def peer_matchers(runs: Mapping[str, Run | PeerRun]) -> dict[str, CropMatcher]:
+def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
     """What matches with the weights of each training; our last network is `PER_CELL` too."""
     matchers: dict[str, CropMatcher] = {}
     for name, run in runs.items():
         if isinstance(run, PeerRun):
             matchers[name] = LearnedMatcher(run.net, run.path.name)
         else:
-            matchers[name] = Named(Matcher(run.net), run.path.name)
-            matchers[PER_CELL] = Named(Matcher(run.net, use_consensus=False), run.path.name)
+            matchers |= {name: Matcher(run.net), PER_CELL: Matcher(run.net, use_consensus=False)}
     return matchers
 
 
-def training_table(runs: Mapping[str, Run | PeerRun], config: BookConfig) -> pd.DataFrame:
-    """What each training at equal budget cost.
-
-    Returns:
-        method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run.
-    """
+def training_table(runs: Mapping[str, Run], config: BookConfig) -> pd.DataFrame:
+    """What each training cost: method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run."""
     rows = []
     for name, run in runs.items():
         about, steps = run.provenance, int(run.provenance["steps"])

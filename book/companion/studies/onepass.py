@@ -47,7 +47,7 @@ ONE_PASS: Mapping[str, Recipe] = {
     "passes": Recipe(logistic(*ALL_SCORES), "mean_probability"),
 }
 """Confidences of the chapter on one pass; `passes, doubt only` takes only the mutual information from the passes."""
-ESTIMATES = ("row entropy", "feature density", "distilled")
+ESTIMATES = ["row entropy", "feature density", "distilled"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,45 +55,27 @@ class Density:
     """Gaussian of each modality's features F over training cells, after Lee et al. (2018) and Mukhoti et al. (2023).
 
     Of features, not of descriptors: these lie on a sphere, on which test patterns lie among the images of training.
-
-    Attributes:
-        means: of the SAR and of the optical features, (2, C).
-        precisions: inverses of their shrunk covariances (Ledoit and Wolf), (2, C, C).
     """
 
-    means: Tensor
-    precisions: Tensor
+    means: Tensor  #: Of the SAR and of the optical features, (2, C).
+    precisions: Tensor  #: Inverses of their shrunk covariances (Ledoit and Wolf), (2, C, C).
 
     @classmethod
     def fit(
-        cls,
-        net: SarOpticalNet,
-        pairs: Pairs,
-        config: Config,
-        seed: int,
-        crops: int = CROPS,
-        cells: int = 256,
-        show_progress: bool = True,
+        cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, crops: int = CROPS, show_progress: bool = True
     ) -> Density:
-        """From the deterministic pass over training crops.
-
-        Args:
-            cells: of each image of a crop, at most.
-
-        Raises:
-            ValueError: no pairs, no crops, or no cells with data.
-        """
+        """From the deterministic pass over training crops, 256 cells of each image; ValueError where they have none."""
         rng = np.random.default_rng((seed, 1))
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         for sar, optical, _ in training_crops(net, pairs, config, seed, crops, "density", show_progress):
             for rows, image in zip(parts, (sar, optical), strict=True):
-                rows.append(by_cell(image.encoding.features)[some_cells(image.valid.flatten(), cells, rng)].cpu())
+                rows.append(by_cell(image.encoding.features)[some_cells(image.valid.flatten(), 256, rng)].cpu())
         tables = [torch.cat(rows).double().numpy() for rows in parts]
         if min(map(len, tables)) < 2:
             raise ValueError("pairs: fewer than two cells of training crops carry data; check their valid masks")
         fits = [LedoitWolf().fit(table) for table in tables]
-        means, precisions = (np.stack([getattr(fit, name) for fit in fits]) for name in ("location_", "precision_"))
-        return cls(torch.from_numpy(means).float(), torch.from_numpy(precisions).float())
+        found = (np.stack([getattr(fit, name) for fit in fits]) for name in ("location_", "precision_"))
+        return cls(*(torch.from_numpy(values).float() for values in found))
 
     @torch.no_grad()
     def distance(self, sar: Tensor, optical: Tensor, prediction: Prediction) -> Tensor:
@@ -114,20 +96,19 @@ class Density:
                 f"sar, optical: expected features of {self.means.shape[1]} channels, to which the density was fitted, "
                 f"got {sar.shape[1]} and {optical.shape[1]}; fit one to this network"
             )
-        first, second = (self._squared(i, by_cell(features)) for i, features in enumerate((sar, optical)))
-        total = (first + second[there]) / self.means.numel()
+        squared = []
+        for features, mean, precision in zip((sar, optical), self.means, self.precisions, strict=True):
+            off = by_cell(features) - mean.to(features)
+            squared.append(((off @ precision.to(features)) * off).sum(1).clamp(min=0))
+        total = (squared[0] + squared[1][there]) / self.means.numel()
         return total.log1p().unflatten(0, (1, *prediction.forward.shape[-2:]))
-
-    def _squared(self, modality: int, x: Tensor) -> Tensor:
-        off = x - self.means[modality].to(x)
-        return ((off @ self.precisions[modality].to(x)) * off).sum(1).clamp(min=0)
 
 
 @torch.no_grad()
 def encode_crops(net: SarOpticalNet, crops: EvaluationCrops) -> tuple[Encoded, Encoded]:
     """Both encoders over the crops of an evaluation protocol, with the fine level, on the network's device."""
-    device = next(net.parameters()).device
     images = (crops.sar, crops.optical, crops.sar_valid, crops.optical_valid)
+    device = next(net.parameters()).device
     sar, optical, sar_valid, optical_valid = (image[None].to(device) for image in images)
     return encode_pair(net, (sar, optical, sar_valid, optical_valid))
 
@@ -141,18 +122,14 @@ def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_ra
 
 def error_map(crops: EvaluationCrops, xy_sar: np.ndarray, errors_px: np.ndarray) -> np.ndarray:
     """Error of the match of each SAR cell, px, (h, w); NaN where a cell has none."""
-    height, width = (side // STRIDE for side in crops.sar.shape[-2:])
-    errors = np.full((height, width), np.nan)
-    cells = np.rint((np.asarray(xy_sar) - (STRIDE - 1) / 2) / STRIDE).astype(int)
-    errors[cells[:, 1], cells[:, 0]] = errors_px
+    errors = np.full([side // STRIDE for side in crops.sar.shape[-2:]], np.nan)
+    column, row = np.rint((np.asarray(xy_sar).T - (STRIDE - 1) / 2) / STRIDE).astype(int)
+    errors[row, column] = errors_px
     return errors
 
 
 def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, pd.DataFrame]:
-    """The run with a distilled `epistemic_head`, trained once, and the loss curve of its training, see `distil`.
-
-    Kept as `distilled-<digest>.safetensors` in the run's folder; the network of `run` stays as it is.
-    """
+    """The run with a distilled `epistemic_head`, trained once and kept in its folder, and the curve of `distil`."""
     trained_on = _training_digest(run, split, crops)
     weights, curve_path = (run.path / f"distilled-{trained_on}.{suffix}" for suffix in ("safetensors", "parquet"))
     with run_lock(run.path):
@@ -166,12 +143,12 @@ def distilled_or_load(run: Run, split: Split, crops: int = CROPS) -> tuple[Run, 
 
 
 def density_or_load(run: Run, split: Split, crops: int = CROPS) -> Density:
-    """`Density.fit` on training scenes, once; kept as `density-<digest>.safetensors` in the run's folder."""
+    """`Density.fit` on training scenes, once; kept in the run's folder."""
     path = run.path / f"density-{_training_digest(run, split, crops)}.safetensors"
     if not path.exists():
         density = Density.fit(run.net, split.train, run.config, run.config.seed, crops)
         with atomic_path(path) as partial:
-            save_file({"means": density.means.contiguous(), "precisions": density.precisions.contiguous()}, partial)
+            save_file({name: tensor.contiguous() for name, tensor in vars(density).items()}, partial)
     return Density(**load_file(path))
 
 
@@ -179,63 +156,51 @@ def _training_digest(run: Run, split: Split, crops: int) -> str:
     """Digest of all that head and density are fitted to."""
     config = run.config
     sizes = [config.seed, crops, config.evaluation.headline_radius]
-    return digest(
-        [trained_weights(run.net), run.net.config, split.train, dataclasses.replace(config.data, root=None), sizes]
-    )
+    data = dataclasses.replace(config.data, root=None)
+    return digest([trained_weights(run.net), run.net.config, split.train, data, sizes])
 
 
-def estimators(net: SarOpticalNet, density: Density) -> dict[str, Callable[[Prediction, Encoded, Encoded], Tensor]]:
-    """The one-pass estimates by name: functions of a prediction and the images it was made of, to a map (1, h, w)."""
+def estimators(
+    net: SarOpticalNet, density: Density, crops: EvaluationCrops, search_radius: float
+) -> dict[str, Callable[[], Tensor]]:
+    """What computes each of `ESTIMATES` after one pass over crops, a map (1, h, w)."""
+    sar, optical = encode_crops(net, crops)
+    how = sar.valid, optical.valid, bool(net.config.consensus_cells)
+    prediction = predict(net, sar.descriptors, optical.descriptors, search_radius, *how)
     return {
-        "row entropy": lambda made, *_: row_entropy(made),
-        "feature density": lambda made, a, b: density.distance(a.encoding.features, b.encoding.features, made),
-        "distilled": lambda made, a, b: distilled_information(net, made, a.descriptors, b.descriptors),
+        "row entropy": partial(row_entropy, prediction),
+        "feature density": partial(density.distance, sar.encoding.features, optical.encoding.features, prediction),
+        "distilled": partial(distilled_information, net, prediction, sar.descriptors, optical.descriptors),
     }
 
 
 def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """One-pass estimates for all SAR cells of pairs under `shift`, measured once and kept with the run.
+    """`ESTIMATES` for all SAR cells of pairs under `shift` by id, x and y (px), measured once and kept with the run."""
 
-    Returns:
-        columns id, x, y (centre of the cell, px) and `ESTIMATES`, to be merged with a match table.
-    """
+    def measured() -> pd.DataFrame:
+        parts = []
+        for pair in tqdm(spread(pairs, config.max_pairs), "estimates", disable=None):
+            estimates = estimators(run.net, density, evaluation_crops(pair, "shift", config), config.headline_radius)
+            maps = {name: estimate().cpu() for name, estimate in estimates.items()}
+            height, width = maps["distilled"].shape[-2:]
+            x, y = cell_centres(height, width, STRIDE).flatten(0, 1).T.numpy()
+            values = {name: values.flatten().numpy() for name, values in maps.items()}
+            parts.append(pd.DataFrame({"x": x, "y": y} | values).assign(id=pair.id))
+        return pd.concat(parts, ignore_index=True)
+
     on = {"net": run.net, "density": density, "pairs": pairs, "config": config}
-    return cached_table(run.path, "estimates", on, lambda: _estimates(run.net, density, pairs, config))
+    return cached_table(run.path, "estimates", on, measured)
 
 
-def _estimates(net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    parts = []
-    for pair in tqdm(spread(pairs, config.max_pairs), "estimates", disable=None):
-        encoded, prediction = _predicted(net, evaluation_crops(pair, "shift", config), config.headline_radius)
-        maps = {name: estimate(prediction, *encoded) for name, estimate in estimators(net, density).items()}
-        height, width = prediction.forward.shape[-2:]
-        xy = cell_centres(height, width, STRIDE).flatten(0, 1).numpy()
-        columns = {"x": xy[:, 0], "y": xy[:, 1]} | {name: m.flatten().cpu().numpy() for name, m in maps.items()}
-        parts.append(pd.DataFrame(columns).assign(id=pair.id))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _predicted(
-    net: SarOpticalNet, crops: EvaluationCrops, search_radius: float
-) -> tuple[tuple[Encoded, Encoded], Prediction]:
-    sar, optical = encode_crops(net, crops)
-    how = sar.valid, optical.valid, bool(net.config.consensus_cells)
-    return (sar, optical), predict(net, sar.descriptors, optical.descriptors, search_radius, *how)
-
-
-def rank_correlations(table: pd.DataFrame, against: str = "epistemic") -> pd.DataFrame:
+def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of each estimate with the mutual information of the passes, within each pair.
 
     Args:
         table: of `shared_matches` with the columns `ESTIMATES`.
     """
-    rows = []
-    for (pair, scene), part in table.groupby(["id", "scene"]):
-        for name in ESTIMATES:
-            known = part[name].nunique() > 1 and part[against].nunique() > 1
-            value = part[name].corr(part[against], method="spearman") if known else np.nan
-            rows.append((pair, scene, name, value))
-    return pd.DataFrame(rows, columns=["id", "scene", "estimate", "correlation"])
+    each = table.groupby(["id", "scene"])[[*ESTIMATES, "epistemic"]].corr("spearman")
+    found = each["epistemic"].drop("epistemic", level=2).rename("correlation")
+    return found.rename_axis(["id", "scene", "estimate"]).reset_index()
 
 
 def measure_costs(
@@ -243,11 +208,8 @@ def measure_costs(
 ) -> pd.DataFrame:
     """Seconds of each confidence of `ONE_PASS` with an estimate of its own, a row each.
 
-    One pass is everything from images to refined matches. An estimate costs that and its own computation.
-
-    Args:
-        pairs: a few; the median over them counts, each the least of `repeats`, see `companion.timing.interleave`.
-        passes: with dropout.
+    One pass is everything from images to refined matches. An estimate costs that and its own computation. The median
+    over pairs counts, each the least of `repeats`, see `companion.timing.interleave`.
 
     Returns:
         columns confidence, seconds, and `passes`: seconds over those of one pass.
@@ -256,52 +218,41 @@ def measure_costs(
     single, many = (Matcher(net, device, mc_passes=n) for n in (0, passes))
     for pair in pairs:
         crops = evaluation_crops(pair, "shift", config)
-        encoded, prediction = _predicted(net, crops, radius)
         runs: dict[str, Callable[[], object]] = {"plain softmax": partial(single.raw_matches, crops, radius)}
-        for name, estimate in estimators(net, density).items():
-            runs[name] = partial(estimate, prediction, *encoded)
-        runs["passes"] = partial(many.raw_matches, crops, radius)
-        least = {name: min(seconds) for name, seconds in interleave(runs, repeats, device).items()}
-        base = least["plain softmax"]
-        with_base = {name: base + least[name] for name in ESTIMATES}
-        rows.append({"plain softmax": base, "no estimate": base} | with_base | {"passes": least["passes"]})
+        runs |= estimators(net, density, crops, radius) | {"passes": partial(many.raw_matches, crops, radius)}
+        rows.append({name: min(seconds) for name, seconds in interleave(runs, repeats, device).items()})
     seconds = pd.DataFrame(rows)
-    relative = seconds.div(seconds["plain softmax"], axis=0).median()
-    table = pd.DataFrame({"seconds": seconds.median(), "passes": relative})
+    base = seconds["plain softmax"]
+    seconds[ESTIMATES] = seconds[ESTIMATES].add(base, axis=0)
+    seconds.insert(1, "no estimate", base)
+    table = pd.DataFrame({"seconds": seconds.median(), "passes": seconds.div(base, axis=0).median()})
     return table.rename_axis("confidence").reset_index()
 
 
 def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Which share of what the passes gain over no estimate each one-pass estimate keeps.
+    """`aurc_verdicts` against `no estimate` with the cost in `passes` of `measure_costs`, and `kept`.
 
-    Args:
-        verdicts: of `aurc_verdicts` against `no estimate`.
-        costs: of `measure_costs`.
-
-    Returns:
-        the verdicts with `passes` (cost) and `kept`, the ratio of the gains in AURC: negative where the estimate harms,
-        NaN where the passes do not gain beyond their interval.
+    The latter is the share of the passes' gain in AURC that an estimate keeps: negative where it harms, NaN where the
+    passes do not gain beyond their interval.
     """
     table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")
     passes = table[table["confidence"] == "passes"].iloc[0]
-    gained = passes["better"] == "yes"
-    return table.assign(kept=table["difference"] / passes["difference"] if gained else np.nan)
+    gain = passes["difference"] if passes["better"] == "yes" else np.nan
+    return table.assign(kept=table["difference"] / gain)
 
 
 def kept_statement(gains: pd.DataFrame, cheap: float = 1.2) -> str:
     """In words what `kept_gains` holds of the estimates that cost at most `cheap` passes."""
-    estimates = gains[gains["confidence"].isin(ESTIMATES)]
-    affordable = estimates[estimates["passes"] <= cheap]
+    affordable = gains[gains["confidence"].isin(ESTIMATES) & (gains["passes"] <= cheap)]
     if affordable.empty:
         return f"No estimate costs at most {cheap:g} passes."
     names = ", ".join(f"{row.confidence} ({row.passes:.2f})" for row in affordable.itertuples())
-    costs = f"Estimates that cost at most {cheap:g} passes: {names}."
-    better = affordable[affordable["better"] == "yes"]["confidence"].tolist()
-    gain = f" Better than no estimate beyond the interval: {', '.join(better) or 'none of them'}."
+    better = affordable[affordable["better"] == "yes"]
+    text = f"Estimates that cost at most {cheap:g} passes: {names}. Better than no estimate beyond the interval: "
+    text += f"{', '.join(better['confidence']) or 'none of them'}."
     if affordable["kept"].isna().all():
-        return costs + gain + " The passes themselves do not gain beyond their interval: there is no gain to keep."
-    affordable = affordable[affordable["better"] == "yes"]
-    if affordable.empty:
-        return costs + gain
-    best = affordable.loc[affordable["kept"].idxmax()]
-    return f"{costs}{gain} Of the gain of the passes {best['confidence']} keeps most: {best['kept']:.0%}."
+        return f"{text} The passes themselves do not gain beyond their interval: there is no gain to keep."
+    if better.empty:
+        return text
+    best = better.loc[better["kept"].idxmax()]
+    return f"{text} Of the gain of the passes {best['confidence']} keeps most: {best['kept']:.0%}."

@@ -1,26 +1,21 @@
-"""Coverage of conformal radii and quality of covariances on scenes that they were not fitted on.
-
-Tables hold mutual matches, one row each, as `match_table` gives them; intervals resample whole scenes.
-"""
+"""Coverage of conformal radii and quality of covariances on scenes they were not fitted on, by whole scenes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
 from companion.cache import cached_table, confidence_or_load
+from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
-from companion.studies.sensitivity import with_source
-from sarmatch.calibration.calibrators import Calibrator
-from sarmatch.calibration.confidence import SPREAD, Confidence, fit_calibrator
+from companion.studies.sensitivity import stacked, with_source
+from sarmatch.calibration.confidence import SPREAD, fit_calibrator
 from sarmatch.calibration.position_error import (
-    CONFIDENT_PX,
     COVERAGE,
     Precision,
     fit_precision,
@@ -28,155 +23,118 @@ from sarmatch.calibration.position_error import (
     scene_weights,
     weighted_quantiles,
 )
-from sarmatch.config import Config, EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.confidence_fit import MODES, match_table
+from sarmatch.evaluation.confidence_fit import MODES, collect_matches
 from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher
+from sarmatch.training.runs import Run
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 
 
-class Fitted(NamedTuple):
-    """A network with what was fitted for it, and the folder that keeps what is measured of it."""
-
-    matcher: Matcher
-    confidence: Confidence
-    folder: Path
-    about: dict[str, Any]
-
-
-def fitted_run(config: Config, split: Split, runs_dir: Path) -> Fitted:
-    """The run of `shipping.shipped_or_trained` with its confidence."""
+def fitted_run(config: BookConfig, split: Split, runs_dir: Path) -> tuple[Run, Matcher]:
+    """The run of `shipping.shipped_or_trained`, and its network with its confidence."""
     run = shipped_or_trained(config, runs_dir, split)
-    confidence = confidence_or_load(run, split)
-    about = {"run": run.path.name, "commits": run.provenance["commits"]}
-    about |= {name: run.provenance[name] for name in ("profile", "seed", "data_fingerprint")}
-    return Fitted(Matcher(run.net, confidence=confidence), confidence, run.path, about)
+    return run, Matcher(run.net, confidence=confidence_or_load(run, split))
 
 
-def measured_or_load(
-    fitted: Fitted, pairs: Pairs, part: str, config: EvaluationConfig, mode: str = "single"
-) -> pd.DataFrame:
-    """Match table of a part of the data under `shift`, made once and kept, see also `labelled`.
+def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config: EvaluationConfig) -> pd.DataFrame:
+    """`match_table` of a part of the data in one pass under `shift`, made once and kept.
 
-    Args:
-        part: what the file is called.
-        mode: of inference, key of `sarmatch.evaluation.confidence_fit.MODES`.
+    With season and land_cover ("" where unknown), source, and the calibrated confidence of a matcher of `fitted_run`.
     """
-    matcher = Matcher(fitted.matcher.net, **MODES[mode][0])
-    on = {"matcher": matcher, "pairs": pairs, "config": config, "columns": SPREAD}
+    raw = Matcher(run.net)
+    on = {"matcher": raw, "pairs": pairs, "config": config, "columns": SPREAD}
 
     def make() -> pd.DataFrame:
-        raw = partial(matcher.raw_matches, search_radius=config.headline_radius)
-        return match_table(raw, pairs, "shift", config).assign(commit=commit())
+        return collect_matches(raw, part, pairs, config).assign(commit=commit())
 
-    return labelled(cached_table(fitted.folder, f"precision-{part}-{mode}", on, make), pairs, fitted, mode)
-
-
-def labelled(table: pd.DataFrame, pairs: Pairs, fitted: Fitted, mode: str = "single") -> pd.DataFrame:
-    """The table with season, land_cover ("" where unknown) and source of its pairs, and its calibrated confidence."""
+    table = cached_table(run.path, f"precision-{part}-single", on, make)
     index = pairs.index.set_index("id")
-    known = {name: table["id"].map(index[name]).fillna("") for name in ("season", "land_cover") if name in index}
-    return with_source(table.assign(**known, confidence=fitted.confidence.calibrators[mode](table)))
+    known = {name: table["id"].map(index[name]).fillna("") for name in ("season", "land_cover")}
+    assert matcher.confidence is not None
+    return with_source(table.assign(**known, confidence=matcher.confidence.calibrators["single"](table)))
 
 
-def usable_names(table: pd.DataFrame, mode: str = "single") -> tuple[str, ...]:
-    """Scores that the mode's confidence is made of, without what this network does not have."""
-    return tuple(n for n in MODES[mode][1] if n != "aleatoric" or table["aleatoric"].notna().all())
+def usable_names(table: pd.DataFrame) -> tuple[str, ...]:
+    """Scores that the confidence of one pass is made of, without what this network does not have."""
+    return tuple(n for n in MODES["single"][1] if n != "aleatoric" or table["aleatoric"].notna().all())
 
 
-def with_radius(table: pd.DataFrame, precision: Precision, coverage: float = COVERAGE) -> pd.DataFrame:
-    """The table with `radius_px`, and whether the truth lies within it, `covered` (1 or 0)."""
-    radius = precision.radius(table["confidence"], raw_covariance(table), coverage)
-    return table.assign(radius_px=radius, covered=(table["error_px"] <= radius).astype(float))
+def within(table: pd.DataFrame, radius: np.ndarray, asked: float) -> pd.DataFrame:
+    """The table with `radius_px`, whether the truth lies within it, `covered` (1 or 0), and the coverage `asked`."""
+    return table.assign(radius_px=radius, covered=(table["error_px"] <= radius).astype(float), asked=asked)
 
 
-def coverage_table(
-    table: pd.DataFrame, precision: Precision, by: str | None = None, coverages: Sequence[float] = COVERAGES
-) -> pd.DataFrame:
-    """Share of matches whose truth lies within their radius, for each coverage asked for.
+def with_radius(table: pd.DataFrame, precision: Precision, asked: float = COVERAGE) -> pd.DataFrame:
+    """`within` the radii of the error model."""
+    return within(table, precision.radius(table["confidence"], raw_covariance(table), asked), asked)
+
+
+def coverage_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Share of matches whose truth lies within their radius, by the values of a column, "" left out.
 
     Args:
-        by: column whose values get rows of their own, "" left out; None takes all matches together.
+        found: of `with_radius` or `held_out`.
 
     Returns:
         columns `by`, n_pairs, n_scenes, n_matches, asked, covered (mean over scenes of the share of their matches) with
         its 95 % interval, worst_scene, of_matches (matches counting alike), median_px and mean_px (of the radii).
     """
-    groups = [("all", table)] if by is None else [(name, part) for name, part in table.groupby(by) if name != ""]
-    rows = [
-        {by or "matches": name} | _covered(with_radius(part, precision, asked), asked)
-        for name, part in groups
-        for asked in coverages
-    ]
+    rows = []
+    for (name, asked), part in found[found[by] != ""].groupby([by, "asked"]):
+        scenes = part.groupby("scene", as_index=False)["covered"].mean()
+        counts = {"n_pairs": part["id"].nunique(), "n_scenes": len(scenes), "n_matches": len(part), "asked": asked}
+        shares = {"worst_scene": scenes["covered"].min(), "of_matches": part["covered"].mean()}
+        sizes = {"median_px": part["radius_px"].median(), "mean_px": part["radius_px"].mean()}
+        rows.append({by: name} | counts | cluster_bootstrap(scenes, "covered").named("covered") | shares | sizes)
     return pd.DataFrame(rows)
 
 
-def _covered(table: pd.DataFrame, asked: float) -> dict[str, float]:
-    counts = {"n_pairs": table["id"].nunique(), "n_scenes": table["scene"].nunique(), "n_matches": len(table)}
-    scenes = table.groupby("scene", as_index=False)["covered"].mean()
-    found = cluster_bootstrap(scenes, "covered").named("covered")
-    shares = {"worst_scene": float(scenes["covered"].min()), "of_matches": float(table["covered"].mean())}
-    sizes = {"median_px": float(table["radius_px"].median()), "mean_px": float(table["radius_px"].mean())}
-    return counts | {"asked": asked} | found | shares | sizes
+def coverage_table(
+    table: pd.DataFrame, precision: Precision, by: str = "matches", coverages: Sequence[float] = COVERAGES
+) -> pd.DataFrame:
+    """`coverage_by` of the radii of the error model for each coverage asked for; by default of all matches together."""
+    table = table.assign(matches="all")
+    parts = [coverage_by(with_radius(table, precision, asked), by) for asked in coverages]
+    return pd.concat(parts).sort_values([by, "asked"], ignore_index=True)
 
 
 def held_out(
+    known: pd.DataFrame,
     table: pd.DataFrame,
     names: tuple[str, ...],
+    by: str,
     coverages: Sequence[float] = COVERAGES,
-    scenes: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The table once for each coverage (`asked`), with `radius_px` and `covered` from fits on all other scenes alone.
+    """A table once for each coverage, with radii from fits on matches of all other values of the column `by` alone.
 
     Args:
-        scenes: those to judge; None takes all.
+        known: matches to fit on; where they leave fewer than two scenes, nothing is judged.
+        names: scores that the confidence is made of, see `usable_names`.
+        groups: values to judge; None takes all.
     """
-    parts = [table.head(0).assign(asked=0.0, radius_px=0.0, covered=0.0)]
-    for scene in table["scene"].unique() if scenes is None else scenes:
-        own, others = table[table["scene"] == scene], table[table["scene"] != scene]
-        calibrator, precision = _refitted(others, names)
-        own = own.assign(confidence=calibrator(own))
-        parts += [with_radius(own, precision, c).assign(asked=c) for c in coverages]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _refitted(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[Calibrator, Precision]:
     fit = partial(fit_calibrator, names=names)
-    table = table.iloc[::4]  # neighbours hold much the same, and there are hundreds of thousands
-    return fit(table), fit_precision(table, fit)
-
-
-def held_out_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
-    """`coverage_table` of what `held_out` returned, by the values of a column, "" left out."""
-    groups = found[found[by] != ""].groupby([by, "asked"])
-    return pd.DataFrame([{by: name} | _covered(part, asked) for (name, asked), part in groups])
-
-
-def leave_source_out(
-    validation: pd.DataFrame, test: pd.DataFrame, names: tuple[str, ...], coverages: Sequence[float] = COVERAGES
-) -> pd.DataFrame:
-    """`coverage_table` of each test source from fits on validation scenes of the others; empty for one source."""
-    rows = []
-    for source in sorted(test["source"].unique()):
-        others = validation[validation["source"] != source]
-        if others["scene"].nunique() < 2:
-            continue
-        calibrator, precision = _refitted(others, names)
-        own = test[test["source"] == source]
-        rows.append(coverage_table(own.assign(confidence=calibrator(own)), precision, "source", coverages))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    parts = [table.head(0).assign(asked=0.0, radius_px=0.0, covered=0.0)]
+    for group in table[by].unique() if groups is None else groups:
+        own, others = table[table[by] == group], known[known[by] != group]
+        if others["scene"].nunique() > 1:
+            others = others.iloc[::4]  # neighbours hold much the same, and there are hundreds of thousands
+            own = own.assign(confidence=fit(others)(own))
+            precision = fit_precision(others, fit)
+            parts += [with_radius(own, precision, asked) for asked in coverages]
+    return pd.concat(parts, ignore_index=True)
 
 
 def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precision, coverage: float) -> pd.DataFrame:
     """Radii of the error model beside simpler ones of the same coverage, calibrated on the same validation scenes.
 
     Returns:
-        the columns of `coverage_table` from `covered` on, a row a source and kind of radius: constant, in proportion to
-        the spread, from confidence without spread, and from both.
+        `coverage_by` source for each kind of radius, from the column `covered` on.
     """
     kinds: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
         "one for all": lambda table: np.ones(len(table)),
@@ -186,66 +144,48 @@ def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precisi
     made = {}
     for name, size in kinds.items():
         ratio = validation["error_px"].to_numpy() / size(validation)
-        radius = weighted_quantiles(ratio, scene_weights(validation), [coverage])[0] * size(test)
-        made[name] = test.assign(radius_px=radius, covered=(test["error_px"] <= radius).astype(float))
+        scale = weighted_quantiles(ratio, scene_weights(validation), [coverage])[0]
+        made[name] = within(test, scale * size(test), coverage)
     made["confidence and spread"] = with_radius(test, precision, coverage)
-    rows = [
-        {"radius": name, "source": source} | _covered(part, coverage)
-        for name, table in made.items()
-        for source, part in table.groupby("source")
-    ]
-    return pd.DataFrame(rows).drop(columns=["n_pairs", "n_scenes", "n_matches", "asked"])
+    rows = stacked("radius", {name: coverage_by(table, "source") for name, table in made.items()})
+    return rows.drop(columns=["n_pairs", "n_scenes", "n_matches", "asked"])
 
 
-def scene_table(table: pd.DataFrame, precision: Precision, coverage: float = COVERAGE) -> pd.DataFrame:
-    """Coverage of each scene, the worst first, beside the mean error vector of its correct matches.
+def scene_table(table: pd.DataFrame, precision: Precision) -> pd.DataFrame:
+    """Coverage of each scene, the worst first, beside the length `offset_px` of the mean error of its correct matches.
 
-    Returns:
-        columns scene, n_pairs, covered, offset_px (length of that vector, an error of the truth rather than of
-        matches), median_px.
+    The latter is an error of the truth rather than of matches.
     """
-    rows = []
-    for scene, part in with_radius(table, precision, coverage).groupby("scene"):
-        common = correct(part)[["error_x", "error_y"]].mean()
-        sizes = {"offset_px": float(np.hypot(*common)), "median_px": float(part["radius_px"].median())}
-        rows.append({"scene": scene, "n_pairs": part["id"].nunique(), "covered": part["covered"].mean()} | sizes)
-    return pd.DataFrame(rows).sort_values("covered", ignore_index=True)
+    scenes = with_radius(table, precision).groupby("scene")
+    found = scenes.agg(n_pairs=("id", "nunique"), covered=("covered", "mean"), median_px=("radius_px", "median"))
+    vectors = correct(table).groupby("scene")[["error_x", "error_y"]]
+    found.insert(2, "offset_px", vectors.apply(lambda errors: float(np.hypot(*errors.mean()))).astype(float))
+    return found.reset_index().sort_values("covered", ignore_index=True)
 
 
 def correct(table: pd.DataFrame) -> pd.DataFrame:
-    """The matches that a covariance speaks of: within 3 px."""
+    """The matches that a covariance speaks of."""
     return table[(table["error_px"] <= CONFIDENT_PX) & table["var_x"].notna()]
 
 
-def squared_distances(table: pd.DataFrame, covariance: np.ndarray) -> np.ndarray:
-    """Squared Mahalanobis distance (N,) of each error: chi-square with two degrees of freedom if all is well."""
-    error = table[["error_x", "error_y"]].to_numpy(np.float64)
-    return np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariance), error)
-
-
-def covariance_table(
-    table: pd.DataFrame, kinds: dict[str, np.ndarray], levels: Sequence[float] = (0.5, 0.9, 0.95)
-) -> pd.DataFrame:
-    """What several covariances of the same correct matches are worth, by source.
-
-    Args:
-        kinds: covariances (N, 2, 2) by name.
-        levels: of ellipses.
+def covariance_table(table: pd.DataFrame, kinds: dict[str, np.ndarray]) -> pd.DataFrame:
+    """What covariances (N, 2, 2) of the same correct matches are worth, by source.
 
     Returns:
         columns source, covariance, n_matches, mean_square (mean squared Mahalanobis distance over 2; more than 1 is too
         narrow), share of matches within the ellipse of each level, nll (mean, nats).
     """
-    rows = []
+    parts = {}
+    error = table[["error_x", "error_y"]].to_numpy(np.float64)
     for name, covariance in kinds.items():
-        squares = squared_distances(table, covariance)
-        nll = squares / 2 + np.log(np.linalg.det(covariance)) / 2 + np.log(2 * np.pi)
-        made = pd.DataFrame({"source": table["source"].to_numpy(), "squares": squares, "nll": nll})
-        for source, part in made.groupby("source"):
-            within = {f"within_{p:g}": float((part["squares"] <= scipy.stats.chi2.ppf(p, 2)).mean()) for p in levels}
-            row = {"source": source, "covariance": name, "n_matches": len(part)}
-            rows.append(row | {"mean_square": part["squares"].mean() / 2} | within | {"nll": part["nll"].mean()})
-    return pd.DataFrame(rows).sort_values(["source", "nll"], ignore_index=True)
+        squares = np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariance), error)  # chi-square if all is well
+        made = pd.DataFrame({"source": table["source"].to_numpy(), "n_matches": 1, "mean_square": squares / 2})
+        made = made.assign(**{f"within_{p:g}": squares <= scipy.stats.chi2.ppf(p, 2) for p in (0.5, 0.9, 0.95)})
+        made["nll"] = squares / 2 + np.log(np.linalg.det(covariance)) / 2 + np.log(2 * np.pi)
+        sources = made.groupby("source")
+        parts[name] = sources.mean().assign(n_matches=sources.size()).reset_index()
+    found = stacked("covariance", parts).sort_values(["source", "nll"], ignore_index=True)
+    return found[["source", "covariance", *found.columns[2:]]]
 
 
 def covariances(table: pd.DataFrame, precision: Precision, validation: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -265,10 +205,11 @@ def covariances(table: pd.DataFrame, precision: Precision, validation: pd.DataFr
 def errors_by_spread(table: pd.DataFrame, precision: Precision, bins: int = 10) -> pd.DataFrame:
     """Root mean square error of an axis against the stated deviation, in bins of equal numbers, by source."""
     stated = np.sqrt(np.trace(precision.covariance(raw_covariance(table)), axis1=1, axis2=2) / 2)
-    rows = []
-    for source, part in table.assign(stated=stated).groupby("source"):
-        cut = pd.qcut(part["stated"], bins, duplicates="drop")
-        for _, some in part.groupby(cut, observed=True):
-            measured = float(np.sqrt((some["error_px"] ** 2).mean() / 2))
-            rows.append((source, float(np.sqrt((some["stated"] ** 2).mean())), measured, len(some)))
-    return pd.DataFrame(rows, columns=["source", "stated_px", "measured_px", "n"])
+    table = table.assign(stated=stated)
+    bin_ = table.groupby("source")["stated"].transform(pd.qcut, bins, labels=False, duplicates="drop")
+    found = table.groupby(["source", bin_.rename("bin")]).agg(
+        stated_px=("stated", lambda x: np.sqrt((x**2).mean())),
+        measured_px=("error_px", lambda x: np.sqrt((x**2).mean() / 2)),
+        n=("stated", "size"),
+    )
+    return found.droplevel("bin").reset_index().astype({"measured_px": np.float64})

@@ -1,29 +1,28 @@
-"""Registration judged: pairs with a known displacement, and unrelated ones, through the whole path of a user.
-
-Each trial writes both images to rasters in memory, the optical one with a georeference that is off by a known shift.
-"""
+"""Registration of pairs with a known displacement, and of unrelated ones, through the whole path of a user."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import ArrayLike
 from rasterio import Affine
 from rasterio.io import DatasetReader, MemoryFile
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.cache import cached_table, confidence_or_load
+from companion.cache import cached_table
 from companion.settings import BookConfig
-from companion.shipping import shipped_or_trained
 from companion.studies.groundtruth import CheckPoints, check_points
+from companion.studies.precision import fitted_run
+from sarmatch.config import CONFIDENT_PX
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.pairs import AbsentDatasetError, Pair, Pairs
 from sarmatch.data.synthetic import synthetic_pairs
@@ -33,22 +32,23 @@ from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, matched_pair
 from sarmatch.scenes.settings import MatchSettings, Model
-from sarmatch.scenes.transforms import CE90, MODELS, SceneTransform, fit_transform
+from sarmatch.scenes.transforms import CE90, MODELS, Agreement, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
 OWN = ("n_blocks", "n_checks", "own_median_px", "own_corner_px")
+MAX_SHIFT_PX = 40.0  #: Of georeferences, on each axis.
 _ERRORS = ("corner_error_px", "check_corner_px", "check_rmse_px", "within_ce90", "rmse_px")
 
 
 @contextmanager
-def as_raster(image: Tensor, shift: Sequence[float] | np.ndarray = (0.0, 0.0)) -> Iterator[DatasetReader]:
+def as_raster(image: Tensor, shift: ArrayLike = (0.0, 0.0)) -> Iterator[DatasetReader]:
     """An image (C, H, W) in [0, 1] as an 8-bit raster of 10 m px, whose georeference puts it `shift` px too far."""
     values = (image.numpy() * 255).round().astype(np.uint8)
-    transform = Affine(10.0, 0, 500_000.0 + 10.0 * shift[0], 0, -10.0, 5_000_000.0 - 10.0 * shift[1])
+    x, y = np.array([500_000.0, 5_000_000.0]) + np.asarray(shift) * [10.0, -10.0]
     count, height, width = values.shape
     shape: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": "uint8"}
     with MemoryFile() as memory:
-        with memory.open(driver="GTiff", crs="EPSG:32631", transform=transform, **shape) as file:
+        with memory.open(driver="GTiff", crs="EPSG:32631", transform=Affine(10.0, 0, x, 0, -10.0, y), **shape) as file:
             file.write(values)
         with memory.open() as file:
             yield file
@@ -65,9 +65,8 @@ def example_files(config: BookConfig) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _matched(
-    sar: Tensor, optical: Tensor, shift: Sequence[float] | np.ndarray, matcher: Matcher
-) -> Iterator[MatchedPair]:
+def displaced(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) -> Iterator[MatchedPair]:
+    """Two images matched with the default settings although the optical one's georeference is `shift` px off."""
     settings = MatchSettings(matcher, progress=False)
     with (
         as_raster(sar) as first,
@@ -77,16 +76,11 @@ def _matched(
         yield matched
 
 
-def displaced(pair: Pair, shift: Sequence[float] | np.ndarray, matcher: Matcher) -> AbstractContextManager[MatchedPair]:
-    """A pair matched with the default settings although the optical image's georeference is `shift` px off."""
-    return _matched(pair.sar, pair.optical, shift, matcher)
-
-
 def registration_trials(
     matcher: Matcher,
     pairs: Pairs | Sequence[Pair],
     n_shifts: int,
-    max_shift_px: float = 40.0,
+    max_shift_px: float = MAX_SHIFT_PX,
     seed: int = 0,
     models: Sequence[Model] = MODELS,
 ) -> pd.DataFrame:
@@ -102,25 +96,17 @@ def registration_trials(
     """
     rng = np.random.default_rng(seed)
     rows = []
-    jobs = [(pair, rng.uniform(-max_shift_px, max_shift_px, 2)) for pair in pairs for _ in range(n_shifts)]
-    checks: dict[str, CheckPoints] = {}
-    for pair, shift in tqdm(jobs, desc="registrations", disable=None):
-        if pair.id not in checks:
-            checks[pair.id] = check_points(pair)
-        rows.extend(_trial(matcher, pair, shift, checks[pair.id], models))
+    for pair in tqdm(pairs, "registrations", len(pairs), disable=None):
+        checks = check_points(pair)
+        for shift in rng.uniform(-max_shift_px, max_shift_px, (n_shifts, 2)):
+            rows += _trial(matcher, pair, shift, checks, models)
     return pd.DataFrame(rows)
 
 
-def own_displacements(trials: pd.DataFrame) -> pd.DataFrame:
-    """How far pairs of `registration_trials` are displaced by themselves: a row a pair, id and the columns of `OWN`."""
-    return trials.drop_duplicates("id")[["id", *OWN]].reset_index(drop=True)
-
-
 def _own(pair: Pair, checks: CheckPoints) -> dict[str, float]:
-    lengths = np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1)
+    lengths = pd.Series(np.linalg.norm(checks.xy_optical - checks.xy_sar, axis=1))
     nearest = lengths[checks.nearest(_corners(pair))]
-    ends = (float(np.median(lengths)), float(nearest.max())) if len(lengths) else (np.nan, np.nan)
-    return dict(zip(OWN, (checks.n_blocks, len(lengths), *ends), strict=True))
+    return dict(zip(OWN, (checks.n_blocks, len(lengths), lengths.median(), nearest.max()), strict=True))
 
 
 def _corners(pair: Pair) -> np.ndarray:
@@ -133,11 +119,10 @@ def _trial(
     matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
     start = time.perf_counter()
-    about = {"id": pair.id, "dx": shift[0], "dy": shift[1]}
-    with displaced(pair, shift, matcher) as matched:
+    with displaced(pair.sar, pair.optical, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
-    about |= {"refused": agreed.reason, "share": agreed.share, "required": agreed.required}
-    about |= {"n_thinned": agreed.n_thinned, **_own(pair, checks), "seconds": time.perf_counter() - start}
+    about = {"id": pair.id, "dx": shift[0], "dy": shift[1], **_evidence(agreed), **_own(pair, checks)}
+    about["seconds"] = time.perf_counter() - start
     rows = []
     for model in models:
         row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
@@ -151,21 +136,23 @@ def _trial(
     return rows
 
 
+def _evidence(agreed: Agreement) -> dict[str, Any]:
+    return {"refused": agreed.reason} | {name: getattr(agreed, name) for name in ("share", "required", "n_thinned")}
+
+
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
     corners = _corners(pair)
-    furthest = float(np.linalg.norm(transform(corners) - corners - shift, axis=1).max())
-    found = {"corner_error_px": furthest, "rmse_px": transform.rmse_px}
-    if len(checks.xy_sar):
-        errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
-        found["check_corner_px"] = float(errors[checks.nearest(corners)].max())
-        found["check_rmse_px"] = float(np.sqrt((errors**2).mean()))
-        found["within_ce90"] = float((errors <= CE90 * transform.sigma(checks.xy_sar)).mean())
-    return found
+    errors = pd.Series(np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1))
+    return {
+        "corner_error_px": np.linalg.norm(transform(corners) - corners - shift, axis=1).max(),
+        "check_corner_px": errors[checks.nearest(corners)].max(),
+        "check_rmse_px": np.sqrt((errors**2).mean()),
+        "within_ce90": (errors <= CE90 * transform.sigma(checks.xy_sar)).mean(),
+        "rmse_px": transform.rmse_px,
+    }
 
 
-def unrelated_trials(
-    matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0, max_shift_px: float = 40.0
-) -> pd.DataFrame:
+def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Try to register the SAR image of one scene onto the optical image of another, with the default settings.
 
     Args:
@@ -181,69 +168,50 @@ def unrelated_trials(
     for _ in tqdm(range(n), desc="unrelated pairings", disable=None):
         i = int(rng.integers(len(pairs)))
         j = int(rng.choice(np.flatnonzero(scene != scene[i])))
-        shift = rng.uniform(-max_shift_px, max_shift_px, 2)
+        shift = rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2)
         first, second = pairs[i], pairs[j]
         part = np.s_[:, :side, :side]
-        row: dict[str, Any] = {"sar": first.id, "optical": second.id, "share": 0.0, "required": 1.0, "n_thinned": 0}
         try:
-            with _matched(first.sar[part], second.optical[part], shift, matcher) as matched:
-                agreed = matched.agreement
-                row |= {"share": agreed.share, "required": agreed.required, "refused": agreed.reason}
-                row["n_thinned"] = agreed.n_thinned
+            with displaced(first.sar[part], second.optical[part], shift, matcher) as matched:
+                found = _evidence(matched.agreement)
         except SceneRefusal as refused:
-            row["refused"] = str(refused)
-        rows.append(row)
+            found = {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": str(refused)}
+        rows.append({"sar": first.id, "optical": second.id} | found)
     return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
 
 
-def success_table(trials: pd.DataFrame, threshold_px: float = 3.0) -> pd.DataFrame:
+def success_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
 
-    A success is a corner error of at most the threshold, from the shift applied (success) or at the check points
+    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied (success) or at the check points
     nearest to the corners (success_checks).
     """
-    rows = []
-    for model, group in trials.groupby("model", sort=False):
-        rows.append(
-            {
-                "model": model,
-                "registrations": len(group),
-                "refused": float((group["refused"] != "").mean()),
-                "success": float((group["corner_error_px"] <= threshold_px).mean()),
-                "success_checks": float((group["check_corner_px"] <= threshold_px).mean()),
-                "median_corner_px": float(group["corner_error_px"].median()),
-                "median_check_rmse_px": float(group["check_rmse_px"].median()),
-                "within_ce90": float(group["within_ce90"].mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+    near = {"success": trials["corner_error_px"], "success_checks": trials["check_corner_px"]}
+    judged = trials.assign(refused=trials["refused"] != "", **{name: e <= CONFIDENT_PX for name, e in near.items()})
+    return judged.groupby("model", sort=False, as_index=False).agg(
+        registrations=("refused", "size"),
+        refused=("refused", "mean"),
+        success=("success", "mean"),
+        success_checks=("success_checks", "mean"),
+        median_corner_px=("corner_error_px", "median"),
+        median_check_rmse_px=("check_rmse_px", "median"),
+        within_ce90=("within_ce90", "mean"),
+    )
 
 
 def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Per kind of unrelated pairings: how many, how many accepted, and how close shares came to what is required."""
     rows = []
     for kind, table in pairings.items():
-        accepted = int((table["refused"] == "").sum())
-        row: dict[str, Any] = {"kind": kind, "pairings": len(table), "false_successes": accepted}
-        row |= {"largest_share": table["share"].max(), "least_margin": (table["required"] - table["share"]).min()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        accepted, margin = (table["refused"] == "").sum(), (table["required"] - table["share"]).min()
+        rows.append((kind, len(table), accepted, table["share"].max(), margin))
+    return pd.DataFrame(rows, columns=["kind", "pairings", "false_successes", "largest_share", "least_margin"])
 
 
-def refusal(
-    pair: Pair,
-    matcher: Matcher,
-    sar: np.ndarray | None = None,
-    optical: np.ndarray | None = None,
-    shift: Sequence[float] = (0.0, 0.0),
-) -> str:
-    """Why a pair is refused when one of its images is replaced by an array (C, H, W), or its georeference shifted."""
-
-    def image(own: Tensor, other: np.ndarray | None) -> Tensor:
-        return own if other is None else torch.from_numpy(np.ascontiguousarray(other, np.float32))
-
+def refusal(sar: Tensor, optical: Tensor, matcher: Matcher, shift: ArrayLike = (0.0, 0.0)) -> str:
+    """Why two images are refused when the georeference of the optical one is `shift` px off, or `accepted`."""
     try:
-        with _matched(image(pair.sar, sar), image(pair.optical, optical), shift, matcher) as matched:
+        with displaced(sar, optical, shift, matcher) as matched:
             return matched.agreement.reason or "accepted"
     except SceneRefusal as refused:
         return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
@@ -266,38 +234,36 @@ def scenes_of(config: BookConfig) -> Pairs:
 
 
 def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
-    """What the chapter on scenes registers with: the network of `shipping.shipped_or_trained` with its confidence.
+    """What the chapter on scenes registers with: the network of `precision.fitted_run`.
 
     Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`);
     some of the real pairs of `s1s2-smoke` may have trained these.
     """
     if config.studies.registers_with_shipped:
         return load_matcher("s1s2")
-    split = open_split(config)
-    run = shipped_or_trained(config, runs_dir, split)
-    return Matcher(run.net, confidence=confidence_or_load(run, split))
+    return fitted_run(config, open_split(config), runs_dir)[1]
 
 
 def study_or_load(config: BookConfig, runs_dir: Path, matcher: Matcher) -> Study:
     """What the chapter on scenes shows; measured once with this matcher, then read from the store of runs."""
-    scenes = scenes_of(config)
-    generated = scenes.index["dataset"].iloc[0] == "synthetic"
-    test = scenes if generated else split_pairs(open_pairs(config.data, config.seed), config.data).test
-    studies = config.studies
-    n_shifts, n_crops, n_scenes = studies.scene_shifts, studies.unrelated_crops, studies.unrelated_scenes
-    chosen = [scenes[i] for i in range(0, len(scenes), 4 if generated else 1)]  # four generated pairs show one scene
-    chosen = chosen[:n_shifts] if generated else chosen
-    seed = config.seed
+    scenes, studies, seed = scenes_of(config), config.studies, config.seed
+    test = chosen = scenes
+    if scenes.index["dataset"].iloc[0] == "synthetic":
+        chosen = scenes.subset(np.arange(0, len(scenes), 4)[: studies.scene_shifts])  # four pairs show one scene
+    else:
+        test = split_pairs(open_pairs(config.data, seed), config.data).test
 
     def kept(name: str, make: Callable[[], pd.DataFrame], pairs: Pairs, n: int, *columns: str) -> pd.DataFrame:
         on = {"matcher": matcher, "pairs": pairs, "n": n, "seed": seed, "columns": columns}
         return cached_table(runs_dir / "scenes", name, on, lambda: make().assign(commit=commit()))
 
-    def registrations() -> pd.DataFrame:
-        return registration_trials(matcher, chosen, n_shifts, seed=seed)
+    def unrelated(name: str, pairs: Pairs, n: int, side: int | None) -> pd.DataFrame:
+        return kept(name, lambda: unrelated_trials(matcher, pairs, n, side, seed), pairs, n)
 
+    n = studies.scene_shifts
+    registrations = partial(registration_trials, matcher, chosen, n, seed=seed)
     return Study(
-        kept("registrations", registrations, scenes, n_shifts, *OWN, *_ERRORS),
-        kept("crops", lambda: unrelated_trials(matcher, test, n_crops, 256, seed), test, n_crops),
-        kept("unrelated", lambda: unrelated_trials(matcher, scenes, n_scenes, None, seed), scenes, n_scenes),
+        kept("registrations", registrations, scenes, n, *OWN, *_ERRORS),
+        unrelated("crops", test, studies.unrelated_crops, 256),
+        unrelated("unrelated", scenes, studies.unrelated_scenes, None),
     )

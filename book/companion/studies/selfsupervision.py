@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from companion.settings import BookConfig
 from sarmatch.data.splits import Split
 from sarmatch.training.runs import pretrain_or_load, train_or_load
 
-LEVELS = (0.5, 0.75, 0.9)
-"""Shares of the best score of training from scratch, at which times are compared."""
+LEVELS = (0.5, 0.75, 0.9)  #: Shares of the best score of training from scratch, at which times are compared.
 
 
 def study_config(
@@ -44,46 +44,33 @@ def study_config(
 
 
 def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Validation scores of trainings with and without pretraining, `studies.seeds` of each; resumable.
-
-    Returns:
-        one row a validation: seed, pretrained (bool), run, and the columns of the run's history.
-    """
+    """Histories of trainings with and without pretraining where validated, with seed, pretrained (bool) and run."""
     parts = []
-    for seed in config.studies.seeds:
-        for pretrained in (False, True):
-            tasks = {"contrastive": pretrained, "rotation": pretrained}
-            run = train_or_load(study_config(config, seed, tasks), runs_dir, "study", split)
-            rows = run.history.dropna(subset=["mma_3px"])
-            parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
+    for seed, pretrained in product(config.studies.seeds, (False, True)):
+        tasks = {"contrastive": pretrained, "rotation": pretrained}
+        run = train_or_load(study_config(config, seed, tasks), runs_dir, "study", split)
+        rows = run.history.dropna(subset=["mma_3px"])
+        parts.append(rows.assign(seed=seed, pretrained=pretrained, run=run.path.name))
     return pd.concat(parts, ignore_index=True)
 
 
-def convergence(histories: pd.DataFrame, score: str = "mma_3px") -> pd.DataFrame:
-    """Steps to each of `LEVELS` of a validation score, with and without pretraining, and their ratio.
+def convergence(histories: pd.DataFrame) -> pd.DataFrame:
+    """Steps to each of `LEVELS` of the validation MMA within 3 px, with and without pretraining, and their ratio.
 
-    A score that the first validation already exceeds counts as reached there: the steps are then too many.
-
-    Args:
-        histories: as `convergence_histories` returns.
-
-    Returns:
-        one row a level and seed: level, seed, score, steps_scratch, steps_pretrained, ratio; a score that was never
-        reached gives NaN.
+    One row a level and seed of `convergence_histories`. A score that the first validation already exceeds counts as
+    reached there: the steps are then too many; one that was never reached gives NaN.
     """
     rows = []
-    for seed, both in histories.groupby("seed"):
-        scratch, pretrained = (both[both["pretrained"] == p].sort_values("step") for p in (False, True))
-        for level in LEVELS:
-            wanted = level * float(scratch[score].max())
-            steps = [steps_to_score(history, score, wanted) for history in (scratch, pretrained)]
-            rows.append((level, seed, wanted, *steps, steps[1] / steps[0]))
-    names = ["level", "seed", "score", "steps_scratch", "steps_pretrained", "ratio"]
-    return pd.DataFrame(rows, columns=names).sort_values(["level", "seed"], ignore_index=True)
+    for level, (seed, both) in product(LEVELS, histories.groupby("seed")):
+        scratch, pretrained = (both[both["pretrained"] == p] for p in (False, True))
+        wanted = level * float(scratch["mma_3px"].max())
+        steps = [steps_to_score(history, "mma_3px", wanted) for history in (scratch, pretrained)]
+        rows.append((level, seed, wanted, *steps, steps[1] / steps[0]))
+    return pd.DataFrame(rows, columns=["level", "seed", "score", "steps_scratch", "steps_pretrained", "ratio"])
 
 
-def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Geometric mean of positive ratios over seeds with its interval under the t distribution of their logarithms.
+def mean_ratio(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Geometric mean of positive ratios over seeds with its 95 % interval under the t distribution of their logarithms.
 
     The interval is NaN where fewer than two different ratios are known.
     """
@@ -91,17 +78,16 @@ def mean_ratio(ratios: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
     logs = logs[np.isfinite(logs)]
     if len(logs) < 2 or np.ptp(logs) == 0:  # equal ratios come from equal validations, not from certainty
         return (float(np.exp(logs.mean())) if len(logs) else math.nan), math.nan, math.nan
-    half = scipy.stats.sem(logs) * scipy.stats.t.ppf((1 + confidence) / 2, len(logs) - 1)
-    low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-    return float(mean), float(low), float(high)
+    low, high = scipy.stats.t.interval(0.95, len(logs) - 1, logs.mean(), scipy.stats.sem(logs))
+    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
 
 def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed; resumable.
+    """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed.
 
     Returns:
-        one row a training: form, over, temperature, loss (of the last step), recall_1, recall_5 on validation pairs,
-        n_pairs, run.
+        one row a training: form, over, temperature, loss (of the last step), recall_1 and recall_5 of n_pairs
+        validation pairs, run.
     """
     own, steps = config.pretraining.temperature, config.studies.sweep_steps
     forms = [("infonce", "cells", t) for t in config.studies.temperatures]
@@ -112,28 +98,18 @@ def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) ->
         tasks = {"contrastive": True, "rotation": False, "contrastive_form": form, "contrast_over": over}
         tasks |= {"temperature": temperature, "max_steps": steps, "validate_every": steps}
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
-        last = run.history.iloc[-1]
-        row = {"form": form, "over": over, "temperature": temperature}
-        row |= {name: float(last[name]) for name in ("loss", "recall_1", "recall_5")}
-        rows.append(row | {"n_pairs": n_pairs, "run": run.path.name})
+        found = run.history.iloc[-1][["loss", "recall_1", "recall_5"]].astype(float).to_dict()
+        rows.append({"form": form, "over": over, "temperature": temperature, **found, "n_pairs": n_pairs})
+        rows[-1]["run"] = run.path.name
     return pd.DataFrame(rows)
 
 
 def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:
-    """Steps until a validation score (higher is better) first reaches a level, linear between validations.
-
-    Returns:
-        the first validation's step where that already reaches the level, NaN where none does.
-
-    Raises:
-        ValueError: the history has no such column.
-    """
-    if column not in history:
-        raise ValueError(f"column {column!r} is not in the history; it has {list(history.columns)}")
+    """Steps until a validation score (higher is better) first reaches a level, linear between validations, or NaN."""
     rows = history[["step", column]].dropna().sort_values("step")
     steps, scores = rows["step"].to_numpy(float), rows[column].to_numpy(float)
     reached = np.flatnonzero(scores >= level)
     if not len(reached):
-        return float("nan")
-    i = int(reached[0])
-    return float(steps[i] if i == 0 else np.interp(level, scores[i - 1 : i + 1], steps[i - 1 : i + 1]))
+        return math.nan
+    around = slice(max(reached[0] - 1, 0), reached[0] + 1)
+    return float(np.interp(level, scores[around], steps[around]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,44 +12,37 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from companion.studies.doses import AUGMENTATION_DOSES, Kind, check_doses, haze_index, with_dose
+from companion.studies.doses import AUGMENTATION_DOSES, Kind, haze_index, with_dose
+from companion.studies.groundtruth import cut
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
-from sarmatch.evaluation.intervals import check_columns, cluster_bootstrap
+from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
 from sarmatch.geometry import central_corner
 from sarmatch.model import STRIDE
-from sarmatch.model.uncertainty import SAR_SOURCES, SOURCES, UncertaintyMaps
+from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 Measure = Callable[[Tensor, Tensor], UncertaintyMaps]
-"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) in [0, 1] to maps of 4 px cells, of a network in `eval()` mode."""
-MEASURED = (*SOURCES, "sar", "optical", "total")
-"""The six sources, U_sar, U_opt and the mean of the last two."""
-RESOLUTION = 1e-6
-"""Uncertainties closer than this are equal: single precision and the batch they ran in differ by as much."""
-
-
-class Ladder(NamedTuple):
-    """Rising values of one field of `Nuisance`; the dose is the value, but 1 / looks for `looks`."""
-
-    field: str
-    values: tuple[float, ...]
-
-    @property
-    def doses(self) -> tuple[float, ...]:
-        return tuple(1 / value if self.field == "looks" else value for value in self.values)
-
-
-Doses = Mapping[str, Ladder]
+"""SAR (B, 1|2, H, W) and optical images (B, C, H, W) to maps of 4 px cells, as by `SarOpticalNet.uncertainty_maps`."""
+MEASURED = [*SOURCES, "sar", "optical", "total"]  #: The six sources, U_sar, U_opt and the mean of the last two.
+RESOLUTION = 1e-6  #: Uncertainties closer than this are equal: single precision and batches differ by as much.
 CALM = Nuisance(looks=16.0, layover_px=0.0, double_bounce=0.5, relief=0.0, haze=0.0, shadow=0.2, illumination=0.0)
 """What all nuisances but one are held at; every ladder of `DOSES` starts from it."""
-DOSES: Doses = {
-    "speckle": Ladder("looks", (16.0, 8.0, 4.0, 2.0, 1.0)),
-    "layover": Ladder("layover_px", (0.0, 2.0, 4.0, 6.0, 8.0)),
-    "relief": Ladder("relief", (0.0, 0.25, 0.5, 0.75, 1.0)),
-    "haze": Ladder("haze", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "cloud": Ladder("cloud", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "illumination": Ladder("illumination", (0.0, 0.2, 0.4, 0.6, 0.8)),
-    "snow": Ladder("snow", (0.0, 0.25, 0.5, 0.75, 1.0)),
+Ladder = Mapping[float, Nuisance]  #: What to render at each dose, rising.
+
+
+def ladder(field: str, *values: float) -> Ladder:
+    """The calm scene with values of one field of `Nuisance`, rising in dose: the value, but 1 / looks for `looks`."""
+    return {1 / v if field == "looks" else v: dataclasses.replace(CALM, **{field: v}) for v in values}
+
+
+DOSES: Mapping[str, Ladder] = {
+    "speckle": ladder("looks", 16.0, 8.0, 4.0, 2.0, 1.0),
+    "layover": ladder("layover_px", 0.0, 2.0, 4.0, 6.0, 8.0),
+    "relief": ladder("relief", 0.0, 0.25, 0.5, 0.75, 1.0),
+    "haze": ladder("haze", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "cloud": ladder("cloud", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "illumination": ladder("illumination", 0.0, 0.2, 0.4, 0.6, 0.8),
+    "snow": ladder("snow", 0.0, 0.25, 0.5, 0.75, 1.0),
 }
 WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
     "speckle": (dataclasses.replace(CALM, looks=1.0), lambda made: np.ones_like(made.speckle)),
@@ -64,94 +57,72 @@ WITHIN: Mapping[str, tuple[Nuisance, Callable[[Rendering], np.ndarray]]] = {
 """Of each nuisance that covers part of an image: the calm scene with it, and the map (H, W) of where it is."""
 
 
-def dose_response(measure: Measure, n_scenes: int, size: int, seed: int, doses: Doses = DOSES) -> pd.DataFrame:
+def dose_response(
+    measure: Measure, n_scenes: int, size: int, seed: int, doses: Mapping[str, Ladder] = DOSES
+) -> pd.DataFrame:
     """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
 
     Args:
         n_scenes: at least 1; `seed` determines them.
         size: side in px, at least 32 and a multiple of 4.
-        doses: name of a nuisance to its ladder.
+        doses: by the name of the nuisance.
 
     Returns:
-        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells, and `weight` of the
-        source for the pair (NaN for `sar`, `optical` and `total`).
-
-    Raises:
-        ValueError: arguments out of range, or maps that are not finite or of another size.
+        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells.
     """
-    if n_scenes < 1 or not doses:
-        raise ValueError(f"expected n_scenes of at least 1 and a ladder in doses, got {n_scenes} and {len(doses)}")
-    _check_size(size, "size")
-    steps = [
-        (name, dose, dataclasses.replace(CALM, **{ladder.field: value}))
-        for name, ladder in doses.items()
-        for value, dose in zip(ladder.values, ladder.doses, strict=True)
-    ]
-    distinct = list(dict.fromkeys(nuisance for *_, nuisance in steps))  # all ladders start at the same image
+    steps = {(name, dose): nuisance for name, rising in doses.items() for dose, nuisance in rising.items()}
+    distinct = list(dict.fromkeys(steps.values()))  # all ladders start at the same image
     rows = []
     for scene in range(n_scenes):
         scene_seed = int(np.random.SeedSequence([seed, scene]).generate_state(1)[0])
-        maps, weights = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
-        means = maps.mean(axis=(2, 3))
-        for name, dose, nuisance in steps:
-            i = distinct.index(nuisance)
-            rows.append(_rows({"nuisance": name, "dose": dose, "scene": scene}, means[i], weights[i]))
-    return pd.concat(rows, ignore_index=True)
+        maps, _ = _measured(measure, [render(scene_seed, size, nuisance).pair for nuisance in distinct])
+        means = dict(zip(distinct, maps.mean(axis=(2, 3)), strict=True))
+        rows += [(*step, scene, *means[nuisance]) for step, nuisance in steps.items()]
+    return _melted(rows, ["nuisance", "dose", "scene"])
 
 
-def augmented_dose_response(
-    measure: Measure,
-    pairs: Pairs,
-    kind: Kind,
-    doses: Sequence[float] | None = None,
-    crop_size: int = 192,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Central crops of real pairs under rising doses of artificial speckle or haze, see `with_dose`.
+def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_size: int, seed: int = 0) -> pd.DataFrame:
+    """Central crops of real pairs under the `AUGMENTATION_DOSES` of artificial speckle or haze, see `with_dose`.
 
     Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone responds too.
-
-    Args:
-        doses: 1 / looks, or the largest opacity, in [0, 1]; default `AUGMENTATION_DOSES`.
-        crop_size: side in px, a multiple of 4; pairs have at least this.
-        seed: of the noise.
 
     Returns:
         as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
         the pair and a column `cluster`, the scene of the pair (its id where unknown).
     """
-    check_doses(kind, doses := AUGMENTATION_DOSES.get(kind, ()) if doses is None else doses)
-    rows = []
+    rows, doses = [], AUGMENTATION_DOSES[kind]
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
-        changed = [with_dose(pair, kind, dose, np.random.default_rng((seed, i))) for dose in doses]
-        maps, weights = _measured(measure, changed)
-        means = _means(maps, full)
-        for dose, values, weight in zip(doses, means, weights, strict=True):
-            labels = {"nuisance": kind, "dose": dose, "scene": pair.id, "cluster": pair.scene or pair.id}
-            rows.append(_rows(labels, values, weight))
-    return pd.concat(rows, ignore_index=True)
+        maps, _ = _measured(measure, [with_dose(pair, kind, d, np.random.default_rng((seed, i))) for d in doses])
+        means = zip(doses, _mean(maps[:, :, full]), strict=True)
+        rows += [(kind, dose, pair.id, pair.scene or pair.id, *values) for dose, values in means]
+    return _melted(rows, ["nuisance", "dose", "scene", "cluster"])
 
 
-def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame:
+def _melted(rows: Sequence[Any], labels: list[str]) -> pd.DataFrame:
+    """From labels and values of all of `MEASURED` to one row a value."""
+    table = pd.DataFrame(rows, columns=[*labels, *MEASURED])
+    table = table.melt(labels, var_name="source", value_name="value", ignore_index=False)
+    return table.sort_index(kind="stable", ignore_index=True)
+
+
+def _clustered(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a value, with a column `cluster`."""
+    return table.assign(cluster=table.get("cluster", table["scene"])).dropna(subset=["value"])
+
+
+def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
 
     A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
-
-    Args:
-        table: of `dose_response` or `augmented_dose_response`.
-        value: "value", or "weight" for the fusion's weights.
 
     Returns:
         one row per nuisance and source: `rho` in [-1, 1] with its ends, `change` of the mean from the lowest to the
         highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN where
         scenes do not differ), `n_scenes`, `n_clusters`.
     """
-    table = _checked(table, value)
     rows = []
-    for (nuisance, source), group in table.groupby(["nuisance", "source"], sort=False):
-        wide = group.pivot(index=["cluster", "scene"], columns="dose", values=value).dropna()
-        if wide.shape[1] < 2:
-            raise ValueError(f"nuisance {nuisance!r} needs at least 2 doses for a correlation, got {wide.shape[1]}")
+    for (nuisance, source), group in _clustered(table).groupby(["nuisance", "source"], sort=False):
+        wide = group.pivot(index=["cluster", "scene"], columns="dose", values="value").dropna()
         each = wide.index.to_frame(index=False).assign(rho=_spearman(wide.columns.to_numpy(), wide.to_numpy()))
         rho = cluster_bootstrap(each, "rho", "cluster")
         first, last = wide.iloc[:, 0], wide.iloc[:, -1]
@@ -162,43 +133,29 @@ def rank_correlations(table: pd.DataFrame, value: str = "value") -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def summary_curves(table: pd.DataFrame, value: str = "value", relative: bool = False) -> pd.DataFrame:
-    """Mean over scenes at every dose with its 95 % interval: nuisance, dose, source, value, low, high.
-
-    Args:
-        relative: subtract each scene's value at its lowest dose: intervals are then those of the response.
-    """
-    table = _checked(table, value).sort_values("dose", kind="stable")
-    if relative:
-        table[value] -= table.groupby(["nuisance", "source", "scene"])[value].transform("first")
-    rows = []
-    for keys, group in table.groupby(["nuisance", "dose", "source"], sort=False):
-        found = cluster_bootstrap(group, value, "cluster").named("value", "")
-        rows.append(dict(zip(("nuisance", "dose", "source"), keys, strict=True)) | found)
-    return pd.DataFrame(rows)
+def summary_curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean response over each scene's lowest dose with its 95 % interval: nuisance, dose, source, value, low, high."""
+    table = _clustered(table).sort_values("dose", kind="stable")
+    table["value"] -= table.groupby(["nuisance", "source", "scene"])["value"].transform("first")
+    found = summarise(table, ["nuisance", "dose", "source"], ["value"], "cluster")
+    return found.rename(columns={"value_low": "low", "value_high": "high"}).drop(columns=["n_pairs", "n_clusters"])
 
 
 def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
     """Relation of the SAR uncertainty to backscatter, the mean of the first SAR band over a cell (section 5.2).
 
     Returns:
-        one row a pair: the columns of `INDEX_COLUMNS`; for U_sar and each SAR source `rho_<source>`, Spearman's
-        correlation over cells with the backscatter (NaN in an image without contrast, 0 of a map without), and
-        `ratio_<source>`, the mean uncertainty of the brightest tenth of the cells over that of the rest.
+        one row a pair: the columns of `INDEX_COLUMNS`; `rho_sar`, Spearman's correlation of U_sar over cells with the
+        backscatter (NaN in an image without contrast, 0 of a map without), and `ratio_sar`, the mean of U_sar over the
+        brightest tenth of the cells over that of the rest.
     """
-    names = (*SAR_SOURCES, "sar")
     rows = []
     for pair, full in _crops(pairs, crop_size):
         maps, _ = _measured(measure, [pair])
-        values = maps[0, [MEASURED.index(name) for name in names]][:, full]
-        bright = _pool(pair.sar[0].numpy())[full]
+        values, bright = maps[0, MEASURED.index("sar")][full], _pool(pair.sar[0].numpy())[full]
         brightest = np.argsort(-bright, kind="stable")[: max(1, round(len(bright) / 10))]
-        rest = np.delete(values, brightest, axis=1)
-        ratio = values[:, brightest].mean(1) / rest.mean(1) if rest.size else np.full(len(names), np.nan)
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        for name, one, other in zip(names, _spearman(bright, values), ratio, strict=True):
-            row |= {f"rho_{name}": one, f"ratio_{name}": other}
-        rows.append(row)
+        ratio = _mean(values[brightest]) / _mean(np.delete(values, brightest))
+        rows.append(_labels(pair) | {"rho_sar": _spearman(bright, values[None])[0], "ratio_sar": ratio})
     return pd.DataFrame(rows)
 
 
@@ -212,9 +169,8 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
     rows = []
     for pair, full in _crops(pairs, crop_size):
         maps, weights = _measured(measure, [pair])
-        row = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        row |= {"haze_index": haze_index(pair.optical, pair.valid)}
-        row |= {f"mean_{name}": value for name, value in zip(MEASURED, _means(maps, full)[0], strict=True)}
+        row = _labels(pair) | {"haze_index": haze_index(pair.optical, pair.valid)}
+        row |= {f"mean_{name}": value for name, value in zip(MEASURED, _mean(maps[0, :, full].T), strict=True)}
         rows.append(row | {f"weight_{name}": value for name, value in zip(SOURCES, weights[0], strict=True)})
     return pd.DataFrame(rows)
 
@@ -222,16 +178,10 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
 def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> pd.DataFrame:
     """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
 
-    Args:
-        seeds: of synthetic scenes; the other arguments as `dose_response`.
-
     Returns:
         one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, and `rho_change`, with the rise
         of the source over the same scene without the nuisance. NaN where the scene has none of it, 0 of a flat map.
     """
-    _check_size(size, "size")
-    if not len(seeds):
-        raise ValueError("seeds must name at least one scene")
     rows = []
     for seed in seeds:
         calm = render(seed, size, CALM).pair
@@ -274,26 +224,16 @@ def _measured(measure: Measure, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.n
     return torch.cat(maps).numpy(), torch.cat(weights).numpy()
 
 
-def _rows(labels: Mapping[str, object], values: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
-    padded = np.append(weights, [np.nan] * (len(MEASURED) - len(weights)))
-    return pd.DataFrame({**labels, "source": MEASURED, "value": values, "weight": padded})
+def _labels(pair: Pair) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in INDEX_COLUMNS}
 
 
 def _crops(pairs: Pairs, crop_size: int) -> Iterator[tuple[Pair, np.ndarray]]:
     """Central windows of each pair, and the cells (h, w) that have data in all their pixels."""
-    _check_size(crop_size, "crop_size")
-    if not len(pairs):
-        raise ValueError("pairs must hold at least one pair")
     for pair in pairs:
         x, y = central_corner(pair.size, crop_size, f"pair {pair.id!r}")
-        cut = (..., slice(y, y + crop_size), slice(x, x + crop_size))
-        images = {name: getattr(pair, name)[cut] for name in ("sar", "optical", "valid")}
-        yield dataclasses.replace(pair, **images, transform=None), _pool(images["valid"].numpy()) == 1
-
-
-def _check_size(size: int, name: str) -> None:
-    if size < 1 or size % STRIDE:
-        raise ValueError(f"{name} must be a positive multiple of the {STRIDE} px of a cell, got {size}")
+        window = cut(pair, x, y, crop_size, crop_size)
+        yield window, _pool(window.valid.numpy()) == 1
 
 
 def _pool(image: np.ndarray) -> np.ndarray:
@@ -302,9 +242,9 @@ def _pool(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float64).reshape(height, STRIDE, width, STRIDE).mean(axis=(1, 3))
 
 
-def _means(maps: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Means of (N, 9, h, w) over some cells, (N, 9); NaN where there are none."""
-    return maps[:, :, full].mean(axis=-1) if full.any() else np.full(maps.shape[:2], np.nan)
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis; NaN where it is empty."""
+    return values.mean(axis=-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan)
 
 
 def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
@@ -315,13 +255,3 @@ def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
     x, y = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
     norm = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
     return np.divide(y @ x, norm, out=np.zeros(len(y)), where=norm > 0)
-
-
-def _checked(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The rows with a value, with a column `cluster`."""
-    keys = ["nuisance", "dose", "scene", "source"]
-    check_columns(table, (*keys, value))
-    if table.duplicated(keys).any():
-        raise ValueError("table holds a nuisance, dose, scene and source more than once; pass one run at a time")
-    kept = table.dropna(subset=[value])
-    return kept.assign(cluster=kept["cluster"] if "cluster" in kept else kept["scene"])

@@ -63,21 +63,22 @@ def test_other_scenes_are_covered_as_asked_with_every_kind_of_radius() -> None:
 def test_held_out_scenes_are_judged_by_the_others() -> None:
     known = table(n_scenes=6)
     known.loc[known["scene"] == "scene0", ["error_px", "error_x"]] *= 100
-    found = precision_tables.held_out(known, NAMES, (0.9,))
+    found = precision_tables.held_out(known, known, NAMES, "scene", (0.9,))
     shares = found.groupby("scene")["covered"].mean()
     assert shares["scene0"] < 0.1 < 0.8 < shares.drop("scene0").min(), "its own errors would have widened its radii"
-    by = precision_tables.held_out_by(found.assign(land=np.where(found["source"] == "odd", "urban", "")), "land")
+    by = precision_tables.coverage_by(found.assign(land=np.where(found["source"] == "odd", "urban", "")), "land")
     assert by["land"].tolist() == ["urban"] and by["n_scenes"].tolist() == [3]
-    assert precision_tables.held_out(known, NAMES, (0.9,), []).empty
+    assert precision_tables.held_out(known, known, NAMES, "scene", (0.9,), []).empty
 
 
 def test_a_source_is_judged_by_the_calibration_of_the_others() -> None:
     validation, test = table(), table(1)
     odd = test["source"] == "odd"
     test.loc[odd, ["error_px", "error_x"]] *= 100
-    found = precision_tables.leave_source_out(validation, test, NAMES, (0.9,)).set_index("source")
+    judged = precision_tables.held_out(validation, test, NAMES, "source", (0.9,))
+    found = precision_tables.coverage_by(judged, "source").set_index("source")
     assert found.loc["odd", "covered"] < 0.1 and found.loc["even", "covered"] == pytest.approx(0.9, abs=0.03)
-    assert precision_tables.leave_source_out(validation[~odd], test[~odd], NAMES).empty
+    assert precision_tables.held_out(validation[~odd], test[~odd], NAMES, "source").empty
 
 
 def test_the_right_covariance_is_ranked_first_and_its_distances_are_chi_square() -> None:
@@ -92,8 +93,9 @@ def test_the_right_covariance_is_ranked_first_and_its_distances_are_chi_square()
 
 
 def test_squared_distances_by_hand() -> None:
-    one = pd.DataFrame({"error_x": [2.0], "error_y": [1.0]})
-    assert precision_tables.squared_distances(one, np.array([[[4.0, 0], [0, 0.25]]])).tolist() == [5.0]
+    one = pd.DataFrame({"error_x": [2.0], "error_y": [1.0], "source": ["here"]})
+    found = precision_tables.covariance_table(one, {"stated": np.array([[[4.0, 0], [0, 0.25]]])})
+    assert found["mean_square"].tolist() == [2.5]
 
 
 def test_errors_follow_the_stated_spread() -> None:

@@ -57,7 +57,7 @@ def test_own_displacements_are_those_of_the_pair_and_unknown_where_nothing_agree
     matcher: Matcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 2, 10.0, models=("shift",))
-    (known,) = trials.own_displacements(table).to_dict("records")
+    (known,) = table.drop_duplicates("id")[["id", *trials.OWN]].to_dict("records")
     assert known["n_checks"] == known["n_blocks"] == 1
     assert known["own_median_px"] == known["own_corner_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
     nothing = CheckPoints(np.empty((0, 2)), np.empty((0, 2)), 1)
@@ -79,9 +79,9 @@ def test_success_counts_refusals_as_failures() -> None:
 
 def test_refusals_say_why(matcher: Matcher) -> None:
     pair = pair_of(0)
-    assert "constant" in trials.refusal(pair, matcher, sar=np.zeros((1, 100, 100), np.float32))
-    assert "in common" in trials.refusal(pair, matcher, shift=(900.0, 0.0))
-    assert trials.refusal(pair, matcher) == "accepted"
+    assert "constant" in trials.refusal(torch.zeros(1, 100, 100), pair.optical, matcher)
+    assert "in common" in trials.refusal(pair.sar, pair.optical, matcher, (900.0, 0.0))
+    assert trials.refusal(pair.sar, pair.optical, matcher) == "accepted"
 
 
 def test_false_successes_are_counted() -> None:
@@ -179,11 +179,11 @@ def test_registrations_use_shipped_weights_only_for_their_own_data_or_by_a_small
 ) -> None:
     asked = []
 
-    def shipped_or_trained(config: Config, *_: object) -> None:
+    def fitted_run(config: Config, *_: object) -> None:
         asked.append(config.profile)
         raise LookupError
 
-    monkeypatch.setattr(trials, "shipped_or_trained", shipped_or_trained)
+    monkeypatch.setattr(trials, "fitted_run", fitted_run)
     monkeypatch.setattr(trials, "open_split", lambda config: None)
     assert trials.matcher_of(book_profile("smoke"), tmp_path).confidence is not None
     assert not asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from companion.baselines import TemplateMatcher
 from companion.figures.sensitivity import share_curves
 from companion.settings import book_profile
-from companion.studies import sensitivity
+from companion.studies import ablation, sensitivity
 from companion.studies.ablation import DATA_EFFICIENCY, SETTINGS, TRANSFER, Variant, ablation_row, study_run
 from companion.studies.groundtruth import residual_shift_table
 from companion.studies.sensitivity import (
@@ -23,10 +22,8 @@ from companion.studies.sensitivity import (
     crop_records,
     crop_sides,
     differences,
-    neighbourhood_records,
+    named_records,
     neighbourhood_sets,
-    other_datasets,
-    position_records,
     possible,
     refined_records,
     seed_records,
@@ -102,14 +99,6 @@ def test_variants_need_pairs_to_learn_from_and_room_for_their_crops(split) -> No
     assert shares == {0.25, 0.5, 1.0}  # a tenth of 32 pairs are fewer than a batch of 4
 
 
-def test_pairs_that_one_source_never_shows(pairs) -> None:
-    mixed = relabelled(pairs, ["ombria", "sen1-2", "sen12ms"])
-    found = other_datasets(mixed, ("ombria",)).index
-    assert set(found["dataset"]) == {"sen1-2", "sen12ms"} and len(found) == 2 * len(pairs) // 3
-    with pytest.raises(ValueError, match=r"all 48 pairs are of \['synthetic'\]"):
-        other_datasets(pairs, ("synthetic",))
-
-
 def test_tables_of_each_source_stand_below_each_other() -> None:
     scores = pd.DataFrame({"dataset": ["sen1-2", "ombria", "sen12ms", "synthetic"], "value": [1.0, 2.0, 4.0, 8.0]})
     assert with_source(scores)["source"].tolist() == ["SEN12", "OMBRIA", "SEN12", "synthetic"]
@@ -146,7 +135,7 @@ def test_the_leak_is_measured_on_pairs_that_neither_training_saw(pairs, tmp_path
     shared = shared_test_pairs(SMOKE, pairs)
     ids, asked = set(shared.index["id"]), []
 
-    def fake(config, variants, split, runs_dir, test, show_progress):
+    def fake(config, variants, split, runs_dir, test):
         assert [v.name for v in variants] == ["both"] and runs_dir == tmp_path
         assert not ids & (set(split.train.index["id"]) | set(split.validation.index["id"]))
         assert ids <= set(split.test.index["id"]) and set(test.index["id"]) == ids
@@ -154,8 +143,8 @@ def test_the_leak_is_measured_on_pairs_that_neither_training_saw(pairs, tmp_path
         error = {"scene": 4.0, "patch": 2.5}[config.data.split]
         return test.index[["id", "dataset", "scene"]].assign(row="both", seed=0, voting=True, error_px=error)
 
-    monkeypatch.setattr(sensitivity, "study_matches", fake)
-    scores = split_leak(SMOKE, pairs, tmp_path, show_progress=False)
+    monkeypatch.setattr(ablation, "study_matches", fake)
+    scores = split_leak(SMOKE, pairs, tmp_path)
     assert asked == [("scene", False), ("patch", True)]
     assert scores.groupby("row")["mma_3px"].mean().to_dict() == {"split by patch": 1.0, "split by scene": 0.0}
 
@@ -202,7 +191,7 @@ def test_kept_neighbourhoods_keep_their_scales_and_the_network_stays_as_it_was(n
         cut.plain_log_scale.zero_()
     assert net.config.consensus_cells == (3, 5, 9)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    with pytest.raises(ValueError, match=r"among the neighbourhoods \(3, 5, 9\) of the network, got \[7\]"):
+    with pytest.raises(ValueError, match=r"among the neighbourhoods \(3, 5, 9\) of the network, got \[3, 7\]"):
         with_neighbourhoods(net, (3, 7))
 
 
@@ -239,17 +228,17 @@ def test_sets_of_neighbourhoods() -> None:
 
 def test_records_are_kept_with_the_run(run, split, monkeypatch) -> None:
     config = SMOKE.evaluation
-    by_sides = partial(neighbourhood_records, protocols=("shift",))
-    first = by_sides(run, split.test, config), position_records(run, split.test, config)
-    assert first[0].groupby("neighbourhoods").size().eq(config.max_pairs).all()
-    assert set(first[0]["neighbourhoods"]) == {"1", "1+3", "1+5", "1+3+5"}
+    matchers = {str(sides): Matcher(with_neighbourhoods(run.net, sides)) for sides in ((), (3,), (3, 5))}
+    first = named_records(run, "neighbourhoods", matchers, split.test, config, ("shift", "affine"))
+    assert (first.groupby(["neighbourhoods", "protocol"]).size() == config.max_pairs).all()
+    assert list(first["neighbourhoods"].unique()) == list(matchers)
 
     def never(*_):
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(Matcher, "match_crops", never)
-    for made, measure in zip(first, (by_sides, position_records), strict=True):
-        pd.testing.assert_frame_equal(measure(run, split.test, config), made)
+    again = named_records(run, "neighbourhoods", matchers, split.test, config, ("shift", "affine"))
+    pd.testing.assert_frame_equal(again, first)
 
 
 # Positions

@@ -18,7 +18,6 @@ from companion.studies.uncertainty import (
     DOSES,
     MEASURED,
     WITHIN,
-    Ladder,
     augmented_dose_response,
     backscatter_relation,
     dose_response,
@@ -32,7 +31,7 @@ from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 SIZE = 64
-FEW = {name: Ladder(DOSES[name].field, DOSES[name].values[::2]) for name in ("speckle", "haze")}
+FEW = {name: dict(list(DOSES[name].items())[::2]) for name in ("speckle", "haze")}
 
 
 def fake(sar: Tensor, optical: Tensor) -> UncertaintyMaps:
@@ -74,18 +73,16 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def test_every_ladder_starts_from_the_calm_scene_and_its_doses_rise() -> None:
     for ladder in DOSES.values():
-        assert dataclasses.replace(CALM, **{ladder.field: ladder.values[0]}) == CALM
-        assert all(np.diff(ladder.doses) > 0)
-    assert DOSES["speckle"].doses == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+        assert next(iter(ladder.values())) == CALM
+        assert all(np.diff(list(ladder)) > 0)
+    assert list(DOSES["speckle"]) == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    assert list(DOSES["speckle"].values())[-1] == dataclasses.replace(CALM, looks=1.0)
 
 
-def test_table_holds_every_step_once_with_weights_of_the_six_sources(table: pd.DataFrame) -> None:
-    steps = sum(len(ladder.values) for ladder in DOSES.values())
+def test_table_holds_every_step_once(table: pd.DataFrame) -> None:
+    steps = sum(map(len, DOSES.values()))
     assert len(table) == steps * 4 * len(MEASURED) and not table.isna()["value"].any()
     assert not table.duplicated(["nuisance", "dose", "scene", "source"]).any()
-    assert table["weight"].notna().equals(table["source"].isin(SOURCES))
-    sums = table.groupby(["nuisance", "dose", "scene"])["weight"].sum()
-    np.testing.assert_allclose(sums, 1, atol=1e-6)
     wide = table.pivot(index=["nuisance", "dose", "scene"], columns="source", values="value")
     np.testing.assert_allclose(wide["total"], (wide["sar"] + wide["optical"]) / 2)
 
@@ -107,12 +104,6 @@ def test_known_responses_are_found_and_nothing_else_moves(table: pd.DataFrame) -
     assert found.loc[("haze", "season"), "change"] == 0 and np.isnan(found.loc[("haze", "season"), "effect"])
 
 
-def test_weights_can_be_followed_too(table: pd.DataFrame) -> None:
-    found = rank_correlations(table, "weight").set_index(["nuisance", "source"])["rho"]
-    assert found["haze", "atmosphere"] == 1 and found["haze", "speckle"] == -1 and found["haze", "season"] == 0
-    assert set(found.index.get_level_values("source")) == set(SOURCES)
-
-
 def test_dose_response_follows_from_the_seed() -> None:
     first = dose_response(fake, 2, SIZE, seed=3, doses=FEW)
     pd.testing.assert_frame_equal(first, dose_response(fake, 2, SIZE, seed=3, doses=FEW))
@@ -130,7 +121,7 @@ def test_measures_run_without_gradients_in_small_batches() -> None:
         return fake(sar, optical)
 
     dose_response(watched, 1, SIZE, seed=0)
-    assert max(sizes) <= 8 and sum(sizes) == 1 + sum(len(ladder.values) - 1 for ladder in DOSES.values())
+    assert max(sizes) <= 8 and sum(sizes) == 1 + sum(len(ladder) - 1 for ladder in DOSES.values())
 
 
 # --- statistics of the tables ----------------------------------------------------------------------------------------
@@ -183,17 +174,16 @@ def test_clusters_are_resampled_as_a_whole() -> None:
     assert single["rho"] == pytest.approx(1 / 3) and np.isnan(single["rho_low"])
 
 
-def test_curves_are_means_with_the_bootstraps_interval() -> None:
+def test_curves_are_mean_responses_with_the_bootstraps_interval() -> None:
     values = np.array([[0.1, 0.2, 0.4], [0.3, 0.3, 0.8], [0.2, 0.9, 0.9]])
     table = made_table(values)
-    curves = summary_curves(table)
+    curves = summary_curves(table.sample(frac=1, random_state=0))
     assert list(curves) == ["nuisance", "dose", "source", "value", "low", "high"]
-    np.testing.assert_allclose(curves["value"], values.mean(0))
-    same = cluster_bootstrap(table[table["dose"] == 0.1], "value", "scene")
-    assert (curves.loc[1, "low"], curves.loc[1, "high"]) == (same.low, same.high)
-    relative = summary_curves(table.sample(frac=1, random_state=0), relative=True)
-    np.testing.assert_allclose(relative["value"], values.mean(0) - 0.2, atol=1e-12)
-    assert relative.loc[0, ["low", "high"]].tolist() == [0, 0]
+    np.testing.assert_allclose(curves["value"], values.mean(0) - 0.2, atol=1e-12)
+    assert curves.loc[0, ["low", "high"]].tolist() == [0, 0]
+    response = made_table(values - values[:, :1])
+    same = cluster_bootstrap(response[response["dose"] == 0.1], "value", "scene")
+    assert curves.loc[1, ["low", "high"]].tolist() == pytest.approx([same.low, same.high])
     assert table["value"].tolist() == values.ravel().tolist()  # the table is left as it was
 
 
@@ -224,7 +214,7 @@ def test_dose_zero_is_the_crop_itself_and_all_follows_from_the_seed(real: Pairs)
 
 def test_unknown_scenes_are_clusters_of_their_own(real: Pairs) -> None:
     nameless = Pairs(real.index, lambda row: dataclasses.replace(real.read(row), scene=""))
-    table = augmented_dose_response(fake, nameless.subset([0, 1]), "haze", (0.0, 0.5), SIZE)
+    table = augmented_dose_response(fake, nameless.subset([0, 1]), "haze", SIZE)
     assert (table["cluster"] == table["scene"]).all() and table["cluster"].nunique() == 2
 
 
@@ -245,12 +235,11 @@ def test_backscatter_relation_by_hand() -> None:
     def known(sar: Tensor, optical: Tensor) -> UncertaintyMaps:
         mean = F.avg_pool2d(sar, 4)
         made = fake(sar, optical)
-        return made._replace(sar=mean, sources=torch.cat([mean**2, 1 - mean, *[torch.full_like(mean, 0.5)] * 4], 1))
+        return made._replace(sar=mean**2)
 
     row = backscatter_relation(known, one_pair(sar, noise(3, 40, 40)), 40).iloc[0]
-    assert row[["rho_sar", "rho_speckle", "rho_geometry", "rho_backscatter"]].tolist() == pytest.approx([1, 1, -1, 0])
-    assert row["ratio_sar"] == pytest.approx(np.arange(90, 100).mean() / np.arange(90).mean())
-    assert row["ratio_backscatter"] == pytest.approx(1) and row["ratio_geometry"] < 1
+    assert row["rho_sar"] == pytest.approx(1)
+    assert row["ratio_sar"] == pytest.approx((np.arange(90, 100) ** 2).mean() / (np.arange(90) ** 2).mean())
     assert (row["id"], row["scene"], row["season"]) == ("a", "s", "winter")
     flat = backscatter_relation(known, one_pair(torch.full_like(sar, 0.3), noise(3, 40, 40)), 40).iloc[0]
     assert np.isnan(flat["rho_sar"]) and flat["ratio_sar"] == pytest.approx(1)
@@ -304,25 +293,9 @@ def test_maps_that_respond_where_the_nuisance_is_are_told_from_those_that_do_not
 # --- rejected inputs -------------------------------------------------------------------------------------------------
 
 
-def test_rejected_inputs(real: Pairs) -> None:
-    with pytest.raises(ValueError, match="n_scenes of at least 1"):
-        dose_response(fake, 0, SIZE, 0)
-    with pytest.raises(ValueError, match="a ladder in doses"):
-        dose_response(fake, 1, SIZE, 0, doses={})
-    with pytest.raises(ValueError, match="size must be a positive multiple"):
-        dose_response(fake, 1, 66, 0)
+def test_rejected_crops(real: Pairs) -> None:
     with pytest.raises(ValueError, match="smaller than the 96 px crop"):
         group_levels(fake, real, 96)
-    with pytest.raises(ValueError, match="crop_size must be a positive multiple"):
-        backscatter_relation(fake, real, 0)
-    with pytest.raises(ValueError, match="at least one pair"):
-        group_levels(fake, real.subset([]), SIZE)
-    with pytest.raises(ValueError, match="kind must be one of"):
-        augmented_dose_response(fake, real, "snow", crop_size=SIZE)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must lie in"):
-        augmented_dose_response(fake, real, "speckle", (0.0, 4.0), SIZE)
-    with pytest.raises(ValueError, match="at least one scene"):
-        within_image_relation(fake, [], SIZE)
 
 
 def test_rejected_measures() -> None:
@@ -336,13 +309,3 @@ def test_rejected_measures() -> None:
     for measure in (coarse, broken):
         with pytest.raises(ValueError, match="measure: expected finite maps"):
             dose_response(measure, 1, SIZE, 0, doses=FEW)
-
-
-def test_rejected_tables() -> None:
-    table = made_table(np.eye(3))
-    with pytest.raises(ValueError, match=r"lack the columns \['dose'\]"):
-        summary_curves(table.drop(columns="dose"))
-    with pytest.raises(ValueError, match="more than once"):
-        rank_correlations(pd.concat([table, table]))
-    with pytest.raises(ValueError, match="at least 2 doses"):
-        rank_correlations(table[table["dose"] == 0])
