@@ -17,6 +17,11 @@ ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")  # of the three, on a grey or 
 NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
 
 
+def as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """What is to be drawn as an array, wherever it lies and whether or not it has a gradient."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
 def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
     """An image (C, H, W) for display: 1st to 99th percentile of its valid pixels (H, W) stretched to [0, 1].
 
@@ -24,8 +29,8 @@ def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
         (H, W) of the first channel, or (H, W, 3) of three or more channels; invalid pixels are 1 (white).
     """
     channels = 3 if image.shape[0] >= 3 else 1
-    values = image[:channels].permute(1, 2, 0).numpy().astype(np.float64)
-    mask = np.ones(values.shape[:2], dtype=bool) if valid is None else valid.numpy()
+    values = as_array(image[:channels].permute(1, 2, 0)).astype(np.float64)
+    mask = np.ones(values.shape[:2], dtype=bool) if valid is None else as_array(valid)
     low, high = np.percentile(values[mask], (1, 99)) if mask.any() else (0.0, 1.0)
     stretched = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     stretched[~mask] = 1

@@ -120,6 +120,14 @@ class OrbMatcher(OpenCvMatcher):
         return cv2.ORB.create(nfeatures=self.max_keypoints, fastThreshold=self.fast_threshold)
 
 
+def contributed(name: str, **options: float) -> Any:
+    """A detector that OpenCV 4 has at its top level, OpenCV 5 among the contributed modules."""
+    for module in (cv2, getattr(cv2, "xfeatures2d", None)):
+        if create := getattr(module, f"{name}_create", None):
+            return create(**options)
+    raise ModuleNotFoundError(f"this OpenCV has no {name}: pip install opencv-contrib-python-headless")
+
+
 @dataclass(frozen=True)
 class AkazeMatcher(OpenCvMatcher):
     """AKAZE: a nonlinear scale space, which smooths speckle but not edges (Alcantarilla et al. 2013)."""
@@ -128,7 +136,7 @@ class AkazeMatcher(OpenCvMatcher):
     binary: ClassVar[bool] = True
 
     def detector(self) -> Any:
-        return cv2.xfeatures2d.AKAZE.create(threshold=self.threshold)
+        return contributed("AKAZE", threshold=self.threshold)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class BriskMatcher(OpenCvMatcher):
     binary: ClassVar[bool] = True
 
     def detector(self) -> Any:
-        return cv2.xfeatures2d.BRISK.create(thresh=self.threshold)
+        return contributed("BRISK", thresh=self.threshold)
 
 
 @dataclass(frozen=True)

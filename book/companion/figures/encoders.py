@@ -17,7 +17,7 @@ from torch import Tensor
 
 from companion.figures.plots import line_style, with_legend
 from companion.studies.encoders import INPUT, OUTPUT, Part
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 Place: TypeAlias = tuple[int, int]
 """Column, and row from 0 downwards, so not positive."""
@@ -104,7 +104,7 @@ def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
         (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
     """
     # Without standardising each map, the first component is the difference between the modalities.
-    rows = [_standardised(m.detach().flatten(1).T.cpu().numpy()) for m in maps]
+    rows = [_standardised(as_array(m.flatten(1).T)) for m in maps]
     components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
     projected = [components.transform(r) for r in rows]
     low, high = np.percentile(np.concatenate(projected), (2, 98), axis=0)
@@ -143,7 +143,7 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
         half = field.shape[-1] / 2
         extent = (-half, half, half, -half)
-        values = field.clamp(min=10.0**-decades).numpy()
+        values = as_array(field.clamp(min=10.0**-decades))
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")
         ax.label_outer()
@@ -156,7 +156,7 @@ def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -
     """Displacement of the mean descriptor by cell (h, w), by name; the colour scale begins at what chance gives."""
     scale = Normalize(chance, max(float(values.max()) for values in maps.values()))
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
-        ax.imshow(values.numpy(), cmap="cividis", norm=scale, interpolation="nearest")
+        ax.imshow(as_array(values), cmap="cividis", norm=scale, interpolation="nearest")
         ax.set(title=name, xticks=[], yticks=[])
         neutral(ax)
     _colour_bar(axes, "cividis", scale, "displacement of the mean")
@@ -166,7 +166,7 @@ def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -
 def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance: float) -> Axes:
     """Displacement of the mean descriptor against the distance to the border, a line a network."""
     for i, (name, (distance, value)) in enumerate(profiles.items()):
-        ax.plot(distance.numpy(), value.numpy(), markersize=3.5, linewidth=1.2, label=name, **line_style(i))
+        ax.plot(as_array(distance), as_array(value), markersize=3.5, linewidth=1.2, label=name, **line_style(i))
     ax.axhline(chance, color=NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
     ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
     return with_legend(ax)

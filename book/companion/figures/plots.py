@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sarmatch.data.pairs import Pair
 from sarmatch.evaluation.intervals import cluster_bootstrap
-from sarmatch.visualize import COLOURS, neutral, show_image
+from sarmatch.visualize import COLOURS, as_array, neutral, show_image
 
 MARKERS = "osD^vP"
 LOSS_PARTS = ("plain", "consensus", "fine")  # names under which training logs the parts of its loss
@@ -52,7 +52,7 @@ def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]]
     for ax, kind in zip(axes, ("sar", "optical"), strict=True):
         for name, pairs in samples.items():
             bands = 1 if kind == "sar" else None
-            values = np.concatenate([getattr(p, kind)[:bands, p.valid].flatten().numpy() for p in pairs])
+            values = np.concatenate([as_array(getattr(p, kind)[:bands, p.valid].flatten()) for p in pairs])
             density, edges = np.histogram(values, bins, (0, 1), density=True)
             ax.stairs(density, edges, label=name)
         ax.set(xlabel=f"{'SAR' if kind == 'sar' else kind} value", ylabel="density", xlim=(0, 1))
@@ -75,7 +75,7 @@ def displacement_volume(
         scores: (K, K), rows dy and columns dx from -(K - 1) / 2 to (K - 1) / 2 steps; not finite where impossible.
         truth, estimate: displacements (dx, dy) in px to mark.
     """
-    values = np.ma.masked_invalid(np.asarray(scores, dtype=np.float64))
+    values = np.ma.masked_invalid(as_array(scores).astype(np.float64))
     radius = len(values) / 2 * step_px
     ax.imshow(values, cmap="viridis", extent=(-radius, radius, radius, -radius), interpolation="nearest")
     if truth is not None:

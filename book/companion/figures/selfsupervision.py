@@ -20,7 +20,7 @@ from torch import Tensor
 from companion.figures.plots import MARKERS, error_bars, line_style, with_legend
 from companion.studies.cost import ONE_PASS
 from sarmatch.training.losses import info_nce, info_nce_printed
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral
 
 
 class Projection(NamedTuple):
@@ -79,7 +79,7 @@ def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
         )
     if len(z_sar) < 2 or z_sar.shape[1] < 3:
         raise ValueError(f"three components need at least 2 pairs and 3 dimensions, got {tuple(z_sar.shape)}")
-    together = torch.cat([z_sar, z_optical]).double().numpy()
+    together = as_array(torch.cat([z_sar, z_optical])).astype(np.float64)
     pca = PCA(3, svd_solver="full")
     with np.errstate(invalid="ignore"):  # embeddings that are all equal have no variance to explain
         places = pca.fit_transform(together)

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from companion.figures.plots import error_bars, line_style, with_legend
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}
 
@@ -116,7 +116,7 @@ def uncertainty_maps(
     height, width = sizes.pop()
     for ax, (name, image) in zip(axes_row, images.items(), strict=False):
         show_image(ax, image, title=name)
-    arrays = {name: np.ma.masked_invalid(np.asarray(values, dtype=np.float64)) for name, values in maps.items()}
+    arrays = {name: np.ma.masked_invalid(as_array(values).astype(np.float64)) for name, values in maps.items()}
     low, high = limits or (min(a.min() for a in arrays.values()), max(a.max() for a in arrays.values()))
     for ax, (name, values) in zip(axes_row[len(images) :], arrays.items(), strict=True):
         drawn = ax.imshow(

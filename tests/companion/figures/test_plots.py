@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import matplotlib
@@ -14,7 +15,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
-from companion.figures import plots
+from companion.figures import encoders, plots, selfsupervision, uncertainty
 from sarmatch import visualize
 from sarmatch.data import render_pair
 from sarmatch.evaluation.intervals import cluster_bootstrap
@@ -203,3 +204,35 @@ def test_rows_stand_in_order_with_intervals_and_what_was_printed() -> None:
     np.testing.assert_allclose(segments[0][:, 0], [0.1, 0.4])  # the first row's interval; the second has none
     np.testing.assert_allclose(segments[1][:, 0], [0.1, 0.1])
     assert "paper, other data" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that, as one on a GPU, is no array before it was brought to the CPU."""
+
+    def numpy(self) -> np.ndarray:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    __array__ = numpy
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_tensors_on_a_gpu_and_with_a_gradient_are_drawn() -> None:
+    image, field, line = (torch.rand(*size).as_subclass(OnGpu).requires_grad_() for size in ((3, 8, 8), (8, 8), (5,)))
+    with pytest.raises(TypeError, match="cuda"):
+        np.asarray(field)
+    ax = plt.subplots()[1]
+    visualize.show_image(ax, image, torch.ones(8, 8, dtype=torch.bool).as_subclass(OnGpu))
+    visualize.checkerboard(ax, image, image)
+    plots.displacement_volume(ax, field)
+    pair = render_pair(0, 32)
+    plots.value_histograms(
+        plt.subplots(1, 2)[1], {"a": [dataclasses.replace(pair, optical=pair.optical.as_subclass(OnGpu))]}
+    )
+    encoders.receptive_fields([ax], {"a": field})
+    encoders.leak_maps([ax], {"a": field}, 0.1)
+    encoders.leak_profile(ax, {"a": (line, line)}, 0.1)
+    encoders.descriptor_gallery(plt.subplots(2, 2)[1], (image, image), {"a": (image, image)})
+    uncertainty.uncertainty_maps(plt.subplots(1, 2)[1], {"a": image}, {"b": field})
+    assert selfsupervision.project(field, field).sar.shape == (8, 3)
