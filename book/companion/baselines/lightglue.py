@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from companion.baselines.base import Baseline
+from companion.baselines.base import Baseline, as_matches
 from sarmatch.matching.matches import Matches
 
 Features = Literal["xfeat", "aliked", "disk"]
@@ -65,7 +65,7 @@ class LightGlueMatcher(Baseline):
             pairs, scores = glue(*found)
         first, second = (f["keypoints"][pairs[:, i]] for i, f in enumerate(found))
         near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
-        return Matches(*(x[near].numpy() for x in (first, second, scores.clamp(0, 1))))
+        return as_matches(first[near], second[near], scores[near].clamp(0, 1))
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
+from companion.baselines.base import as_matches
 from companion.baselines.learned import PeerNet, PeerSize
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import cell_centres, inside, transform_points
@@ -75,12 +76,9 @@ class MultiscaleNet(PeerNet):
     def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
         found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, same_size(optical, sar))[-1])
         xy_sar = self.centres(sar)
-        keep = torch.ones(len(xy_sar), dtype=torch.bool, device=sar.device)
-        if search_radius is not None:
-            keep = found.norm(dim=1) <= search_radius
+        keep = found.norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
         confidence = (-correction.norm(dim=1)).exp()
-        first, second, confidence = (x[keep].cpu().numpy() for x in (xy_sar, xy_sar + found, confidence))
-        return Matches(first, second, confidence)
+        return as_matches(*(x[keep] for x in (xy_sar, xy_sar + found, confidence)))
 
 
 def moved(image: Tensor, displacement: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.baselines.base import Baseline
+from companion.baselines.base import Baseline, on_image
 from sarmatch.geometry import cell_centres
 from sarmatch.matching.aggregation import box_sums
 from sarmatch.matching.matches import Matches
@@ -61,9 +61,7 @@ class TemplateMatcher(Baseline):
         peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(limit)), limit)
         cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
         xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
-        height, width = optical.shape[1:]
-        inside = ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)
-        keep = inside & (peaks.score > 0).numpy()
+        keep = on_image(xy_optical, optical) & (peaks.score > 0).numpy()
         if self.mutual:
             keep &= is_best.numpy()
         return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
