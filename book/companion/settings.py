@@ -11,6 +11,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -123,18 +124,12 @@ class ChapterSettings:
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
-        return self._write(f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return _write(self.results_dir / f"{name}.csv", text)
 
     def save_about(self, name: str, **about: Any) -> Path:
-        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`, of paths the name."""
-        return self._write(f"{name}.json", without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
-
-    def _write(self, name: str, text: str) -> Path:
-        self.results_dir.mkdir(parents=True, exist_ok=True)
-        path = self.results_dir / name
-        with atomic_path(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-        return path
+        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`."""
+        return write_note(self.results_dir / f"{name}.json", about)
 
     def __repr__(self) -> str:
         data = "generated scenes" if self.config.data.source == "synthetic" else f"{self.config.data.source} data"
@@ -142,6 +137,18 @@ class ChapterSettings:
 
     def _repr_html_(self) -> str:
         return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def write_note(path: Path, about: Mapping[str, Any]) -> Path:
+    """Write what numbers need beside them as JSON, of absolute paths only the last name."""
+    return _write(path, without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
 
 
 def _has_words(column: pd.Series) -> bool:
@@ -176,18 +183,13 @@ def chapter_settings(
 
 def home() -> Path:
     """Folder below which runs and results go: `SARMATCH_OUT`, else the checkout around the working folder, else it."""
-    return Path(os.environ.get("SARMATCH_OUT") or _checkout_above(Path.cwd()) or Path.cwd())
+    return Path(os.environ.get("SARMATCH_OUT") or find_checkout(Path.cwd()))
 
 
-def _checkout_above(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds the project, or None."""
-    folders = (start, *start.parents)
-    return next((f for f in folders if (f / "pyproject.toml").is_file() and (f / "book").is_dir()), None)
-
-
-def find_checkout() -> Path:
-    """Root of the checkout around the working folder, else of the one that holds this file."""
-    return _checkout_above(Path.cwd()) or Path(__file__).parents[2]
+def find_checkout(otherwise: Path) -> Path:
+    """The nearest folder at or above the working folder that holds the project."""
+    folders = (Path.cwd(), *Path.cwd().parents)
+    return next((f for f in folders if (f / "pyproject.toml").is_file() and (f / "book").is_dir()), otherwise)
 
 
 def without_folders(text: str) -> str:

@@ -159,5 +159,5 @@ def verdict_bars(ax: Axes, table: pd.DataFrame) -> Axes:
     for bars in ax.containers:
         ax.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n else "", label_type="center", color="black", size="small")
     ax.invert_yaxis()
-    ax.set(xlabel="claims")
+    ax.set(xlabel="claims", ylabel="")
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small")

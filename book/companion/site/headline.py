@@ -26,11 +26,10 @@ def headline(results: Path) -> str:
     table = pd.read_csv(results / "matching.csv")
     about = json.loads((results / "matching.json").read_text())
     lines = [f"| Test scenes | Method | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
-    for _, rows in table.groupby("source"):
-        for row in rows.to_dict("records"):
-            scenes = f"{row['source']} ({row['n_pairs']} pairs, {row['n_scenes']} scenes)"
-            cells = " | ".join(_cell(row, name) for name in COLUMNS)
-            lines.append(f"| {scenes} | {METHODS[row['method']]} | {cells} |")
+    for row in table.sort_values("source", kind="stable").to_dict("records"):
+        scenes = f"{row['source']} ({row['n_pairs']} pairs, {row['n_scenes']} scenes)"
+        cells = " | ".join(_cell(row, name) for name in COLUMNS)
+        lines.append(f"| {scenes} | {METHODS[row['method']]} | {cells} |")
     lines.append("| SEN12MS, 27,100 pairs | the paper's number, protocol and radius not stated | 0.145 | | 1298 |")
     measured_at = ", ".join(about["measured_at"])
     uncommitted = " (+: with uncommitted changes)" if "+" in measured_at else ""
