@@ -8,14 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from companion.figures.plots import line_style, with_legend
+from companion.figures.plots import all_neutral, colour_bar, line_style, with_legend
 from companion.studies.encoders import INPUT, OUTPUT, Part
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
@@ -43,14 +42,8 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
-            style: dict[str, Any] = {
-                "arrowstyle": "-|>",
-                "mutation_scale": 8,
-                "color": NEUTRAL,
-                "zorder": 0,
-                "clip_on": False,
-            }
-            ax.add_patch(FancyArrowPatch(path=path, **style))
+            style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 8, "zorder": 0, "clip_on": False}
+            ax.add_patch(FancyArrowPatch(path=path, color=NEUTRAL, **style))
     columns = sorted({part.stride for part in parts})
     ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
     ax.set_xticks(range(len(columns)), [f"stride {stride}" for stride in columns], size=8)
@@ -118,22 +111,15 @@ def _standardised(rows: np.ndarray) -> np.ndarray:
 
 
 def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping[str, Sequence[Tensor]]) -> Any:
-    """Images in the first column and their descriptors as colours in the others, SAR above optical.
-
-    Args:
-        axes: (2, 1 + n).
-        descriptors: by name of the network, for SAR and optical, (D, h, w); colours compare within a column.
-    """
+    """Images in the first column and descriptors (D, h, w) as colours in one a network, SAR above optical."""
     for ax, image, what in zip(axes[:, 0], images, ("SAR", "optical"), strict=True):
         show_image(ax, image).set_ylabel(what)
     for column, (name, maps) in zip(axes.T[1:], descriptors.items(), strict=True):
         for ax, colours in zip(column, descriptor_colours(maps), strict=True):
             ax.imshow(colours, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            neutral(ax)
         column[0].set_title(name)
-    for ax in axes.flat:
-        neutral(ax)
+    all_neutral(axes.ravel())
     return axes
 
 
@@ -147,9 +133,8 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")
         ax.label_outer()
-        neutral(ax)
-    _colour_bar(axes, "cividis", scale, "gradient, largest = 1")
-    return axes
+    colour_bar(axes, "cividis", scale, "gradient, largest = 1")
+    return all_neutral(axes)
 
 
 def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -> Sequence[Axes]:
@@ -158,9 +143,8 @@ def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         ax.imshow(as_array(values), cmap="cividis", norm=scale, interpolation="nearest")
         ax.set(title=name, xticks=[], yticks=[])
-        neutral(ax)
-    _colour_bar(axes, "cividis", scale, "displacement of the mean")
-    return axes
+    colour_bar(axes, "cividis", scale, "displacement of the mean")
+    return all_neutral(axes)
 
 
 def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance: float) -> Axes:
@@ -170,8 +154,3 @@ def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance
     ax.axhline(chance, color=NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
     ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
     return with_legend(ax)
-
-
-def _colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str) -> None:
-    bar = axes[0].figure.colorbar(ScalarMappable(scale, cmap), ax=list(axes), label=label, shrink=0.9)
-    neutral(bar.ax)
