@@ -22,22 +22,17 @@ def main(
     profile: str = "s1s2",
     size: int = 256,
     passes: tuple[int, ...] = (1, 2, 5, 10, 20, 50),
-    repeats: int = 5,
     device: str = "cpu",
     threads: int = 1,
-    search_radius: float = 32.0,
     weights: Path | None = None,
 ) -> None:
-    """Print the modes and the parts.
+    """Print the modes and the parts, medians of five runs.
 
     Args:
         profile: whose widths to take; `sen12ms` has the paper's.
         size: side of both images, px.
         passes: numbers of Monte Carlo passes.
-        repeats: runs of each mode.
         device: cpu or cuda.
-        threads: of torch.
-        search_radius: px.
         weights: a .safetensors file, whose config then counts instead of the profile's.
     """
     torch.set_num_threads(threads)
@@ -45,11 +40,11 @@ def main(
     if weights is not None:
         net, _ = load_weights(weights)
         config, state = net.config, net.state_dict()
-    work = workload(config, size, device, search_radius, weights=state)
-    modes, parts = measure_modes(work, passes, repeats), measure_parts(work, repeats)
+    work = workload(config, size, device, weights=state)
+    modes, parts = measure_modes(work, passes), measure_parts(work)
     modes["bound"] = [prefix_bound(parts, n) if n else 1.0 for n in modes["passes"]]
     modes.loc[modes["mode"] == "base", "bound"] = float("nan")
-    print(f"{weights or profile}, {size} px, {threads} thread(s), {clock(threads, device)}, median of {repeats}")
+    print(f"{weights or profile}, {size} px, {threads} thread(s), {clock(threads, device)}")
     print(modes.assign(over_bound=modes["ratio"] / modes["bound"]).round(3).to_string(index=False))
     print(parts.round(4).to_string())
 

@@ -25,16 +25,19 @@ from torch import Tensor
 from companion.baselines.base import Baseline
 from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.template import TemplateMatcher
-from companion.benchmarks.tables import report, split_of
+from companion.benchmarks.tables import report
 from companion.studies.backends import timed_matches
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
 from sarmatch import load_matcher
 from sarmatch.config import EvaluationConfig
+from sarmatch.config import profile as named_profile
 from sarmatch.data import Pairs
 from sarmatch.evaluation.metrics import match_errors, mma
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.matching.matches import Matches
+from sarmatch.training.runs import open_split
 
+REPEATS = 2  # timed runs of each on each pair; one before them does not count
 TIME_ONLY = "LoFTR, random weights"
 
 
@@ -74,14 +77,12 @@ def peaks(profile: str, data: Path) -> dict[str, float]:
     return found
 
 
-def measure(
-    compared: dict[str, CropMatcher], test: Pairs, config: EvaluationConfig, n_pairs: int, repeats: int
-) -> pd.DataFrame:
+def measure(compared: dict[str, CropMatcher], test: Pairs, config: EvaluationConfig, n_pairs: int) -> pd.DataFrame:
     """A row a method and pair: method, id, seconds, and unless only its time counts mma_1px, mma_3px, n_matches."""
     rows = []
     for pair in spread(test, n_pairs):
         crops = evaluation_crops(pair, "shift", config)
-        for name, (seconds, matches) in timed_matches(compared, crops, config.headline_radius, repeats).items():
+        for name, (seconds, matches) in timed_matches(compared, crops, config.headline_radius, REPEATS).items():
             row = {"method": name, "id": pair.id, "seconds": float(np.mean(seconds))}
             if name != TIME_ONLY:
                 errors = match_errors(matches, crops.A_sar_to_optical)
@@ -90,28 +91,20 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def main(
-    data: Path,
-    profile: str = "s1s2",
-    pairs: int = 8,
-    repeats: int = 2,
-    out: Path | None = None,
-    peaks_only: bool = False,
-) -> None:
+def main(data: Path, profile: str = "s1s2", pairs: int = 8, out: Path | None = None, peaks_only: bool = False) -> None:
     """Print the table; CPU time of one thread.
 
     Args:
         data: folder of the data.
         profile: whose shipped weights, split and crops to take.
         pairs: of the test part, evenly spread over its scenes.
-        repeats: timed runs of each on each pair; one before them does not count.
         out: also write precision_peers.csv and .json there.
         peaks_only: print the peaks of memory as JSON, on the first pair.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    config, split = split_of(profile, data)
-    compared, evaluation = matchers(profile), config.evaluation
+    config = named_profile(profile, str(data))
+    split, compared, evaluation = open_split(config), matchers(profile), config.evaluation
     if peaks_only:
         crops = evaluation_crops(split.test[0], "shift", evaluation)
         runs = {name: partial(m.match_crops, crops, evaluation.headline_radius) for name, m in compared.items()}
@@ -119,10 +112,10 @@ def main(
             run()
         print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
         return
-    records = measure(compared, split.test, evaluation, pairs, repeats)
+    records = measure(compared, split.test, evaluation, pairs)
     table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
     table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
-    about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": repeats}
+    about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": REPEATS}
     report(table.reset_index(), config, out, "precision_peers", **about)
 
 

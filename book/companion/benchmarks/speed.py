@@ -15,40 +15,32 @@ import onnxruntime
 import torch
 import tyro
 
-from companion.benchmarks.tables import clock, report, split_of
+from companion.benchmarks.tables import clock, report
 from companion.studies.backends import backend_table, backends, crops_of, measure_backends
 from sarmatch import load_matcher
+from sarmatch.config import profile as named_profile
+from sarmatch.training.runs import open_split
 
 
-def main(
-    data: Path,
-    profile: str = "s1s2",
-    pairs: int = 24,
-    repeats: int = 3,
-    threads: int = 1,
-    folder: Path | None = None,
-    out: Path | None = None,
-) -> None:
-    """Print the table.
+def main(data: Path, profile: str = "s1s2", pairs: int = 24, threads: int = 1, out: Path | None = None) -> None:
+    """Print the table, medians of three runs on each pair.
 
     Args:
         data: folder of the data.
         profile: whose shipped weights, split and crops to take.
         pairs: of the test part, evenly spread over its scenes.
-        repeats: timed runs of each way on each pair.
         threads: of PyTorch and ONNX Runtime; with one, CPU time is measured.
-        folder: keeps the exported encoders for the next time; None writes them anew.
         out: also write precision_speed.csv and .json there.
     """
     torch.set_num_threads(threads)
-    config, split = split_of(profile, data)
-    shipped = load_matcher(profile, device="cpu")
+    config = named_profile(profile, str(data))
+    split, shipped = open_split(config), load_matcher(profile, device="cpu")
     few = dataclasses.replace(config.evaluation, max_pairs=pairs)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as folder:
         inputs = crops_of(split.validation, config.evaluation, 8)  # ranges for 8 bits
-        matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
-        records = measure_backends(matchers, split.test, few, repeats)
-    about = {"clock": clock(threads), "threads": threads, "repeats": repeats, "onnxruntime": onnxruntime.__version__}
+        matchers = backends(shipped.net, shipped.confidence, Path(folder), inputs)
+        records = measure_backends(matchers, split.test, few, repeats=3)
+    about = {"clock": clock(threads), "threads": threads, "repeats": 3, "onnxruntime": onnxruntime.__version__}
     test = f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes"
     report(backend_table(records), config, out, "precision_speed", test=test, **about)
 
