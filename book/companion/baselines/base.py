@@ -39,7 +39,7 @@ class Baseline(ABC):
 
 
 def as_matches(xy_sar: Tensor, xy_optical: Tensor, confidence: Tensor) -> Matches:
-    return Matches(*(x.cpu().numpy() for x in (xy_sar, xy_optical, confidence)))
+    return Matches(xy_sar.cpu().numpy(), xy_optical.cpu().numpy(), confidence.cpu().numpy())
 
 
 def on_image(xy: np.ndarray, image: Tensor) -> np.ndarray:

@@ -43,5 +43,5 @@ class CoAttentionNet(CosineNet):
         return self.attention(a, b), self.attention(b, a), a, b
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        after, before = (self.contrast(self.volume(*ends, batch), batch) for ends in (described[:2], described[2:]))
+        after, before = (self.contrast(self.volume(batch, *ends), batch) for ends in (described[:2], described[2:]))
         return {"loss": (after + before) / 2, "after": after, "before": before}

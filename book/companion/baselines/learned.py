@@ -187,7 +187,7 @@ class CosineNet(ScoringNet):
         super().__init__(config)
         self.log_scale = log_scale(scale)
 
-    def volume(self, sar: Tensor, optical: Tensor, batch: Sample, side: int = 1) -> Volume:
+    def volume(self, batch: Sample, sar: Tensor, optical: Tensor, *, side: int = 1) -> Volume:
         """Cosines of descriptors over the training window, averaged over templates of `side` cells."""
         valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
         volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
@@ -199,7 +199,7 @@ class CosineNet(ScoringNet):
         return matching_loss(logits, *true_cells(batch)).mean()
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.contrast(self.volume(*described, batch), batch)}
+        return {"loss": self.contrast(self.volume(batch, *described), batch)}
 
     def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
         return cosines(*self.describe(sar, optical)[:2])[0] * self.log_scale.exp()

@@ -1,4 +1,4 @@
-"""Match or no match, from two branches that share no weights (Hughes et al. 2018, ref. 7)."""
+"""Match or no match, by two branches (Hughes et al. 2018, ref. 7) or one for both images (Mou et al. 2017, ref. 19)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import PeerSize, ScoringNet, true_cells
+from companion.baselines.learned import Branch, PeerSize, ScoringNet, true_cells
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import cell_centres
 from sarmatch.model import STRIDE
@@ -87,3 +87,18 @@ class PseudoSiameseNet(ScoringNet):
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """The probability to match that the head gives."""
         return scores[rows, columns].sigmoid()
+
+
+class PatchNet(PseudoSiameseNet):
+    """Both images pass through the same layers, so these take the first SAR band and the mean of the optical bands.
+
+    Adapted like the network above, its successor.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch = Branch(1, config.width)
+        del self.optical_branch
+
+    def features(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sar_branch(sar[:, :1]), self.sar_branch(optical.mean(dim=1, keepdim=True))

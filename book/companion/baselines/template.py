@@ -38,16 +38,11 @@ class TemplateMatcher(Baseline):
 
     Features of CFOG (Ye et al. 2019) less their mean over orientations, by normalised correlation. Template matching by
     another similarity is a subclass with `_features` and `_similarities` of its own.
-
-    Attributes:
-        template_px: side of the square template, px; taken as an odd number of 4 px cells.
-        mutual: keep a match only where no other template fits its place in the optical image better.
-        min_template: a displacement counts where at least this share of the template lies on the optical image.
     """
 
-    template_px: int = 65
-    mutual: bool = True
-    min_template: float = 0.3
+    template_px: int = 65  #: Side of the square template, px; taken as an odd number of 4 px cells.
+    mutual: bool = True  #: Keep a match only where no other template fits its place in the optical image better.
+    min_template: float = 0.3  #: Least share of a template on the optical image at which a displacement counts.
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """One match for each keypoint of the stride-4 grid, unless `mutual` drops it.
@@ -230,19 +225,11 @@ def _peaks(scores: Tensor) -> _Peaks:
     ]
     refinement = torch.from_numpy(np.stack(shift, axis=-1)).float().unflatten(0, score.shape)
     displacement = torch.stack([index % size - radius, index // size - radius], dim=-1)
-    second = _best_elsewhere(scores, index // size, index % size)
+    steps = torch.arange(size)[:, None, None]
+    near_y, near_x = ((steps - at).abs() <= _PEAK_HALF_WIDTH for at in (index // size, index % size))  # (K, h, w)
+    second = scores.masked_fill(near_y[:, None] & near_x, -math.inf).amax(dim=(0, 1))
     confidence = (1 - second.clamp(min=0) / score.clamp(min=1e-6)).clamp(0, 1)
     return _Peaks(score, confidence * (score > 0), displacement, refinement)
-
-
-def _best_elsewhere(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Highest score of each cell outside the neighbourhood of its peak at row y, column x; (h, w)."""
-    steps = torch.arange(len(scores))
-    far_y = (steps[:, None, None] - y).abs() > _PEAK_HALF_WIDTH  # (K, h, w)
-    far_x = (steps[:, None, None] - x).abs() > _PEAK_HALF_WIDTH
-    in_far_rows = scores.amax(dim=1).masked_fill(~far_y, -math.inf).amax(dim=0)
-    in_far_columns = scores.amax(dim=0).masked_fill(~far_x, -math.inf).amax(dim=0)
-    return torch.maximum(in_far_rows, in_far_columns)
 
 
 def _raise_to_scores(best: Tensor, scores: Tensor) -> None:

@@ -42,7 +42,7 @@ class ThreeStepNet(CosineNet):
         return _two_scales(self.sar_branch, sar), _two_scales(self.optical_branch, optical)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        volume = self.volume(*described, batch, TEMPLATE_CELLS)
+        volume = self.volume(batch, *described, side=TEMPLATE_CELLS)
         correspondence = self.contrast(volume, batch)
         forward, _, mask, _ = true_cells(batch)
         right, windows = self._answers(volume, forward)

@@ -58,7 +58,7 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
             Or `computed`, a name in `COMPUTED`.
         results: folder of the published tables.
     """
-    about = {"label": str(selector.get("label", "")), "kind": str(selector.get("kind", "share"))}
+    about: dict[str, Any] = {"label": str(selector.get("label", "")), "kind": str(selector.get("kind", "share"))}
     if "computed" in selector:
         return Number(float(COMPUTED[selector["computed"]]()), file="computed", **about)
     about["file"], value = str(selector["file"]), str(selector["value"])
@@ -157,7 +157,7 @@ def verdict_bars(ax: Axes, table: pd.DataFrame) -> Axes:
     colours = ("#029e73", "#56b4e9", "#d55e00", "#949494")
     table.set_axis(totals, axis=1).plot.barh(ax=ax, stacked=True, color=colours, width=0.8)
     for bars in ax.containers:
-        ax.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n else "", label_type="center", color="black", size="small")
+        ax.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n else "", label_type="center", color="black", size="small")  # type: ignore[arg-type]
     ax.invert_yaxis()
     ax.set(xlabel="claims", ylabel="")
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small")
