@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED_PROFILE = "s1s2"  # its outputs are stored in the chapters
+# Three segments from a slash that follows no word, URL or closing tag; or a drive letter.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/){2,}[\w.-]+|\b[A-Z]:\\\w")
-"""Three segments from a slash that follows no word, URL or closing tag; or a drive letter."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ class ChapterSettings:
         return write_note(self.results_dir / f"{name}.json", about)
 
     def __repr__(self) -> str:
-        data = "generated scenes" if self.config.data.source == "synthetic" else f"{self.config.data.source} data"
+        source = self.config.data.source
+        data = "generated scenes" if source == "synthetic" else f"{source} data"
         return f"profile {self.config.profile} | {data} | seed {self.config.seed} | sarmatch {version('sarmatch')}"
 
     def _repr_html_(self) -> str:
@@ -164,21 +165,13 @@ def _three_digits(value: float) -> str:
 def chapter_settings(
     profile: str, data_root: str | None = None, runs_dir: str | None = None, results_dir: str | None = None
 ) -> ChapterSettings:
-    """Settings of a chapter from the values of its parameters cell and the environment.
-
-    Raises:
-        ValueError: unknown profile, or no data folder for a profile on real data.
-    """
+    """Settings of a chapter from the values of its parameters cell and the environment; errors of `book_profile`."""
     profile = os.environ.get("SARMATCH_PROFILE", profile)
     # A folder that the environment names is for the chapters on real data; others do without.
     of_environment = os.environ.get("SARMATCH_DATA") if profile in ON_REAL_DATA else None
     config = book_profile(profile, data_root or of_environment)
-    out = home()
-    return ChapterSettings(
-        config,
-        runs_dir=Path(runs_dir) if runs_dir else out / "runs",
-        results_dir=Path(results_dir) if results_dir else out / "build" / profile / "results",
-    )
+    runs, results = Path(runs_dir or home() / "runs"), Path(results_dir or home() / "build" / profile / "results")
+    return ChapterSettings(config, runs, results)
 
 
 def home() -> Path:

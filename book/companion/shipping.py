@@ -71,10 +71,10 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
 
 def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str, Any]:
     """Only what the header holds: this process, its command and hardware had no part in the training."""
-    facts: dict[str, Any] = {name: about[name] for name in HEADER}
-    commits = ast.literal_eval(facts["commits"])
-    facts |= {"seed": config.seed, "commits": commits, "commit": commits[-1], "steps": int(facts["steps"])}
+    commits = ast.literal_eval(about["commits"])
     first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
+    facts: dict[str, Any] = {name: about[name] for name in HEADER} | {"seed": config.seed, "steps": int(about["steps"])}
+    facts |= {"commits": commits, "commit": commits[-1]}
     return facts | {"pretraining": first if config.pretraining.enabled else None}
 
 
@@ -91,9 +91,7 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     confidence = fit_confidence(run.net, config, part)
     fitted_on = {"scenes": part.index["scene"].nunique(), "pairs": len(part)}
     fitted_on |= {"fingerprint": part.fingerprint(), "commit": commit()}
-    path = weights / f"{config.profile}.safetensors"
+    fitted = {"confidence": confidence.to_json(), "confidence_fitted_on": json.dumps(fitted_on)}
     # Version 0.1 fitted covariances and radii apart, and noted that under another name.
-    update_header(
-        path, confidence=confidence.to_json(), confidence_fitted_on=json.dumps(fitted_on), precision_fitted_on=None
-    )
+    update_header(weights / f"{config.profile}.safetensors", precision_fitted_on=None, **fitted)
     return confidence

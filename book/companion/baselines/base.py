@@ -20,11 +20,9 @@ class Baseline(ABC):
 
     @abstractmethod
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Match two images.
+        """Match a SAR image (1 or 2, H, W) and an optical image (C, H', W'), float in [0, 1].
 
         Args:
-            sar: (1 or 2, H, W) float in [0, 1].
-            optical: (C, H', W') float in [0, 1].
             search_radius: largest distance in px between both positions of a match; None where nothing is known of it.
         """
 

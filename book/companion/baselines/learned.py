@@ -81,11 +81,7 @@ class LearnedMatcher(Baseline):
     name: str = ""  #: Of the training, which keeps stored matches apart.
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Match two images, with the method's own confidence; an image that is the same everywhere has no matches.
-
-        Raises:
-            ValueError: images of another shape than the network takes, or a search radius that is not positive.
-        """
+        """Match two images, with the method's own confidence; an image that is the same everywhere has no matches."""
         Search(search_radius)  # rejects what is no radius
         device = next(self.net.parameters()).device
         prepared = []
@@ -143,18 +139,12 @@ class ScoringNet(PeerNet):
 
     @abstractmethod
     def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
-        """Logits (N, M) of all cells of two standardised images (1, C, H, W); only those of `candidates` matter.
-
-        Args:
-            candidates: (N, M) bool, pairs within the search radius.
-        """
+        """Logits (N, M) of all cells of two standardised images (1, C, H, W); only those of `candidates` matter."""
 
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """Dual-softmax probability of the matches of cells `rows` with cells `columns`, (n,) in [0, 1].
 
-        Args:
-            scores: as `scores` gives them, very low where no candidate is.
-            size: rows and columns of optical cells.
+        `scores` are very low where no candidate is; `size` is that of the grid of optical cells.
         """
         log_probability = scores[rows, columns] * 2 - scores[rows].logsumexp(1) - scores[:, columns].logsumexp(0)
         return log_probability.exp()

@@ -21,14 +21,11 @@ _EPSILON = 1e-9
 
 
 class PhaseCongruency(NamedTuple):
-    """Attributes:
-    edges, corners: (H, W) largest and smallest moment of phase congruency over orientations, at least 0.
-    amplitude: (N_ORIENTATIONS, H, W) amplitudes of the filters, summed over scales.
-    """
+    """Moments of phase congruency over orientations."""
 
-    edges: np.ndarray
-    corners: np.ndarray
-    amplitude: np.ndarray
+    edges: np.ndarray  #: (H, W), the largest moment, at least 0.
+    corners: np.ndarray  #: (H, W), the smallest.
+    amplitude: np.ndarray  #: (N_ORIENTATIONS, H, W) amplitudes of the filters, summed over scales.
 
 
 def phase_congruency(image: np.ndarray) -> PhaseCongruency:

@@ -50,11 +50,10 @@ class GreyTemplateMatcher(TemplateMatcher):
     """Normalised correlation of grey values less their local mean."""
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        a, b = grey_features(sar, optical)  # structures wider than 8 px are brightness
-        return (
-            a._replace(channels=a.channels - gaussian_blur(sar, 8.0)),
-            b._replace(channels=b.channels - gaussian_blur(optical, 8.0)),
-        )
+        both = zip(grey_features(sar, optical), (sar, optical), strict=True)
+        # Structures wider than 8 px are brightness.
+        a, b = (found._replace(channels=found.channels - gaussian_blur(image, 8.0)) for found, image in both)
+        return a, b
 
 
 class TranslationNet(PeerNet):

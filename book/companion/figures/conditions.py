@@ -13,12 +13,7 @@ from sarmatch.visualize import NEUTRAL
 
 
 def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence[str]) -> Sequence[Axes]:
-    """Accuracy of each level of each condition, a point a method, with intervals where there are any.
-
-    Args:
-        axes: one for each of `values`, side by side; the first carries the names of the levels.
-        table: of `companion.studies.condition_tables.by_condition`.
-    """
+    """Each of `values` of `condition_tables.by_condition` on its axes, a point a level and method, with intervals."""
     levels = table[["condition", "level", "n_pairs", "n_scenes"]].drop_duplicates(["condition", "level"])
     starts = levels["condition"].ne(levels["condition"].shift())
     levels = levels.assign(y=np.arange(len(levels)) + 1.2 * starts.cumsum())  # room for the name of the condition

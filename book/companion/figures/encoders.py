@@ -18,18 +18,14 @@ from companion.figures.plots import all_neutral, colour_bar, line_style, with_le
 from companion.studies.encoders import INPUT, OUTPUT, Part
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
-Place: TypeAlias = tuple[int, int]
-"""Column, and row from 0 downwards, so not positive."""
-BOX = (0.84, 0.76)
-"""Width and height of a box, where columns and rows are 1 apart."""
+Place: TypeAlias = tuple[int, int]  # column, and row from 0 downwards, so not positive
+BOX = (0.84, 0.76)  # width and height of a box, where columns and rows are 1 apart
 
 
 def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
     """Boxes and arrows of a traced network: depth downwards, coarser resolution to the right, darker for more to learn.
 
-    Args:
-        parts: from `companion.studies.encoders.trace`, any selection; arrows from parts left out are not drawn.
-        within: beginning of names that boxes leave out.
+    Arrows from parts left out are not drawn; `within` is a beginning of names that boxes leave out.
     """
     places = _places(parts)
     most = max(part.parameters for part in parts) or 1
@@ -91,23 +87,19 @@ def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, flo
 
 
 def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Three principal components of descriptors (D >= 3, h_i, w_i) over all maps together as red, green and blue.
+    """Three principal components of descriptors (D >= 3, h_i, w_i) over all maps together as colours (h_i, w_i, 3).
 
-    Returns:
-        (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
+    [0, 1] is the 2nd to 98th percentile of each component over all maps.
     """
     # Without standardising each map, the first component is the difference between the modalities.
-    rows = [_standardised(as_array(m.flatten(1).T)) for m in maps]
+    rows = [as_array(m.flatten(1).T) for m in maps]
+    rows = [r - r.mean(axis=0) for r in rows]
+    rows = [r / max(np.sqrt(np.square(r).sum(axis=1).mean()), 1e-9) for r in rows]
     components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
     projected = [components.transform(r) for r in rows]
     low, high = np.percentile(np.concatenate(projected), (2, 98), axis=0)
     scaled = [np.clip((p - low) / np.maximum(high - low, 1e-9), 0, 1) for p in projected]
     return [s.reshape(*m.shape[1:], 3) for s, m in zip(scaled, maps, strict=True)]
-
-
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    centred = rows - rows.mean(axis=0)
-    return centred / max(np.sqrt(np.square(centred).sum(axis=1).mean()), 1e-9)
 
 
 def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping[str, Sequence[Tensor]]) -> Any:

@@ -63,12 +63,7 @@ def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]]
 def displacement_volume(
     ax: Axes, scores: np.ndarray | Tensor, step_px: float, truth: tuple[float, float] | None = None
 ) -> Axes:
-    """Similarity of one SAR position with all displacements: a slice of the cost volume.
-
-    Args:
-        scores: (K, K), rows dy and columns dx from -(K - 1) / 2 to (K - 1) / 2 steps; not finite where impossible.
-        truth: displacement (dx, dy) in px to mark.
-    """
+    """Similarity (K, K) of one SAR position with all displacements, not finite where impossible."""
     values = np.ma.masked_invalid(as_array(scores).astype(np.float64))
     radius = len(values) / 2 * step_px
     ax.imshow(values, cmap="viridis", extent=(-radius, radius, radius, -radius), interpolation="nearest")
@@ -80,11 +75,11 @@ def displacement_volume(
 
 
 def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
-    """Losses on the first axes, validation accuracy on the second.
+    """Losses with a running median over 5 % of the rows on the first axes, validation accuracy on the second.
 
     Args:
         history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`; NaN
-            where a value was not measured. Losses are drawn with a running median over 5 % of the rows.
+            where a value was not measured.
     """
     if history.empty:
         for ax in axes:
@@ -121,11 +116,7 @@ def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset") ->
 
 
 def mma_by_radius(ax: Axes, records: pd.DataFrame, value: str = "mma_3px", group: str = "method") -> Axes:
-    """A metric against the search radius, a line a group, with 95 % intervals over scenes.
-
-    Args:
-        records: one row a pair and radius, with `search_radius` (px; None or NaN for the whole image, drawn last).
-    """
+    """A metric against the search radius (the whole image last), a line a group, with 95 % intervals over scenes."""
     radius = records["search_radius"].astype(float).fillna(np.inf)
     places = {r: i for i, r in enumerate(sorted(radius.unique()))}
     table = summarise(records.assign(place=radius.map(places)), [group, "place"], [value])

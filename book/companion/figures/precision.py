@@ -16,12 +16,7 @@ from sarmatch.visualize import show_image
 
 
 def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame) -> Axes:
-    """Measured against asked coverage, a line a source with its interval, and a thin line for every scene.
-
-    Args:
-        curves: from `companion.studies.precision.coverage_table` by source.
-        scenes: the same by scene, with the column `source` too.
-    """
+    """Measured against asked coverage of `precision.coverage_table`, a line a source and a thin one a scene."""
     diagonal(ax, "as asked")
     for i, (name, rows) in enumerate(curves.groupby("source")):
         style = line_style(i)
@@ -43,12 +38,7 @@ def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
 def error_ellipses(
     ax: Axes, optical: Tensor, xy: np.ndarray, covariance: np.ndarray, radius: np.ndarray, covered: np.ndarray
 ) -> Axes:
-    """Matches on the optical image: ellipses of one standard deviation, circles of the radius, red where it fails.
-
-    Args:
-        optical: (C, H, W).
-        xy: (N, 2) px; covariance (N, 2, 2) px^2; radius (N,) px; covered (N,) bool.
-    """
+    """Matches (N, 2) on the optical image: ellipses of one deviation, circles of the radius, red where it fails."""
     show_image(ax, optical, title="optical")
     values, vectors = np.linalg.eigh(covariance)
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))  # of the longer axis

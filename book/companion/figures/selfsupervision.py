@@ -32,23 +32,18 @@ class Projection(NamedTuple):
 
 
 def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
-    """Both readings of eq. 4 and their pull on the positive, for a batch whose negatives all have cosine 0.
+    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, a row a form and cosine.
 
     Args:
         similarity: cosines of the positives, (S,) in [-1, 1].
-        batch: number of pairs, at least 2.
 
     Returns:
-        one row a form and similarity: form, similarity, loss, pull (minus the derivative of the loss by similarity).
+        form, similarity, loss, pull (minus the derivative of the loss by similarity).
     """
-    if batch < 2:
-        raise ValueError(f"batch must be at least 2, got {batch}: contrast needs a negative")
-    if np.abs(similarity).max() > 1:
-        raise ValueError(f"similarity must lie in [-1, 1], got up to {np.abs(similarity).max():g}; give cosines")
     axes = torch.eye(2 * batch, dtype=torch.float64)
     rows = []
     for form, loss in (("standard", info_nce), ("as printed", info_nce_printed)):
-        for cosine in np.asarray(similarity, dtype=float):
+        for cosine in similarity:
             s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
             # Each pair turns in a plane of its own, so that other pairs stay orthogonal. The part beside it meets no
             # SAR embedding, and its derivative is infinite at 1: hence detached.
@@ -137,11 +132,10 @@ def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
 
 
 def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
-    """Seconds of Monte Carlo inference against the number of passes, between what sharing allows and none at all.
+    """Seconds of `cost.measure_modes` against the number of passes, between what sharing allows and none at all.
 
     Args:
-        modes: as `cost.measure_modes` returns, with the one pass with uncertainty.
-        bound: least ratio to that one pass by the number of passes.
+        bound: least ratio to one pass with uncertainty by the number of passes.
         paper: the paper's ratio for its 20 passes.
     """
     one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])

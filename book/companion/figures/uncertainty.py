@@ -51,9 +51,7 @@ def risk_coverage_curves(
 ) -> Axes:
     """Share of wrong matches among those kept against the share kept, a line a confidence, from `scores.risk_coverage`.
 
-    Args:
-        base_error: error rate of all matches, what a constant confidence has everywhere.
-        most_points: evenly chosen points that are drawn at most.
+    `base_error` is the error rate of all matches, what a constant confidence has everywhere.
     """
     ax.axhline(base_error, color=NEUTRAL, linestyle="--", linewidth=1, label="constant confidence")
     for i, (name, (coverage, risk)) in enumerate(curves.items()):
@@ -84,9 +82,7 @@ def uncertainty_maps(
 ) -> Sequence[Axes]:
     """Images (C, H, W) of one size, then maps of their cells (h, w), each under its name; one colour bar for the maps.
 
-    Args:
-        axes_row: one axes an image and a map, in this order.
-        maps: a cell covers a square of pixels, from the top left corner on; NaN stays empty.
+    Cells are squares of pixels from the top left corner on; one that is NaN stays empty.
     """
     height, width = next(iter(images.values())).shape[-2:]
     of_images, of_maps = axes_row[: len(images)], axes_row[len(images) :]
@@ -121,12 +117,7 @@ def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
 
 
 def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
-    """True against false pairs accepted, by threshold.
-
-    Args:
-        rates: columns `threshold`, `true_accept` and `false_accept`.
-        marked: thresholds that are written beside the curve, from an even choice of rows.
-    """
+    """`true_accept` against `false_accept`, by `threshold`; some evenly chosen thresholds stand beside the curve."""
     rates = rates.sort_values("threshold")
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="chance")
     ax.plot(rates["false_accept"], rates["true_accept"], color=COLOURS[0], linewidth=1.6, label="by threshold")

@@ -98,17 +98,11 @@ def _checked(
 
 def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
     """Copy the sources; a notebook that an earlier build executed stays until it is executed again."""
-    shutil.copytree(
-        book,
-        staged,
-        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml"),
-        dirs_exist_ok=True,
-    )
+    ignored = shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml")
+    shutil.copytree(book, staged, ignore=ignored, dirs_exist_ok=True)
     for name in names:
-        target = staged / f"{name}.ipynb"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(book / f"{name}.ipynb", target)
+        if not (staged / f"{name}.ipynb").exists():
+            shutil.copyfile(book / f"{name}.ipynb", staged / f"{name}.ipynb")
 
 
 def build_site(book: Path, options: Sequence[str] = ()) -> Path:

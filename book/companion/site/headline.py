@@ -48,6 +48,7 @@ def summary(results: Path) -> str:
     table = pd.read_csv(results / "matching.csv").set_index(["source", "method"])
     calibration = pd.read_csv(results / "calibration_matcher.csv").set_index(["mode", "score"])
     one, twenty = (calibration.loc[(mode, "ece")] for mode in ("single", "monte_carlo"))
+    ece_1, ece_20 = (f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (one, twenty))
     claims = pd.read_csv(results / "claims_counts.csv").set_index("verdict")["claims"]
     ours, other = table.loc[("OMBRIA", "consensus")], table.loc[("SEN12", "consensus")]
     alone, template = table.loc[("OMBRIA", "per cell")], table.loc[("OMBRIA", "template")]
@@ -59,8 +60,8 @@ def summary(results: Path) -> str:
         ("each cell by itself, as we read the paper", "0.145", _cell(alone, "mma_1px"), ombria),
         ("template of gradients, no learning", "", _cell(template, "mma_1px"), ombria),
         ("Matches an image", "1298", f"{_cell(ours, 'n_matches')}; cell by cell {_cell(alone, 'n_matches')}", ombria),
-        ("Calibration error (ECE), 20 passes", "0.09", _ece(twenty), f"{twenty['n_pairs']:.0f} pairs of both"),
-        ("the same, one pass", "", _ece(one), f"{one['n_pairs']:.0f} pairs of both"),
+        ("Calibration error (ECE), 20 passes", "0.09", ece_20, f"{twenty['n_pairs']:.0f} pairs of both"),
+        ("the same, one pass", "", ece_1, f"{one['n_pairs']:.0f} pairs of both"),
         ("Claims", f"{claims.sum()}", verdicts, "{doc}`claims`"),
     ]
     lines = ["| | Paper, SEN12MS | Here | Our data |", "|---|---|---|---|"]
@@ -89,10 +90,6 @@ def update(path: Path, results: Path, blocks: Sequence[str] = ("headline",)) -> 
         text = f"{before}{first}\n\n{BLOCKS[name](results)}\n\n{last}{after}"
     with atomic_path(path) as partial:
         partial.write_text(text)
-
-
-def _ece(row: pd.Series) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _cell(row: Mapping[str, float] | pd.Series, name: str) -> str:

@@ -50,12 +50,6 @@ def test_contrastive_curves_are_those_of_the_formulas() -> None:
     assert standard["loss"].min() > 0 > printed["loss"].min()
 
 
-@pytest.mark.parametrize(("similarity", "batch", "message"), [([0.0], 1, "batch"), ([1.5], 4, "similarity")])
-def test_contrastive_curves_reject(similarity: list[float], batch: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plots.contrastive_curves(np.array(similarity), batch, 0.07)
-
-
 def test_contrastive_losses_draw_both_forms_and_zero() -> None:
     curves = plots.contrastive_curves(np.linspace(-1, 1, 5), 4, 0.1)
     axes = plots.contrastive_losses(plt.subplots(1, 2)[1], curves)
