@@ -51,3 +51,12 @@ def mutual_best(scores: Tensor) -> tuple[Tensor, Tensor]:
     best = scores.argmax(dim=1)
     rows = (scores.argmax(dim=0)[best] == torch.arange(len(best), device=best.device)).nonzero()[:, 0]
     return rows, best[rows]
+
+
+def ratio_matches(distance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns (n,) nearest to each other in (N, M >= 2), and their distance over the row's second smallest."""
+    rows, columns = mutual_best(-distance)
+    known = distance[rows, columns].isfinite()
+    rows, columns = rows[known], columns[known]
+    best, second = distance[rows].topk(2, dim=1, largest=False).values.T  # a single candidate's ratio is 0
+    return rows, columns, best / second.clamp(min=1e-12)

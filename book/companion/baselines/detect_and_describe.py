@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.base import as_matches, mutual_best
+from companion.baselines.base import as_matches, ratio_matches
 from companion.baselines.learned import PeerNet, PeerSize, cosines, log_scale, true_cells
 from sarmatch.config import ModelConfig
 from sarmatch.data.crops import Sample
@@ -72,22 +72,16 @@ class DetectAndDescribeNet(PeerNet):
         loss = ((weight * each).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)).mean()
         return {"loss": loss, "unweighted": (each * mask).sum() / mask.sum().clamp(min=1)}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         maps = self.describe(sar, optical)
         cells = [detected(x).flatten().nonzero()[:, 0] for x in maps]
         if min(len(c) for c in cells) < 2:
             return Matches.empty()
         points = [self.centres(x)[c] for x, c in zip((sar, optical), cells, strict=True)]
         a, b = (F.normalize(x, dim=1)[0].flatten(1)[:, c].T for x, c in zip(maps, cells, strict=True))
-        distance = torch.cdist(a, b)
-        if search_radius is not None:
-            distance = distance.masked_fill(torch.cdist(points[0], points[1]) > search_radius, math.inf)
-        rows, columns = mutual_best(-distance)
-        candidate = distance[rows, columns].isfinite()
-        rows, columns = rows[candidate], columns[candidate]
-        best, second = distance[rows].topk(2, dim=1, largest=False).values.T
-        confidence = (1 - best / second.clamp(min=1e-9)).clamp(0, 1)
-        return as_matches(points[0][rows], points[1][columns], confidence)
+        distance = torch.cdist(a, b).masked_fill(torch.cdist(points[0], points[1]) > limit, math.inf)
+        rows, columns, ratio = ratio_matches(distance)
+        return as_matches(points[0][rows], points[1][columns], (1 - ratio).clamp(0, 1))
 
 
 def soft_detection(features: Tensor) -> Tensor:

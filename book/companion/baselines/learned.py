@@ -55,8 +55,8 @@ class PeerNet(nn.Module, ABC):
         """Scalar losses of standardised crops and their descriptions, float32; `loss` is what is minimised."""
 
     @abstractmethod
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
-        """Match two standardised images (1, C, H, W) whose sides are multiples of 16 px."""
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
+        """Match two standardised images (1, C, H, W), sides multiples of 16 px, over at most `limit` px (inf: any)."""
 
     @staticmethod
     def centres(image: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class LearnedMatcher(Baseline):
         if any(bool((image == 0).all()) for image in prepared):
             return Matches.empty()
         with torch.inference_mode(), evaluating(self.net):
-            found = self.net.find(prepared[0], prepared[1], search_radius)
+            found = self.net.find(prepared[0], prepared[1], torch.inf if search_radius is None else search_radius)
         return found.select(on_image(found.xy_sar, sar) & on_image(found.xy_optical, optical))
 
 
@@ -153,9 +153,9 @@ class ScoringNet(PeerNet):
         """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool."""
         return torch.ones_like(cells, dtype=torch.bool)
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         at_sar, at_optical = self.centres(sar), self.centres(optical)
-        candidates = torch.cdist(at_sar, at_optical) <= (torch.inf if search_radius is None else search_radius)
+        candidates = torch.cdist(at_sar, at_optical) <= limit
         scores = self.scores(sar, optical, candidates).masked_fill(~candidates, MASKED)
         rows, columns = mutual_best(scores)
         rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))

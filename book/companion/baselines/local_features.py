@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
-from companion.baselines.base import Baseline, mutual_best
+from companion.baselines.base import Baseline, ratio_matches
 from companion.baselines.phase_congruency import N_ORIENTATIONS, phase_congruency
 from sarmatch.matching.matches import Matches
 
@@ -52,11 +52,7 @@ class LocalFeatureMatcher(Baseline):
             distance = np.sqrt(distance)
         if search_radius is not None:
             distance[squared(in_sar.xy, in_optical.xy) > search_radius**2] = np.inf
-        rows, columns = (index.numpy() for index in mutual_best(torch.from_numpy(-distance)))
-        candidate = np.isfinite(distance[rows, columns])
-        rows, columns = rows[candidate], columns[candidate]
-        best, second = np.partition(distance[rows], 1, axis=1)[:, :2].T  # a single candidate's ratio is 0
-        ratio = best / np.maximum(second, 1e-12)
+        rows, columns, ratio = (found.numpy() for found in ratio_matches(torch.from_numpy(distance)))
         keep = (ratio < self.ratio) | (self.ratio >= 1)
         return Matches(in_sar.xy[rows[keep]], in_optical.xy[columns[keep]], 1 - ratio[keep])
 

@@ -73,10 +73,10 @@ class MultiscaleNet(PeerNet):
             losses[f"error_{scale}"] = (error * mask).sum() / mask.sum().clamp(min=1)
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, same_size(optical, sar))[-1])
         xy_sar = self.centres(sar)
-        keep = found.norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
+        keep = found.norm(dim=1) <= limit
         confidence = (-correction.norm(dim=1)).exp()
         return as_matches(*(x[keep] for x in (xy_sar, xy_sar + found, confidence)))
 

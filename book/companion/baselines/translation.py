@@ -94,6 +94,7 @@ class TranslationNet(PeerNet):
         losses = {"l1": l1, "adversarial": adversarial, "discriminator": discriminator}
         return {"loss": L1_WEIGHT * l1 + adversarial + discriminator, **losses}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         translated = self.generator(optical)
-        return GreyTemplateMatcher().match(sar[0, :1].cpu(), translated[0, :1].cpu(), search_radius)
+        radius = limit if limit < torch.inf else None
+        return GreyTemplateMatcher().match(sar[0, :1].cpu(), translated[0, :1].cpu(), radius)

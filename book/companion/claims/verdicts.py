@@ -44,6 +44,10 @@ class Number:
     def ends(self) -> tuple[float, float]:
         return (self.low, self.high) if self.has_interval else (self.value, self.value)
 
+    def holds(self, printed: float) -> bool:
+        slack = 1e-9 * max(abs(printed), 1)
+        return self.ends[0] - slack <= printed <= self.ends[1] + slack
+
     def __str__(self) -> str:
         scale, form, unit = (100, "+.1f", " %") if self.kind == "percent" else (1, FORMATS[self.kind], "")
         shown = f"{scale * self.value:{form}}{unit}"
@@ -122,7 +126,7 @@ def _signed(number: Number, claim: Claim, sign: int) -> Verdict:
     words = f"interval on the claimed side of {claim.neutral:g}"
     if claim.printed is None:
         return SAME, words
-    if not _holds(number, claim.printed):
+    if not number.holds(claim.printed):
         return SAME, f"{words}; the printed number is outside"
     return claim.agreed, f"{words}; holds the printed number"
 
@@ -130,7 +134,7 @@ def _signed(number: Number, claim: Claim, sign: int) -> Verdict:
 @_every
 def near(number: Number, claim: Claim) -> Verdict:
     """Every interval holds the paper's number."""
-    if _holds(number, _printed(claim)):
+    if number.holds(_printed(claim)):
         words = "interval holds the printed number" if number.has_interval else "is the printed number"
         return claim.agreed, words
     return NOT, f"printed number lies {'below' if _printed(claim) < number.value else 'above'} ours"
@@ -210,11 +214,6 @@ def _printed(claim: Claim) -> float:
     if claim.printed is None:
         raise ClaimError(f"{claim.claim!r}: rule {claim.rule!r} compares with a printed number; give `printed`")
     return claim.printed
-
-
-def _holds(number: Number, printed: float) -> bool:
-    slack, (low, high) = 1e-9 * max(abs(printed), 1), number.ends
-    return low - slack <= printed <= high + slack
 
 
 def load_claims(path: str | Path) -> list[Claim]:
