@@ -66,16 +66,13 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
         with atomic_path(kept) as partial:
             partial.write_text(about["confidence"])
     history = pd.DataFrame(json.loads(about.get("history", "[]")), columns=None if "history" in about else ["step"])
-    return Run(folder, config, net, True, history, _facts(config, fingerprint, about), shipped=True)
-
-
-def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str, Any]:
-    """Only what the header holds: this process, its command and hardware had no part in the training."""
+    # Only what the header holds: this process, its command and hardware had no part in the training.
     commits = ast.literal_eval(about["commits"])
     first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
     facts: dict[str, Any] = {name: about[name] for name in HEADER} | {"seed": config.seed, "steps": int(about["steps"])}
     facts |= {"commits": commits, "commit": commits[-1]}
-    return facts | {"pretraining": first if config.pretraining.enabled else None}
+    facts["pretraining"] = first if config.pretraining.enabled else None
+    return Run(folder, config, net, True, history, facts, shipped=True)
 
 
 def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: Path = WEIGHTS) -> Confidence:

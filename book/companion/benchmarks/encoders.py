@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 import tyro
 
-from companion.benchmarks.tables import clock
 from companion.studies.encoders import count, on_meta
-from companion.timing import interleave
+from companion.timing import clock, interleave
 from sarmatch.config import PROFILES
 from sarmatch.model import SarOpticalNet
 

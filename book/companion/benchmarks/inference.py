@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from companion.benchmarks.tables import clock
 from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
+from companion.timing import clock
 from sarmatch.config import PROFILES
 from sarmatch.model.checkpoints import load_weights
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from companion.baselines.base import Baseline
 from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.template import TemplateMatcher
-from companion.benchmarks.tables import report
 from companion.studies.backends import timed_matches
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
+from companion.timing import report
 from sarmatch import load_matcher
 from sarmatch.config import EvaluationConfig
 from sarmatch.config import profile as named_profile

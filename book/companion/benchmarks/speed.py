@@ -15,8 +15,8 @@ import onnxruntime
 import torch
 import tyro
 
-from companion.benchmarks.tables import clock, report
 from companion.studies.backends import backend_table, backends, crops_of, measure_backends
+from companion.timing import clock, report
 from sarmatch import load_matcher
 from sarmatch.config import profile as named_profile
 from sarmatch.training.runs import open_split
