@@ -74,7 +74,9 @@ class MultiscaleNet(PeerNet):
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
     def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
-        found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, same_size(optical, sar))[-1])
+        height, width = (a - b for a, b in zip(sar.shape[-2:], optical.shape[-2:], strict=True))
+        optical = F.pad(optical, (0, width, 0, height))  # cut or filled with zeros to the size of the SAR image
+        found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, optical)[-1])
         xy_sar = self.centres(sar)
         keep = found.norm(dim=1) <= limit
         confidence = (-correction.norm(dim=1)).exp()
@@ -87,9 +89,3 @@ def moved(image: Tensor, displacement: Tensor) -> Tensor:
     there = cell_centres(height, width, 1, image.device) + displacement.movedim(1, 3)
     span = torch.tensor([width - 1, height - 1], device=image.device).clamp(min=1)
     return F.grid_sample(image, 2 * there / span - 1, align_corners=True)
-
-
-def same_size(image: Tensor, like: Tensor) -> Tensor:
-    """Cut or filled with zeros on the right and below to the size of `like`."""
-    height, width = (a - b for a, b in zip(like.shape[-2:], image.shape[-2:], strict=True))
-    return F.pad(image, (0, width, 0, height))

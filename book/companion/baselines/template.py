@@ -149,12 +149,6 @@ def _possible(a: Features, window: Features, limit: float, side: int, min_templa
     return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
 
 
-def _spans(a: Features, window: Features, radius: int, side: int) -> tuple[_Spans, _Spans]:
-    height, width = grid_size(a)
-    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), height, side, 2 * radius + 1)
-    return rows, _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), width, side, 2 * radius + 1)
-
-
 def _correlations(a: Features, window: Features, radius: int, side: int) -> Tensor:
     """Normalised correlation of the channels under the template, as `TemplateMatcher._similarities`."""
     height, width = (n * STRIDE for n in grid_size(a))
@@ -183,17 +177,20 @@ class _Spans(NamedTuple):
     last: Tensor
     share: Tensor
 
-    @classmethod
-    def of(cls, usable_a: Tensor, usable_b: Tensor, n_cells: int, side: int, n_steps: int) -> _Spans:
-        begin_a, end_a = _extent(usable_a)
-        begin_b, end_b = _extent(usable_b)
-        cells, steps = torch.arange(n_cells), torch.arange(n_steps)[:, None]
-        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a)
-        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a)
-        compared_first = first.expand(n_steps, -1).clamp(min=begin_b - steps)
-        compared_last = torch.maximum(last.expand(n_steps, -1).clamp(max=end_b - steps), compared_first)
+
+def _spans(a: Features, window: Features, radius: int, side: int) -> list[_Spans]:
+    """Of rows and of columns."""
+    steps, spans = torch.arange(2 * radius + 1)[:, None], []
+    for axis in (0, 1):
+        (begin_a, end_a), (begin_b, end_b) = (_extent(image.usable.any(dim=1 - axis)) for image in (a, window))
+        cells = torch.arange(a.size[axis] // STRIDE)
+        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a).expand(len(steps), -1)
+        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a).expand(len(steps), -1)
+        compared_first = first.clamp(min=begin_b - steps)
+        compared_last = torch.maximum(last.clamp(max=end_b - steps), compared_first)
         share = (compared_last - compared_first) / (last - first).clamp(min=1)
-        return cls(compared_first, compared_last, share)
+        spans.append(_Spans(compared_first, compared_last, share))
+    return spans
 
 
 def _extent(usable: Tensor) -> tuple[int, int]:

@@ -37,12 +37,11 @@ def joined(ax: Axes, view: View, matches: Matches) -> Axes:
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:
     """Corner errors by model, one mark a registration: by the shift applied, and at check points."""
-    models = list(dict.fromkeys(registrations["model"]))
-    scenes = list(dict.fromkeys(registrations["id"]))
+    models = list(registrations["model"].unique())
+    scenes = registrations.groupby("id", sort=False)
     columns = {"corner_error_px": "from the shift applied", "check_corner_px": "at the check points nearest to corners"}
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
-        for i, scene in enumerate(scenes):
-            rows = registrations[registrations["id"] == scene]
+        for i, (scene, rows) in enumerate(scenes):
             x = rows["model"].map(models.index) + 0.08 * (i - (len(scenes) - 1) / 2)
             ax.scatter(x, rows[column], s=26, alpha=0.8, linewidths=0, label=scene, **line_style(i))
         ax.axhline(threshold_px, color="0.5", linewidth=1, linestyle="--")
