@@ -10,22 +10,25 @@ from torch import Tensor
 
 from sarmatch.matching.matches import Matches
 
-COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494")
-"""Seaborn's colour-blind palette without its palest colours, distinct on white and on black."""
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494")  # seaborn's, for the colour-blind
 ERROR_LIMITS_PX = (1.0, 3.0)  # between good, fair and wrong matches in drawings
 ERROR_COLOURS = ("#56b4e9", "#f0e442", "#d55e00")  # of the three, on a grey or coloured image
 NEUTRAL = "#757575"  # contrast of about 4.5 with white and with black
 
 
+def as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """What is to be drawn as an array, wherever it lies and whether or not it has a gradient."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
 def display_range(image: Tensor, valid: Tensor | None = None) -> np.ndarray:
     """An image (C, H, W) for display: 1st to 99th percentile of its valid pixels (H, W) stretched to [0, 1].
 
-    Returns:
-        (H, W) of the first channel, or (H, W, 3) of three or more channels; invalid pixels are 1 (white).
+    (H, W) of the first channel, or (H, W, 3) of three or more channels; invalid pixels are 1 (white).
     """
     channels = 3 if image.shape[0] >= 3 else 1
-    values = image[:channels].permute(1, 2, 0).numpy().astype(np.float64)
-    mask = np.ones(values.shape[:2], dtype=bool) if valid is None else valid.numpy()
+    values = as_array(image[:channels].permute(1, 2, 0)).astype(np.float64)
+    mask = np.ones(values.shape[:2], dtype=bool) if valid is None else as_array(valid)
     low, high = np.percentile(values[mask], (1, 99)) if mask.any() else (0.0, 1.0)
     stretched = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     stretched[~mask] = 1
@@ -71,8 +74,7 @@ def draw_matches(
 
 def _error_handles(errors: np.ndarray) -> list[Line2D]:
     """Legend entries with the share of all matches that has each of the `ERROR_COLOURS`."""
-    good, fair = ERROR_LIMITS_PX
-    names = (f"up to {good:g} px", f"{good:g} to {fair:g} px", f"over {fair:g} px")
+    names = [name.format(*ERROR_LIMITS_PX) for name in ("up to {:g} px", "{:g} to {:g} px", "over {1:g} px")]
     shares = np.bincount(np.searchsorted(ERROR_LIMITS_PX, errors), minlength=3) / max(len(errors), 1)
     entries = zip(names, shares, ERROR_COLOURS, strict=True)
     return [Line2D([], [], color=colour, linewidth=3, label=f"{name}: {share:.0%}") for name, share, colour in entries]
@@ -82,10 +84,8 @@ def checkerboard(ax: Axes, sar: Tensor, optical_warped: Tensor, tiles: int = 8) 
     """SAR and the optical image resampled onto it (both (C, H, W)), in alternating tiles, `tiles` along the longer
     side: edges run on where registration is right."""
     if sar.shape[-2:] != optical_warped.shape[-2:]:
-        raise ValueError(
-            f"checkerboard needs images of one size, got {tuple(sar.shape)} and {tuple(optical_warped.shape)}; "
-            "warp the optical image onto the SAR image first"
-        )
+        sizes = f"{tuple(sar.shape)} and {tuple(optical_warped.shape)}"
+        raise ValueError(f"checkerboard needs images of one size, got {sizes}; warp the optical image first")
     rows, columns = np.indices(sar.shape[-2:]) * tiles // max(sar.shape[-2:])
     take_sar = ((rows + columns) % 2 == 0)[..., None]
     grey, colour = (np.dstack([display_range(image)] * n) for image, n in ((sar[:1], 3), (optical_warped, 1)))

@@ -98,11 +98,6 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             {"demo": "s1s2-smoke --data data/ombria"},
             says=("trained at equal budget", "images registered"),
         ),
-        Step(
-            "python -m companion.benchmarks.loader PATH [--pairs 60] [--rounds 9]",
-            {"PATH [--pairs 60] [--rounds 9]": "data/ombria --pairs 4 --rounds 2"},
-            says=("pairs/s",),
-        ),
     ),
     "SEN12MS": (
         Step(

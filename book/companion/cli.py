@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,12 +16,12 @@ from sarmatch.cli import ProfileName, run_app
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from sarmatch.config import Config
+    from companion.settings import BookConfig
 
 StudyName = Literal["ablation", "data", "transfer", "settings"]
 
 
-# long because the help is generated from the docstring and imports wait for the command
+# long because the help is generated from the docstring
 def study(
     name: Positional[StudyName],
     profile: ProfileName = "demo",
@@ -38,42 +38,30 @@ def study(
         runs: store of runs; default `runs` in the checkout.
         output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
     """
-    from companion.settings import book_profile
-    from companion.studies.ablation import (
-        STUDIES,
-        calibration_table,
-        measured_pairs,
-        metrics_table,
-        pair_scores,
-        studied,
-        study_matches,
-    )
+    from companion.studies import ablation
     from companion.studies.sensitivity import possible
     from sarmatch.evaluation.intervals import with_intervals
-    from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.training.runs import open_split
 
-    if output is not None:
-        check_output(output, "records", TABLES)
-    config = studied(book_profile(profile, str(data) if data else None), name)
+    config = ablation.studied(_config(profile, data, output), name)
     split = open_split(config)
-    variants = possible(STUDIES[name], config, split)
-    if absent := [variant.name for variant in STUDIES[name] if variant not in variants]:
+    variants = possible(ablation.STUDIES[name], config, split)
+    if absent := [variant.name for variant in ablation.STUDIES[name] if variant not in variants]:
         print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
-    matches = study_matches(config, variants, split, _runs(runs))
-    scores = pair_scores(matches, measured_pairs(config, split), config.evaluation)
-    metrics = ["mma_1px", "mma_3px", "rmse_px", "n_matches"]
-    voting = metrics_table(scores[scores["voting"]], metrics).merge(calibration_table(matches), on="row", how="left")
-    alone = metrics_table(scores[~scores["voting"]], metrics)
+    matches = ablation.study_matches(config, variants, split, _runs(runs))
+    scores = ablation.pair_scores(matches, ablation.measured_pairs(config, split), config.evaluation)
     print(f"{_setting(config, config.evaluation.headline_radius)}; 95 % for other seeds and scenes")
-    for title, table in (("aggregated over neighbours", voting), ("each cell by itself, one pass", alone)):
+    calibrated = ablation.calibration_table(matches)
+    for voting, title in ((True, "aggregated over neighbours"), (False, "each cell by itself, one pass")):
+        part = scores[scores["voting"] == voting]
+        table = ablation.metrics_table(part, ["mma_1px", "mma_3px", "rmse_px", "n_matches"])
+        table = table.merge(calibrated, on="row", how="left") if voting else table
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
-    if output is not None:
-        write_table(scores, output, "records")
+    _write(scores, output)
     return 0
 
 
-# long because the help is generated from the docstring and imports wait for the command
+# long because the help is generated from the docstring
 def compare(
     profile: ProfileName = "demo",
     data: Path | None = None,
@@ -93,44 +81,54 @@ def compare(
         search_radius: px around the predicted position; None searches the whole image.
         output: also write the records, .parquet or .csv: one a method and test pair.
     """
-    from companion.settings import book_profile
     from companion.shipping import shipped_or_trained
-    from companion.studies.comparison import compare as compare_methods
-    from companion.studies.comparison import methods, without_packages
+    from companion.studies import comparison
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
     from sarmatch.geometry import Search
-    from sarmatch.io import TABLES, check_output, write_table
     from sarmatch.training.runs import open_split
 
     Search(search_radius)  # rejects what makes no sense before hours of training
-    if output is not None:
-        check_output(output, "records", TABLES)
-    config = book_profile(profile, str(data) if data else None)
+    config = _config(profile, data, output)
     split = open_split(config)
     run = shipped_or_trained(config, _runs(runs), split)
     trainings = trained_peers(config, split, _runs(runs))
-    compared = methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
-    records, _ = compare_methods(run, compared, split, config, search_radius)
+    compared = comparison.methods(run.net, config.evaluation.crop_size, peer_matchers(trainings))
+    records, _ = comparison.compare(run, compared, split, config, search_radius)
     print(f"{_setting(config, search_radius)}; 95 % for other scenes")
-    budget = training_table(trainings, config)[["method", "parameters", "steps", "seconds"]]
-    _print_comparison(records, budget, without_packages())
-    if output is not None:
-        write_table(records, output, "records")
+    _print_comparison(records, training_table(trainings, config)[["method", "parameters", "steps", "seconds"]])
+    _write(records, output)
     return 0
 
 
-def _print_comparison(records: DataFrame, budget: DataFrame, skipped: Iterable[str]) -> None:
-    from companion.studies.comparison import ranked, registration_table
+def _print_comparison(records: DataFrame, budget: DataFrame) -> None:
+    from companion.studies.comparison import ranked, registration_table, without_packages
     from sarmatch.evaluation.intervals import with_intervals
 
     print(with_intervals(ranked(records, ["mma_1px", "mma_3px", "n_matches"]), 3).to_string(index=False))
     print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")
-    for name in skipped:
+    for name in without_packages():
         print(f"skipped {name}: its package is not installed (sarmatch[peers])")
     print(f"\nimages registered\n{registration_table(records).to_string(index=False, float_format='%.2f')}")
 
 
-def _setting(config: Config, radius: float | None) -> str:
+def _config(profile: str, data: Path | None, output: Path | None) -> BookConfig:
+    """The configuration; rejects before hours of training an output that could not be written."""
+    from companion.settings import book_profile
+    from sarmatch.io import TABLES, check_output
+
+    if output is not None:
+        check_output(output, "records", TABLES)
+    return book_profile(profile, str(data) if data else None)
+
+
+def _write(records: DataFrame, output: Path | None) -> None:
+    from sarmatch.io import write_table
+
+    if output is not None:
+        write_table(records, output, "records")
+
+
+def _setting(config: BookConfig, radius: float | None) -> str:
     where = "the whole image" if radius is None else f"search radius {radius:g} px"
     return f"protocol shift, {where}, {config.evaluation.crop_size} px crops, test part"
 

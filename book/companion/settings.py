@@ -11,6 +11,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED_PROFILE = "s1s2"  # its outputs are stored in the chapters
+# Three segments from a slash that follows no word, URL or closing tag; or a drive letter.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/){2,}[\w.-]+|\b[A-Z]:\\\w")
-"""Three segments from a slash that follows no word, URL or closing tag; or a drive letter."""
 
 
 @dataclass(frozen=True)
@@ -123,25 +124,32 @@ class ChapterSettings:
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table as `<results_dir>/<name>.csv` (a float keeps six digits) and return the path."""
-        return self._write(f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return _write(self.results_dir / f"{name}.csv", text)
 
     def save_about(self, name: str, **about: Any) -> Path:
-        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`, of paths the name."""
-        return self._write(f"{name}.json", without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
-
-    def _write(self, name: str, text: str) -> Path:
-        self.results_dir.mkdir(parents=True, exist_ok=True)
-        path = self.results_dir / name
-        with atomic_path(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-        return path
+        """Write what the numbers of table `name` need beside them as `<results_dir>/<name>.json`."""
+        return write_note(self.results_dir / f"{name}.json", about)
 
     def __repr__(self) -> str:
-        data = "generated scenes" if self.config.data.source == "synthetic" else f"{self.config.data.source} data"
+        source = self.config.data.source
+        data = "generated scenes" if source == "synthetic" else f"{source} data"
         return f"profile {self.config.profile} | {data} | seed {self.config.seed} | sarmatch {version('sarmatch')}"
 
     def _repr_html_(self) -> str:
         return f'<p class="provenance">{html.escape(repr(self))}</p>'
+
+
+def write_note(path: Path, about: Mapping[str, Any]) -> Path:
+    """Write what numbers need beside them as JSON, of absolute paths only the last name."""
+    return _write(path, without_folders(json.dumps(about, indent=1, sort_keys=True)) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
 
 
 def _has_words(column: pd.Series) -> bool:
@@ -157,37 +165,24 @@ def _three_digits(value: float) -> str:
 def chapter_settings(
     profile: str, data_root: str | None = None, runs_dir: str | None = None, results_dir: str | None = None
 ) -> ChapterSettings:
-    """Settings of a chapter from the values of its parameters cell and the environment.
-
-    Raises:
-        ValueError: unknown profile, or no data folder for a profile on real data.
-    """
+    """Settings of a chapter from the values of its parameters cell and the environment; errors of `book_profile`."""
     profile = os.environ.get("SARMATCH_PROFILE", profile)
     # A folder that the environment names is for the chapters on real data; others do without.
     of_environment = os.environ.get("SARMATCH_DATA") if profile in ON_REAL_DATA else None
     config = book_profile(profile, data_root or of_environment)
-    out = home()
-    return ChapterSettings(
-        config,
-        runs_dir=Path(runs_dir) if runs_dir else out / "runs",
-        results_dir=Path(results_dir) if results_dir else out / "build" / profile / "results",
-    )
+    runs, results = Path(runs_dir or home() / "runs"), Path(results_dir or home() / "build" / profile / "results")
+    return ChapterSettings(config, runs, results)
 
 
 def home() -> Path:
     """Folder below which runs and results go: `SARMATCH_OUT`, else the checkout around the working folder, else it."""
-    return Path(os.environ.get("SARMATCH_OUT") or _checkout_above(Path.cwd()) or Path.cwd())
+    return Path(os.environ.get("SARMATCH_OUT") or find_checkout(Path.cwd()))
 
 
-def _checkout_above(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds the project, or None."""
-    folders = (start, *start.parents)
-    return next((f for f in folders if (f / "pyproject.toml").is_file() and (f / "book").is_dir()), None)
-
-
-def find_checkout() -> Path:
-    """Root of the checkout around the working folder, else of the one that holds this file."""
-    return _checkout_above(Path.cwd()) or Path(__file__).parents[2]
+def find_checkout(otherwise: Path) -> Path:
+    """The nearest folder at or above the working folder that holds the project."""
+    folders = (Path.cwd(), *Path.cwd().parents)
+    return next((f for f in folders if (f / "pyproject.toml").is_file() and (f / "book").is_dir()), otherwise)
 
 
 def without_folders(text: str) -> str:

@@ -66,16 +66,13 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
         with atomic_path(kept) as partial:
             partial.write_text(about["confidence"])
     history = pd.DataFrame(json.loads(about.get("history", "[]")), columns=None if "history" in about else ["step"])
-    return Run(folder, config, net, True, history, _facts(config, fingerprint, about), shipped=True)
-
-
-def _facts(config: Config, fingerprint: str, about: dict[str, str]) -> dict[str, Any]:
-    """Only what the header holds: this process, its command and hardware had no part in the training."""
-    facts: dict[str, Any] = {name: about[name] for name in HEADER}
-    commits = ast.literal_eval(facts["commits"])
-    facts |= {"seed": config.seed, "commits": commits, "commit": commits[-1], "steps": int(facts["steps"])}
+    # Only what the header holds: this process, its command and hardware had no part in the training.
+    commits = ast.literal_eval(about["commits"])
     first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
-    return facts | {"pretraining": first if config.pretraining.enabled else None}
+    facts: dict[str, Any] = {name: about[name] for name in HEADER} | {"seed": config.seed, "steps": int(about["steps"])}
+    facts |= {"commits": commits, "commit": commits[-1]}
+    facts["pretraining"] = first if config.pretraining.enabled else None
+    return Run(folder, config, net, True, history, facts, shipped=True)
 
 
 def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: Path = WEIGHTS) -> Confidence:
@@ -94,6 +91,6 @@ def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: P
     path = weights / f"{config.profile}.safetensors"
     _, about = load_weights(path)
     about |= {"confidence": confidence.to_json(), "confidence_fitted_on": json.dumps(fitted_on)}
-    about.pop("precision_fitted_on", None)  # version 0.1 fitted covariances and radii apart
+    about.pop("precision_fitted_on", None)  # version 0.1 fitted covariances and radii apart, under another name
     save_weights(run.net, path, torch.float16, **about)
     return confidence

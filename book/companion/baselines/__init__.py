@@ -7,8 +7,6 @@ Then add it to `studies.comparison.methods` and describe it in `STANDS_FOR` ther
 
 from companion.baselines.base import Baseline
 from companion.baselines.edge_orientation import EdgeOrientationMatcher
-from companion.baselines.learned import LearnedMatcher
-from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.local_features import (
     AkazeMatcher,
     BriskMatcher,
@@ -27,8 +25,6 @@ __all__ = [
     "Baseline",
     "BriskMatcher",
     "EdgeOrientationMatcher",
-    "LearnedMatcher",
-    "LightGlueMatcher",
     "LocalFeatureMatcher",
     "LocalFeatures",
     "MutualInformationMatcher",

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.base import mutual_best
-from companion.baselines.learned import PeerNet, PeerSize, Truth, grid_points, log_scale
+from companion.baselines.base import as_matches, ratio_matches
+from companion.baselines.learned import PeerNet, PeerSize, cosines, log_scale, true_cells
 from sarmatch.config import ModelConfig
 from sarmatch.data.crops import Sample
+from sarmatch.geometry import cell_centres
 from sarmatch.matching.correlation import MASKED
 from sarmatch.matching.matches import Matches
 from sarmatch.model import OpticalEncoder, SarEncoder
@@ -53,41 +54,34 @@ class DetectAndDescribeNet(PeerNet):
         return F.instance_norm(a).relu(), F.instance_norm(b).relu()
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        truth = Truth.of(batch)
+        forward, _, mask, _ = true_cells(batch)
         a, b = described
         detection_a, detection_b = (soft_detection(x).flatten(1) for x in (a, b))
         height, width = a.shape[-2:]
-        own = grid_points(height, width, a.device).flatten(0, 1)  # (N, 2)
-        true = own + truth.forward.flatten(1, 2)  # (B, N, 2), in cells
+        own = cell_centres(height, width, 1, a.device).flatten(0, 1)  # (N, 2)
+        true = own + forward.flatten(1, 2)  # (B, N, 2), in cells
         right = torch.minimum(true.round().clamp(min=0), own[-1]).long()
         right_index = right[..., 1] * width + right[..., 0]
-        similarity = F.normalize(a, dim=1).flatten(2).transpose(1, 2) @ F.normalize(b, dim=1).flatten(2)  # (B, N, M)
         near = ((own - true[:, :, None]).abs() <= FAR_CELLS).all(dim=-1)  # (B, N, M), neither right nor wrong
         near.scatter_(2, right_index[..., None], False)
-        logits = (similarity * self.log_scale.exp()).masked_fill(near, MASKED)
+        logits = (cosines(a, b) * self.log_scale.exp()).masked_fill(near, MASKED)
         nll = -logits.log_softmax(dim=2) - logits.log_softmax(dim=1)
         each = nll.gather(2, right_index[..., None])[..., 0] / 2
-        mask = truth.sar_mask.flatten(1)
+        mask = mask.flatten(1)
         weight = detection_a * detection_b.gather(1, right_index) * mask
         loss = ((weight * each).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)).mean()
         return {"loss": loss, "unweighted": (each * mask).sum() / mask.sum().clamp(min=1)}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         maps = self.describe(sar, optical)
         cells = [detected(x).flatten().nonzero()[:, 0] for x in maps]
         if min(len(c) for c in cells) < 2:
             return Matches.empty()
         points = [self.centres(x)[c] for x, c in zip((sar, optical), cells, strict=True)]
         a, b = (F.normalize(x, dim=1)[0].flatten(1)[:, c].T for x, c in zip(maps, cells, strict=True))
-        distance = torch.cdist(a, b)
-        if search_radius is not None:
-            distance = distance.masked_fill(torch.cdist(points[0], points[1]) > search_radius, math.inf)
-        rows, columns = mutual_best(-distance)
-        candidate = distance[rows, columns].isfinite()
-        rows, columns = rows[candidate], columns[candidate]
-        best, second = distance[rows].topk(2, dim=1, largest=False).values.T
-        confidence = (1 - best / second.clamp(min=1e-9)).clamp(0, 1)
-        return Matches(points[0][rows].cpu().numpy(), points[1][columns].cpu().numpy(), confidence.cpu().numpy())
+        distance = torch.cdist(a, b).masked_fill(torch.cdist(points[0], points[1]) > limit, math.inf)
+        rows, columns, ratio = ratio_matches(distance)
+        return as_matches(points[0][rows], points[1][columns], (1 - ratio).clamp(0, 1))
 
 
 def soft_detection(features: Tensor) -> Tensor:

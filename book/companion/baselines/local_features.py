@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import cv2
@@ -12,7 +14,7 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
-from companion.baselines.base import Baseline, mutual_best
+from companion.baselines.base import Baseline, ratio_matches
 from companion.baselines.phase_congruency import N_ORIENTATIONS, phase_congruency
 from sarmatch.matching.matches import Matches
 
@@ -21,23 +23,18 @@ GRID = 6  # cells along each side of a patch
 
 
 class LocalFeatures(NamedTuple):
-    """N keypoints of one image: positions (N, 2) as (x, y) px and descriptors (N, D) float."""
+    """N keypoints of one image."""
 
-    xy: np.ndarray
-    descriptors: np.ndarray
+    xy: np.ndarray  #: (N, 2) px.
+    descriptors: np.ndarray  #: (N, D) float.
 
 
 @dataclass(frozen=True)
 class LocalFeatureMatcher(Baseline):
-    """What all detectors with descriptors share; a new one implements `describe`, or `detector` where OpenCV has it.
+    """What all detectors with descriptors share."""
 
-    Attributes:
-        max_keypoints: strongest keypoints kept in each image.
-        ratio: largest share of the second smallest descriptor distance (Lowe 2004); 1 keeps all mutual neighbours.
-    """
-
-    max_keypoints: int = 4000
-    ratio: float = 0.9
+    max_keypoints: int = 4000  #: Strongest keypoints kept in each image.
+    ratio: float = 0.9  #: Largest share of the second smallest descriptor distance (Lowe 2004); 1 keeps all neighbours.
     binary: ClassVar[bool] = False  # descriptors are bits, compared by the number in which they differ
 
     @abstractmethod
@@ -49,23 +46,20 @@ class LocalFeatureMatcher(Baseline):
         in_sar, in_optical = self.describe(sar[0]), self.describe(optical.mean(dim=0))
         if len(in_sar.xy) < 2 or len(in_optical.xy) < 2:
             return Matches.empty()
-        distance = _squared_distances(in_sar.descriptors, in_optical.descriptors)
+        squared = partial(euclidean_distances, squared=True)
+        distance = squared(*(x.descriptors.astype(np.float64) for x in (in_sar, in_optical)))
         if not self.binary:  # of bits, the squared distance is the number in which they differ
             distance = np.sqrt(distance)
         if search_radius is not None:
-            distance[_squared_distances(in_sar.xy, in_optical.xy) > search_radius**2] = np.inf
-        rows, columns = (index.numpy() for index in mutual_best(torch.from_numpy(-distance)))
-        candidate = np.isfinite(distance[rows, columns])
-        rows, columns = rows[candidate], columns[candidate]
-        best, second = np.partition(distance[rows], 1, axis=1)[:, :2].T  # a single candidate's ratio is 0
-        ratio = best / np.maximum(second, 1e-12)
+            distance[squared(in_sar.xy, in_optical.xy) > search_radius**2] = np.inf
+        rows, columns, ratio = (found.numpy() for found in ratio_matches(torch.from_numpy(distance)))
         keep = (ratio < self.ratio) | (self.ratio >= 1)
         return Matches(in_sar.xy[rows[keep]], in_optical.xy[columns[keep]], 1 - ratio[keep])
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    distances: np.ndarray = euclidean_distances(a.astype(np.float64), b.astype(np.float64), squared=True)
-    return distances
+def _strongest(keypoints: Sequence[Any], n: int) -> np.ndarray:
+    """Indices of the n keypoints of OpenCV with the largest response."""
+    return np.argsort([-keypoint.response for keypoint in keypoints], kind="stable")[:n]
 
 
 class OpenCvMatcher(LocalFeatureMatcher):
@@ -80,7 +74,7 @@ class OpenCvMatcher(LocalFeatureMatcher):
         keypoints, descriptors = self.detector().detectAndCompute(eight_bit, None)
         if descriptors is None:
             return LocalFeatures(np.zeros((0, 2)), np.zeros((0, 1)))
-        strongest = np.argsort([-keypoint.response for keypoint in keypoints], kind="stable")[: self.max_keypoints]
+        strongest = _strongest(keypoints, self.max_keypoints)
         xy = np.array([keypoints[i].pt for i in strongest])
         if self.binary:
             descriptors = np.unpackbits(descriptors, axis=1)
@@ -89,15 +83,10 @@ class OpenCvMatcher(LocalFeatureMatcher):
 
 @dataclass(frozen=True)
 class SiftMatcher(OpenCvMatcher):
-    """SIFT (Lowe 2004, ref. 16), the classical yardstick; ref. 10 in table 1.
+    """SIFT (Lowe 2004, ref. 16), the classical yardstick; ref. 10 in table 1."""
 
-    Attributes:
-        contrast: keypoints weaker than this are dropped.
-        root: RootSIFT, descriptors compared by the Hellinger kernel (Arandjelovic and Zisserman 2012).
-    """
-
-    contrast: float = 0.01
-    root: bool = True
+    contrast: float = 0.01  #: Keypoints weaker than this are dropped.
+    root: bool = True  #: Descriptors are compared by the Hellinger kernel (RootSIFT, Arandjelovic and Zisserman 2012).
 
     def detector(self) -> Any:
         return cv2.SIFT.create(nfeatures=self.max_keypoints, contrastThreshold=self.contrast)
@@ -120,6 +109,14 @@ class OrbMatcher(OpenCvMatcher):
         return cv2.ORB.create(nfeatures=self.max_keypoints, fastThreshold=self.fast_threshold)
 
 
+def contributed(name: str, **options: float) -> Any:
+    """A detector that OpenCV 4 has at its top level, OpenCV 5 among the contributed modules."""
+    for module in (cv2, getattr(cv2, "xfeatures2d", None)):
+        if create := getattr(module, f"{name}_create", None):
+            return create(**options)
+    raise ModuleNotFoundError(f"this OpenCV has no {name}: pip install opencv-contrib-python-headless")
+
+
 @dataclass(frozen=True)
 class AkazeMatcher(OpenCvMatcher):
     """AKAZE: a nonlinear scale space, which smooths speckle but not edges (Alcantarilla et al. 2013)."""
@@ -128,7 +125,7 @@ class AkazeMatcher(OpenCvMatcher):
     binary: ClassVar[bool] = True
 
     def detector(self) -> Any:
-        return cv2.xfeatures2d.AKAZE.create(threshold=self.threshold)
+        return contributed("AKAZE", threshold=self.threshold)
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class BriskMatcher(OpenCvMatcher):
     binary: ClassVar[bool] = True
 
     def detector(self) -> Any:
-        return cv2.xfeatures2d.BRISK.create(thresh=self.threshold)
+        return contributed("BRISK", thresh=self.threshold)
 
 
 @dataclass(frozen=True)
@@ -161,14 +158,10 @@ class RiftMatcher(LocalFeatureMatcher):
 
 
 def maximum_index_histograms(index: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Histograms of the strongest orientation in GRID x GRID cells around each keypoint, of unit length.
+    """Histograms of the strongest orientation in GRID x GRID cells around keypoints (N, 2) px, each of unit length.
 
     Args:
         index: (H, W) int, the maximum index map; nothing counts beyond its border.
-        xy: (N, 2) px.
-
-    Returns:
-        (N, GRID * GRID * N_ORIENTATIONS) float.
     """
     half = PATCH_PX // 2
     one_hot = (index[..., None] == np.arange(N_ORIENTATIONS)).astype(np.float64)
@@ -188,5 +181,4 @@ def _fast(response: np.ndarray, n: int) -> np.ndarray:
         return np.zeros((0, 2))
     scaled = np.rint((response - response.min()) / span * 255).astype(np.uint8)
     keypoints = cv2.FastFeatureDetector.create(threshold=1).detect(scaled, None)
-    strongest = sorted(keypoints, key=lambda keypoint: -keypoint.response)[:n]
-    return np.array([keypoint.pt for keypoint in strongest]).reshape(-1, 2)
+    return np.array([keypoints[i].pt for i in _strongest(keypoints, n)]).reshape(-1, 2)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
+from companion.baselines.base import as_matches
 from companion.baselines.learned import PeerNet, PeerSize
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import cell_centres, inside, transform_points
@@ -72,15 +73,14 @@ class MultiscaleNet(PeerNet):
             losses[f"error_{scale}"] = (error * mask).sum() / mask.sum().clamp(min=1)
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
-        found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, same_size(optical, sar))[-1])
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
+        height, width = (a - b for a, b in zip(sar.shape[-2:], optical.shape[-2:], strict=True))
+        optical = F.pad(optical, (0, width, 0, height))  # cut or filled with zeros to the size of the SAR image
+        found, correction = (F.avg_pool2d(x, 2)[0].flatten(1).T for x in self.chain(sar, optical)[-1])
         xy_sar = self.centres(sar)
-        keep = torch.ones(len(xy_sar), dtype=torch.bool, device=sar.device)
-        if search_radius is not None:
-            keep = found.norm(dim=1) <= search_radius
+        keep = found.norm(dim=1) <= limit
         confidence = (-correction.norm(dim=1)).exp()
-        first, second, confidence = (x[keep].cpu().numpy() for x in (xy_sar, xy_sar + found, confidence))
-        return Matches(first, second, confidence)
+        return as_matches(*(x[keep] for x in (xy_sar, xy_sar + found, confidence)))
 
 
 def moved(image: Tensor, displacement: Tensor) -> Tensor:
@@ -89,9 +89,3 @@ def moved(image: Tensor, displacement: Tensor) -> Tensor:
     there = cell_centres(height, width, 1, image.device) + displacement.movedim(1, 3)
     span = torch.tensor([width - 1, height - 1], device=image.device).clamp(min=1)
     return F.grid_sample(image, 2 * there / span - 1, align_corners=True)
-
-
-def same_size(image: Tensor, like: Tensor) -> Tensor:
-    """Cut or filled with zeros on the right and below to the size of `like`."""
-    height, width = (a - b for a, b in zip(like.shape[-2:], image.shape[-2:], strict=True))
-    return F.pad(image, (0, width, 0, height))

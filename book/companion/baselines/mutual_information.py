@@ -16,13 +16,9 @@ from sarmatch.model.oriented_gradients import Features
 
 @dataclass(frozen=True)
 class MutualInformationMatcher(TemplateMatcher):
-    """Mutual information of grey values under the template (Viola and Wells 1997), less what chance would give.
+    """Mutual information of grey values under the template (Viola and Wells 1997), less what chance would give."""
 
-    Attributes:
-        bins: of equal count, of the grey values of each image, SAR's after smoothing.
-    """
-
-    bins: int = 8
+    bins: int = 8  #: Of equal count, of the smoothed grey values of each image.
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
         a, b = grey_features(sar, optical)

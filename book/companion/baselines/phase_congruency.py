@@ -21,14 +21,11 @@ _EPSILON = 1e-9
 
 
 class PhaseCongruency(NamedTuple):
-    """Attributes:
-    edges, corners: (H, W) largest and smallest moment of phase congruency over orientations, at least 0.
-    amplitude: (N_ORIENTATIONS, H, W) amplitudes of the filters, summed over scales.
-    """
+    """Moments of phase congruency over orientations."""
 
-    edges: np.ndarray
-    corners: np.ndarray
-    amplitude: np.ndarray
+    edges: np.ndarray  #: (H, W), the largest moment, at least 0.
+    corners: np.ndarray  #: (H, W), the smallest.
+    amplitude: np.ndarray  #: (N_ORIENTATIONS, H, W) amplitudes of the filters, summed over scales.
 
 
 def phase_congruency(image: np.ndarray) -> PhaseCongruency:
@@ -43,10 +40,11 @@ def phase_congruency(image: np.ndarray) -> PhaseCongruency:
     per_scale = [np.abs(each) for each in responses]
     amplitude = np.stack([each.sum(axis=0) for each in per_scale])
     floor = _FLOOR * amplitude.mean() + _EPSILON
-    congruency = [
-        _energy(*each) * _scale_weight(each[1], total) / (total + floor)
-        for *each, total in zip(responses, per_scale, amplitude, strict=True)
-    ]
+    congruency = []
+    for response, strengths, total in zip(responses, per_scale, amplitude, strict=True):
+        width = (total / (strengths.max(axis=0) + _EPSILON) - 1) / (N_SCALES - 1)
+        weight = 1 / (1 + np.exp((_CUT_OFF - width) * _GAIN))  # low for one scale alone, which is always congruent
+        congruency.append(_energy(response, strengths) * weight / (total + floor))
     edges, corners = _moments(np.stack(congruency))
     return PhaseCongruency(edges, corners, amplitude)
 
@@ -77,12 +75,6 @@ def _energy(responses: np.ndarray, per_scale: np.ndarray) -> np.ndarray:
     total = tau * (1 - _STEP**-N_SCALES) / (1 - 1 / _STEP)
     threshold = total * (math.sqrt(math.pi / 2) + _NOISE_SIGMAS * math.sqrt((4 - math.pi) / 2))
     return np.maximum(energy - threshold, 0)
-
-
-def _scale_weight(per_scale: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
-    """Low where one scale alone responds: a single frequency is always congruent."""
-    width = (amplitude / (per_scale.max(axis=0) + _EPSILON) - 1) / (N_SCALES - 1)
-    return 1 / (1 + np.exp((_CUT_OFF - width) * _GAIN))
 
 
 def _moments(congruency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

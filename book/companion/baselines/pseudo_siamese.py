@@ -1,4 +1,4 @@
-"""Match or no match, from two branches that share no weights (Hughes et al. 2018, ref. 7)."""
+"""Match or no match, by two branches (Hughes et al. 2018, ref. 7) or one for both images (Mou et al. 2017, ref. 19)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import PeerSize, ScoringNet, Truth, grid_points
+from companion.baselines.learned import Branch, PeerSize, ScoringNet, true_cells
 from sarmatch.data.crops import Sample
+from sarmatch.geometry import cell_centres
 from sarmatch.model import STRIDE
 
 NEGATIVES = 8  # places drawn for each cell that do not match it
@@ -54,11 +55,11 @@ class PseudoSiameseNet(ScoringNet):
         return self.head.sar(first), self.head.optical(second)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        truth = Truth.of(batch)
+        forward, _, mask, _ = true_cells(batch)
         a, b = described
         height, width = (n // STRIDE for n in batch["sar"].shape[-2:])
-        own, size = grid_points(height, width, a.device), torch.tensor([width, height], device=a.device)
-        true = (own + truth.forward).flatten(1, 2)  # (B, N, 2), in cells
+        own, size = cell_centres(height, width, 1, a.device), torch.tensor([width, height], device=a.device)
+        true = (own + forward).flatten(1, 2)  # (B, N, 2), in cells
         right = torch.minimum(true.round().long().clamp(min=0), size - 1)
         # Within the window: a place far away would be recognised by its position alone.
         window = self.config.window_cells
@@ -69,7 +70,7 @@ class PseudoSiameseNet(ScoringNet):
         flat = (places[..., 1] * width + places[..., 0]).transpose(0, 1).flatten(1)
         others = b.gather(1, flat[..., None].expand(-1, -1, b.shape[2])).unflatten(1, (1 + NEGATIVES, -1))
         logits = self.head(a[:, None], others)
-        mask = truth.sar_mask.flatten(1)
+        mask = mask.flatten(1)
         negative = far.transpose(0, 1) & mask[:, None]
         positive_loss = F.softplus(-logits[:, 0])[mask].sum() / mask.sum().clamp(min=1)
         negative_loss = F.softplus(logits[:, 1:])[negative].sum() / negative.sum().clamp(min=1)
@@ -86,3 +87,18 @@ class PseudoSiameseNet(ScoringNet):
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """The probability to match that the head gives."""
         return scores[rows, columns].sigmoid()
+
+
+class PatchNet(PseudoSiameseNet):
+    """Both images pass through the same layers, so these take the first SAR band and the mean of the optical bands.
+
+    Adapted like the network above, its successor.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.sar_branch = Branch(1, config.width)
+        del self.optical_branch
+
+    def features(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sar_branch(sar[:, :1]), self.sar_branch(optical.mean(dim=1, keepdim=True))

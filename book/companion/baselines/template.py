@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.baselines.base import Baseline
+from companion.baselines.base import Baseline, on_image
 from sarmatch.geometry import cell_centres
 from sarmatch.matching.aggregation import box_sums
 from sarmatch.matching.matches import Matches
@@ -38,16 +38,11 @@ class TemplateMatcher(Baseline):
 
     Features of CFOG (Ye et al. 2019) less their mean over orientations, by normalised correlation. Template matching by
     another similarity is a subclass with `_features` and `_similarities` of its own.
-
-    Attributes:
-        template_px: side of the square template, px; taken as an odd number of 4 px cells.
-        mutual: keep a match only where no other template fits its place in the optical image better.
-        min_template: a displacement counts where at least this share of the template lies on the optical image.
     """
 
-    template_px: int = 65
-    mutual: bool = True
-    min_template: float = 0.3
+    template_px: int = 65  #: Side of the square template, px; taken as an odd number of 4 px cells.
+    mutual: bool = True  #: Keep a match only where no other template fits its place in the optical image better.
+    min_template: float = 0.3  #: Least share of a template on the optical image at which a displacement counts.
 
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """One match for each keypoint of the stride-4 grid, unless `mutual` drops it.
@@ -61,9 +56,7 @@ class TemplateMatcher(Baseline):
         peaks, is_best = self._search(a, _framed(b, a.size, offset, math.floor(limit)), limit)
         cells = cell_centres(peaks.score.shape[0], peaks.score.shape[1], STRIDE).numpy()
         xy_optical = cells + (peaks.displacement + peaks.refinement).numpy() + np.array(offset)
-        height, width = optical.shape[1:]
-        inside = ((xy_optical >= -0.5) & (xy_optical <= (width - 0.5, height - 0.5))).all(axis=-1)
-        keep = inside & (peaks.score > 0).numpy()
+        keep = on_image(xy_optical, optical) & (peaks.score > 0).numpy()
         if self.mutual:
             keep &= is_best.numpy()
         return Matches(cells[keep], xy_optical[keep], peaks.confidence.numpy()[keep])
@@ -156,12 +149,6 @@ def _possible(a: Features, window: Features, limit: float, side: int, min_templa
     return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
 
 
-def _spans(a: Features, window: Features, radius: int, side: int) -> tuple[_Spans, _Spans]:
-    height, width = grid_size(a)
-    rows = _Spans.of(a.usable.any(dim=1), window.usable.any(dim=1), height, side, 2 * radius + 1)
-    return rows, _Spans.of(a.usable.any(dim=0), window.usable.any(dim=0), width, side, 2 * radius + 1)
-
-
 def _correlations(a: Features, window: Features, radius: int, side: int) -> Tensor:
     """Normalised correlation of the channels under the template, as `TemplateMatcher._similarities`."""
     height, width = (n * STRIDE for n in grid_size(a))
@@ -190,17 +177,20 @@ class _Spans(NamedTuple):
     last: Tensor
     share: Tensor
 
-    @classmethod
-    def of(cls, usable_a: Tensor, usable_b: Tensor, n_cells: int, side: int, n_steps: int) -> _Spans:
-        begin_a, end_a = _extent(usable_a)
-        begin_b, end_b = _extent(usable_b)
-        cells, steps = torch.arange(n_cells), torch.arange(n_steps)[:, None]
-        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a)
-        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a)
-        compared_first = first.expand(n_steps, -1).clamp(min=begin_b - steps)
-        compared_last = torch.maximum(last.expand(n_steps, -1).clamp(max=end_b - steps), compared_first)
+
+def _spans(a: Features, window: Features, radius: int, side: int) -> list[_Spans]:
+    """Of rows and of columns."""
+    steps, spans = torch.arange(2 * radius + 1)[:, None], []
+    for axis in (0, 1):
+        (begin_a, end_a), (begin_b, end_b) = (_extent(image.usable.any(dim=1 - axis)) for image in (a, window))
+        cells = torch.arange(a.size[axis] // STRIDE)
+        first = ((cells - side // 2) * STRIDE).clamp(begin_a, end_a).expand(len(steps), -1)
+        last = ((cells + side // 2 + 1) * STRIDE).clamp(begin_a, end_a).expand(len(steps), -1)
+        compared_first = first.clamp(min=begin_b - steps)
+        compared_last = torch.maximum(last.clamp(max=end_b - steps), compared_first)
         share = (compared_last - compared_first) / (last - first).clamp(min=1)
-        return cls(compared_first, compared_last, share)
+        spans.append(_Spans(compared_first, compared_last, share))
+    return spans
 
 
 def _extent(usable: Tensor) -> tuple[int, int]:
@@ -232,19 +222,11 @@ def _peaks(scores: Tensor) -> _Peaks:
     ]
     refinement = torch.from_numpy(np.stack(shift, axis=-1)).float().unflatten(0, score.shape)
     displacement = torch.stack([index % size - radius, index // size - radius], dim=-1)
-    second = _best_elsewhere(scores, index // size, index % size)
+    steps = torch.arange(size)[:, None, None]
+    near_y, near_x = ((steps - at).abs() <= _PEAK_HALF_WIDTH for at in (index // size, index % size))  # (K, h, w)
+    second = scores.masked_fill(near_y[:, None] & near_x, -math.inf).amax(dim=(0, 1))
     confidence = (1 - second.clamp(min=0) / score.clamp(min=1e-6)).clamp(0, 1)
     return _Peaks(score, confidence * (score > 0), displacement, refinement)
-
-
-def _best_elsewhere(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Highest score of each cell outside the neighbourhood of its peak at row y, column x; (h, w)."""
-    steps = torch.arange(len(scores))
-    far_y = (steps[:, None, None] - y).abs() > _PEAK_HALF_WIDTH  # (K, h, w)
-    far_x = (steps[:, None, None] - x).abs() > _PEAK_HALF_WIDTH
-    in_far_rows = scores.amax(dim=1).masked_fill(~far_y, -math.inf).amax(dim=0)
-    in_far_columns = scores.amax(dim=0).masked_fill(~far_x, -math.inf).amax(dim=0)
-    return torch.maximum(in_far_rows, in_far_columns)
 
 
 def _raise_to_scores(best: Tensor, scores: Tensor) -> None:

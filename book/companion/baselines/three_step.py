@@ -6,16 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import (
-    PeerSize,
-    ScoringNet,
-    Truth,
-    all_pairs,
-    around,
-    contrast,
-    learned_volume,
-    log_scale,
-)
+from companion.baselines.learned import CosineNet, PeerSize, around, cosines, true_cells
 from sarmatch.data.crops import Sample
 from sarmatch.matching.correlation import MASKED, Volume
 
@@ -25,7 +16,7 @@ RIGHT_CELLS = 0.75  # an answer within 3 px is right
 LEFT_OUT = 0.5  # share of places, those of least goodness, that are not matched
 
 
-class ThreeStepNet(ScoringNet):
+class ThreeStepNet(CosineNet):
     """Goodness, correspondence and outlier networks after Hughes et al. (2020).
 
     Correspondence: features of two scales from unshared branches, correlated over a template; the heat map is a softmax
@@ -37,7 +28,7 @@ class ThreeStepNet(ScoringNet):
     """
 
     def __init__(self, config: PeerSize) -> None:
-        super().__init__(config)
+        super().__init__(config, scale=30.0)
         self.goodness = nn.Sequential(
             nn.Conv2d(2 * config.width, config.width, 3, padding=1), nn.ReLU(), nn.Conv2d(config.width, 1, 1)
         )
@@ -45,47 +36,44 @@ class ThreeStepNet(ScoringNet):
             nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)
         )
         self.outlier(torch.zeros(1, 1, 2 * HEATMAP_HALF + 1, 2 * HEATMAP_HALF + 1))  # fixes the last layer's size
-        self.log_scale = log_scale(30.0)
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
         """Both scales of both images, (B, 2 width, h, w)."""
         return _two_scales(self.sar_branch, sar), _two_scales(self.optical_branch, optical)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        a, b = described
-        truth = Truth.of(batch)
-        volume = learned_volume(a, b, batch, self.config, TEMPLATE_CELLS)
-        correspondence = contrast(volume, self.log_scale, truth)
-        right, windows = self._answers(volume, truth)
-        mask = truth.sar_mask.flatten()
-        goodness = _mean_bce(self.goodness(a.detach()).flatten(), right, mask)
-        outlier = _mean_bce(self._outlier_logits(windows), right, mask)
-        losses = {"correspondence": correspondence, "goodness": goodness, "outlier": outlier}
-        return {"loss": correspondence + goodness + outlier, **losses}
+        volume = self.volume(batch, *described, side=TEMPLATE_CELLS)
+        correspondence = self.contrast(volume, batch)
+        forward, _, mask, _ = true_cells(batch)
+        right, windows = self._answers(volume, forward)
+        weight = mask.flatten() / mask.sum().clamp(min=1)
+        goodness, outlier = (
+            F.binary_cross_entropy_with_logits(logits.flatten(), right, weight, reduction="sum")
+            for logits in (self.goodness(described[0].detach()), self.outlier(windows[:, None]))
+        )
+        parts = {"correspondence": correspondence, "goodness": goodness, "outlier": outlier}
+        return {"loss": correspondence + goodness + outlier, **parts}
 
     @torch.no_grad()
-    def _answers(self, volume: Volume, truth: Truth) -> tuple[Tensor, Tensor]:
+    def _answers(self, volume: Volume, true: Tensor) -> tuple[Tensor, Tensor]:
         """Of each cell, whether its best answer is right (n,) float, and the heat map around it (n, k, k)."""
         logits = (volume.values * self.log_scale.exp()).masked_fill(~volume.valid, MASKED)
         size = logits.shape[1]
         maps = logits.permute(0, 3, 4, 1, 2).flatten(0, 2)
         best = maps.flatten(1).argmax(dim=1)
         found = torch.stack([best % size, best // size], dim=1) - volume.radius
-        error = (found - truth.forward.flatten(0, 2)).norm(dim=1)
+        error = (found - true.flatten(0, 2)).norm(dim=1)
         return (error <= RIGHT_CELLS).float(), heat_around(maps, best)
-
-    def _outlier_logits(self, windows: Tensor) -> Tensor:
-        logits: Tensor = self.outlier(windows[:, None])[:, 0]
-        return logits
 
     def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
         a, b = self.describe(sar, optical)
-        cosines = all_pairs(a, b).unflatten(1, b.shape[-2:]).unflatten(0, a.shape[-2:])
-        return template_means(cosines, TEMPLATE_CELLS).flatten(2).flatten(0, 1) * self.log_scale.exp()
+        by_cell = cosines(a, b)[0].unflatten(1, b.shape[-2:]).unflatten(0, a.shape[-2:])
+        return template_means(by_cell, TEMPLATE_CELLS).flatten(2).flatten(0, 1) * self.log_scale.exp()
 
     def confidence(self, scores: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
         """The outlier network's probability that the maximum of the heat map is right."""
-        return self._outlier_logits(heat_around(scores[rows].unflatten(1, size), columns)).sigmoid()
+        windows = heat_around(scores[rows].unflatten(1, size), columns)
+        return self.outlier(windows[:, None])[:, 0].sigmoid()
 
     def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
         """Good places: the better half, since the level of goodness follows the success of the training."""
@@ -103,27 +91,19 @@ def heat_around(maps: Tensor, best: Tensor) -> Tensor:
     return 10 * (around(maps, best, HEATMAP_HALF) - log_total[:, None, None]).exp()
 
 
-def template_means(cosines: Tensor, side: int) -> Tensor:
+def template_means(similarity: Tensor, side: int) -> Tensor:
     """Mean over a template of the similarities of cells that lie alike in it, (h, w, h', w').
 
     Entry (y, x, y', x') becomes the mean of (y + i, x + j, y' + i, x' + j) over those i, j up to side // 2 either way
     whose cells lie on both grids.
     """
-    for rows in (True, False):
-        axes = (0, 2) if rows else (1, 3)
-        total, count = torch.zeros_like(cosines), cosines.new_zeros([cosines.shape[axis] for axis in axes])
+    for axes in ((0, 2), (1, 3)):
+        along = similarity.movedim(axes, (0, 1))
+        total, count = torch.zeros_like(along), along.new_zeros(along.shape[:2])
         for step in range(-(side // 2), side // 2 + 1):
-            here = tuple(slice(max(0, -step), min(cosines.shape[axis], cosines.shape[axis] - step)) for axis in axes)
+            here = tuple(slice(max(0, -step), min(n, n - step)) for n in count.shape)
             there = tuple(slice(s.start + step, s.stop + step) for s in here)
             count[here] += 1
-            if rows:
-                total[here[0], :, here[1]] += cosines[there[0], :, there[1]]
-            else:
-                total[:, here[0], :, here[1]] += cosines[:, there[0], :, there[1]]
-        cosines = total / (count[:, None, :, None] if rows else count[None, :, None, :])
-    return cosines
-
-
-def _mean_bce(logits: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(logits, right, reduction="none")
-    return (loss * mask).sum() / mask.sum().clamp(min=1)
+            total[here] += along[there]
+        similarity = (total / count[:, :, None, None]).movedim((0, 1), axes)
+    return similarity

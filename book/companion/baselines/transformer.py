@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import PeerSize, ScoringNet, Truth, all_pairs, contrast, learned_volume, log_scale
-from sarmatch.data.crops import Sample
+from companion.baselines.learned import CosineNet, PeerSize
 
 HEADS = 4
 ROUNDS = 2  # of attention within each image and then across
@@ -50,17 +49,16 @@ class EncoderLayer(nn.Module):
         return added
 
 
-class TransformerNet(ScoringNet):
+class TransformerNet(CosineNet):
     """Attention within and across the images, then dual softmax.
 
     Adapted: one branch for each modality, cells of 4 px in place of 8, and the expectation over 3 x 3 cells in place of
-    LoFTR's second transformer on fine windows; trained by cross-entropy over a window as ours is.
+    LoFTR's second transformer on fine windows.
     """
 
     def __init__(self, config: PeerSize) -> None:
-        super().__init__(config)
+        super().__init__(config, scale=1 / 0.1)  # a temperature of 0.1 as in LoFTR
         self.within, self.across = (nn.ModuleList(EncoderLayer(config.width) for _ in range(ROUNDS)) for _ in range(2))
-        self.log_scale = log_scale(1 / 0.1)  # a temperature of 0.1 as in LoFTR
         self.position = nn.Parameter(torch.tensor(0.1))  # a weight of 1 gave fewer right matches of shifted textures
 
     def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,14 +71,6 @@ class TransformerNet(ScoringNet):
             a, b = across(a, b), across(b, a)
         first, second = (t.transpose(1, 2).unflatten(2, size) for t, size in zip((a, b), sizes, strict=True))
         return first, second
-
-    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        a, b = described
-        volume = learned_volume(a, b, batch, self.config)
-        return {"loss": contrast(volume, self.log_scale, Truth.of(batch))}
-
-    def scores(self, sar: Tensor, optical: Tensor, candidates: Tensor) -> Tensor:
-        return all_pairs(*self.describe(sar, optical)) * self.log_scale.exp()
 
 
 def position_code(features: Tensor) -> Tensor:

@@ -50,11 +50,10 @@ class GreyTemplateMatcher(TemplateMatcher):
     """Normalised correlation of grey values less their local mean."""
 
     def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        a, b = grey_features(sar, optical)  # structures wider than 8 px are brightness
-        return (
-            a._replace(channels=a.channels - gaussian_blur(sar, 8.0)),
-            b._replace(channels=b.channels - gaussian_blur(optical, 8.0)),
-        )
+        both = zip(grey_features(sar, optical), (sar, optical), strict=True)
+        # Structures wider than 8 px are brightness.
+        a, b = (found._replace(channels=found.channels - gaussian_blur(image, 8.0)) for found, image in both)
+        return a, b
 
 
 class TranslationNet(PeerNet):
@@ -95,6 +94,7 @@ class TranslationNet(PeerNet):
         losses = {"l1": l1, "adversarial": adversarial, "discriminator": discriminator}
         return {"loss": L1_WEIGHT * l1 + adversarial + discriminator, **losses}
 
-    def find(self, sar: Tensor, optical: Tensor, search_radius: float | None) -> Matches:
+    def find(self, sar: Tensor, optical: Tensor, limit: float) -> Matches:
         translated = self.generator(optical)
-        return GreyTemplateMatcher().match(sar[0, :1].cpu(), translated[0, :1].cpu(), search_radius)
+        radius = limit if limit < torch.inf else None
+        return GreyTemplateMatcher().match(sar[0, :1].cpu(), translated[0, :1].cpu(), radius)

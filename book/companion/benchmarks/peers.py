@@ -26,12 +26,16 @@ from torch import Tensor
 from companion.baselines.base import Baseline
 from companion.baselines.lightglue import LightGlueMatcher
 from companion.baselines.template import TemplateMatcher
-from companion.benchmarks.tables import report, split_of, timed_records
+from companion.benchmarks.speed import timed_records
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
+from companion.timing import report
 from sarmatch import load_matcher
+from sarmatch.config import profile as named_profile
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops
 from sarmatch.matching.matches import Matches
+from sarmatch.training.runs import open_split
 
+REPEATS = 2  # timed runs of each on each pair; one before them does not count
 TIME_ONLY = "LoFTR, random weights"
 
 
@@ -71,28 +75,20 @@ def peaks(profile: str, data: Path) -> dict[str, float]:
     return found
 
 
-def main(
-    data: Path,
-    profile: str = "s1s2",
-    pairs: int = 8,
-    repeats: int = 2,
-    out: Path | None = None,
-    peaks_only: bool = False,
-) -> None:
+def main(data: Path, profile: str = "s1s2", pairs: int = 8, out: Path | None = None, peaks_only: bool = False) -> None:
     """Print the table; CPU time of one thread.
 
     Args:
         data: folder of the data.
         profile: whose shipped weights, split and crops to take.
         pairs: of the test part, evenly spread over its scenes.
-        repeats: timed runs of each on each pair; one before them does not count.
         out: also write precision_peers.csv and .json there.
         peaks_only: print the peaks of memory as JSON, on the first pair.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    config, split = split_of(profile, data)
-    compared, evaluation = matchers(profile), config.evaluation
+    config = named_profile(profile, str(data))
+    split, compared, evaluation = open_split(config), matchers(profile), config.evaluation
     if peaks_only:
         crops = evaluation_crops(split.test[0], "shift", evaluation)
         runs = {name: partial(m.match_crops, crops, evaluation.headline_radius) for name, m in compared.items()}
@@ -100,11 +96,11 @@ def main(
             run()
         print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
         return
-    records = timed_records(compared, split.test, dataclasses.replace(evaluation, max_pairs=pairs), repeats)
+    records = timed_records(compared, split.test, dataclasses.replace(evaluation, max_pairs=pairs), REPEATS)
     records.loc[records["method"] == TIME_ONLY, ["mma_1px", "mma_3px", "n_matches"]] = np.nan
     table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
     table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
-    about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": repeats}
+    about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": REPEATS}
     report(table.reset_index(), config, out, "precision_peers", **about)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,53 @@ import torch
 import tyro
 from torch import Tensor
 
-from companion.benchmarks.tables import clock, report, split_of, timed_records
+from companion.timing import clock, interleave, report
 from sarmatch import load_matcher
 from sarmatch.calibration.confidence import Confidence
 from sarmatch.calibration.scores import expected_calibration_error
-from sarmatch.config import EvaluationConfig
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
+from sarmatch.config import profile as named_profile
+from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
-from sarmatch.evaluation.protocols import evaluation_crops, spread
+from sarmatch.evaluation.metrics import match_errors, mma
+from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.matching.matcher import Matcher
+from sarmatch.matching.matches import Matches
 from sarmatch.model import Descriptors, PairEncoder, PairInput, SarOpticalNet
 from sarmatch.model.onnx import INPUTS, OnnxEncoders, export
+from sarmatch.training.runs import open_split
 
 PLAIN = "PyTorch, float32"
+
+
+def timed_records(
+    matchers: Mapping[str, CropMatcher], pairs: Pairs, config: EvaluationConfig, repeats: int
+) -> pd.DataFrame:
+    """Every matcher in turns, as by `interleave`, on the same crops under `shift` at the headline radius.
+
+    Args:
+        repeats: timed runs of each matcher and pair; one before them does not count.
+
+    Returns:
+        a row a matcher and pair: method, id, scene, seconds (median), mma_1px, mma_3px, n_matches, and lists of
+        confidences and of outcomes within 3 px.
+    """
+    found: dict[str, Matches] = {}
+
+    def run(name: str, crops: EvaluationCrops) -> None:
+        found[name] = matchers[name].match_crops(crops, config.headline_radius)
+
+    rows = []
+    for pair in spread(pairs, config.max_pairs):
+        crops = evaluation_crops(pair, "shift", config)
+        seconds = interleave({name: partial(run, name, crops) for name in matchers}, repeats)
+        for name, matches in found.items():
+            errors = match_errors(matches, crops.A_sar_to_optical)
+            row: dict[str, Any] = {"method": name, "id": pair.id, "scene": pair.scene}
+            row |= {"seconds": float(np.median(seconds[name])), "n_matches": len(matches)}
+            row |= {f"mma_{t:g}px": mma(errors, t) for t in (1.0, CONFIDENT_PX)}
+            rows.append(row | {"confidence": matches.confidence, "correct": errors <= CONFIDENT_PX})
+    return pd.DataFrame(rows)
 
 
 def in_bfloat16(net: SarOpticalNet) -> PairEncoder:
@@ -116,35 +152,25 @@ def backend_table(records: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ece=eces).reset_index(names="backend")
 
 
-def main(
-    data: Path,
-    profile: str = "s1s2",
-    pairs: int = 24,
-    repeats: int = 3,
-    threads: int = 1,
-    folder: Path | None = None,
-    out: Path | None = None,
-) -> None:
-    """Print the table.
+def main(data: Path, profile: str = "s1s2", pairs: int = 24, threads: int = 1, out: Path | None = None) -> None:
+    """Print the table, medians of three runs on each pair.
 
     Args:
         data: folder of the data.
         profile: whose shipped weights, split and crops to take.
         pairs: of the test part, evenly spread over its scenes.
-        repeats: timed runs of each way on each pair.
         threads: of PyTorch and ONNX Runtime; with one, CPU time is measured.
-        folder: keeps the exported encoders for the next time; None writes them anew.
         out: also write precision_speed.csv and .json there.
     """
     torch.set_num_threads(threads)
-    config, split = split_of(profile, data)
-    shipped = load_matcher(profile, device="cpu")
+    config = named_profile(profile, str(data))
+    split, shipped = open_split(config), load_matcher(profile, device="cpu")
     few = dataclasses.replace(config.evaluation, max_pairs=pairs)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as folder:
         inputs = crops_of(split.validation, config.evaluation, 8)  # ranges for 8 bits
-        matchers = backends(shipped.net, shipped.confidence, folder or Path(temporary), inputs)
-        records = timed_records(matchers, split.test, few, repeats)
-    about = {"clock": clock(threads), "threads": threads, "repeats": repeats, "onnxruntime": version("onnxruntime")}
+        matchers = backends(shipped.net, shipped.confidence, Path(folder), inputs)
+        records = timed_records(matchers, split.test, few, repeats=3)
+    about = {"clock": clock(threads), "threads": threads, "repeats": 3, "onnxruntime": version("onnxruntime")}
     test = f"{records['id'].nunique()} pairs, {records['scene'].nunique()} scenes"
     report(backend_table(records), config, out, "precision_speed", test=test, **about)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 from scipy.stats import spearmanr
@@ -10,16 +10,9 @@ from scipy.stats import spearmanr
 from sarmatch.calibration.scores import auroc
 from sarmatch.evaluation.intervals import cluster_bootstrap, verdict
 
-NAMED: Mapping[str, str] = {
-    "speckle": "speckle",
-    "layover": "geometry",
-    "relief": "geometry",
-    "haze": "atmosphere",
-    "cloud": "atmosphere",
-    "illumination": "illumination",
-    "snow": "season",
-}
-"""The branch that is named for a nuisance (sections 3.2.1 and 3.2.2)."""
+# The branch that is named for a nuisance (sections 3.2.1 and 3.2.2).
+NAMED = {"speckle": "speckle", "layover": "geometry", "relief": "geometry", "haze": "atmosphere", "cloud": "atmosphere"}
+NAMED |= {"illumination": "illumination", "snow": "season"}
 MODALITY = {"speckle": "sar", "layover": "sar", "relief": "sar"}  # whose U a nuisance concerns; of the others optical
 STRONG = 0.8  # rank correlation from which a response counts as one
 VISIBLE = 0.2  # least change, over the deviation between scenes, that counts
@@ -34,22 +27,17 @@ def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
     Args:
         correlations: of `uncertainty.rank_correlations`.
     """
-    rows = []
-    for nuisance, group in correlations.groupby("nuisance", sort=False):
-        of = group.set_index("source")
-        for measure in (NAMED[str(nuisance)], MODALITY.get(str(nuisance), "optical"), "total"):
-            row = of.loc[measure]
-            numbers = {name: float(row[name]) for name in ("rho", "rho_low", "rho_high", "effect")}
-            named = {"nuisance": nuisance, "measure": measure, **numbers, "change": float(row["change"])}
-            rows.append({**named, "verdict": _branch_verdict(**numbers)})
+    by_source, rows = correlations.set_index(["nuisance", "source"]), []
+    for nuisance in correlations["nuisance"].unique():
+        for measure in (NAMED[nuisance], MODALITY.get(nuisance, "optical"), "total"):
+            row = by_source.loc[(nuisance, measure), ["rho", "rho_low", "rho_high", "effect", "change"]].to_dict()
+            side = verdict(row["rho_low"], row["rho_high"], words=("follows", "falls", "no"))
+            if side not in ("follows", "falls") or not abs(row["rho"]) >= STRONG:
+                side = "no"
+            elif not abs(row["effect"]) >= VISIBLE:  # NaN hardly moves
+                side = "hardly moves"
+            rows.append({"nuisance": nuisance, "measure": measure} | row | {"verdict": side})
     return pd.DataFrame(rows)
-
-
-def _branch_verdict(rho: float, rho_low: float, rho_high: float, effect: float) -> str:
-    side = verdict(rho_low, rho_high, words=("follows", "falls", "no"))
-    if side not in ("follows", "falls") or not abs(rho) >= STRONG:
-        return "no"
-    return side if abs(effect) >= VISIBLE else "hardly moves"  # NaN hardly moves
 
 
 def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, object]:
@@ -62,12 +50,10 @@ def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, 
 
 
 def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
-    """Spearman's correlation over the pairs of each dataset between a cause and mean levels of uncertainty.
+    """Spearman's correlation over the pairs of each dataset between a cause and the columns `mean_<source>`.
 
     Args:
         levels: of `uncertainty.group_levels`; datasets of fewer than four pairs are left out.
-        cause: column, such as `haze_index`.
-        sources: names behind `mean_`.
     """
     rows = []
     for dataset, group in levels.groupby("dataset"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,6 @@ from companion.figures.plots import with_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A claim with our numbers, the verdict and why it came out so."""
-
-    claim: Claim
-    verdict: str
-    why: str
-    numbers: Sequence[Number] = field(default=())
-    beside: Sequence[Number] = field(default=())
 
 
 @cache
@@ -70,23 +58,20 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
             Or `computed`, a name in `COMPUTED`.
         results: folder of the published tables.
     """
-    label, kind = str(selector.get("label", "")), str(selector.get("kind", "share"))
+    about: dict[str, Any] = {"label": str(selector.get("label", "")), "kind": str(selector.get("kind", "share"))}
     if "computed" in selector:
-        return Number(float(COMPUTED[selector["computed"]]()), label=label, kind=kind, file="computed")
-    name, value = str(selector["file"]), str(selector["value"])
-    path = results / f"{name}.csv"
-    table = _read(path, path.stat().st_mtime_ns)
-    row = _row(table, selector.get("where", {}), name)
-    if value not in table:
-        raise ClaimError(f"{name}.csv has no column {value!r}, there are {list(table)}")
+        return Number(float(COMPUTED[selector["computed"]]()), file="computed", **about)
+    about["file"], value = str(selector["file"]), str(selector["value"])
+    path = results / f"{about['file']}.csv"
+    row = _row(path, selector.get("where", {}), value)
     if "over" in selector:
-        return Number(row[value] / _row(table, selector["over"], name)[value], label=label, kind=kind, file=name)
+        return Number(row[value] / _row(path, selector["over"], value)[value], **about)
     if not isinstance(row[value], (int, float)):
-        return Number(math.nan, label=label, kind=kind, text=str(row[value]), file=name)
-    ends = ((end, f"{value}_{end}") for end in ("low", "high"))
-    low, high = (str(selector.get(end) or (own if own in table else end)) for end, own in ends)
-    at_low, at_high = (float(row[end]) if end in table else math.nan for end in (low, high))
-    return Number(float(row[value]), at_low, at_high, label, kind, text=str(row.get("verdict", "")), file=name)
+        return Number(math.nan, text=str(row[value]), **about)
+    own = {end: f"{value}_{end}" for end in ("low", "high")}
+    names = (selector.get(end) or (name if name in row else end) for end, name in own.items())
+    low, high = (float(row.get(name, math.nan)) for name in names)
+    return Number(float(row[value]), low, high, text=str(row.get("verdict", "")), **about)
 
 
 @cache
@@ -94,50 +79,44 @@ def _read(path: Path, changed: int) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _row(table: pd.DataFrame, where: Mapping[str, Any], name: str) -> dict[str, Any]:
-    chosen = table
-    for column, wanted in where.items():
+def _row(path: Path, where: Mapping[str, Any], value: str) -> dict[str, Any]:
+    chosen = table = _read(path, path.stat().st_mtime_ns)
+    for column in (*where, value):
         if column not in table:
-            raise ClaimError(f"{name}.csv has no column {column!r}, there are {list(table)}")
+            raise ClaimError(f"{path.name} has no column {column!r}, there are {list(table)}")
+    for column, wanted in where.items():
         chosen = chosen[chosen[column] == wanted]
     if len(chosen) != 1:
-        raise ClaimError(f"{name}.csv has {len(chosen)} rows with {dict(where)}, expected one")
+        raise ClaimError(f"{path.name} has {len(chosen)} rows with {dict(where)}, expected one")
     return chosen.iloc[0].to_dict()
 
 
-def judge(claim: Claim, results: str | Path) -> Judged:
-    """Numbers and verdict of one claim.
+def judge(claim: Claim, results: Path) -> tuple[str, str, list[Number]]:
+    """Verdict of one claim, why it came out so, and the numbers that are shown with it.
 
     Raises:
-        ClaimError, FileNotFoundError: a number is missing and the claim does not say what that means (`if_absent`).
+        ClaimError: a number is missing and the claim does not say what that means (`if_absent`).
     """
-    folder = Path(results)
-    if not claim.rule:
-        beside = [select(selector, folder) for selector in claim.beside]
-        return Judged(claim, UNTESTABLE, claim.reason, beside=beside)
     try:
-        numbers = [select(selector, folder) for selector in claim.numbers]
-        beside = [select(selector, folder) for selector in claim.beside]
+        numbers, beside = ([select(s, results) for s in part] for part in (claim.numbers, claim.beside))
     except (ClaimError, FileNotFoundError) as error:
         if claim.if_absent:
-            return Judged(claim, UNTESTABLE, claim.if_absent)
+            return UNTESTABLE, claim.if_absent, []
         raise ClaimError(f"{claim.claim!r}: {error}") from None
-    verdict, why = RULES[claim.rule](numbers, claim)
-    return Judged(claim, verdict, why, numbers, beside)
+    verdict, why = RULES[claim.rule](numbers, claim) if claim.rule else (UNTESTABLE, claim.reason)
+    return verdict, why, [*numbers, *beside]
 
 
-def ledger(claims: Sequence[Claim], results: str | Path) -> pd.DataFrame:
+def ledger(claims: Sequence[Claim], results: Path) -> pd.DataFrame:
     """The ledger as text, one row a claim."""
-    rows: list[dict[str, Any]] = []
-    for number, judged in enumerate((judge(claim, results) for claim in claims), start=1):
-        claim, shown = judged.claim, [*judged.numbers, *judged.beside]
-        row: dict[str, Any] = {"number": number, "section": claim.section, "place": claim.place}
-        row |= {"claim": claim.claim, "test": claim.test}
-        row["here"] = "; ".join(str(n) for n in shown if not math.isnan(n.value) or n.text)
-        row |= {"verdict": judged.verdict, "why": judged.why, "note": claim.note, "rule": claim.rule}
-        row["files"] = ", ".join(dict.fromkeys(n.file for n in shown))
-        rows.append(row | {"chapter": claim.chapter, "figure": claim.figure})
-    return pd.DataFrame(rows)
+    rows = []
+    for number, claim in enumerate(claims, start=1):
+        verdict, why, shown = judge(claim, results)
+        here = "; ".join(str(n) for n in shown if not math.isnan(n.value) or n.text)
+        files = ", ".join(dict.fromkeys(n.file for n in shown))
+        rows.append(vars(claim) | dict(number=number, here=here, verdict=verdict, why=why, files=files))
+    columns = ["number", "section", "place", "claim", "test", "here", "verdict", "why", "note", "rule", "files"]
+    return pd.DataFrame(rows)[[*columns, "chapter", "figure"]]
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,35 +127,37 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 
 def ledger_html(table: pd.DataFrame) -> str:
     """The rows of one section as a table for the page; links lead to chapter and figure."""
-    rows = []
-    for row in table.fillna("").to_dict("records"):
-        text = {name: html.escape(str(value)) for name, value in row.items()}
-        page, _, anchor = str(row["chapter"]).partition("#")
-        links = [f'<a href="{page}.html#{anchor}">{page}</a>' if anchor else f'<a href="{page}.html">{page}</a>']
-        if row["figure"]:
-            links.append(f'<a href="{page}.html#{row["figure"]}">figure</a>')
-        files = ", ".join(name if name == "computed" else f"{name}.csv" for name in text["files"].split(", ") if name)
-        kind = VERDICTS.index(row["verdict"])
-        rows.append(
-            f'<tr id="claim-{row["number"]}"><td>{row["number"]}</td>'
-            f"<td>{text['claim']}<br><small>{text['place']}</small></td>"
-            f"<td>{text['test']}<br><small>{', '.join(links)}</small></td>"
-            f"<td>{text['here'].replace('; ', '<br>') or 'no number'}<br><small>{files}</small></td>"
-            f'<td><span class="verdict verdict-{kind}">{text["verdict"]}</span><br>'
-            f"<small>{text['why']}{'. ' + text['note'] if row['note'] else ''}</small></td></tr>"
-        )
     head = "".join(f"<th>{name}</th>" for name in ("", "The paper claims", "Our test", "Measured here", "Verdict"))
-    return f'<table class="ledger"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    body = "".join(_row_html(row) for row in table.to_dict("records"))
+    return f'<table class="ledger"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _row_html(row: Mapping[str, Any]) -> str:
+    text = {name: html.escape(str(value)) for name, value in row.items()}
+    page, hash_sign, anchor = row["chapter"].partition("#")
+    links = f'<a href="{page}.html{hash_sign}{anchor}">{page}</a>'
+    if row["figure"]:
+        links += f', <a href="{page}.html#{row["figure"]}">figure</a>'
+    files = ", ".join(name if name == "computed" else f"{name}.csv" for name in text["files"].split(", ") if name)
+    note = f". {text['note']}" if row["note"] else ""
+    cells = (
+        text["number"],
+        f"{text['claim']}<br><small>{text['place']}</small>",
+        f"{text['test']}<br><small>{links}</small>",
+        f"{text['here'].replace('; ', '<br>') or 'no number'}<br><small>{files}</small>",
+        f'<span class="verdict verdict-{VERDICTS.index(row["verdict"])}">{text["verdict"]}</span><br>'
+        f"<small>{text['why']}{note}</small>",
+    )
+    return f'<tr id="claim-{row["number"]}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def verdict_bars(ax: Axes, table: pd.DataFrame) -> Axes:
     """Numbers of claims by section and verdict, of `counts`, stacked; the total of the ledger in the legend."""
-    left = pd.Series(0, index=table.index)
-    for verdict, colour in zip(VERDICTS, ("#029e73", "#56b4e9", "#d55e00", "#949494"), strict=True):
-        width = table[verdict]
-        bars = ax.barh(table.index, width, left=left, color=colour, label=f"{verdict} ({width.sum()})")
-        ax.bar_label(bars, [str(n) if n else "" for n in width], label_type="center", color="black", size="small")
-        left = left + width
+    totals = [f"{verdict} ({n})" for verdict, n in table.sum().items()]
+    colours = ("#029e73", "#56b4e9", "#d55e00", "#949494")
+    table.set_axis(totals, axis=1).plot.barh(ax=ax, stacked=True, color=colours, width=0.8)
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n else "", label_type="center", color="black", size="small")  # type: ignore[arg-type]
     ax.invert_yaxis()
-    ax.set(xlabel="claims")
+    ax.set(xlabel="claims", ylabel="")
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small")

@@ -26,20 +26,15 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Number:
-    """One measured value with its 95 % interval; both limits are NaN where there is none.
-
-    Attributes:
-        text: a verdict of the table itself, for the rule `follows`.
-        file: name of the result file, or `computed`.
-    """
+    """One measured value with its 95 % interval; both limits are NaN where there is none."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
     label: str = ""
-    kind: str = "share"
-    text: str = ""
-    file: str = ""
+    kind: str = "share"  #: Of `FORMATS`, or `percent`.
+    text: str = ""  #: A verdict of the table itself, for the rule `follows`.
+    file: str = ""  #: Name of the result file, or `computed`.
 
     @property
     def has_interval(self) -> bool:
@@ -48,6 +43,10 @@ class Number:
     @property
     def ends(self) -> tuple[float, float]:
         return (self.low, self.high) if self.has_interval else (self.value, self.value)
+
+    def holds(self, printed: float) -> bool:
+        slack = 1e-9 * max(abs(printed), 1)
+        return self.ends[0] - slack <= printed <= self.ends[1] + slack
 
     def __str__(self) -> str:
         scale, form, unit = (100, "+.1f", " %") if self.kind == "percent" else (1, FORMATS[self.kind], "")
@@ -59,36 +58,23 @@ class Number:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper as `book/claims.yml` states it.
-
-    Attributes:
-        place: section, table or figure of the paper.
-        chapter: page and anchor of the book that has more.
-        rule: name in `RULES`; empty where nothing can be measured, with `reason` saying why.
-        numbers: selectors of the numbers that the rule judges, see `select`.
-        beside: selectors of numbers that are shown and not judged.
-        printed: the paper's number on the scale of ours, where it has one.
-        neutral: what no effect would measure; 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
-        same_setting: the paper's own setting, so that its number can be reproduced and not only its direction.
-        if_absent: reason why there is no verdict as long as the result file or its row does not exist.
-        note: why the two differ, or what to keep in mind.
-    """
+    """One claim of the paper as `book/claims.yml` states it."""
 
     section: str
-    place: str
+    place: str  #: Section, table or figure of the paper.
     claim: str
-    chapter: str
+    chapter: str  #: Page and anchor of the book that has more.
     test: str
-    rule: str = ""
-    numbers: Sequence[Mapping[str, Any]] = ()
-    beside: Sequence[Mapping[str, Any]] = ()
-    printed: float | None = None
-    neutral: float = 0.0
-    same_setting: bool = False
+    rule: str = ""  #: Name in `RULES`; empty where nothing can be measured, with `reason` saying why.
+    numbers: Sequence[Mapping[str, Any]] = ()  #: Selectors of the numbers that the rule judges, see `ledger.select`.
+    beside: Sequence[Mapping[str, Any]] = ()  #: Selectors of numbers that are shown and not judged.
+    printed: float | None = None  #: The paper's number on the scale of ours, where it has one.
+    neutral: float = 0.0  #: What no effect would measure; 0 for a difference, 1 for a ratio, 0.5 for an AUROC.
+    same_setting: bool = False  #: The paper's own, so that its number can be reproduced and not only its direction.
     figure: str = ""
     reason: str = ""
-    if_absent: str = ""
-    note: str = ""
+    if_absent: str = ""  #: Why there is no verdict as long as the result file or its row does not exist.
+    note: str = ""  #: Why the two differ, or what to keep in mind.
 
     def __post_init__(self) -> None:
         if bool(self.rule) == bool(self.reason) or bool(self.rule) != bool(self.numbers):
@@ -96,34 +82,14 @@ class Claim:
         if self.rule and self.rule not in RULES:
             raise ClaimError(f"{self.claim!r}: no rule {self.rule!r}, there are {sorted(RULES)}")
 
+    @property
+    def agreed(self) -> str:
+        """The verdict where the paper's number is met."""
+        return REPRODUCED if self.same_setting else SAME
+
 
 Verdict: TypeAlias = tuple[str, str]  # one of `VERDICTS`, and why
 Rule: TypeAlias = Callable[[Sequence[Number], Claim], Verdict]
-
-
-def rises(numbers: Sequence[Number], claim: Claim) -> Verdict:
-    """Every interval lies above `neutral`; the paper's number inside it, in its own setting, makes it reproduced."""
-    return _signed(numbers, claim, +1)
-
-
-def falls(numbers: Sequence[Number], claim: Claim) -> Verdict:
-    """As `rises`, downwards."""
-    return _signed(numbers, claim, -1)
-
-
-def _signed(numbers: Sequence[Number], claim: Claim, sign: int) -> Verdict:
-    verdicts = []
-    for number in numbers:
-        low, high = sorted((sign * (number.low - claim.neutral), sign * (number.high - claim.neutral)))
-        if not number.has_interval:
-            verdicts.append((UNTESTABLE, "no interval: too few scenes"))
-        elif low > 0:
-            verdicts.append(_printed_in(number, claim, f"interval on the claimed side of {claim.neutral:g}"))
-        elif high < 0:
-            verdicts.append((NOT, f"the opposite: interval on the other side of {claim.neutral:g}"))
-        else:
-            verdicts.append((NOT, f"undecided: interval holds {claim.neutral:g}"))
-    return _worst(verdicts)
 
 
 def _every(judge: Callable[[Number, Claim], Verdict]) -> Rule:
@@ -131,17 +97,46 @@ def _every(judge: Callable[[Number, Claim], Verdict]) -> Rule:
 
     @wraps(judge)
     def rule(numbers: Sequence[Number], claim: Claim) -> Verdict:
-        return _worst([judge(number, claim) for number in numbers])
+        order = (NOT, UNTESTABLE, SAME, REPRODUCED)
+        return min((judge(number, claim) for number in numbers), key=lambda verdict: order.index(verdict[0]))
 
     return rule
 
 
 @_every
+def rises(number: Number, claim: Claim) -> Verdict:
+    """Every interval lies above `neutral`; the paper's number inside it, in its own setting, makes it reproduced."""
+    return _signed(number, claim, +1)
+
+
+@_every
+def falls(number: Number, claim: Claim) -> Verdict:
+    """As `rises`, downwards."""
+    return _signed(number, claim, -1)
+
+
+def _signed(number: Number, claim: Claim, sign: int) -> Verdict:
+    if not number.has_interval:
+        return UNTESTABLE, "no interval: too few scenes"
+    low, high = sorted(sign * (end - claim.neutral) for end in number.ends)
+    if high < 0:
+        return NOT, f"the opposite: interval on the other side of {claim.neutral:g}"
+    if low <= 0:
+        return NOT, f"undecided: interval holds {claim.neutral:g}"
+    words = f"interval on the claimed side of {claim.neutral:g}"
+    if claim.printed is None:
+        return SAME, words
+    if not number.holds(claim.printed):
+        return SAME, f"{words}; the printed number is outside"
+    return claim.agreed, f"{words}; holds the printed number"
+
+
+@_every
 def near(number: Number, claim: Claim) -> Verdict:
     """Every interval holds the paper's number."""
-    if _holds(number, _printed(claim)):
+    if number.holds(_printed(claim)):
         words = "interval holds the printed number" if number.has_interval else "is the printed number"
-        return REPRODUCED if claim.same_setting else SAME, words
+        return claim.agreed, words
     return NOT, f"printed number lies {'below' if _printed(claim) < number.value else 'above'} ours"
 
 
@@ -152,7 +147,7 @@ def at_most(number: Number, claim: Claim) -> Verdict:
         return NOT, "ours is higher"
     if number.value > _printed(claim):
         return NOT, "interval holds the printed number, our mean is higher"
-    return REPRODUCED if claim.same_setting else SAME, "not higher than the printed number"
+    return claim.agreed, "not higher than the printed number"
 
 
 @_every
@@ -206,7 +201,7 @@ def within(numbers: Sequence[Number], claim: Claim) -> Verdict:
     printed = _printed(claim)
     off = max(abs(number.value / printed - 1) for number in numbers)
     if off <= CLOSE:
-        return REPRODUCED if claim.same_setting else SAME, f"within {CLOSE:.0%} of the printed number"
+        return claim.agreed, f"within {CLOSE:.0%} of the printed number"
     return NOT, f"{off:.0%} from the printed number"
 
 
@@ -219,24 +214,6 @@ def _printed(claim: Claim) -> float:
     if claim.printed is None:
         raise ClaimError(f"{claim.claim!r}: rule {claim.rule!r} compares with a printed number; give `printed`")
     return claim.printed
-
-
-def _printed_in(number: Number, claim: Claim, words: str) -> Verdict:
-    if claim.printed is None:
-        return SAME, words
-    if not _holds(number, claim.printed):
-        return SAME, f"{words}; the printed number is outside"
-    return (REPRODUCED if claim.same_setting else SAME), f"{words}; holds the printed number"
-
-
-def _holds(number: Number, printed: float) -> bool:
-    slack, (low, high) = 1e-9 * max(abs(printed), 1), number.ends
-    return low - slack <= printed <= high + slack
-
-
-def _worst(verdicts: Sequence[Verdict]) -> Verdict:
-    order = (NOT, UNTESTABLE, SAME, REPRODUCED)
-    return min(verdicts, key=lambda verdict: order.index(verdict[0]))
 
 
 def load_claims(path: str | Path) -> list[Claim]:

@@ -15,12 +15,9 @@ from sarmatch.visualize import COLOURS
 def bars_of_methods(
     ax: Axes, table: pd.DataFrame, metric: str = "mma_1px", floor: float = 1e-3, learned: Collection[str] = ()
 ) -> Axes:
-    """Figure 9: a metric of each method with its interval, on a logarithmic axis; the best on the left.
+    """Figure 9: a metric of each method of `ranked` with its interval, on a logarithmic axis; the best on the left.
 
-    Args:
-        table: as `ranked` returns.
-        floor: lower end of the axis; methods below are drawn there, as open triangles.
-        learned: other methods that are learned.
+    Methods below `floor` are drawn there, as open triangles; `learned` names those that are learned beside ours.
     """
     table = table.sort_values(metric, ascending=False, kind="stable").reset_index(drop=True)
     table[f"{metric}_low"] = table[f"{metric}_low"].clip(lower=floor)

@@ -8,17 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from companion.figures.plots import error_bars, line_style, metric_name, with_legend
-from sarmatch.visualize import NEUTRAL, neutral
+from companion.figures.plots import all_neutral, error_bars, line_style, lines_by, metric_name, with_legend
+from sarmatch.visualize import NEUTRAL
 
 
 def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence[str]) -> Sequence[Axes]:
-    """Accuracy of each level of each condition, a point a method, with intervals where there are any.
-
-    Args:
-        axes: one for each of `values`, side by side; the first carries the names of the levels.
-        table: of `companion.studies.condition_tables.by_condition`.
-    """
+    """Each of `values` of `condition_tables.by_condition` on its axes, a point a level and method, with intervals."""
     levels = table[["condition", "level", "n_pairs", "n_scenes"]].drop_duplicates(["condition", "level"])
     starts = levels["condition"].ne(levels["condition"].shift())
     levels = levels.assign(y=np.arange(len(levels)) + 1.2 * starts.cumsum())  # room for the name of the condition
@@ -36,15 +31,12 @@ def condition_points(axes: Sequence[Axes], table: pd.DataFrame, values: Sequence
         ax.set_ylim(levels["y"].max() + 0.7, levels["y"].min() - 1.6)
     _level_names(axes[0], levels, starts)
     with_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    for ax in axes:
-        neutral(ax)
-    return axes
+    return all_neutral(axes)
 
 
 def _level_names(ax: Axes, levels: pd.DataFrame, starts: pd.Series) -> None:
     """Names of levels with their counts as ticks, and the name of each condition above its levels."""
-    names = [f"{row.level}  ({row.n_pairs} / {row.n_scenes})" for row in levels.itertuples()]
-    ax.set_yticks(levels["y"], names)
+    ax.set_yticks(levels["y"], [f"{row.level}  ({row.n_pairs} / {row.n_scenes})" for row in levels.itertuples()])
     for name, y in zip(levels["condition"][starts], levels["y"][starts], strict=True):
         ax.annotate(
             name, (0, y - 0.95), xycoords=("axes fraction", "data"), xytext=(-4, 0), textcoords="offset points",
@@ -54,15 +46,10 @@ def _level_names(ax: Axes, levels: pd.DataFrame, starts: pd.Series) -> None:
 
 def dose_curves(axes: Sequence[Axes], table: pd.DataFrame, metric: str) -> Sequence[Axes]:
     """A metric of `condition_tables.by_dose` against the dose, an axes a kind and a line a method, with intervals."""
-    chosen = table[table["metric"] == metric]
-    methods = list(chosen["method"].unique())
     labels = {"speckle": "artificial speckle (1 / looks)", "haze": "artificial haze (largest opacity)"}
-    for ax, (kind, group) in zip(axes, chosen.groupby("kind", sort=False), strict=True):
-        for i, method in enumerate(methods):
-            rows = group[group["method"] == method].sort_values("dose")
-            x = rows["dose"] + 0.008 * (2 * i - (len(methods) - 1))
-            error_bars(ax, x, rows, "mean", label=method, **line_style(i))
-        ax.set(xlabel=labels.get(str(kind), str(kind)), ylabel=metric_name(metric), ylim=(0, None))
-        neutral(ax)
+    chosen = table[table["metric"] == metric].groupby("kind", sort=False)
+    for ax, (kind, group) in zip(axes, chosen, strict=True):
+        lines_by(ax, group, "dose", "mean", "method", 0.016)
+        ax.set(xlabel=labels[str(kind)], ylabel=metric_name(metric), ylim=(0, None))
     with_legend(axes[0])
-    return axes
+    return all_neutral(axes)

@@ -8,29 +8,24 @@ from typing import Any, TypeAlias
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from companion.figures.plots import line_style, with_legend
+from companion.figures.plots import all_neutral, colour_bar, line_style, with_legend
 from companion.studies.encoders import INPUT, OUTPUT, Part
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral, show_image
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
-Place: TypeAlias = tuple[int, int]
-"""Column, and row from 0 downwards, so not positive."""
-BOX = (0.84, 0.76)
-"""Width and height of a box, where columns and rows are 1 apart."""
+Place: TypeAlias = tuple[int, int]  # column, and row from 0 downwards, so not positive
+BOX = (0.84, 0.76)  # width and height of a box, where columns and rows are 1 apart
 
 
 def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
     """Boxes and arrows of a traced network: depth downwards, coarser resolution to the right, darker for more to learn.
 
-    Args:
-        parts: from `companion.studies.encoders.trace`, any selection; arrows from parts left out are not drawn.
-        within: beginning of names that boxes leave out.
+    Arrows from parts left out are not drawn; `within` is a beginning of names that boxes leave out.
     """
     places = _places(parts)
     most = max(part.parameters for part in parts) or 1
@@ -43,14 +38,8 @@ def diagram(ax: Axes, parts: Sequence[Part], within: str = "") -> Axes:
         ax.text(x, y, _caption(part, within), ha="center", va="center", size=7, color="black", linespacing=1.15)
         for source in (places[name] for name in part.sources if name in places):
             path = Path(_route(source, (x, y), set(places.values())))
-            style: dict[str, Any] = {
-                "arrowstyle": "-|>",
-                "mutation_scale": 8,
-                "color": NEUTRAL,
-                "zorder": 0,
-                "clip_on": False,
-            }
-            ax.add_patch(FancyArrowPatch(path=path, **style))
+            style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 8, "zorder": 0, "clip_on": False}
+            ax.add_patch(FancyArrowPatch(path=path, color=NEUTRAL, **style))
     columns = sorted({part.stride for part in parts})
     ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(min(y for _, y in places.values()) - 0.5, 0.5), yticks=[])
     ax.set_xticks(range(len(columns)), [f"stride {stride}" for stride in columns], size=8)
@@ -98,13 +87,14 @@ def _route(start: Place, end: Place, taken: set[Place]) -> list[tuple[float, flo
 
 
 def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Three principal components of descriptors (D >= 3, h_i, w_i) over all maps together as red, green and blue.
+    """Three principal components of descriptors (D >= 3, h_i, w_i) over all maps together as colours (h_i, w_i, 3).
 
-    Returns:
-        (h_i, w_i, 3) each, in [0, 1]: 2nd to 98th percentile of each component over all maps.
+    [0, 1] is the 2nd to 98th percentile of each component over all maps.
     """
     # Without standardising each map, the first component is the difference between the modalities.
-    rows = [_standardised(m.detach().flatten(1).T.cpu().numpy()) for m in maps]
+    rows = [as_array(m.flatten(1).T) for m in maps]
+    rows = [r - r.mean(axis=0) for r in rows]
+    rows = [r / max(np.sqrt(np.square(r).sum(axis=1).mean()), 1e-9) for r in rows]
     components = PCA(3, svd_solver="covariance_eigh").fit(np.concatenate(rows))
     projected = [components.transform(r) for r in rows]
     low, high = np.percentile(np.concatenate(projected), (2, 98), axis=0)
@@ -112,28 +102,16 @@ def descriptor_colours(maps: Sequence[Tensor]) -> list[np.ndarray]:
     return [s.reshape(*m.shape[1:], 3) for s, m in zip(scaled, maps, strict=True)]
 
 
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    centred = rows - rows.mean(axis=0)
-    return centred / max(np.sqrt(np.square(centred).sum(axis=1).mean()), 1e-9)
-
-
 def descriptor_gallery(axes: Any, images: Sequence[Tensor], descriptors: Mapping[str, Sequence[Tensor]]) -> Any:
-    """Images in the first column and their descriptors as colours in the others, SAR above optical.
-
-    Args:
-        axes: (2, 1 + n).
-        descriptors: by name of the network, for SAR and optical, (D, h, w); colours compare within a column.
-    """
+    """Images in the first column and descriptors (D, h, w) as colours in one a network, SAR above optical."""
     for ax, image, what in zip(axes[:, 0], images, ("SAR", "optical"), strict=True):
         show_image(ax, image).set_ylabel(what)
     for column, (name, maps) in zip(axes.T[1:], descriptors.items(), strict=True):
         for ax, colours in zip(column, descriptor_colours(maps), strict=True):
             ax.imshow(colours, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            neutral(ax)
         column[0].set_title(name)
-    for ax in axes.flat:
-        neutral(ax)
+    all_neutral(axes.ravel())
     return axes
 
 
@@ -143,35 +121,28 @@ def receptive_fields(axes: Sequence[Axes], fields: Mapping[str, Tensor], decades
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
         half = field.shape[-1] / 2
         extent = (-half, half, half, -half)
-        values = field.clamp(min=10.0**-decades).numpy()
+        values = as_array(field.clamp(min=10.0**-decades))
         ax.imshow(values, cmap="cividis", norm=scale, extent=extent, interpolation="nearest")
         ax.set(title=name, xlabel="px")
         ax.label_outer()
-        neutral(ax)
-    _colour_bar(axes, "cividis", scale, "gradient, largest = 1")
-    return axes
+    colour_bar(axes, "cividis", scale, "gradient, largest = 1")
+    return all_neutral(axes)
 
 
 def leak_maps(axes: Sequence[Axes], maps: Mapping[str, Tensor], chance: float) -> Sequence[Axes]:
     """Displacement of the mean descriptor by cell (h, w), by name; the colour scale begins at what chance gives."""
     scale = Normalize(chance, max(float(values.max()) for values in maps.values()))
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
-        ax.imshow(values.numpy(), cmap="cividis", norm=scale, interpolation="nearest")
+        ax.imshow(as_array(values), cmap="cividis", norm=scale, interpolation="nearest")
         ax.set(title=name, xticks=[], yticks=[])
-        neutral(ax)
-    _colour_bar(axes, "cividis", scale, "displacement of the mean")
-    return axes
+    colour_bar(axes, "cividis", scale, "displacement of the mean")
+    return all_neutral(axes)
 
 
 def leak_profile(ax: Axes, profiles: Mapping[str, tuple[Tensor, Tensor]], chance: float) -> Axes:
     """Displacement of the mean descriptor against the distance to the border, a line a network."""
     for i, (name, (distance, value)) in enumerate(profiles.items()):
-        ax.plot(distance.numpy(), value.numpy(), markersize=3.5, linewidth=1.2, label=name, **line_style(i))
+        ax.plot(as_array(distance), as_array(value), markersize=3.5, linewidth=1.2, label=name, **line_style(i))
     ax.axhline(chance, color=NEUTRAL, linestyle=":", linewidth=1.2, label="chance")
     ax.set(xlabel="distance to the border (px)", ylabel="displacement of the mean", ylim=(0, None))
     return with_legend(ax)
-
-
-def _colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str) -> None:
-    bar = axes[0].figure.colorbar(ScalarMappable(scale, cmap), ax=list(axes), label=label, shrink=0.9)
-    neutral(bar.ax)

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.container import ErrorbarContainer
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair
-from sarmatch.evaluation.intervals import cluster_bootstrap
-from sarmatch.visualize import COLOURS, neutral, show_image
+from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 MARKERS = "osD^vP"
 LOSS_PARTS = ("plain", "consensus", "fine")  # names under which training logs the parts of its loss
@@ -25,11 +26,11 @@ _MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
 
 def pair_gallery(axes: Any, pairs: Mapping[str, Pair]) -> Any:
     """Pairs as columns of (2, n) axes, SAR above optical, each under its name."""
-    for column, (name, pair) in zip(np.asarray(axes).T, pairs.items(), strict=True):
+    for column, (name, pair) in zip(axes.T, pairs.items(), strict=True):
         show_image(column[0], pair.sar, pair.valid, name)
         show_image(column[1], pair.optical, pair.valid)
-    for ax, label in zip(np.asarray(axes)[:, 0], ("SAR", "optical"), strict=True):
-        ax.set_ylabel(label)
+    axes[0, 0].set_ylabel("SAR")
+    axes[1, 0].set_ylabel("optical")
     return axes
 
 
@@ -47,59 +48,44 @@ def count_heatmap(ax: Axes, counts: pd.DataFrame) -> Axes:
     return neutral(ax)
 
 
-def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]], bins: int = 64) -> Sequence[Axes]:
+def value_histograms(axes: Sequence[Axes], samples: Mapping[str, Sequence[Pair]]) -> Sequence[Axes]:
     """Distribution of valid pixels' values, a line a source: SAR (first band) left, optical (all bands) right."""
-    for ax, kind in zip(axes, ("sar", "optical"), strict=True):
+    for ax, kind, bands, label in zip(axes, ("sar", "optical"), (1, None), ("SAR", "optical"), strict=True):
         for name, pairs in samples.items():
-            bands = 1 if kind == "sar" else None
-            values = np.concatenate([getattr(p, kind)[:bands, p.valid].flatten().numpy() for p in pairs])
-            density, edges = np.histogram(values, bins, (0, 1), density=True)
+            values = np.concatenate([as_array(getattr(p, kind)[:bands, p.valid].flatten()) for p in pairs])
+            density, edges = np.histogram(values, 64, (0, 1), density=True)
             ax.stairs(density, edges, label=name)
-        ax.set(xlabel=f"{'SAR' if kind == 'sar' else kind} value", ylabel="density", xlim=(0, 1))
+        ax.set(xlabel=f"{label} value", ylabel="density", xlim=(0, 1))
     with_legend(axes[-1])
-    for ax in axes:
-        neutral(ax)
-    return axes
+    return all_neutral(axes)
 
 
 def displacement_volume(
-    ax: Axes,
-    scores: np.ndarray | Tensor,
-    step_px: float = 1.0,
-    truth: tuple[float, float] | None = None,
-    estimate: tuple[float, float] | None = None,
+    ax: Axes, scores: np.ndarray | Tensor, step_px: float, truth: tuple[float, float] | None = None
 ) -> Axes:
-    """Similarity of one SAR position with all displacements: a slice of the cost volume.
-
-    Args:
-        scores: (K, K), rows dy and columns dx from -(K - 1) / 2 to (K - 1) / 2 steps; not finite where impossible.
-        truth, estimate: displacements (dx, dy) in px to mark.
-    """
-    values = np.ma.masked_invalid(np.asarray(scores, dtype=np.float64))
+    """Similarity (K, K) of one SAR position with all displacements, not finite where impossible."""
+    values = np.ma.masked_invalid(as_array(scores).astype(np.float64))
     radius = len(values) / 2 * step_px
     ax.imshow(values, cmap="viridis", extent=(-radius, radius, radius, -radius), interpolation="nearest")
     if truth is not None:
         ax.scatter(*truth, s=70, marker="o", facecolors="none", edgecolors=COLOURS[3], linewidths=1.8, label="truth")
-    if estimate is not None:
-        ax.scatter(*estimate, s=50, marker="x", color=COLOURS[3], linewidths=1.8, label="estimate")
-    if truth is not None or estimate is not None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     ax.set(xlabel="dx (px)", ylabel="dy (px)")
     return neutral(ax)
 
 
 def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
-    """Losses on the first axes, validation accuracy on the second, the learning rate on a third where there is one.
+    """Losses with a running median over 5 % of the rows on the first axes, validation accuracy on the second.
 
     Args:
-        history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`, `lr`;
-            NaN where a value was not measured. Losses are drawn with a running median over 5 % of the rows.
+        history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`; NaN
+            where a value was not measured.
     """
     if history.empty:
         for ax in axes:
             ax.text(0.5, 0.5, "no log comes with these weights", ha="center", va="center", transform=ax.transAxes)
             ax.set(xlabel="step", xticks=[], yticks=[])
-        return [neutral(ax) for ax in axes]
+        return all_neutral(axes)
     losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
     for i, name in enumerate(losses):
         values, colour = history[["step", name]].dropna(), line_style(i)["color"]
@@ -109,50 +95,47 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
     for i, (name, threshold) in enumerate(_mma_thresholds(history).items()):
         values = history[["step", name]].dropna()
         axes[1].plot(values["step"], values[name], **line_style(i), label=f"within {threshold:g} px")
-    axes[0].set(xlabel="step", ylabel="loss")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="step", ylabel="share of matches", ylim=(0, 1))
-    for ax in axes[:2]:
-        ax.legend(frameon=False)
-    if len(axes) > 2:
-        axes[2].plot(history["step"], history["lr"], color=COLOURS[0])
-        axes[2].set(xlabel="step", ylabel="learning rate")
     for ax in axes:
-        neutral(ax)
+        with_legend(ax)
     return axes
 
 
-def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset", cluster: str = "scene") -> Axes:
-    """`mma_*px` of records against the threshold, a line a group, with 95 % intervals of a cluster bootstrap."""
+def mma_by_threshold(ax: Axes, records: pd.DataFrame, group: str = "dataset") -> Axes:
+    """`mma_*px` of records against the threshold, a line a group, with 95 % intervals over scenes."""
     columns = _mma_thresholds(records)
-    thresholds = np.array(list(columns.values()))
-    groups = records.groupby(group, sort=False)
-    for i, (name, rows) in enumerate(groups):
-        x = thresholds + 0.05 * (i - (len(groups) - 1) / 2)  # side by side, so that intervals can be read
-        found = [cluster_bootstrap(rows, column, cluster).named("mma") for column in columns]
-        error_bars(ax, x, pd.DataFrame(found), "mma", label=str(name), **line_style(i))
-    ax.set(xlabel="threshold (px)", ylabel="MMA", ylim=(0, 1), xticks=thresholds)
+    rows = [
+        {group: name, "threshold": threshold} | cluster_bootstrap(own, column).named("mma")
+        for name, own in records.groupby(group, sort=False)
+        for column, threshold in columns.items()
+    ]
+    lines_by(ax, pd.DataFrame(rows), "threshold", "mma", group, 0.05)
+    ax.set(xlabel="threshold (px)", ylabel="MMA", ylim=(0, 1), xticks=list(columns.values()))
     return with_legend(ax, title=group.replace("_", " "))
 
 
-def mma_by_radius(
-    ax: Axes, records: pd.DataFrame, value: str = "mma_3px", group: str = "protocol", cluster: str = "scene"
-) -> Axes:
-    """A metric against the search radius, a line a group, with 95 % intervals of a cluster bootstrap.
-
-    Args:
-        records: one row a pair and radius, with `search_radius` (px; None or NaN for the whole image, drawn last).
-    """
+def mma_by_radius(ax: Axes, records: pd.DataFrame, value: str = "mma_3px", group: str = "method") -> Axes:
+    """A metric against the search radius (the whole image last), a line a group, with 95 % intervals over scenes."""
     radius = records["search_radius"].astype(float).fillna(np.inf)
     places = {r: i for i, r in enumerate(sorted(radius.unique()))}
-    groups = records.assign(_place=radius.map(places)).groupby(group, sort=False)
-    for i, (name, rows) in enumerate(groups):
-        found = {at: cluster_bootstrap(own, value, cluster).named(value) for at, own in rows.groupby("_place")}
-        x = np.array(list(found)) + 0.06 * (i - (len(groups) - 1) / 2)
-        error_bars(ax, x, pd.DataFrame(list(found.values())), value, label=str(name), **line_style(i))
+    table = summarise(records.assign(place=radius.map(places)), [group, "place"], [value])
+    lines_by(ax, table, "place", value, group, 0.06)
     ax.set(xlabel="search radius (px)", ylabel=metric_name(value), ylim=(0, None))
     ax.set_xticks(range(len(places)), ["none" if np.isinf(r) else f"{r:g}" for r in places])
     return with_legend(ax, title=group.replace("_", " "))
+
+
+def share_curves(ax: Axes, table: pd.DataFrame, metric: str = "mma_3px") -> Axes:
+    """A metric, named like `mma_3px`, against the share of labelled pairs with its intervals, a line a start."""
+    aside = 1 + 0.02 * table.groupby("start", sort=False).ngroup()  # so that intervals can be read
+    lines_by(ax, table.assign(place=table["share"] * aside), "place", metric, "start")
+    shares = sorted(table["share"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="labelled training pairs", ylabel=metric_name(metric), ylim=(0, None))
+    return with_legend(ax)
 
 
 def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | None = None, label: str = "row") -> Axes:
@@ -167,14 +150,19 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
 
 
+def lines_by(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, shift: float = 0.0) -> None:
+    """A column with its intervals against another, a line a group, `shift` apart so that intervals can be read."""
+    groups = table.groupby(by, sort=False)
+    for i, (name, rows) in enumerate(groups):
+        rows = rows.sort_values(x)
+        at = rows[x].to_numpy() + shift * (i - (len(groups) - 1) / 2)
+        error_bars(ax, at, rows, y, label=str(name), **line_style(i))
+
+
 def error_bars(
     ax: Axes, at: Any, table: pd.DataFrame, value: str, horizontal: bool = False, **style: Any
 ) -> ErrorbarContainer:
-    """A column against places `at` (N,) on the other axis, with error bars where `<value>_low` and `_high` are known.
-
-    Args:
-        style: as `Axes.errorbar` takes it.
-    """
+    """A column against places `at` (N,) on the other axis, with error bars where the ends are known."""
     mean, name, error = table[value].to_numpy(float), "xerr" if horizontal else "yerr", None
     if {f"{value}_low", f"{value}_high"} <= set(table):
         ends = mean - table[f"{value}_low"].to_numpy(float), table[f"{value}_high"].to_numpy(float) - mean
@@ -196,6 +184,24 @@ def _mma_thresholds(table: pd.DataFrame) -> dict[str, float]:
 def line_style(i: int) -> dict[str, Any]:
     """Colour and marker of the i-th line, distinct in grey too."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def diagonal(ax: Axes, label: str, top: float = 1.0) -> None:
+    """Square axes from 0 to `top` and the line on which both agree."""
+    ax.plot([0, top], [0, top], color=NEUTRAL, linestyle="--", linewidth=1, label=label)
+    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+
+
+def colour_bar(axes: Sequence[Axes], cmap: str, scale: Normalize, label: str, shrink: float = 0.9) -> None:
+    """One colour bar of images that share a scale."""
+    bar = axes[0].figure.colorbar(ScalarMappable(scale, cmap), ax=list(axes), label=label, shrink=shrink)
+    neutral(bar.ax)
+
+
+def all_neutral(axes: Sequence[Axes]) -> Sequence[Axes]:
+    for ax in axes:
+        neutral(ax)
+    return axes
 
 
 def with_legend(ax: Axes, **legend: Any) -> Axes:

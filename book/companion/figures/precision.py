@@ -11,47 +11,34 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from torch import Tensor
 
-from companion.figures.plots import error_bars, line_style, with_legend
-from sarmatch.visualize import NEUTRAL, show_image
+from companion.figures.plots import diagonal, error_bars, line_style, lines_by, with_legend
+from sarmatch.visualize import show_image
 
 
-def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame, group: str = "source") -> Axes:
-    """Measured against asked coverage, a line a group with its interval, and a thin line for every scene.
-
-    Args:
-        curves: from `companion.studies.precision.coverage_table` by `group`.
-        scenes: the same by scene, with the column `group` too.
-    """
-    ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="as asked")
-    for i, (name, rows) in enumerate(curves.groupby(group)):
+def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame) -> Axes:
+    """Measured against asked coverage of `precision.coverage_table`, a line a source and a thin one a scene."""
+    diagonal(ax, "as asked")
+    for i, (name, rows) in enumerate(curves.groupby("source")):
         style = line_style(i)
-        for _, one in scenes[scenes[group] == name].groupby("scene"):
+        for _, one in scenes[scenes["source"] == name].groupby("scene"):
             ax.plot(one["asked"], one["covered"], color=style["color"], linewidth=0.6, alpha=0.4)
         error_bars(ax, rows["asked"], rows, "covered", label=name, **style)
-    ax.set(xlabel="coverage asked for", ylabel="share within the radius", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(xlabel="coverage asked for", ylabel="share within the radius")
     return with_legend(ax, fontsize="small")
 
 
 def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
     """Measured error of an axis against its stated deviation, a line a source, from `precision.errors_by_spread`."""
-    top = 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max())
-    ax.plot([0, top], [0, top], color=NEUTRAL, linestyle="--", linewidth=1, label="as stated")
-    for i, (name, rows) in enumerate(table.groupby("source")):
-        ax.plot(rows["stated_px"], rows["measured_px"], label=name, markersize=4, **line_style(i))
+    diagonal(ax, "as stated", 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max()))
+    lines_by(ax, table.sort_values("source", kind="stable"), "stated_px", "measured_px", "source")
     ax.set(xlabel="stated standard deviation, px", ylabel="root mean square error of an axis, px")
-    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     return with_legend(ax, fontsize="small")
 
 
 def error_ellipses(
     ax: Axes, optical: Tensor, xy: np.ndarray, covariance: np.ndarray, radius: np.ndarray, covered: np.ndarray
 ) -> Axes:
-    """Matches on the optical image: ellipses of one standard deviation, circles of the radius, red where it fails.
-
-    Args:
-        optical: (C, H, W).
-        xy: (N, 2) px; covariance (N, 2, 2) px^2; radius (N,) px; covered (N,) bool.
-    """
+    """Matches (N, 2) on the optical image: ellipses of one deviation, circles of the radius, red where it fails."""
     show_image(ax, optical, title="optical")
     values, vectors = np.linalg.eigh(covariance)
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))  # of the longer axis

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from companion.figures.plots import line_style, with_legend
+from companion.figures.plots import all_neutral, line_style, with_legend
 from companion.studies.scenes import Study
 from sarmatch.matching.matches import Matches
 from sarmatch.scenes.report import View, checkered
 from sarmatch.scenes.transforms import required_share
-from sarmatch.visualize import draw_matches, neutral
+from sarmatch.visualize import draw_matches
 
 
 def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
@@ -23,8 +23,7 @@ def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:
     for ax, moving, title in zip(axes, (view.before, view.after), ("as georeferenced", "registered"), strict=True):
         ax.imshow(checkered(view.reference, moving), interpolation="nearest")
         ax.set(xticks=[], yticks=[], title=title)
-        neutral(ax)
-    return axes
+    return all_neutral(axes)
 
 
 def joined(ax: Axes, view: View, matches: Matches) -> Axes:
@@ -40,29 +39,24 @@ def joined(ax: Axes, view: View, matches: Matches) -> Axes:
 
 def corner_errors(axes: Sequence[Axes], registrations: pd.DataFrame, threshold_px: float = 3.0) -> Sequence[Axes]:
     """Corner errors by model, one mark a registration: by the shift applied, and at check points."""
-    models = list(dict.fromkeys(registrations["model"]))
-    scenes = list(dict.fromkeys(registrations["id"]))
+    models = list(registrations["model"].unique())
+    scenes = registrations.groupby("id", sort=False)
     columns = {"corner_error_px": "from the shift applied", "check_corner_px": "at the check points nearest to corners"}
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
-        for i, scene in enumerate(scenes):
-            rows = registrations[registrations["id"] == scene]
+        for i, (scene, rows) in enumerate(scenes):
             x = rows["model"].map(models.index) + 0.08 * (i - (len(scenes) - 1) / 2)
             ax.scatter(x, rows[column], s=26, alpha=0.8, linewidths=0, label=scene, **line_style(i))
         ax.axhline(threshold_px, color="0.5", linewidth=1, linestyle="--")
         ax.set(xticks=range(len(models)), xticklabels=models, title=title, ylabel="corner error, px", ylim=(0, None))
-        neutral(ax)
     with_legend(axes[-1], fontsize=8)
-    return axes
+    return all_neutral(axes)
 
 
 def agreeing_shares(ax: Axes, study: Study) -> Axes:
     """Share of agreeing matches over their number: related scenes, unrelated crops and scenes, and what is required."""
     related = study.registrations.drop_duplicates(["id", "dx", "dy"])
-    groups = {
-        "same scene": related,
-        "unrelated crops": study.unrelated_crops,
-        "unrelated scenes": study.unrelated_scenes,
-    }
+    groups = {"same scene": related, "unrelated crops": study.unrelated_crops}
+    groups |= {"unrelated scenes": study.unrelated_scenes}
     for i, (name, table) in enumerate(groups.items()):
         ax.scatter(table["n_thinned"], table["share"], s=16, alpha=0.7, label=name, **line_style(i))
     most = max(float(table["n_thinned"].max()) for table in groups.values() if len(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from companion.figures.plots import MARKERS, error_bars, line_style, with_legend
+from companion.figures.plots import MARKERS, all_neutral, error_bars, line_style, with_legend
 from companion.studies.cost import ONE_PASS
 from sarmatch.training.losses import info_nce, info_nce_printed
-from sarmatch.visualize import COLOURS, NEUTRAL, neutral
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral
 
 
 class Projection(NamedTuple):
@@ -32,23 +32,18 @@ class Projection(NamedTuple):
 
 
 def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
-    """Both readings of eq. 4 and their pull on the positive, for a batch whose negatives all have cosine 0.
+    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, a row a form and cosine.
 
     Args:
         similarity: cosines of the positives, (S,) in [-1, 1].
-        batch: number of pairs, at least 2.
 
     Returns:
-        one row a form and similarity: form, similarity, loss, pull (minus the derivative of the loss by similarity).
+        form, similarity, loss, pull (minus the derivative of the loss by similarity).
     """
-    if batch < 2:
-        raise ValueError(f"batch must be at least 2, got {batch}: contrast needs a negative")
-    if np.abs(similarity).max() > 1:
-        raise ValueError(f"similarity must lie in [-1, 1], got up to {np.abs(similarity).max():g}; give cosines")
     axes = torch.eye(2 * batch, dtype=torch.float64)
     rows = []
     for form, loss in (("standard", info_nce), ("as printed", info_nce_printed)):
-        for cosine in np.asarray(similarity, dtype=float):
+        for cosine in similarity:
             s = torch.tensor(cosine, dtype=torch.float64, requires_grad=True)
             # Each pair turns in a plane of its own, so that other pairs stay orthogonal. The part beside it meets no
             # SAR embedding, and its derivative is infinite at 1: hence detached.
@@ -66,20 +61,16 @@ def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[A
             ax.plot(rows["similarity"], rows[column], style, color=colour, linewidth=1.6, label=str(form))
         ax.axhline(0, color=NEUTRAL, linewidth=0.8)
         ax.set(xlabel="similarity of the positive", ylabel=label, xticks=[-1, -0.5, 0, 0.5, 1])
-        neutral(ax)
     with_legend(axes[0])
-    return axes
+    return all_neutral(axes)
 
 
 def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
     """Three principal components of the embeddings (N >= 2, D >= 3) of both modalities together, as in figure 7."""
-    if z_sar.shape != z_optical.shape or z_sar.ndim != 2:
-        raise ValueError(
-            f"z_sar and z_optical must both be (N, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
-        )
-    if len(z_sar) < 2 or z_sar.shape[1] < 3:
-        raise ValueError(f"three components need at least 2 pairs and 3 dimensions, got {tuple(z_sar.shape)}")
-    together = torch.cat([z_sar, z_optical]).double().numpy()
+    if z_sar.shape != z_optical.shape or len(z_sar) < 2 or z_sar.shape[1] < 3:
+        shapes = f"{tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
+        raise ValueError(f"embeddings must both be of at least 2 pairs and 3 dimensions, got {shapes}")
+    together = as_array(torch.cat([z_sar, z_optical])).astype(np.float64)
     pca = PCA(3, svd_solver="full")
     with np.errstate(invalid="ignore"):  # embeddings that are all equal have no variance to explain
         places = pca.fit_transform(together)
@@ -89,16 +80,10 @@ def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
 def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Sequence[str], title: str = "") -> None:
     """First component against second and third on two axes; a line joins each pair, SAR a circle, optical a square.
 
-    Args:
-        groups: label of each pair, (N,), at most as many as there are colours; a colour each, in order of appearance.
+    Each group has a colour, in order of appearance.
     """
     names = list(dict.fromkeys(groups))
-    if len(groups) != len(projection.sar) or len(names) > len(COLOURS):
-        raise ValueError(
-            f"groups must name each of {len(projection.sar)} pairs with at most {len(COLOURS)} labels, got "
-            f"{len(groups)} of {len(names)} labels"
-        )
-    colours = [COLOURS[names.index(group)] for group in groups]
+    colours = [line_style(names.index(group))["color"] for group in groups]
     for ax, second in zip(axes, (1, 2), strict=True):
         ends = [places[:, [0, second]] for places in (projection.sar, projection.optical)]
         ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
@@ -115,12 +100,12 @@ def embedding_legend(figure: Figure, groups: Sequence[str]) -> Legend:
     images = zip(MARKERS, ("SAR", "optical"), strict=False)
     handles = [Line2D([], [], linestyle="", color=NEUTRAL, marker=m, label=n) for m, n in images]
     names = dict.fromkeys(groups)
-    handles += [Line2D([], [], color=c, linewidth=3, label=n) for c, n in zip(COLOURS, names, strict=False)]
-    columns = len(handles)
-    return figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=NEUTRAL)
+    handles += [Line2D([], [], color=line_style(i)["color"], linewidth=3, label=n) for i, n in enumerate(names)]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(handles), "frameon": False}
+    return figure.legend(handles=handles, labelcolor=NEUTRAL, **place)
 
 
-def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px", label: str = "") -> Axes:
+def convergence_curves(ax: Axes, histories: pd.DataFrame, label: str, score: str = "mma_3px") -> Axes:
     """A column of `convergence_histories` with and without pretraining: a thin line a seed, a thick one their mean."""
     for (pretrained, rows), colour, marker in zip(histories.groupby("pretrained"), COLOURS, MARKERS, strict=False):
         for _, one in rows.groupby("seed"):
@@ -128,8 +113,7 @@ def convergence_curves(ax: Axes, histories: pd.DataFrame, score: str = "mma_3px"
         mean = rows.groupby("step")[score].mean()
         name = "pretrained" if pretrained else "from scratch"
         ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4.5, linewidth=2.2, label=name)
-    ax.set(xlabel="step of fine-tuning", ylabel=label or score)
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="step of fine-tuning", ylabel=label, ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return with_legend(ax)
 
@@ -148,11 +132,10 @@ def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
 
 
 def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
-    """Seconds of Monte Carlo inference against the number of passes, between what sharing allows and none at all.
+    """Seconds of `cost.measure_modes` against the number of passes, between what sharing allows and none at all.
 
     Args:
-        modes: as `cost.measure_modes` returns, with the one pass with uncertainty.
-        bound: least ratio to that one pass by the number of passes.
+        bound: least ratio to one pass with uncertainty by the number of passes.
         paper: the paper's ratio for its 20 passes.
     """
     one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
@@ -162,6 +145,5 @@ def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], floa
     ax.plot(n, [one_pass * bound(int(k)) for k in n], "--", color=COLOURS[1], label="all shared that can be")
     ax.plot(n, one_pass * n, ":", color=COLOURS[2], label="nothing shared")
     ax.plot(20, one_pass * paper, "X", color=COLOURS[3], markersize=9, label="at the paper's ratio")
-    ax.set(xlabel="passes", ylabel="seconds", xticks=n)
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="passes", ylabel="seconds", xticks=n, ylim=(0, None))
     return with_legend(ax)

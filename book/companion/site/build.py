@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,26 +21,13 @@ from companion.site.page_provenance import save_page
 from sarmatch.io import atomic_path
 
 RUN_METADATA = ("papermill", "execution", "ExecuteTime")  # of notebooks and cells
+HERE = Path(__file__).parents[3]  # the checkout that this file belongs to
 FRONT_PICTURE = "fig-scenes-joined"  # of README and front page
 
 
 def toc_files(book: Path) -> list[str]:
     """Pages of `_toc.yml` in reading order, relative to `book`, without suffix."""
-    import yaml
-
-    found: list[str] = []
-
-    def walk(node: Any) -> None:
-        if isinstance(node, dict):
-            found.extend(str(node[key]) for key in ("root", "file") if key in node)
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for item in node:
-                walk(item)
-
-    walk(yaml.safe_load((book / "_toc.yml").read_text()))
-    return found
+    return re.findall(r"^[ -]*(?:root|file): *(\S+)", (book / "_toc.yml").read_text(), re.M)
 
 
 def chapter_names(book: Path) -> list[str]:
@@ -68,7 +57,7 @@ def build_book(
     Raises:
         BookError: a cell failed (what ran until then stays in the copy), or jupyter-book did.
     """
-    book = Path(book) if book else find_checkout() / "book"
+    book = Path(book or find_checkout(HERE) / "book")
     data = str(Path(data_root).resolve()) if data_root else None
     names = chapter_names(book)
     config = _checked(profile, data, names, chapters, workers)
@@ -109,17 +98,11 @@ def _checked(
 
 def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
     """Copy the sources; a notebook that an earlier build executed stays until it is executed again."""
-    shutil.copytree(
-        book,
-        staged,
-        ignore=shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml"),
-        dirs_exist_ok=True,
-    )
+    ignored = shutil.ignore_patterns("_build", "*.ipynb", ".*", "__pycache__", "conftest.py", "ruff.toml")
+    shutil.copytree(book, staged, ignore=ignored, dirs_exist_ok=True)
     for name in names:
-        target = staged / f"{name}.ipynb"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(book / f"{name}.ipynb", target)
+        if not (staged / f"{name}.ipynb").exists():
+            shutil.copyfile(book / f"{name}.ipynb", staged / f"{name}.ipynb")
 
 
 def build_site(book: Path, options: Sequence[str] = ()) -> Path:
@@ -152,7 +135,7 @@ def publish(
     """
     import nbformat
 
-    book = Path(book) if book else find_checkout() / "book"
+    book = Path(book or find_checkout(HERE) / "book")
     private = {str(Path.home()): "~", sys.prefix: "PYTHON", str(book.resolve().parent): ".", str(staged): "."}
     if data_root:
         private |= {str(data_root): "DATA", str(Path(data_root).resolve()): "DATA"}
@@ -160,7 +143,7 @@ def publish(
         notebook = nbformat.read(staged / f"{name}.ipynb", as_version=4)
         with atomic_path(book / f"{name}.ipynb") as partial:
             nbformat.write(clean_notebook(notebook, private), partial)
-        if picture := _picture(notebook, FRONT_PICTURE):
+        if picture := _picture(notebook):
             (book / "_static" / "matches.png").write_bytes(picture)
     tables = staged / "results" / profile
     if tables.is_dir():
@@ -170,46 +153,33 @@ def publish(
         update(book / "index.md", tables, ("summary", "headline"))
 
 
-def _picture(notebook: Any, name: str) -> bytes | None:
-    for cell in notebook.cells:
-        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
-            for output in cell.outputs:
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output["data"]["image/png"])
-    return None
+def _picture(notebook: Any) -> bytes | None:
+    """The drawing of `FRONT_PICTURE`."""
+    cells = [c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == FRONT_PICTURE]
+    drawn = [o["data"]["image/png"] for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
+    return base64.b64decode(drawn[0]) if drawn else None
 
 
-def clean_notebook(notebook: Any, private: Mapping[str, str] | None = None) -> Any:
+def clean_notebook(notebook: Any, private: Mapping[str, str]) -> Any:
     """A copy as it is stored: no injected cell, times or warnings, and `private` text in outputs replaced."""
     import nbformat
 
-    clean = copy.deepcopy(notebook)
-    clean.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+    clean, count = copy.deepcopy(notebook), 0
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    clean.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     clean.cells = [cell for cell in clean.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in clean.cells:
         for key in RUN_METADATA:
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
-            cell.outputs = [nbformat.from_dict(_replace_text(dict(o), private or {})) for o in outputs]
-    for count, cell in enumerate((c for c in clean.cells if c.cell_type == "code" and c.source.strip()), start=1):
-        cell.execution_count = count
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = count
+            shown = json.dumps([o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")])
+            for old in sorted(private, key=len, reverse=True):  # longest first: a path before its parent
+                shown = shown.replace(json.dumps(old)[1:-1], json.dumps(private[old])[1:-1])
+            cell.outputs = nbformat.from_dict(json.loads(shown))
+            if cell.source.strip():
+                count += 1
+                cell.execution_count = count
+                for output in cell.outputs:
+                    if "execution_count" in output:
+                        output.execution_count = count
     return clean
-
-
-def _replace_text(value: Any, replacements: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        for old in sorted(replacements, key=len, reverse=True):  # longest first: a path before its parent
-            value = value.replace(old, replacements[old])
-        return value
-    if isinstance(value, dict):
-        return {key: _replace_text(item, replacements) for key, item in value.items()}
-    return [_replace_text(item, replacements) for item in value] if isinstance(value, list) else value

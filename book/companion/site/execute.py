@@ -13,8 +13,8 @@ from typing import Any
 
 FIRST = "matching"  # alone: it trains the network that other chapters load, and shows the first result
 LAST = "claims"  # reads the results of all others
+# The longest first; they begin before the others, so that none runs on alone at the end.
 LONG = ("encoders", "labels", "ablation", "comparison", "selfsupervision", "onepass", "calibration")
-"""The longest first; they begin before the others, so that none runs on alone at the end."""
 MOST_WORKERS = 4  # each holds a kernel with a network and its tables, about 1.5 GB
 THREADS = "OMP_NUM_THREADS"
 
@@ -66,8 +66,7 @@ def execute_all(
         return
     threads = os.environ.get(THREADS) or str(max(1, cores() // workers))
     context = multiprocessing.get_context("spawn")
-    waiting = list(names)
-    running: dict[Future[None], str] = {}
+    waiting, running = list(names), dict[Future[None], str]()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_threads, initargs=(threads,)) as pool:
         # No more are handed to the pool than run, since what it has taken cannot be called back.
         while waiting or running:
@@ -94,16 +93,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
 
     start = time.perf_counter()
     try:
-        papermill.execute_notebook(
-            source,
-            target,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=target.parent,
-            progress_bar={"desc": source.stem, "disable": None},  # None: only where a person watches
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its transport
-        )
+        kernel = {"kernel_name": "python3", "language": "python", "cwd": target.parent}
+        kernel["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # else each kernel warns of its transport
+        progress = {"desc": source.stem, "disable": None}  # None: only where a person watches
+        papermill.execute_notebook(source, target, parameters=dict(parameters), progress_bar=progress, **kernel)
     except papermill.PapermillExecutionError as error:
         lines = [line for line in error.source.splitlines() if line.strip()]
         raise BookError(

@@ -26,11 +26,10 @@ def headline(results: Path) -> str:
     table = pd.read_csv(results / "matching.csv")
     about = json.loads((results / "matching.json").read_text())
     lines = [f"| Test scenes | Method | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
-    for _, rows in table.groupby("source"):
-        for row in rows.to_dict("records"):
-            scenes = f"{row['source']} ({row['n_pairs']} pairs, {row['n_scenes']} scenes)"
-            cells = " | ".join(_cell(row, name) for name in COLUMNS)
-            lines.append(f"| {scenes} | {METHODS[row['method']]} | {cells} |")
+    for row in table.sort_values("source", kind="stable").to_dict("records"):
+        scenes = f"{row['source']} ({row['n_pairs']} pairs, {row['n_scenes']} scenes)"
+        cells = " | ".join(_cell(row, name) for name in COLUMNS)
+        lines.append(f"| {scenes} | {METHODS[row['method']]} | {cells} |")
     lines.append("| SEN12MS, 27,100 pairs | the paper's number, protocol and radius not stated | 0.145 | | 1298 |")
     measured_at = ", ".join(about["measured_at"])
     uncommitted = " (+: with uncommitted changes)" if "+" in measured_at else ""
@@ -49,6 +48,7 @@ def summary(results: Path) -> str:
     table = pd.read_csv(results / "matching.csv").set_index(["source", "method"])
     calibration = pd.read_csv(results / "calibration_matcher.csv").set_index(["mode", "score"])
     one, twenty = (calibration.loc[(mode, "ece")] for mode in ("single", "monte_carlo"))
+    ece_1, ece_20 = (f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (one, twenty))
     claims = pd.read_csv(results / "claims_counts.csv").set_index("verdict")["claims"]
     ours, other = table.loc[("OMBRIA", "consensus")], table.loc[("SEN12", "consensus")]
     alone, template = table.loc[("OMBRIA", "per cell")], table.loc[("OMBRIA", "template")]
@@ -60,8 +60,8 @@ def summary(results: Path) -> str:
         ("each cell by itself, as we read the paper", "0.145", _cell(alone, "mma_1px"), ombria),
         ("template of gradients, no learning", "", _cell(template, "mma_1px"), ombria),
         ("Matches an image", "1298", f"{_cell(ours, 'n_matches')}; cell by cell {_cell(alone, 'n_matches')}", ombria),
-        ("Calibration error (ECE), 20 passes", "0.09", _ece(twenty), f"{twenty['n_pairs']:.0f} pairs of both"),
-        ("the same, one pass", "", _ece(one), f"{one['n_pairs']:.0f} pairs of both"),
+        ("Calibration error (ECE), 20 passes", "0.09", ece_20, f"{twenty['n_pairs']:.0f} pairs of both"),
+        ("the same, one pass", "", ece_1, f"{one['n_pairs']:.0f} pairs of both"),
         ("Claims", f"{claims.sum()}", verdicts, "{doc}`claims`"),
     ]
     lines = ["| | Paper, SEN12MS | Here | Our data |", "|---|---|---|---|"]
@@ -90,10 +90,6 @@ def update(path: Path, results: Path, blocks: Sequence[str] = ("headline",)) -> 
         text = f"{before}{first}\n\n{BLOCKS[name](results)}\n\n{last}{after}"
     with atomic_path(path) as partial:
         partial.write_text(text)
-
-
-def _ece(row: pd.Series) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _cell(row: Mapping[str, float] | pd.Series, name: str) -> str:

@@ -16,8 +16,7 @@ from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
 from companion.baselines.multiscale import MultiscaleNet
-from companion.baselines.patch_cnn import PatchNet
-from companion.baselines.pseudo_siamese import PseudoSiameseNet
+from companion.baselines.pseudo_siamese import PatchNet, PseudoSiameseNet
 from companion.baselines.three_step import ThreeStepNet
 from companion.baselines.transformer import TransformerNet
 from companion.baselines.translation import TranslationNet

@@ -17,8 +17,7 @@ from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize, around, expected_step
 from companion.baselines.multiscale import MultiscaleNet, moved
-from companion.baselines.patch_cnn import PatchNet
-from companion.baselines.pseudo_siamese import PairHead, PseudoSiameseNet
+from companion.baselines.pseudo_siamese import PairHead, PatchNet, PseudoSiameseNet
 from companion.baselines.three_step import ThreeStepNet, template_means
 from companion.baselines.transformer import LinearAttention, TransformerNet
 from companion.baselines.translation import TranslationNet

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 from patch_net import texture
 from torch import Tensor
 
-from companion.baselines import LocalFeatureMatcher, LocalFeatures, OrbMatcher, SiftMatcher
+from companion.baselines import (
+    AkazeMatcher,
+    BriskMatcher,
+    LocalFeatureMatcher,
+    LocalFeatures,
+    OrbMatcher,
+    SiftMatcher,
+    local_features,
+)
 from sarmatch.evaluation import metrics
 from sarmatch.geometry import rotation_scale, translation, warp
 
@@ -65,3 +76,13 @@ def test_images_without_keypoints_give_no_matches() -> None:
     flat = torch.full((1, 64, 64), 0.5)
     assert len(SiftMatcher().match(flat, texture(64))) == 0
     assert len(SiftMatcher().match(texture(64), flat, search_radius=10)) == 0
+
+
+def test_detectors_are_found_at_either_place_and_missing_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(AKAZE_create=lambda threshold: threshold, BRISK_create=lambda thresh: thresh)
+    for opencv in (made, SimpleNamespace(xfeatures2d=made)):
+        monkeypatch.setattr(local_features, "cv2", opencv)
+        assert (AkazeMatcher(threshold=0.5).detector(), BriskMatcher(threshold=7).detector()) == (0.5, 7)
+    monkeypatch.setattr(local_features, "cv2", SimpleNamespace())
+    with pytest.raises(ModuleNotFoundError, match="no BRISK: pip install opencv-contrib-python-headless"):
+        BriskMatcher().detector()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from patch_net import PatchNet
 
-from companion.benchmarks.speed import PLAIN, backend_table, crops_of, in_bfloat16
-from companion.benchmarks.tables import timed_records
+from companion.benchmarks.speed import PLAIN, backend_table, crops_of, in_bfloat16, timed_records
 from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.matching.matcher import Matcher

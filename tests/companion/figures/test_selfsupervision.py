@@ -50,12 +50,6 @@ def test_contrastive_curves_are_those_of_the_formulas() -> None:
     assert standard["loss"].min() > 0 > printed["loss"].min()
 
 
-@pytest.mark.parametrize(("similarity", "batch", "message"), [([0.0], 1, "batch"), ([1.5], 4, "similarity")])
-def test_contrastive_curves_reject(similarity: list[float], batch: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plots.contrastive_curves(np.array(similarity), batch, 0.07)
-
-
 def test_contrastive_losses_draw_both_forms_and_zero() -> None:
     curves = plots.contrastive_curves(np.linspace(-1, 1, 5), 4, 0.1)
     axes = plots.contrastive_losses(plt.subplots(1, 2)[1], curves)
@@ -92,7 +86,7 @@ def test_equal_embeddings_explain_nothing() -> None:
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 6), (4, 4, 2), (4, 3, 6)])
 def test_projection_rejects(n: int, m: int, d: int) -> None:
-    with pytest.raises(ValueError, match=r"pairs and 3 dimensions|must both be"):
+    with pytest.raises(ValueError, match="must both be of at least 2 pairs and 3 dimensions"):
         plots.project(torch.rand(n, d), torch.rand(m, d))
 
 
@@ -109,8 +103,6 @@ def test_panels_join_the_ends_of_each_pair_in_the_colour_of_its_group() -> None:
         assert [to_hex(c) for c in sar.get_facecolors()] == [to_hex(c) for c in lines.get_colors()] == expected
         assert ax.get_ylabel() == f"component {second + 1} ({100 * found.explained[second]:.2g} %)"
     assert axes[0].get_title() == "pretrained"
-    with pytest.raises(ValueError, match="each of 3 pairs"):
-        plots.embedding_panels(axes, found, ["a", "b"])
 
 
 def test_legend_names_modalities_and_groups() -> None:
@@ -156,7 +148,7 @@ def test_text_can_be_read_on_white_and_on_black() -> None:
     plots.embedding_panels(axes[:2], plots.project(*embeddings()), list("aabbb"), "title")
     legend = plots.embedding_legend(axes[0].figure, list("aabbb"))
     assert all(same_color(text.get_color(), NEUTRAL) for text in legend.get_texts())
-    plots.convergence_curves(axes[2], histories())
+    plots.convergence_curves(axes[2], histories(), "MMA")
     for ax in axes:
         legend = ax.get_legend()
         for text in (ax.title, ax.xaxis.label, ax.yaxis.label, *(legend.get_texts() if legend else [])):

@@ -258,7 +258,7 @@ def test_another_execution_publishes_the_same_bytes(executed: tuple[Path, Path],
 def test_clean_notebook_leaves_its_argument_alone() -> None:
     cell = new_code_cell("1", metadata={"papermill": {}}, outputs=[new_output("stream", name="stderr", text="x")])
     notebook = new_notebook(cells=[cell])
-    assert clean_notebook(notebook).cells[0].outputs == []
+    assert clean_notebook(notebook, {}).cells[0].outputs == []
     assert "papermill" in notebook.cells[0].metadata and notebook.cells[0].outputs
 
 

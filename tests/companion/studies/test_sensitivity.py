@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from companion.baselines import TemplateMatcher
-from companion.figures.sensitivity import share_curves
+from companion.figures.plots import share_curves
 from companion.settings import book_profile
 from companion.studies import ablation, sensitivity
 from companion.studies.ablation import DATA_EFFICIENCY, SETTINGS, TRANSFER, Variant, ablation_row, study_run
