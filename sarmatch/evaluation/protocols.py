@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from typing import Protocol as Interface
+from typing import runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,8 @@ from sarmatch.geometry import (
     warp,
 )
 from sarmatch.matching.matches import Matches
+
+PAIRS_AT_ONCE = 16  #: Read, and given to a matcher that takes batches, together.
 
 
 def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -> EvaluationCrops:
@@ -82,6 +86,14 @@ class CropMatcher(Interface):
         """Match the two crops; the search radius is in px around the same position, None searches everywhere."""
 
 
+@runtime_checkable
+class BatchMatcher(Interface):
+    """A matcher to which several pairs are better given together."""
+
+    def match_all_crops(self, crops: Sequence[EvaluationCrops], search_radius: float | None) -> list[Matches]:
+        """`CropMatcher.match_crops` of each, all under one protocol."""
+
+
 def evaluate(
     matcher: CropMatcher,
     pairs: Pairs,
@@ -95,16 +107,21 @@ def evaluate(
     A pair that cannot be cut as the protocol asks is an error, never silently dropped.
     """
     Search(search_radius)  # rejects what makes no sense before anything is computed
-    rows = []
-    for pair in tqdm(
-        spread(pairs, config.max_pairs), desc=f"{protocol}, R={search_radius}", disable=None if progress else True
-    ):
-        crops = evaluation_crops(pair, protocol, config)
-        size = (crops.sar.shape[-2], crops.sar.shape[-1])
-        matches = matcher.match_crops(crops, search_radius)
-        record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-        record |= pair_record(matches, crops.A_sar_to_optical, size, config.thresholds_px)
-        rows.append(record | {"protocol": protocol, "search_radius": search_radius, "crop_size": size[0]})
+    chosen, rows = spread(pairs, config.max_pairs), []
+    with tqdm(total=len(chosen), desc=f"{protocol}, R={search_radius}", disable=None if progress else True) as bar:
+        for first in range(0, len(chosen), PAIRS_AT_ONCE):
+            batch = [chosen[i] for i in range(first, min(first + PAIRS_AT_ONCE, len(chosen)))]
+            crops = [evaluation_crops(pair, protocol, config) for pair in batch]
+            if isinstance(matcher, BatchMatcher):
+                found = matcher.match_all_crops(crops, search_radius)
+            else:
+                found = [matcher.match_crops(one, search_radius) for one in crops]
+            for pair, one, matches in zip(batch, crops, found, strict=True):
+                size = (one.sar.shape[-2], one.sar.shape[-1])
+                record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
+                record |= pair_record(matches, one.A_sar_to_optical, size, config.thresholds_px)
+                rows.append(record | {"protocol": protocol, "search_radius": search_radius, "crop_size": size[0]})
+            bar.update(len(batch))
     return pd.DataFrame(rows)
 
 

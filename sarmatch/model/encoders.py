@@ -67,7 +67,7 @@ class Prefix(NamedTuple):
 
 
 class DenseEncoder(nn.Module, ABC):
-    """Base of the encoders: `prefix` and `trunk` are each encoder's own, the rest is common.
+    """Base of the encoders: the stem and the `trunk` are each encoder's own, the rest is common.
 
     Args:
         channels: bands of the image.
@@ -78,6 +78,8 @@ class DenseEncoder(nn.Module, ABC):
         gradient_log_scales: log of the factors of the oriented gradients beside learned descriptors of length one, on
             the cells and at full resolution; None where the encoder has none.
     """
+
+    stem: nn.Module
 
     def __init__(
         self, channels: int, stem: int, config: ModelConfig, uncertainty: UncertaintyModule | None, sigma_px: float
@@ -90,9 +92,12 @@ class DenseEncoder(nn.Module, ABC):
         self.fine = FineBranch(channels, stem, config.feature_width, config.fine_width, config.fine_dim, norm)
         self.uncertainty = uncertainty
 
-    @abstractmethod
     def prefix(self, image: Tensor) -> Prefix:
         """The part that is the same in every Monte Carlo pass."""
+        prepared = self._prepared(image)
+        # Convolutions of few channels, and depthwise ones, are a quarter faster in this order on a CPU.
+        stem = self.stem(prepared).contiguous(memory_format=torch.channels_last)
+        return Prefix(prepared, (stem,), self._gradients(prepared))
 
     @abstractmethod
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
@@ -160,10 +165,6 @@ class SarEncoder(DenseEncoder):
         )
         self.out = ConvNormAct(widths[-1], config.feature_width, 1, norm_layer=norm, apply_act=False)
 
-    def prefix(self, image: Tensor) -> Prefix:
-        prepared = self._prepared(image)
-        return Prefix(prepared, (self.stem(prepared),), self._gradients(prepared))
-
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         x = self.early_dropout(maps[0])
         for block in self.blocks:
@@ -198,10 +199,6 @@ class OpticalEncoder(DenseEncoder):
         )
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
         self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
-
-    def prefix(self, image: Tensor) -> Prefix:
-        prepared = self._prepared(image)
-        return Prefix(prepared, (self.stem(prepared),), self._gradients(prepared))
 
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         x = self.early_dropout(maps[0])

@@ -81,8 +81,8 @@ def _length(channels: Tensor) -> Tensor:
 
 def eroded(valid: Tensor, distance: int = BORDER_PX) -> Tensor:
     """Pixels further than `distance` px along both axes from the border and any invalid pixel, (H, W) or (B, H, W)."""
-    invalid = F.pad((~valid).float()[None], (distance,) * 4, value=1.0)
-    return F.max_pool2d(invalid, 2 * distance + 1, stride=1)[0] == 0
+    invalid, side = F.pad((~valid).float()[None], (distance,) * 4, value=1.0), 2 * distance + 1
+    return F.max_pool2d(F.max_pool2d(invalid, (side, 1), stride=1), (1, side), stride=1)[0] == 0
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

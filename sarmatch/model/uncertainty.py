@@ -98,7 +98,11 @@ class GeometricBranch(nn.Module):
         self.to_map = nn.Conv2d(width * len(ORIENTATIONS), 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.sigmoid(self.to_map(F.relu(torch.cat([conv(features) for conv in self.oriented], 1))))
+        # One convolution for all four: features are read once.
+        along = [conv for conv in self.oriented if isinstance(conv, OrientedConv)]
+        kernels = torch.cat([conv.weight * conv.line for conv in along])
+        biases = torch.cat([conv.bias for conv in along if conv.bias is not None])
+        return torch.sigmoid(self.to_map(F.relu(F.conv2d(features, kernels, biases, padding=LINE_CELLS // 2))))
 
 
 class BackscatterBranch(nn.Module):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def fit(
     )
     groups = parameter_groups(objective, schedule)
     optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate, betas=schedule.betas)
-    state: dict[str, Any] = {"step": 0, "best": -math.inf, "waited": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "best": -math.inf, "waited": 0, "seconds": 0.0, "data_seconds": 0.0}
     if (folder / "last.pt").exists():
         state = _restore(folder / "last.pt", objective, optimizer, accelerator.scaler)
     if accelerator.is_main_process:
@@ -146,15 +147,19 @@ def fit(
     batches = iter(() if finished else loader)
     while not finished:
         rate = learning_rate(state["step"], steps, schedule)
-        losses = _step(accelerator, prepared, optimizer, batches, schedule, rate, seed, state["step"])
+        start = time.perf_counter()
+        parts = list(islice(batches, schedule.accumulation_steps))
+        state["data_seconds"] = state.get("data_seconds", 0.0) + time.perf_counter() - start  # 0.1 stored none
+        losses = _step(accelerator, prepared, optimizer, parts, rate, schedule.clip_norm, seed, state["step"])
         state["step"] += 1
         state["seconds"] = time.perf_counter() - began
-        row = {"step": state["step"], "lr": rate, "seconds": state["seconds"], **losses}
+        row = {"step": state["step"], "lr": rate, **{key: state[key] for key in ("seconds", "data_seconds")}, **losses}
         bar.update()
         validated = state["step"] % every == 0 or state["step"] == steps
         if validated:
             row |= _validate(accelerator, objective, folder, state, validate, score)
-            bar.set_postfix({score: row.get(score)} if score else {})
+            shown = {score: row.get(score)} if score else {}
+            bar.set_postfix(shown | {"waited for data": f"{state['data_seconds'] / state['seconds']:.0%}"})
         if accelerator.is_main_process and (state["step"] % 10 == 0 or validated or steps < 100):
             with open(folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -176,9 +181,9 @@ def _step(
     accelerator: Accelerator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Any],
-    schedule: Schedule,
+    parts: Sequence[Any],
     rate: float,
+    clip_norm: float,
     seed: int,
     step: int,
 ) -> dict[str, float]:
@@ -186,8 +191,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = group["speed"] * rate
     totals: dict[str, Tensor] = {}
-    for part in range(schedule.accumulation_steps):
-        batch = next(batches)
+    for part, batch in enumerate(parts):
         # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
         torch.manual_seed(((seed * 1_000_003 + step) * 64 + part) * 4096 + accelerator.process_index)
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
@@ -195,11 +199,11 @@ def _step(
             losses = objective(batch)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(objective.parameters(), schedule.clip_norm)
+                accelerator.clip_grad_norm_(objective.parameters(), clip_norm)
             optimizer.step()
             optimizer.zero_grad()
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + value.detach() / schedule.accumulation_steps
+            totals[name] = totals.get(name, 0.0) + value.detach() / len(parts)
     means = accelerator.reduce(torch.stack(list(totals.values())), reduction="mean").tolist()  # all in one exchange
     return dict(zip(totals, means, strict=True))
 

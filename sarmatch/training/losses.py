@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sarmatch.matching.assignment import log_softmax
-from sarmatch.matching.correlation import Volume, swap
+from sarmatch.matching.correlation import MASKED, Volume, swap
 
 
 def soft_target_nll(log_probability: Tensor, displacement: Tensor, radius: int) -> tuple[Tensor, Tensor]:
@@ -107,11 +107,9 @@ def info_nce(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor 
     Raises:
         ValueError: embeddings of unequal or wrong shape.
     """
-    logits = _similarities(z_sar, z_optical, mask) / temperature
-    if len(logits) < 2:
-        return logits.sum() * 0
-    partner = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
+    logits, usable = _similarities(z_sar, z_optical, temperature, mask)
+    chosen = logits.diagonal()
+    return _mean_of_rows((logits.logsumexp(1) + logits.logsumexp(0)) / 2 - chosen, usable)
 
 
 def info_nce_printed(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -119,24 +117,28 @@ def info_nce_printed(z_sar: Tensor, z_optical: Tensor, temperature: float, mask:
 
     It is no cross-entropy: its minimum is log(B - 1) - 2 / temperature. Arguments and errors as `info_nce`.
     """
-    logits = _similarities(z_sar, z_optical, mask) / temperature
-    if len(logits) < 2:
-        return logits.sum() * 0
+    logits, usable = _similarities(z_sar, z_optical, temperature, mask)
     positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    negatives = logits.masked_fill(positive, -torch.inf)
-    return (negatives.logsumexp(dim=1) - logits.diagonal()).mean()
+    return _mean_of_rows(logits.masked_fill(positive, MASKED).logsumexp(1) - logits.diagonal(), usable)
 
 
-def _similarities(z_sar: Tensor, z_optical: Tensor, mask: Tensor | None) -> Tensor:
-    """Eq. 3 between all rows that take part."""
+def _similarities(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eq. 3 over the temperature, `MASKED` between rows that do not both take part, and which do (B,)."""
     if z_sar.ndim != 2 or z_sar.shape != z_optical.shape:
         raise ValueError(
             f"z_sar and z_optical must both be (B, D), got {tuple(z_sar.shape)} and {tuple(z_optical.shape)}; "
             "pool the features of each image to one embedding first"
         )
-    if mask is not None:
-        z_sar, z_optical = z_sar[mask], z_optical[mask]
-    return z_sar @ z_optical.T
+    usable = torch.ones(len(z_sar), dtype=torch.bool, device=z_sar.device) if mask is None else mask
+    # Masked, not left out: a number of rows that depends on data would have to be waited for on a GPU.
+    both = usable[:, None] & usable
+    return (z_sar @ z_optical.T / temperature).masked_fill(~both, MASKED), usable
+
+
+def _mean_of_rows(losses: Tensor, usable: Tensor) -> Tensor:
+    """Mean over the rows that take part, zero where fewer than two do."""
+    count = usable.sum()
+    return torch.where(usable, losses, 0.0).sum() / count.clamp(min=1) * (count > 1)
 
 
 def rotation_loss(logits_sar: Tensor, logits_optical: Tensor, turns_sar: Tensor, turns_optical: Tensor) -> Tensor:

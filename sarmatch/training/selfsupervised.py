@@ -103,11 +103,11 @@ class PretrainingObjective(nn.Module):
         """
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
-        turns = torch.randint(TURNS, (2, len(sar)))  # on the CPU, so that every device draws the same
-        turns[1] = torch.where(batch["paired"].cpu(), turns[0], turns[1])
+        turns = torch.randint(TURNS, (2, len(sar))).to(sar.device)  # on the CPU, so that every device draws the same
+        turns = torch.stack([turns[0], torch.where(batch["paired"], turns[0], turns[1])])
         features = encode(self.net, quarter_turns(sar, turns[0]), quarter_turns(optical, turns[1]))
         with torch.autocast(sar.device.type, enabled=False):
-            losses = self._losses(*features, turns.to(sar.device), batch["paired"])
+            losses = self._losses(*features, turns, batch["paired"])
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def _losses(self, sar: Tensor, optical: Tensor, turns: Tensor, paired: Tensor) -> dict[str, Tensor]:
@@ -129,7 +129,9 @@ def encode(net: SarOpticalNet, sar: Tensor, optical: Tensor) -> tuple[Tensor, Te
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     """Images (B, C, H, H), each turned by its own number (B,) of quarter turns, counter-clockwise."""
-    return torch.stack([torch.rot90(image, k, (-2, -1)) for image, k in zip(images, turns.tolist(), strict=True)])
+    # All four and a choice, since numbers of turns on a GPU would have to be waited for.
+    every = torch.stack([torch.rot90(images, k, (-2, -1)) for k in range(TURNS)])
+    return every[turns.to(images.device), torch.arange(len(images), device=images.device)]
 
 
 def embed(net: SarOpticalNet, features: Tensor, over: ContrastOver) -> Tensor:
