@@ -22,7 +22,7 @@ def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors)
     """Inputs of an `EpistemicHead`: each SAR cell and the optical cell that its best displacement leads to.
 
     Returns:
-        (h*w, 2 descriptor_dim + 4), rows in the order of the SAR image's cells: descriptors of both ends, log-
+        (B*h*w, 2 descriptor_dim + 4), rows in the order of the SAR images' cells: descriptors of both ends, log-
         probability of the best displacement, entropy of the row (nats), U_sar and U_opt (0 without such modules).
     """
     there, _ = other_end(prediction, sar.coarse, optical.coarse)
@@ -34,12 +34,12 @@ def match_inputs(prediction: Prediction, sar: Descriptors, optical: Descriptors)
 
 
 def row_entropy(prediction: Prediction) -> Tensor:
-    """Entropy of each SAR cell's displacement, nats, (1, h, w): the total uncertainty of one pass."""
+    """Entropy of each SAR cell's displacement, nats, (B, h, w): the total uncertainty of one pass."""
     return -(prediction.forward.exp() * prediction.forward).sum(1)
 
 
 def attach(prediction: Prediction, information: Tensor) -> Prediction:
-    """The prediction with an estimate (1, h, w) as its mutual information, which matches then carry as `epistemic`."""
+    """The prediction with an estimate (B, h, w) as its mutual information, which matches then carry as `epistemic`."""
     if information.shape != (expected := (len(prediction.forward), *prediction.forward.shape[-2:])):
         raise ValueError(f"information must have one number a SAR cell, {expected}, got {tuple(information.shape)}")
     return prediction._replace(mutual_information=information)
@@ -47,30 +47,35 @@ def attach(prediction: Prediction, information: Tensor) -> Prediction:
 
 @torch.no_grad()
 def distilled_information(net: SarOpticalNet, prediction: Prediction, sar: Descriptors, optical: Descriptors) -> Tensor:
-    """Estimate of the mutual information that Monte Carlo passes would find, nats, (1, h, w), by the trained head."""
+    """Estimate of the mutual information that Monte Carlo passes would find, nats, (B, h, w), by the trained head."""
     if not net.epistemic_head.distilled:
         raise ValueError(
             "the network's epistemic_head is untrained; train it with `sarmatch.training.distillation.distil` first"
         )
     log_information = net.epistemic_head(match_inputs(prediction, sar, optical))
     at_most = math.log(prediction.forward.shape[1])
-    return (log_information.exp() - FLOOR).clamp(0, at_most).unflatten(0, (1, *prediction.forward.shape[-2:]))
+    size = (len(prediction.forward), *prediction.forward.shape[-2:])
+    return (log_information.exp() - FLOOR).clamp(0, at_most).unflatten(0, size)
 
 
 def by_cell(values: Tensor) -> Tensor:
-    """(1, C, h, w) to (h*w, C)."""
-    return values[0].flatten(1).T
+    """(B, C, h, w) to (B*h*w, C)."""
+    return values.flatten(2).mT.flatten(0, 1)
 
 
 def other_end(prediction: Prediction, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor]:
-    """`optical_cells` of each SAR cell's best displacement, (h*w,) each; the images (1, C, h, w) are checked."""
+    """`optical_cells` of each SAR cell's best displacement, (B*h*w,) each, counted through the batch.
+
+    The images (B, C, h, w) are checked.
+    """
     n, (height, width) = len(prediction.forward), prediction.forward.shape[-2:]
     for name, image in (("sar", sar), ("optical", optical)):
-        if n != 1 or (len(image), *image.shape[2:]) != (1, height, width):
+        if (len(image), *image.shape[2:]) != (n, height, width):
             raise ValueError(
-                f"{name}: expected (1, C, {height}, {width}) beside the prediction of one pair, got "
-                f"{tuple(image.shape)} beside {n}; take one pair at a time and what its prediction was made of"
+                f"{name}: expected ({n}, C, {height}, {width}) beside its prediction, got {tuple(image.shape)}; take "
+                "what the prediction was made of"
             )
-    displacement = best(prediction.forward)[0][0]
+    displacement = best(prediction.forward)[0]
     there, on_image = optical_cells(cell_grid(height, width, displacement.device), displacement, (height, width))
-    return there.flatten(), on_image.flatten()
+    first = torch.arange(n, device=there.device)[:, None, None] * (height * width)
+    return (there + first).flatten(), on_image.flatten()

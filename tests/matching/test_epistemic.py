@@ -108,13 +108,27 @@ class TestInputs:
         inputs = match_inputs(*parts)
         assert net.epistemic_head(inputs).shape == (parts[0].forward.shape[-2:].numel(),)
 
+    def test_pairs_of_a_batch_are_estimated_each_by_itself(self, described):
+        _, prediction, sar, optical = described
+        moved = Descriptors(sar.coarse.roll(1, -1), sar.fine, sar.uncertainty)
+        both = Prediction(torch.cat([prediction.forward, prediction.forward.roll(1, -1)]), prediction.backward)
+
+        def batch(a: Descriptors, b: Descriptors) -> Descriptors:
+            uncertainty = a.uncertainty and Uncertainty(*(torch.cat([t, t]) for t in a.uncertainty))
+            return Descriptors(torch.cat([a.coarse, b.coarse]), a.fine, uncertainty)
+
+        rows = match_inputs(both, batch(sar, moved), batch(optical, optical))
+        first = match_inputs(prediction, sar, optical)
+        second = match_inputs(both._replace(forward=both.forward[1:]), moved, optical)
+        assert torch.equal(rows, torch.cat([first, second]))
+
     def test_other_sizes_and_batches_are_rejected(self, described):
         _, prediction, sar, optical = described
         smaller = optical._replace(coarse=optical.coarse[..., :-1])
         with pytest.raises(ValueError, match="optical: expected"):
             match_inputs(prediction, sar, smaller)
         two = Prediction(prediction.forward.repeat(2, 1, 1, 1), prediction.backward)
-        with pytest.raises(ValueError, match="one pair at a time"):
+        with pytest.raises(ValueError, match="take what the prediction was made of"):
             match_inputs(two, sar, optical)
 
 
@@ -313,7 +327,7 @@ class TestDensity:
         features = torch.zeros(1, CONFIG.model.feature_width, *prediction.forward.shape[-2:])
         with pytest.raises(ValueError, match="expected features of 48 channels"):
             density.distance(features, sar.coarse, prediction)
-        with pytest.raises(ValueError, match="one pair at a time"):
+        with pytest.raises(ValueError, match="take what the prediction was made of"):
             density.distance(features, features[..., :-1], prediction)
         with pytest.raises(ValueError, match="training pair"):
             Density.fit(net, pairs.subset([]), CONFIG, 0)
