@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -88,6 +90,32 @@ def _target_is_valid(valid: Tensor, displacement: Tensor, within: Tensor | None)
     for index, weight in _corners(displacement, (valid.shape[1] - 1) // 2):
         result = result & (flat.gather(1, index[:, None])[:, 0] | (weight == 0))
     return result
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, in their order; the gradient of a row is the sum over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        every = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, rows.contiguous())
+        ctx.rows = slice(dist.get_rank() * len(rows), (dist.get_rank() + 1) * len(rows))
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[ctx.rows]
+
+
+def over_processes(rows: Tensor) -> Tensor:
+    """(B, ...) of every process of a training together, (processes B, ...); the rows themselves where there is one.
+
+    A loss over them, the same on each process, has after the mean over processes the gradient that one process has.
+    """
+    alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
+    return rows if alone else _Gather.apply(rows)
 
 
 def info_nce(z_sar: Tensor, z_optical: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:

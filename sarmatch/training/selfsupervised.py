@@ -25,7 +25,7 @@ from sarmatch.io import atomic_path
 from sarmatch.model import SarOpticalNet, fill_invalid
 from sarmatch.model.layers import evaluating
 from sarmatch.training.loop import CACHE_AT_MOST, fit
-from sarmatch.training.losses import info_nce, info_nce_printed, rotation_loss
+from sarmatch.training.losses import info_nce, info_nce_printed, over_processes, rotation_loss
 
 ContrastOver: TypeAlias = Literal["cells", "image"]
 TURNS = 4  #: Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise.
@@ -99,7 +99,7 @@ class PretrainingObjective(nn.Module):
         """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
 
         Each image is turned at random, both images of one place alike. The candidates of contrast are the images of
-        this batch, that is of one accumulation step on one process.
+        one accumulation step on all processes.
         """
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
@@ -115,7 +115,8 @@ class PretrainingObjective(nn.Module):
         if self.config.contrastive:
             contrast = info_nce if self.config.contrastive_form == "infonce" else info_nce_printed
             z_sar, z_optical = (embed(self.net, features, self.config.contrast_over) for features in (sar, optical))
-            losses["contrastive"] = contrast(z_sar, z_optical, self.config.temperature, paired)
+            rows = over_processes(z_sar), over_processes(z_optical)
+            losses["contrastive"] = contrast(*rows, self.config.temperature, over_processes(paired))
         if self.config.rotation:
             logits = self.rotation_heads["sar"](sar), self.rotation_heads["optical"](optical)
             losses["rotation"] = rotation_loss(*logits, turns[0], turns[1])

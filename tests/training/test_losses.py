@@ -1,6 +1,7 @@
 """Matching loss by hand, by symmetry, and by what it must not reward."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
+from two_processes import run_in_two_processes
 
 from sarmatch.matching.assignment import log_softmax
 from sarmatch.matching.correlation import Volume, coarse_volume
@@ -251,3 +253,33 @@ def test_cells_that_do_not_count_neither_cost_nor_teach(what):
     loss.sum().backward()
     assert (values.grad[~mask] == 0).all()
     assert (values.grad[mask] != 0).all()
+
+
+GATHER = """
+import json, sys
+import torch.distributed as dist
+from sarmatch.training.losses import info_nce, over_processes
+
+z_sar, z_optical = (torch.randn(6, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+paired = torch.tensor([True, True, False, True, True, True])
+weights = torch.eye(4).requires_grad_()
+
+def loss(rows, weights):
+    ends = over_processes(z_sar[rows] @ weights), over_processes(z_optical[rows] @ weights)
+    return info_nce(*ends, 0.5, over_processes(paired[rows]))
+
+mine = torch.arange(3) + 3 * dist.get_rank()
+found = loss(mine, weights)
+found.backward()
+dist.all_reduce(weights.grad)
+expected_weights = torch.eye(4).requires_grad_()
+expected = info_nce(z_sar @ expected_weights, z_optical @ expected_weights, 0.5, paired)
+expected.backward()
+torch.testing.assert_close(found, expected)
+torch.testing.assert_close(weights.grad / 2, expected_weights.grad)
+"""
+
+
+def test_contrast_goes_over_the_images_of_all_processes(tmp_path: Path) -> None:
+    """The loss, and the gradient after the mean over processes, are those of all images in one."""
+    run_in_two_processes(GATHER, tmp_path)
