@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
 import scipy.special
 
 from sarmatch.calibration.scores import CLIP, bin_sums, checked_numbers, pool
@@ -110,18 +109,6 @@ class Logistic:
         columns = (_design(features, self.names) - self.mean) / self.scale
         probability = scipy.special.expit(columns @ self.weights + self.bias)
         return probability if self.isotonic is None else self.isotonic({"probability": probability})
-
-
-def temperature_scaling(features: Features, correct: Any) -> Logistic:
-    """Divides the logit of the probability by the number from 0.01 to 100 of least negative log-likelihood."""
-    logits = _design(features, ("logit_probability",))[:, 0]
-    signed = np.where(_outcomes(correct, len(logits)), -logits, logits)
-
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, signed * np.exp(-log_temperature)).sum())
-
-    found = scipy.optimize.minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded")
-    return Logistic(("logit_probability",), (0.0,), (1.0,), (float(np.exp(-found.x)),), 0.0)
 
 
 Calibrator: TypeAlias = Isotonic | Logistic

@@ -94,13 +94,6 @@ def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float 
     return Overlap(threshold, len(unrelated), int((unrelated >= threshold).sum()))
 
 
-def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
-    """ROC curve: true_accept and false_accept, shares of pairs (or matches) accepted at each falling threshold."""
-    thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
-    shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
-    return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
-
-
 def calibrated(
     raw: Mapping[str, np.ndarray],
     confidence: Confidence | None,

@@ -69,13 +69,6 @@ def corner_error(A_estimated: Any, A_true: Any, size: tuple[int, int]) -> float:
     return float(distances.mean())
 
 
-def registration_success(corner_errors: np.ndarray, thresholds: Sequence[float]) -> dict[float, float]:
-    """Share of pairs with a corner error within each threshold; failures (inf or NaN) stay in the denominator."""
-    if not len(corner_errors):
-        raise ValueError("registration_success needs the corner error of at least one pair, got none")
-    return {float(threshold): float(np.mean(np.asarray(corner_errors) <= threshold)) for threshold in thresholds}
-
-
 # long because it documents the columns of every table of records
 def pair_record(
     matches: Matches, A_true: Any, size: tuple[int, int], thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0)

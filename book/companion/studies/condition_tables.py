@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from companion.studies.ablation import minus
-from companion.studies.conditions import CONDITIONS
-from sarmatch.evaluation.intervals import (
+from companion.intervals import (
     FEWEST_CLUSTERS,
     Crossed,
     check_columns,
@@ -24,6 +22,8 @@ from sarmatch.evaluation.intervals import (
     summarise,
     verdict,
 )
+from companion.studies.ablation import minus
+from companion.studies.conditions import CONDITIONS
 
 CLAIMED_GAIN = 0.021  # relative, in areas with significant geometric distortions (section 5.3)
 ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation prediction

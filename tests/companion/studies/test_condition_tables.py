@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from companion.intervals import FEWEST_CLUSTERS, cluster_bootstrap
 from companion.studies import condition_tables, conditions
-from sarmatch.evaluation.intervals import FEWEST_CLUSTERS, cluster_bootstrap
 
 SCENES, EACH = 8, 9
 N = SCENES * EACH

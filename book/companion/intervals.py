@@ -34,17 +34,15 @@ class Interval:
         return {name: self.mean, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
 
-def resampled_counts(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
+def resampled_counts(n_clusters: int, n: int = 2000) -> np.ndarray:
     """How often each of n resamples with replacement holds each cluster, (n, n_clusters) float64."""
-    draws = np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
+    draws = np.random.default_rng(0).integers(0, n_clusters, size=(n, n_clusters))
     counts = np.zeros((n, n_clusters))
     np.add.at(counts, (np.arange(n)[:, None], draws), 1)
     return counts
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], n_clusters: int, n: int = 2000, seed: int = 0
-) -> np.ndarray:
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n_clusters: int, n: int = 2000) -> np.ndarray:
     """A statistic with its 95 % percentile interval under resampling of whole clusters with replacement.
 
     Args:
@@ -56,15 +54,13 @@ def bootstrap(
     """
     counts = np.ones((1, n_clusters))
     if n_clusters > 1:
-        counts = np.concatenate([counts, resampled_counts(n_clusters, n, seed)])
+        counts = np.concatenate([counts, resampled_counts(n_clusters, n)])
     value, *drawn = np.asarray(statistic(counts))
     ends = pd.DataFrame(np.reshape(drawn, (len(drawn), value.size))).quantile([0.025, 0.975])
     return np.stack([value, *ends.to_numpy().reshape(2, *value.shape)])
 
 
-def cluster_bootstrap(
-    records: pd.DataFrame, value: str, cluster: str = "scene", n: int = 2000, seed: int = 0
-) -> Interval:
+def cluster_bootstrap(records: pd.DataFrame, value: str, cluster: str = "scene") -> Interval:
     """Mean of a column over rows that have it, one a pair, with the interval of `bootstrap` over clusters of any size.
 
     Raises:
@@ -74,7 +70,7 @@ def cluster_bootstrap(
     if known[cluster].isna().any() or (known[cluster].astype(str) == "").any():
         raise ValueError(f"column {cluster!r} is empty for some records; name the cluster of each or choose another")
     parts = known.groupby(cluster)[value].agg(["sum", "size"]).to_numpy(np.float64)
-    mean, low, high = bootstrap(lambda counts: _quotient(counts @ parts), len(parts), n, seed)
+    mean, low, high = bootstrap(lambda counts: _quotient(counts @ parts), len(parts))
     return Interval(float(mean), float(low), float(high), len(known), len(parts))
 
 
@@ -160,9 +156,9 @@ class Crossed(NamedTuple):
         return self.value - half, self.value + half
 
 
-def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
+def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Crossed:
     """A statistic, of rows of sums (m, V) to (m,), of `crossed_sums` (A, B, V): of all, of each A, of draws of B."""
-    counts = resampled_counts(sums.shape[1], n, seed)
+    counts = resampled_counts(sums.shape[1])
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
         value = float(statistic(sums.sum((0, 1))[None])[0])
         by_first, by_draw = statistic(sums.sum(1)), statistic(counts @ sums.sum(0))
