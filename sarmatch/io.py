@@ -138,12 +138,10 @@ def commit() -> str:
 
 
 def digest(value: Any) -> str:
-    """Hexadecimal digits that stand for a value and everything in it, the same in every process.
+    """Hexadecimal digits that stand for a value and everything in it but devices, the same in every process.
 
-    Args:
-        value: numbers, strings, sequences and mappings of them; networks, tensors and arrays; what has a `digest` of
-            its own, such as pairs; objects made of these, such as matchers and configs. Devices do not count; others,
-            such as functions, are a TypeError.
+    It is made of numbers, strings, arrays, tensors, networks, sequences, mappings, objects of these, and what has a
+    `digest` of its own, such as pairs; others, such as functions, are a TypeError.
     """
     return _hash(json.dumps(_content(value)).encode())
 

@@ -6,7 +6,7 @@ Pairs of one scene are not independent, so whole scenes are resampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,8 +63,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n_clusters: int, n:
 def cluster_bootstrap(records: pd.DataFrame, value: str, cluster: str = "scene") -> Interval:
     """Mean of a column over rows that have it, one a pair, with the interval of `bootstrap` over clusters of any size.
 
-    Raises:
-        ValueError: missing columns, no values, or an unnamed cluster.
+    No values or an unnamed cluster are a ValueError.
     """
     known = _known(records, value, (cluster,))
     if known[cluster].isna().any() or (known[cluster].astype(str) == "").any():
@@ -78,15 +77,7 @@ def _quotient(sums: np.ndarray) -> np.ndarray:
     return sums[:, 0] / sums[:, 1]
 
 
-def check_columns(records: pd.DataFrame, names: Iterable[str]) -> None:
-    """ValueError where a table lacks columns."""
-    missing = set(names) - set(records.columns)
-    if missing:
-        raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records.columns)}")
-
-
 def _known(records: pd.DataFrame, value: str, names: Sequence[str]) -> pd.DataFrame:
-    check_columns(records, (value, *names))
     known = records[[*names, value]].dropna(subset=[value])
     if known.empty:
         raise ValueError(f"column {value!r} holds no values: {len(records)} records, all NaN")
@@ -103,7 +94,6 @@ def crossed_sums(
 
     Levels are those of both factors; None takes what the records have, sorted.
     """
-    check_columns(records, (*values, *factors))
     sums = records.groupby(list(factors))[list(values)].sum()
     levels = levels or [sorted(records[factor].unique()) for factor in factors]
     full = sums.reindex(pd.MultiIndex.from_product(levels, names=factors), fill_value=0.0)
@@ -175,8 +165,7 @@ def crossed_bootstrap(records: pd.DataFrame, value: str) -> Interval:
 def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Interval:
     """`cluster_bootstrap` over scenes of a - b on the same pairs, one row a pair in both tables.
 
-    Raises:
-        ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
+    Pairs that occur twice or in one table only are a ValueError, as are infinite values (failed registrations).
     """
     return cluster_bootstrap(_differences(records_a, records_b, value), "difference")
 
@@ -194,7 +183,6 @@ def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) 
 
 def _differences(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> pd.DataFrame:
     for name, records in (("a", records_a), ("b", records_b)):
-        check_columns(records, ("id", value))
         if not records["id"].is_unique:
             raise ValueError(f"records_{name}: an id stands in several rows; choose one protocol and one search radius")
         if np.isinf(records[value].astype(float)).any():

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.special
 
 from sarmatch.calibration.scores import CLIP, bin_sums, checked_numbers, pool
+from sarmatch.config import from_dict
 
 MAX_KNOTS = 100  #: Of a fitted isotonic map, so that it fits into the header of a file.
 FOLDS = 8  #: Groups of scenes for cross-fitting.
@@ -120,19 +121,14 @@ def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
 
     Unknown kinds and values are a ValueError, missing or unknown entries a TypeError.
     """
-    kinds: dict[str, Callable[..., Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
-    entries = with_tuples(description)
+    kinds: dict[str, type[Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
+    entries = dict(description)
     kind = entries.pop("kind", None)
     if kind not in kinds:
         raise ValueError(f"a calibrator needs a kind among {sorted(kinds)}, got {kind!r}")
     if entries.get("isotonic"):
         entries["isotonic"] = calibrator_from_dict(entries["isotonic"])
-    return kinds[kind](**entries)
-
-
-def with_tuples(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries from JSON with tuples in the place of lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    return from_dict(kinds[kind], entries)
 
 
 def cross_fitted(

@@ -48,10 +48,7 @@ def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: fl
 
 
 def visible_keypoints(A_sar_to_optical: Any, size: tuple[int, int]) -> int:
-    """Number of descriptor cells of the SAR image whose centres lie on the optical image of the same (height, width).
-
-    This is |G| of eq. 6.
-    """
+    """|G| of eq. 6: cells of the SAR image whose centres lie on the optical image of the same (height, width)."""
     centres = cell_centres(size[0] // STRIDE, size[1] // STRIDE, STRIDE).reshape(-1, 2)
     return int(inside(torch.from_numpy(_transform(centres, A_sar_to_optical)), size).sum())
 

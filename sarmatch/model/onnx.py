@@ -19,8 +19,8 @@ from sarmatch.io import atomic_path, check_output, weights_digest
 from sarmatch.model import Descriptors, SarOpticalNet
 from sarmatch.model.uncertainty import Uncertainty
 
+#: Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool.
 INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
-"""Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
 TOLERANCE = 1e-4  #: Greatest difference of any output of the file from PyTorch's that export accepts.
 
 
@@ -89,10 +89,7 @@ def largest_difference(net: SarOpticalNet, path: Path, size: tuple[int, int]) ->
 
 
 class OnnxEncoders:
-    """Both encoders from what `export` wrote, or a quantised copy of it, run by ONNX Runtime on the CPU.
-
-    It takes as many threads as PyTorch.
-    """
+    """Both encoders from what `export` wrote, or a quantised copy, run by ONNX Runtime on the CPU."""
 
     def __init__(self, path: str | Path) -> None:
         runtime = _imported("onnxruntime")

@@ -85,7 +85,6 @@ def test_one_cluster_has_no_interval() -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ({"mma": [1.0]}, r"lack the columns \['scene'\]"),
         ({"mma": [np.nan], "scene": ["a"]}, "holds no values"),
         ({"mma": [1.0, 2.0], "scene": ["a", ""]}, "'scene' is empty for some records"),
     ],

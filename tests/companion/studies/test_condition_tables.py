@@ -217,5 +217,5 @@ def test_unequal_rows_and_empty_parts_are_rejected() -> None:
         condition_tables.rotation_gain(pd.concat([table, table]), PARTS, ["mma_1px"])
     with pytest.raises(ValueError, match="'rest' holds none"):
         condition_tables.rotation_gain(table, {**PARTS, "rest": []}, ["mma_1px"])
-    with pytest.raises(ValueError, match="lack the columns"):
+    with pytest.raises(KeyError, match="seed"):
         condition_tables.rotation_gain(table.drop(columns="seed"), PARTS, ["mma_1px"])
