@@ -48,11 +48,7 @@ class Demo(NamedTuple):
 
 
 def match_pair(matcher: Matcher) -> Demo:
-    """Match the bundled pair with the default search radius, and compare with the known shift.
-
-    Raises:
-        PairError: the network takes other bands than VV and three optical ones.
-    """
+    """Match the bundled pair with the default search radius, and compare with the known shift."""
     start = time.perf_counter()
     matches = matcher.match(FOLDER / "sar.tif", FOLDER / "optical.tif")
     seconds = time.perf_counter() - start

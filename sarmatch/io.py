@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -50,6 +51,14 @@ def check_output(path: str | os.PathLike[str], what: str, suffixes: Collection[s
 def _check_folder(target: Path) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
+
+
+def optional_package(name: str, extra: str) -> Any:
+    """A package that only some features need; a ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"this needs the package {name}: pip install 'sarmatch[{extra}]'") from error
 
 
 @contextmanager
@@ -138,12 +147,10 @@ def commit() -> str:
 
 
 def digest(value: Any) -> str:
-    """Hexadecimal digits that stand for a value and everything in it, the same in every process.
+    """Hexadecimal digits that stand for a value and everything in it but devices, the same in every process.
 
-    Args:
-        value: numbers, strings, sequences and mappings of them; networks, tensors and arrays; what has a `digest` of
-            its own, such as pairs; objects made of these, such as matchers and configs. Devices do not count; others,
-            such as functions, are a TypeError.
+    It is made of numbers, strings, arrays, tensors, networks, sequences, mappings, objects of these, and what has a
+    `digest` of its own, such as pairs; others, such as functions, are a TypeError.
     """
     return _hash(json.dumps(_content(value)).encode())
 

@@ -80,20 +80,6 @@ def _error_handles(errors: np.ndarray) -> list[Line2D]:
     return [Line2D([], [], color=colour, linewidth=3, label=f"{name}: {share:.0%}") for name, share, colour in entries]
 
 
-def checkerboard(ax: Axes, sar: Tensor, optical_warped: Tensor, tiles: int = 8) -> Axes:
-    """SAR and the optical image resampled onto it (both (C, H, W)), in alternating tiles, `tiles` along the longer
-    side: edges run on where registration is right."""
-    if sar.shape[-2:] != optical_warped.shape[-2:]:
-        sizes = f"{tuple(sar.shape)} and {tuple(optical_warped.shape)}"
-        raise ValueError(f"checkerboard needs images of one size, got {sizes}; warp the optical image first")
-    rows, columns = np.indices(sar.shape[-2:]) * tiles // max(sar.shape[-2:])
-    take_sar = ((rows + columns) % 2 == 0)[..., None]
-    grey, colour = (np.dstack([display_range(image)] * n) for image, n in ((sar[:1], 3), (optical_warped, 1)))
-    ax.imshow(np.where(take_sar, grey, colour), interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    return neutral(ax)
-
-
 def neutral(ax: Axes) -> Axes:
     """Text and frame in a grey that can be read on a light and on a dark page, nothing painted behind the data."""
     ax.set_facecolor("none")

@@ -13,11 +13,12 @@ from make_demo_pair import MARGIN, SEED, SIZE, make
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from companion.baselines.gradients import oriented_gradients, shift_scores
 from sarmatch import cli, demo, load_matcher
 from sarmatch.data import read_pair
 from sarmatch.data.synthetic import render_pair
 from sarmatch.matching.matches import Matches
-from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, oriented_gradients, shift_scores
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX
 
 FILES = ("sar.tif", "optical.tif")
 

@@ -25,7 +25,7 @@ LAYERS = {
         {"__init__", "__main__"},
     ),
     "companion": (
-        {"settings", "cache", "timing"},
+        {"settings", "cache", "timing", "intervals"},
         {"baselines", "shipping"},
         {"studies"},
         {"figures"},
@@ -35,7 +35,7 @@ LAYERS = {
     ),
 }
 """From the lowest; rooms of one layer may import each other, as long as there is no circle of modules."""
-MOST_LINES = {"sarmatch": 10_960, "companion": 8_260}
+MOST_LINES = {"sarmatch": 10_500, "companion": 8_562}
 FILE_LINES = 350
 FUNCTION_LINES = 40
 

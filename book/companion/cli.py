@@ -38,9 +38,9 @@ def study(
         runs: store of runs; default `runs` in the checkout.
         output: also write the records, .parquet or .csv: one a training, test pair and way of matching (`voting`).
     """
+    from companion.intervals import with_intervals
     from companion.studies import ablation
     from companion.studies.sensitivity import possible
-    from sarmatch.evaluation.intervals import with_intervals
     from sarmatch.training.runs import open_split
 
     config = ablation.studied(_config(profile, data, output), name)
@@ -101,8 +101,8 @@ def compare(
 
 
 def _print_comparison(records: DataFrame, budget: DataFrame) -> None:
+    from companion.intervals import with_intervals
     from companion.studies.comparison import ranked, registration_table, without_packages
-    from sarmatch.evaluation.intervals import with_intervals
 
     print(with_intervals(ranked(records, ["mma_1px", "mma_3px", "n_matches"]), 3).to_string(index=False))
     print(f"\ntrained at equal budget\n{budget.to_string(index=False, float_format='%.0f')}")

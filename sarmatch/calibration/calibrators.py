@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
 import scipy.special
 
 from sarmatch.calibration.scores import CLIP, bin_sums, checked_numbers, pool
+from sarmatch.config import from_dict
 
 MAX_KNOTS = 100  #: Of a fitted isotonic map, so that it fits into the header of a file.
 FOLDS = 8  #: Groups of scenes for cross-fitting.
@@ -112,18 +112,6 @@ class Logistic:
         return probability if self.isotonic is None else self.isotonic({"probability": probability})
 
 
-def temperature_scaling(features: Features, correct: Any) -> Logistic:
-    """Divides the logit of the probability by the number from 0.01 to 100 of least negative log-likelihood."""
-    logits = _design(features, ("logit_probability",))[:, 0]
-    signed = np.where(_outcomes(correct, len(logits)), -logits, logits)
-
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, signed * np.exp(-log_temperature)).sum())
-
-    found = scipy.optimize.minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded")
-    return Logistic(("logit_probability",), (0.0,), (1.0,), (float(np.exp(-found.x)),), 0.0)
-
-
 Calibrator: TypeAlias = Isotonic | Logistic
 """Called with `Features`, gives the probability (N,) in [0, 1] that each match is correct; no matches give none."""
 
@@ -133,19 +121,14 @@ def calibrator_from_dict(description: Mapping[str, Any]) -> Calibrator:
 
     Unknown kinds and values are a ValueError, missing or unknown entries a TypeError.
     """
-    kinds: dict[str, Callable[..., Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
-    entries = with_tuples(description)
+    kinds: dict[str, type[Calibrator]] = {c.kind: c for c in (Isotonic, Logistic)}
+    entries = dict(description)
     kind = entries.pop("kind", None)
     if kind not in kinds:
         raise ValueError(f"a calibrator needs a kind among {sorted(kinds)}, got {kind!r}")
     if entries.get("isotonic"):
         entries["isotonic"] = calibrator_from_dict(entries["isotonic"])
-    return kinds[kind](**entries)
-
-
-def with_tuples(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries from JSON with tuples in the place of lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    return from_dict(kinds[kind], entries)
 
 
 def cross_fitted(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict, with_tuples
+from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, calibrator_from_dict
 from sarmatch.calibration.position_error import Precision
-from sarmatch.config import CONFIDENT_PX
+from sarmatch.config import CONFIDENT_PX, from_dict
 
 CONFIDENCE_FILE = "confidence.json"
 
@@ -51,8 +51,8 @@ class Confidence:
         try:
             content = json.loads(text)
             calibrators = {mode: calibrator_from_dict(c) for mode, c in content.pop("calibrators").items()}
-            overlaps = {mode: Overlap(**o) for mode, o in content.pop("overlaps").items()}
-            precision = {mode: Precision(**with_tuples(p)) for mode, p in content.pop("precision", {}).items()}
+            overlaps = {mode: from_dict(Overlap, o) for mode, o in content.pop("overlaps").items()}
+            precision = {mode: from_dict(Precision, p) for mode, p in content.pop("precision", {}).items()}
             return cls(calibrators, overlaps, precision=precision, **content)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a description of a confidence ({error!r}): {text[:80]!r}") from error
@@ -94,13 +94,6 @@ def fit_overlap(related: np.ndarray, unrelated: np.ndarray, false_accept: float 
     return Overlap(threshold, len(unrelated), int((unrelated >= threshold).sum()))
 
 
-def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
-    """ROC curve: true_accept and false_accept, shares of pairs (or matches) accepted at each falling threshold."""
-    thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
-    shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
-    return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
-
-
 def calibrated(
     raw: Mapping[str, np.ndarray],
     confidence: Confidence | None,
@@ -108,15 +101,10 @@ def calibrated(
     search_radius: float | None,
     coverage: float,
 ) -> dict[str, Any]:
-    """Calibrated confidence, covariance and radius of matches, and the decision; raw where nothing is fitted.
+    """The arguments of `Matches` that come from raw `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
 
-    Args:
-        raw: `SCORES` (N,) and `covariance` (N, 2, 2) px^2.
-        search_radius: px, with which the matches were found; with another one than was fitted, or None, nothing is
-            decided and radii are NaN.
-
-    Returns:
-        `confidence` (N,), `covariance` (N, 2, 2) px^2, `radius` (N,) px, `overlaps` (bool or None).
+    They are confidence, covariance, radius and the decision `overlaps`; raw where nothing is fitted. With another
+    search radius than was fitted, or None, nothing is decided and radii are NaN.
     """
     fitted = confidence or Confidence({}, {}, search_radius=0.0, mc_passes=0)
     calibrator, precision = fitted.calibrators.get(mode), fitted.precision.get(mode)

@@ -48,10 +48,7 @@ def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: fl
 
 
 def visible_keypoints(A_sar_to_optical: Any, size: tuple[int, int]) -> int:
-    """Number of descriptor cells of the SAR image whose centres lie on the optical image of the same (height, width).
-
-    This is |G| of eq. 6.
-    """
+    """|G| of eq. 6: cells of the SAR image whose centres lie on the optical image of the same (height, width)."""
     centres = cell_centres(size[0] // STRIDE, size[1] // STRIDE, STRIDE).reshape(-1, 2)
     return int(inside(torch.from_numpy(_transform(centres, A_sar_to_optical)), size).sum())
 
@@ -67,13 +64,6 @@ def corner_error(A_estimated: Any, A_true: Any, size: tuple[int, int]) -> float:
     corners = np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]], dtype=np.float64)
     distances = np.linalg.norm(_transform(corners, A_estimated) - _transform(corners, A_true), axis=1)
     return float(distances.mean())
-
-
-def registration_success(corner_errors: np.ndarray, thresholds: Sequence[float]) -> dict[float, float]:
-    """Share of pairs with a corner error within each threshold; failures (inf or NaN) stay in the denominator."""
-    if not len(corner_errors):
-        raise ValueError("registration_success needs the corner error of at least one pair, got none")
-    return {float(threshold): float(np.mean(np.asarray(corner_errors) <= threshold)) for threshold in thresholds}
 
 
 # long because it documents the columns of every table of records

@@ -26,37 +26,23 @@ _ARRAYS = ("xy_sar", "xy_optical", "confidence", "aleatoric", "epistemic", "cova
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """N matches; row i of every array belongs to match i.
+    """N matches; row i of every array, of float32, belongs to match i. Values that cannot be are a ValueError."""
 
-    Attributes:
-        xy_sar, xy_optical: (N, 2) float32 positions (x, y) in px; the centre of the top-left pixel is (0, 0).
-        confidence: (N,) float32 in [0, 1]; for our matcher the calibrated probability of lying within 3 px.
-        aleatoric, epistemic: (N,) float32, at least 0; NaN where unknown (the default).
-        covariance: (N, 2, 2) float32, px^2, of `xy_optical` given `xy_sar`, if the match is correct (within 3 px); NaN
-            where unknown (the default).
-        radius: (N,) float32, px, conformal radius: holds the true position with the coverage asked for; NaN where
-            nothing is calibrated (the default).
-        sar_transform, optical_transform: rasterio's pixel-to-map affine (from the pixel's corner), or None.
-        sar_crs, optical_crs: coordinate reference systems as rasterio prints them, or None.
-        overlaps: whether the images show the same ground, decided on all matches; None where undecided.
-
-    Raises:
-        ValueError: shapes that do not belong together, positions that are not finite, confidence outside [0, 1],
-            negative uncertainties, variances or radii, or a covariance that is not symmetric.
-    """
-
-    xy_sar: np.ndarray
-    xy_optical: np.ndarray
-    confidence: np.ndarray
+    xy_sar: np.ndarray  #: (N, 2) positions (x, y), px; the centre of the top-left pixel is (0, 0).
+    xy_optical: np.ndarray  #: The same in the optical image.
+    confidence: np.ndarray  #: (N,) in [0, 1]; of our matcher the calibrated probability of lying within 3 px.
+    #: (N,), at least 0; NaN where unknown, as in the next three (the default).
     aleatoric: np.ndarray = None  # type: ignore[assignment]  # filled with NaN below
     epistemic: np.ndarray = None  # type: ignore[assignment]
+    #: (N, 2, 2) px^2, of `xy_optical` given `xy_sar`, if the match is correct (within 3 px).
     covariance: np.ndarray = None  # type: ignore[assignment]
+    #: (N,) px, conformal radius: holds the true position with the coverage asked for.
     radius: np.ndarray = None  # type: ignore[assignment]
-    sar_transform: Affine | None = None
-    sar_crs: str | None = None
+    sar_transform: Affine | None = None  #: Rasterio's pixel-to-map affine (from the pixel's corner).
+    sar_crs: str | None = None  #: Coordinate reference system as rasterio prints it.
     optical_transform: Affine | None = None
     optical_crs: str | None = None
-    overlaps: bool | None = None
+    overlaps: bool | None = None  #: Whether the images show the same ground, by all matches; None where undecided.
 
     def __post_init__(self) -> None:
         n = len(self.confidence)
@@ -90,9 +76,6 @@ class Matches:
 
     def select(self, rows: np.ndarray) -> Matches:
         """The matches where a boolean mask (N,) is true, or those at the given row numbers, in their order."""
-        rows = np.asarray(rows)
-        if rows.size == 0 and rows.dtype != bool:
-            rows = rows.astype(np.intp)
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def above(self, confidence: float) -> Matches:

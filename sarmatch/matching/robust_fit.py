@@ -47,11 +47,7 @@ def fit_affine(
     Args:
         xy_from, xy_to: (N, 2) matched points, px.
         threshold_px: a match agrees with a map when it lies within this distance of it.
-        min_inliers: fewer agreeing matches than this are taken for chance.
-
-    Raises:
-        ValueError: unknown model, or a threshold that is not positive.
-        RegistrationError: too few matches, or too few that agree.
+        min_inliers: fewer agreeing matches than this are taken for chance, a `RegistrationError`.
     """
     if model not in MINIMAL_SAMPLE:
         raise ValueError(f"model must be one of {sorted(MINIMAL_SAMPLE)}, got {model!r}")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import rasterio.warp
 
-from sarmatch.io import atomic_path, check_output
+from sarmatch.io import atomic_path, check_output, optional_package
 
 if TYPE_CHECKING:
     from sarmatch.matching.matches import Matches
@@ -44,7 +44,7 @@ def matches_writer(path: str | os.PathLike[str]) -> Writer:
     }
     suffix = check_output(path, "matches", writers).suffix.lower()
     if suffix == ".gpkg":
-        _pyogrio()
+        optional_package("pyogrio", "gis")
     return writers[suffix]
 
 
@@ -97,7 +97,7 @@ def _write_gpkg(parts: Iterator[Matches], overlaps: bool | None, path: Path) -> 
             crs = "EPSG:4326" if note.startswith("WGS84") else None
         columns, names = [frame[name].to_numpy() for name in frame], list(frame)
         options = {"geometry_type": "Point", "crs": crs, "driver": "GPKG", "layer": "matches", "append": number > 0}
-        _pyogrio().write(path, _points(x, y), columns, names, **options)
+        optional_package("pyogrio.raw", "gis").write(path, _points(x, y), columns, names, **options)
 
 
 def _points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -105,16 +105,6 @@ def _points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     record = np.zeros(len(x), dtype=[("order", "u1"), ("kind", "<u4"), ("x", "<f8"), ("y", "<f8")])
     record["order"], record["kind"], record["x"], record["y"] = 1, 1, x, y
     return np.array([row.tobytes() for row in record], dtype=object)
-
-
-def _pyogrio() -> Any:
-    try:
-        import pyogrio.raw
-    except ImportError as error:
-        raise ValueError(
-            "files .gpkg need the package pyogrio: pip install 'sarmatch[gis]'; or save .geojson"
-        ) from error
-    return pyogrio.raw
 
 
 def _nonempty(parts: Iterable[Matches]) -> Iterator[Matches]:

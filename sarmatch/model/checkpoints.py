@@ -23,11 +23,7 @@ def save_weights(net: SarOpticalNet, path: Path, dtype: torch.dtype | None = Non
 
 
 def load_weights(path: Path) -> tuple[SarOpticalNet, dict[str, str]]:
-    """The network in a safetensors file, in evaluation mode, and the file's header.
-
-    Raises:
-        ValueError: the file was not written by `save_weights`.
-    """
+    """The network in a file that `save_weights` wrote, in evaluation mode, and the file's header."""
     about, tensors = read_weights(path)
     if "model" not in about:
         raise ValueError(f"{path}: its header has no model config; expected a file written by this package")

@@ -6,21 +6,19 @@ a multiple of 16. What depends on the data (search windows, mutual matches) stay
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sarmatch.io import atomic_path, check_output, weights_digest
+from sarmatch.io import atomic_path, check_output, optional_package, weights_digest
 from sarmatch.model import Descriptors, SarOpticalNet
 from sarmatch.model.uncertainty import Uncertainty
 
+#: Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool.
 INPUTS = ("sar", "optical", "sar_valid", "optical_valid")
-"""Images (1, C, H, W) in [0, 1], of equal size, and which of their pixels carry data, (1, H, W) bool."""
 TOLERANCE = 1e-4  #: Greatest difference of any output of the file from PyTorch's that export accepts.
 
 
@@ -38,8 +36,8 @@ def export(net: SarOpticalNet, path: Path, optimize: bool = True) -> float:
         ValueError: ONNX is not installed, outputs differ by more than `TOLERANCE`, or the path cannot be written.
     """
     path = check_output(path, "encoders", (".onnx",))
-    onnx = _imported("onnx")
-    _imported("onnxscript")
+    onnx = optional_package("onnx", "onnx")
+    optional_package("onnxscript", "onnx")
     net = net.cpu().eval()
     parts = ["coarse", "fine", *(Uncertainty._fields if net.config.uncertainty else ())]
     # Declared as multiples of 16, so that the exporter knows that sides divide without a rest.
@@ -89,13 +87,10 @@ def largest_difference(net: SarOpticalNet, path: Path, size: tuple[int, int]) ->
 
 
 class OnnxEncoders:
-    """Both encoders from what `export` wrote, or a quantised copy of it, run by ONNX Runtime on the CPU.
-
-    It takes as many threads as PyTorch.
-    """
+    """Both encoders from what `export` wrote, or a quantised copy, run by ONNX Runtime on the CPU."""
 
     def __init__(self, path: str | Path) -> None:
-        runtime = _imported("onnxruntime")
+        runtime = optional_package("onnxruntime", "onnx")
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no exported encoders at {path}; write them with `sarmatch export MODEL -o {path}`"
@@ -131,10 +126,3 @@ class OnnxEncoders:
             for coarse, fine, *maps in (found[:half], found[half:])
         )
         return sar, optical
-
-
-def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"{name} is not installed; pip install 'sarmatch[onnx]'") from error

@@ -8,10 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
-import numpy as np
-import scipy.fft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,39 +20,13 @@ BORDER_PX = 4
 """Extent of most of the smoothing: channels closer to the edge of the image mean little."""
 
 
-class Features(NamedTuple):
-    """An image of features (C, H, W), zero where not `usable` (H, W) bool."""
-
-    channels: Tensor
-    usable: Tensor
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in px."""
-        return self.usable.shape[0], self.usable.shape[1]
-
-
-def oriented_gradients(image: Tensor, sigma_px: float, valid: Tensor | None = None) -> Features:
-    """Orientation channels of an image; each pixel's vector has length at most 1 and mean 0.
-
-    The magnitudes of the gradient along nine orientations over 180 degrees (mean over bands) are smoothed in space
-    and across orientations, and their mean is removed.
-
-    Args:
-        image: (C, H, W) float.
-        sigma_px: standard deviation of the Gaussian smoothing before differentiation, px.
-        valid: (H, W) bool, pixels with data; None takes all.
-
-    Returns:
-        nine channels, usable away from invalid pixels and from the border.
-    """
-    usable = eroded(torch.ones_like(image[0], dtype=torch.bool) if valid is None else valid)
-    return Features(orientation_channels(image[None], sigma_px)[0] * usable, usable)
-
-
 @torch.no_grad()
 def orientation_channels(images: Tensor, sigma_px: float) -> Tensor:
-    """The channels of `oriented_gradients` of a batch (B, C, H, W) up to the edges, (B, 9, H, W) float32."""
+    """Orientation channels of images (B, C, H, W): vectors of length at most 1 and mean 0, (B, 9, H, W) float32.
+
+    The magnitudes of the gradient along nine orientations over 180 degrees (mean over bands) are smoothed in space
+    and across orientations, and their mean is removed. `sigma_px` is that of the smoothing before differentiation.
+    """
     kind = images.device.type
     # Eight bits of bfloat16 are too few for differences of smoothed pixels; the meta device knows no autocast.
     exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
@@ -98,30 +69,6 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return out.view(image.shape)
 
 
-def shift_scores(a: Features, b: Features, max_shift: int) -> np.ndarray:
-    """Mean product of two feature images at every whole-pixel shift, over the part where both are usable.
-
-    Args:
-        a, b: pixel p of `a` is compared with pixel p + shift of `b`; their sizes may differ.
-        max_shift: largest shift along each axis, px.
-
-    Returns:
-        (2 max_shift + 1, 2 max_shift + 1) float, row = dy + max_shift, column = dx + max_shift; -inf where less than a
-        quarter of the smaller usable area overlaps.
-    """
-    size = [
-        scipy.fft.next_fast_len(max(n_a, n_b) + max_shift, real=True) for n_a, n_b in zip(a.size, b.size, strict=True)
-    ]
-    mask_a, mask_b = (features.usable[None].float() for features in (a, b))
-    steps = np.arange(-max_shift, max_shift + 1)
-    products, overlap = (
-        correlation_surface(first, second, size).cpu().numpy()[np.ix_(steps % size[0], steps % size[1])]
-        for first, second in ((a.channels, b.channels), (mask_a, mask_b))
-    )
-    enough = overlap > max(0.25 * min(float(mask_a.sum()), float(mask_b.sum())), 0.5)
-    return np.where(enough, products / np.maximum(overlap, 1), -np.inf)
-
-
 def correlation_surface(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     """Cross-correlation at every shift: the sum over channels and p of a(p) b(p + shift).
 
@@ -130,13 +77,3 @@ def correlation_surface(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     """
     spectrum = (torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(-3)
     return torch.fft.irfft2(spectrum, s=size)
-
-
-def parabola_peak(left: Tensor | np.ndarray, centre: Tensor | np.ndarray, right: Tensor | np.ndarray) -> np.ndarray:
-    """Offset in [-0.5, 0.5] of the vertex of the parabola through values at -1, 0, 1; 0 where there is no maximum."""
-    left, centre, right = (np.asarray(value, dtype=np.float64) for value in (left, centre, right))
-    with np.errstate(invalid="ignore"):  # -inf beside the peak: no neighbour there
-        curvature = left - 2 * centre + right
-        usable = np.isfinite(curvature) & (curvature < 0)
-        offset = 0.5 * (left - right) / np.where(usable, curvature, 1.0)
-    return np.where(usable, np.clip(offset, -0.5, 0.5), 0.0)

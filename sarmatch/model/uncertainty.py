@@ -16,40 +16,26 @@ from sarmatch.config import ModelConfig
 
 SAR_SOURCES = ("speckle", "geometry", "backscatter")
 OPTICAL_SOURCES = ("atmosphere", "illumination", "season")
-SOURCES = SAR_SOURCES + OPTICAL_SOURCES
-"""The six sources of sections 3.2.1 and 3.2.2, in the order of every tensor of six."""
-ORIENTATIONS = (0, 45, 90, 135)
-"""Degrees, counter-clockwise from the rows of the image."""
+SOURCES = SAR_SOURCES + OPTICAL_SOURCES  #: Of sections 3.2.1 and 3.2.2, in the order of every tensor of six.
+ORIENTATIONS = (0, 45, 90, 135)  #: Degrees, counter-clockwise from the rows of the image.
 LINE_CELLS = 5  # length of an oriented kernel
 WIDE_CELLS = 4  # side of the squares over which atmospheric attention takes means
 
 
 class Uncertainty(NamedTuple):
-    """Aleatoric uncertainty of an image; maps have a cell every 4 px.
+    """Aleatoric uncertainty of an image; maps have a cell every 4 px."""
 
-    Attributes:
-        fused: U of eqs. 1 and 2, (B, 1, h, w) in [0, 1].
-        sources: the three maps of the modality, (B, 3, h, w) in [0, 1].
-        summary: mean of the features over the image, (B, C), from which the source weights of a pair are computed.
-    """
-
-    fused: Tensor
-    sources: Tensor
-    summary: Tensor
+    fused: Tensor  #: U of eqs. 1 and 2, (B, 1, h, w) in [0, 1].
+    sources: Tensor  #: The three maps of the modality, (B, 3, h, w) in [0, 1].
+    summary: Tensor  #: Mean of the features over the image, (B, C), from which the source weights of a pair come.
 
 
 class UncertaintyMaps(NamedTuple):
-    """All maps of a pair.
+    """All maps of a pair."""
 
-    Attributes:
-        sources: in the order of `SOURCES`, (B, 6, h, w) in [0, 1]: the first three on the SAR image's cells.
-        weights: of the six sources for this pair, (B, 6), sum 1 (section 3.2.3).
-        sar, optical: U of eqs. 1 and 2, (B, 1, h, w).
-    """
-
-    sources: Tensor
-    weights: Tensor
-    sar: Tensor
+    sources: Tensor  #: In the order of `SOURCES`, (B, 6, h, w) in [0, 1]: the first three on the SAR image's cells.
+    weights: Tensor  #: Of the six sources for this pair, (B, 6), sum 1 (section 3.2.3).
+    sar: Tensor  #: U of eqs. 1 and 2, (B, 1, h, w).
     optical: Tensor
 
 
@@ -230,13 +216,10 @@ class EpistemicHead(nn.Module):
     """One-pass estimate of a match's epistemic uncertainty, the log of the mutual information over Monte Carlo passes.
 
     Distilled from passes over training pairs; the paper names such an estimate as future work (section 5.5).
-
-    Attributes:
-        distilled: 1 once it is trained, 0 before; weights stored without it count as untrained.
     """
 
     EXTRA = 4  # beside the descriptors of both ends: log-probability and entropy of the row, uncertainty of both ends
-    distilled: Tensor
+    distilled: Tensor  #: 1 once it is trained, 0 before; weights stored without it count as untrained.
 
     def __init__(self, descriptor_dim: int, width: int = 32) -> None:
         super().__init__()
@@ -256,6 +239,5 @@ class EpistemicHead(nn.Module):
         self.hidden.bias.sub_(self.hidden.weight @ mean)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Files older than the flag hold no trained head.
         state_dict.setdefault(prefix + "distilled", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)

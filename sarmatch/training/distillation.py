@@ -44,7 +44,6 @@ def distil(
     passes: int = 20,
     cells: int = 256,
     epochs: int = 30,
-    show_progress: bool = True,
     crops: int = CROPS,
 ) -> pd.DataFrame:
     """Train `net.epistemic_head` on passes with dropout over training crops; nothing else of the network changes.
@@ -58,15 +57,12 @@ def distil(
 
     Returns:
         the loss curve of `train_head`.
-
-    Raises:
-        ValueError: fewer than two passes or crops, no pairs, no cells with data, or a network without dropout.
     """
     if passes < 2:
         raise ValueError(f"passes must be at least 2, got {passes}: a single pass carries no mutual information")
     radius, rng = config.evaluation.headline_radius, np.random.default_rng((seed, 1))
     parts, scenes = [], []
-    for sar, optical, scene in training_crops(net, pairs, config, seed, crops, "distil", show_progress):
+    for sar, optical, scene in training_crops(net, pairs, config, seed, crops, "distil"):
         parts.append(_information(net, sar, optical, radius, passes, cells, rng))
         scenes.append(scene)
     inputs, information = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -105,9 +101,6 @@ def train_head(head: EpistemicHead, targets: DistillationTargets, seed: int, epo
         one row an epoch: mean `loss`, and on held-out cells `held_out_loss`, Spearman's `rank_correlation` over all and
         `within_crops`, its mean over crops; `entropy_rank_correlation` and `entropy_within_crops` are the same of the
         row's entropy.
-
-    Raises:
-        ValueError: no cells, crops too few to hold one out, a target that does not vary, or no epochs.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -168,7 +161,7 @@ def _rank_correlations(estimate: Tensor, target: Tensor, crop: Tensor) -> pd.Ser
 
 
 def training_crops(
-    net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, n: int, name: str, show_progress: bool
+    net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, n: int, name: str
 ) -> Iterator[tuple[Encoded, Encoded, str]]:
     """Training crops through the deterministic pass without the fine level, SAR first, and the name of the scene.
 
@@ -178,7 +171,7 @@ def training_crops(
         raise ValueError(f"need at least one training pair and one crop, got {len(pairs)} pairs and {n} crops")
     net, crops = copy.deepcopy(net).eval(), TrainingCrops(pairs, config.data, seed)  # the caller's keeps its mode
     device = next(net.parameters()).device
-    for k in tqdm(range(n), name, unit="crop", disable=None if show_progress else True):
+    for k in tqdm(range(n), name, unit="crop", disable=None):
         epoch, position = divmod(k, len(pairs))
         i = int(np.random.default_rng((seed, epoch)).permutation(len(pairs))[position])
         sample = crops[epoch, i]
@@ -191,7 +184,5 @@ def training_crops(
 
 def some_cells(usable: Tensor, at_most: int, rng: np.random.Generator) -> Tensor:
     """Positions of at most so many true entries of a mask (N,), drawn without replacement."""
-    if at_most < 1:
-        raise ValueError(f"cells must be at least 1 a crop, got {at_most}")
     rows = usable.nonzero()[:, 0]
     return rows[torch.from_numpy(rng.permutation(len(rows))[:at_most]).to(rows.device)]

@@ -162,15 +162,11 @@ def split_fingerprint(split: Split) -> str:
 def stored_training(
     folder: Path, config: Config, about: dict[str, Any], train: Callable[[], None], fresh: bool = False
 ) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
-    """Run `train`, which goes on where the run in a folder stopped, unless that is finished.
+    """Run `train`, which goes on where the run in a folder stopped, unless that is finished; `about` is its provenance.
 
-    Args:
-        about: the `provenance` to keep with the run.
-
-    Returns:
-        whether it was finished before, its history and its provenance.
+    Returns whether it was finished before, its history and what is kept of its provenance.
     """
-    state, record = PartialState(), folder / "provenance.json"
+    state, record, log = PartialState(), folder / "provenance.json", folder / "metrics.jsonl"
     with run_lock(folder):
         if state.is_main_process:
             if fresh and folder.exists():  # with all that was fitted or measured with the old weights
@@ -187,11 +183,11 @@ def stored_training(
                 write_json(record, about | {"finished": False})
             train()
             if state.is_main_process:
-                last = read_history(folder).max()
+                last = pd.read_json(log, lines=True).max()
                 about |= {"steps": int(last["step"]), "training_seconds": float(last["seconds"])}
                 write_json(record, about | {"finished": True})
             state.wait_for_everyone()
-    return loaded, read_history(folder), read_json(record)
+    return loaded, pd.read_json(log, lines=True), read_json(record)
 
 
 @contextmanager
@@ -204,8 +200,3 @@ def run_lock(folder: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / f"{folder.parent.name}-{folder.name}.lock"):
         yield
-
-
-def read_history(folder: Path) -> pd.DataFrame:
-    """Log of a run, one row a logged step."""
-    return pd.read_json(folder / "metrics.jsonl", lines=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -164,8 +165,6 @@ def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
 
     Row i of both embeddings (N, D) belongs together; equal embeddings score k / N, as if ties were broken at random.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     similarity = z_sar @ z_optical.T
     scores = torch.cat([similarity, similarity.T])
     own = similarity.diagonal().repeat(2)[:, None]
@@ -176,10 +175,10 @@ def retrieval_recall(z_sar: Tensor, z_optical: Tensor, k: int) -> float:
 def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
     """`rotation_sar` and `rotation_optical`: share of the four turns of central windows that is predicted right.
 
-    0.25 is chance; ValueError where the objective has no rotation heads.
+    0.25 is chance; nothing where the objective has no rotation heads.
     """
     if not objective.rotation_heads:
-        raise ValueError("rotation accuracy needs rotation heads; pretrain with rotation=True")
+        return {}
     right: dict[str, list[Tensor]] = {"sar": [], "optical": []}
     with torch.no_grad(), evaluating(objective):
         for windows in _windows(objective.net, pairs, crop_size):
@@ -191,18 +190,14 @@ def rotation_accuracy(objective: PretrainingObjective, pairs: Pairs, crop_size: 
 
 
 def pretraining_scores(objective: PretrainingObjective, pairs: Pairs, crop_size: int) -> dict[str, float]:
-    """`recall_1`, `recall_5`, and `rotation_accuracy` where that task is on."""
+    """`recall_1`, `recall_5`, and `rotation_accuracy`."""
     embeddings = embed_pairs(objective.net, pairs, crop_size, objective.config.contrast_over)
-    scores = {f"recall_{k}": retrieval_recall(*embeddings, k) for k in (1, 5)}
-    return scores | (rotation_accuracy(objective, pairs, crop_size) if objective.rotation_heads else {})
+    recalls = {f"recall_{k}": retrieval_recall(*embeddings, k) for k in (1, 5)}
+    return recalls | rotation_accuracy(objective, pairs, crop_size)
 
 
 def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = True) -> None:
-    """Pretrain on `split.train`, or go on where the run in `folder` stopped; validation is for the log only.
-
-    Raises:
-        ValueError: both tasks are off, or there are no training pairs.
-    """
+    """Pretrain on `split.train`, or go on where the run in `folder` stopped; validation is for the log only."""
     schedule = config.pretraining
     if not schedule.enabled:
         raise ValueError("pretraining has both tasks off; set contrastive or rotation, or fine-tune from scratch")
@@ -210,14 +205,11 @@ def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = T
     objective = PretrainingObjective(SarOpticalNet(config.model), schedule)
     crops = PretrainingCrops(split.train, config.data, config.seed, schedule, len(split.train) <= CACHE_AT_MOST)
     pairs = spread(split.validation, schedule.validation_pairs)
-
-    def validate(objective: PretrainingObjective) -> dict[str, float]:
-        return pretraining_scores(objective, pairs, config.data.crop_size)
-
+    validate = partial(pretraining_scores, pairs=pairs, crop_size=config.data.crop_size)
     fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
     if schedule.rotation and PartialState().is_main_process:
-        with atomic_path(folder / ROTATION_HEADS) as partial:
-            save_file(objective.rotation_heads.state_dict(), partial)
+        with atomic_path(folder / ROTATION_HEADS) as temporary:
+            save_file(objective.rotation_heads.state_dict(), temporary)
 
 
 def _windows(net: SarOpticalNet, pairs: Pairs, crop_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,27 +8,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
 from simulated_matches import simulate
 
 from sarmatch.calibration import calibrators, scores
-from sarmatch.calibration.calibrators import Isotonic, Logistic, calibrator_from_dict, temperature_scaling
-
-
-def test_temperature_finds_the_one_the_probabilities_were_sharpened_by() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.02, 0.98, 20_000)
-    features = {"probability": expit(2.5 * logit(truth))}
-    fitted = temperature_scaling(features, rng.random(20_000) < truth)
-    assert 1 / fitted.weights[0] == pytest.approx(2.5, rel=0.05)
-    exact = Logistic(("logit_probability",), (0.0,), (1.0,), (1 / 2.5,), 0.0)
-    np.testing.assert_allclose(exact(features), truth, atol=1e-6)
-    np.testing.assert_allclose(fitted(features), expit(logit(features["probability"]) * fitted.weights[0]))
-
-
-def test_temperature_stops_at_its_limit_where_probabilities_say_the_opposite() -> None:
-    fitted = temperature_scaling({"probability": [0.9, 0.8, 0.1, 0.2]}, [False, False, True, True])
-    assert 1 / fitted.weights[0] == pytest.approx(100, rel=1e-2)
+from sarmatch.calibration.calibrators import Isotonic, Logistic, calibrator_from_dict
 
 
 def test_isotonic_pools_violators_by_hand() -> None:
@@ -96,12 +79,12 @@ def test_calibrators_survive_json_and_share_their_call(calibrator: calibrators.C
 
 def test_fitted_calibrators_survive_json() -> None:
     table = simulate(500)
-    for fit in (temperature_scaling, Isotonic.fit, Logistic.fit):
+    for fit in (Isotonic.fit, Logistic.fit):
         fitted = fit(table, table["error_px"] <= 3)
         assert calibrator_from_dict(json.loads(json.dumps(asdict(fitted)))) == fitted
 
 
-@pytest.mark.parametrize("fit", [temperature_scaling, Isotonic.fit, Logistic.fit])
+@pytest.mark.parametrize("fit", [Isotonic.fit, Logistic.fit])
 @pytest.mark.parametrize(
     ("correct", "message"),
     [

@@ -15,7 +15,6 @@ from sarmatch.calibration.confidence import (
     SPREAD,
     Confidence,
     Overlap,
-    acceptance_rates,
     agreement,
     fit_calibrator,
     fit_overlap,
@@ -112,13 +111,6 @@ def test_threshold_keeps_unrelated_pairs_out_by_hand():
     assert fit_overlap(np.array([0.1]), np.array([0.9])).threshold > 0.9
     with pytest.raises(ValueError, match="unrelated"):
         fit_overlap(related, np.zeros(0))
-
-
-def test_acceptance_rates_by_hand():
-    rates = acceptance_rates(np.array([0.9, 0.5]), np.array([0.5, 0.1]))
-    assert rates["threshold"].tolist() == [0.9, 0.5, 0.1]
-    assert rates["true_accept"].tolist() == [0.5, 1.0, 1.0]
-    assert rates["false_accept"].tolist() == [0.0, 0.5, 1.0]
 
 
 def test_nothing_is_decided_beyond_the_radius_that_was_fitted():

@@ -96,13 +96,6 @@ def test_corner_error_by_hand() -> None:
     assert metrics.corner_error(scale, IDENTITY, SIZE) == pytest.approx(95 / 2)
 
 
-def test_registration_failures_stay_in_the_denominator() -> None:
-    success = metrics.registration_success(np.array([0.5, 4.0, math.inf, math.nan]), (1, 5))
-    assert success == {1.0: 0.25, 5.0: 0.5}
-    with pytest.raises(ValueError, match="at least one pair"):
-        metrics.registration_success(np.zeros(0), (1, 5))
-
-
 def grid_matches(error: float = 0.0) -> Matches:
     x, y = np.meshgrid(np.arange(1.5, SIZE[1], 4), np.arange(1.5, SIZE[0], 4))
     xy = np.stack([x.ravel(), y.ravel()], axis=1)

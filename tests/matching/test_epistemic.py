@@ -220,7 +220,7 @@ class TestDistil:
         net.sar_encoder.train()
         modes = [module.training for module in net.modules()]
         before = copy.deepcopy(net.state_dict())
-        curves = [distil(n, pairs, CONFIG, 0, 3, 32, 2, show_progress=False, crops=CROPS) for n in (net, again)]
+        curves = [distil(n, pairs, CONFIG, 0, 3, 32, 2, crops=CROPS) for n in (net, again)]
         changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
         assert changed == {name for name in before if name.startswith("epistemic_head.")}
         assert [module.training for module in net.modules()] == modes
@@ -232,19 +232,19 @@ class TestDistil:
     def test_leaves_the_global_generator_alone(self, net, pairs):
         torch.manual_seed(7)
         before = torch.get_rng_state()
-        distil(net, pairs, CONFIG, 0, 2, 8, 1, show_progress=False, crops=CROPS)
+        distil(net, pairs, CONFIG, 0, 2, 8, 1, crops=CROPS)
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_learns_from_cells_of_every_crop(self, net, pairs, monkeypatch):
         monkeypatch.setattr(distillation, "train_head", lambda head, targets, seed, epochs: targets)
-        table = distil(net, pairs, CONFIG, 0, 2, 20, show_progress=False, crops=CROPS)
+        table = distil(net, pairs, CONFIG, 0, 2, 20, crops=CROPS)
         assert table.inputs.shape == (80, net.epistemic_head.hidden.in_features)
         assert table.crop.bincount().tolist() == [20] * 4
         assert (table.information >= 0).all() and table.information.max() > 0
         assert len(table.scene.unique()) == pairs.index["scene"].nunique()
 
     def test_estimate_is_a_map_within_bounds_and_survives_the_file(self, net, pairs, tmp_path):
-        distil(net, pairs, CONFIG, 0, 2, 32, 2, show_progress=False, crops=CROPS)
+        distil(net, pairs, CONFIG, 0, 2, 32, 2, crops=CROPS)
         save_weights(net, tmp_path / "model.safetensors")
         loaded = load_weights(tmp_path / "model.safetensors")[0].eval()
         maps = []
@@ -275,22 +275,20 @@ class TestDistil:
     def test_rejected_inputs(self, net, pairs):
         with pytest.raises(ValueError, match="passes"):
             distil(net, pairs, CONFIG, 0, passes=1)
-        with pytest.raises(ValueError, match="cells"):
-            distil(net, pairs, CONFIG, 0, cells=0, show_progress=False, crops=CROPS)
         with pytest.raises(ValueError, match="training pair"):
-            distil(net, pairs.subset([]), CONFIG, 0, show_progress=False, crops=CROPS)
+            distil(net, pairs.subset([]), CONFIG, 0, crops=CROPS)
         with pytest.raises(ValueError, match="held out"):
-            distil(net, pairs, CONFIG, 0, 2, show_progress=False, crops=1)
+            distil(net, pairs, CONFIG, 0, 2, crops=1)
         without = dataclasses.replace(CONFIG.model, early_dropout=0.0, uncertainty_dropout=0.0, fusion_dropout=0.0)
         with pytest.raises(ValueError, match="no dropout"):
-            distil(SarOpticalNet(without), pairs, CONFIG, 0, 2, 8, show_progress=False, crops=CROPS)
+            distil(SarOpticalNet(without), pairs, CONFIG, 0, 2, 8, crops=CROPS)
 
 
 class TestDensity:
     @pytest.fixture(scope="class")
     @staticmethod
     def density(described, pairs) -> Density:
-        return Density.fit(described[0], pairs, CONFIG, 0, show_progress=False, crops=CROPS)
+        return Density.fit(described[0], pairs, CONFIG, 0, crops=CROPS)
 
     def test_images_as_in_training_are_nearer_than_patterns(self, described, pairs, density):
         net, prediction, *_ = described
@@ -319,7 +317,7 @@ class TestDensity:
         assert np.allclose(got.flatten(), np.log1p((first + second) / 4), rtol=1e-5)
 
     def test_repeats_by_seed(self, described, pairs, density):
-        again = Density.fit(described[0], pairs, CONFIG, 0, show_progress=False, crops=CROPS)
+        again = Density.fit(described[0], pairs, CONFIG, 0, crops=CROPS)
         assert torch.equal(density.means, again.means) and torch.equal(density.precisions, again.precisions)
 
     def test_rejected_inputs(self, described, pairs, density):

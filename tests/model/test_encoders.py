@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from companion.baselines.gradients import oriented_gradients
 from sarmatch.config import N_ORIENTATIONS, ModelConfig, profile
 from sarmatch.data import open_pairs
 from sarmatch.data.crops import TrainingCrops
 from sarmatch.model import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.model.bifpn import BiFPN, Fusion
 from sarmatch.model.layers import norm_layer, standardise
-from sarmatch.model.oriented_gradients import SAR_SIGMA_PX, oriented_gradients
+from sarmatch.model.oriented_gradients import SAR_SIGMA_PX
 from sarmatch.training.supervised import Objective
 
 SMALL = profile("smoke").model

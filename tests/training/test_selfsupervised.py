@@ -222,8 +222,6 @@ def test_recall_by_hand():
     z_optical = torch.tensor([[1.0, 0, 0], [0, 0.1, 0.9], [0, 0.9, 0.1]])  # the last two are swapped
     assert retrieval_recall(z_sar, z_optical, 1) == pytest.approx(1 / 3)
     assert retrieval_recall(z_sar, z_optical, 2) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        retrieval_recall(z_sar, z_optical, 0)
 
 
 def test_recall_averages_both_directions():
@@ -286,8 +284,6 @@ def test_scores_follow_the_tasks(split):
     assert all(0 <= value <= 1 for value in both.values())
     alone = make_objective(tiny(rotation=False))
     assert set(pretraining_scores(alone, split.validation, 64)) == {"recall_1", "recall_5"}
-    with pytest.raises(ValueError, match="needs rotation heads"):
-        rotation_accuracy(alone, split.validation, 64)
 
 
 class Killed(Exception):

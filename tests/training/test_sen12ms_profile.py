@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from data.make_sen12ms import write_sen12ms
 from two_processes import run_in_two_processes
@@ -10,7 +11,7 @@ from two_processes import run_in_two_processes
 from sarmatch.config import Config, profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation.protocols import evaluate
-from sarmatch.training.runs import read_history, train_or_load
+from sarmatch.training.runs import train_or_load
 
 TRAIN = """
 import json, sys
@@ -53,5 +54,5 @@ def test_two_processes_have_the_losses_of_one(config, tmp_path):
     config = config.replace(pretraining={"contrastive": False, "rotation": False})
     one = train_or_load(config, tmp_path / "one", show_progress=False)
     run_in_two_processes(TRAIN, tmp_path, str(tmp_path / "two"), json.dumps(config.to_dict()))
-    two = read_history(next((tmp_path / "two" / "sen12ms").iterdir()))
+    two = pd.read_json(next((tmp_path / "two" / "sen12ms").iterdir()) / "metrics.jsonl", lines=True)
     assert np.allclose(one.history["loss"], two["loss"], rtol=1e-4)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.baselines.gradients import Features
 from companion.baselines.phase_congruency import phase_congruency
 from companion.baselines.template import TemplateMatcher
-from sarmatch.model.oriented_gradients import Features, eroded
+from sarmatch.model.oriented_gradients import eroded
 
 
 @dataclass(frozen=True)

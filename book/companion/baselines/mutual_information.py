@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.baselines.gradients import Features
 from companion.baselines.template import STRIDE, TemplateMatcher, grey_features, grid_size
 from sarmatch.matching.aggregation import band
-from sarmatch.model.oriented_gradients import Features
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from companion.baselines.gradients import Features
 from companion.baselines.template import STRIDE, TemplateMatcher, grey_features, grid_size
-from sarmatch.model.oriented_gradients import Features
 
 _FLOOR = 0.1  # of the mean amplitude; frequencies below weigh less
 

@@ -12,19 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion.baselines.base import Baseline, on_image
+from companion.baselines.gradients import Features, oriented_gradients, parabola_peak, shift_scores
 from sarmatch.geometry import cell_centres
 from sarmatch.matching.aggregation import box_sums
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
-from sarmatch.model.oriented_gradients import (
-    OPTICAL_SIGMA_PX,
-    SAR_SIGMA_PX,
-    Features,
-    gaussian_blur,
-    oriented_gradients,
-    parabola_peak,
-    shift_scores,
-)
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
 
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel suffices at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given

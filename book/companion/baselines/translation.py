@@ -10,13 +10,14 @@ from timm.layers import ConvNormAct
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from companion.baselines.gradients import Features
 from companion.baselines.learned import PeerNet, PeerSize
 from companion.baselines.template import TemplateMatcher, grey_features
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import warp
 from sarmatch.matching.matches import Matches
 from sarmatch.model.layers import norm_layer, upsample
-from sarmatch.model.oriented_gradients import Features, gaussian_blur
+from sarmatch.model.oriented_gradients import gaussian_blur
 
 L1_WEIGHT = 100.0  # against the adversarial loss, as in pix2pix
 

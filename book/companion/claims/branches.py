@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import spearmanr
 
+from companion.intervals import cluster_bootstrap, verdict
 from sarmatch.calibration.scores import auroc
-from sarmatch.evaluation.intervals import cluster_bootstrap, verdict
 
 # The branch that is named for a nuisance (sections 3.2.1 and 3.2.2).
 NAMED = {"speckle": "speckle", "layover": "geometry", "relief": "geometry", "haze": "atmosphere", "cloud": "atmosphere"}

@@ -15,8 +15,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.container import ErrorbarContainer
 from torch import Tensor
 
+from companion.intervals import cluster_bootstrap, summarise
 from sarmatch.data.pairs import Pair
-from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 MARKERS = "osD^vP"

@@ -13,14 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from companion.cache import matches_or_load
-from companion.settings import BookConfig
-from companion.studies.selfsupervision import study_config
-from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.scores import BINS
-from sarmatch.config import CONFIDENT_PX, EvaluationConfig
-from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
-from sarmatch.data.splits import Split
-from sarmatch.evaluation.intervals import (
+from companion.intervals import (
     Crossed,
     crossed,
     crossed_bootstrap,
@@ -29,6 +22,13 @@ from sarmatch.evaluation.intervals import (
     paired_t_test,
     verdict,
 )
+from companion.settings import BookConfig
+from companion.studies.selfsupervision import study_config
+from sarmatch.calibration.confidence import fit_calibrator
+from sarmatch.calibration.scores import BINS
+from sarmatch.config import CONFIDENT_PX, EvaluationConfig
+from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
+from sarmatch.data.splits import Split
 from sarmatch.evaluation.metrics import rmse
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher

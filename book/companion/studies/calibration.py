@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.stats
+from scipy.special import logit
 
 from companion.cache import cached_table
-from sarmatch.calibration.calibrators import Calibrator, Isotonic, Logistic, temperature_scaling
+from companion.intervals import bootstrap, verdict
+from sarmatch.calibration.calibrators import Calibrator, Features, Isotonic, Logistic
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.calibration.scores import Groups, checked, pooled_aurc, pooled_scores
+from sarmatch.calibration.scores import CLIP, Groups, checked, pooled_aurc, pooled_scores
 from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import match_table
-from sarmatch.evaluation.intervals import bootstrap, verdict
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import RawMatches
@@ -46,6 +48,19 @@ class Recipe(NamedTuple):
 def logistic(*names: str) -> Callable[..., Calibrator]:
     """Logistic regression on these scores, then isotonic, as `fit_calibrator` does it."""
     return partial(Logistic.fit, names=names, isotonic=True)
+
+
+def temperature_scaling(features: Features, correct: Any) -> Logistic:
+    """Divides the logit of the probability by the number from 0.01 to 100 of least negative log-likelihood."""
+    probability, correct = checked(features["probability"], correct)
+    logits = logit(np.clip(probability, CLIP, 1 - CLIP))
+    signed = np.where(correct, -logits, logits)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, signed * np.exp(-log_temperature)).sum())
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=np.log([0.01, 100]), method="bounded")
+    return Logistic(("logit_probability",), (0.0,), (1.0,), (float(np.exp(-found.x)),), 0.0)
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -212,6 +227,13 @@ def aurc_verdicts(table: pd.DataFrame, confidences: pd.DataFrame, against: str, 
     words = ("yes", "worse", "open")
     found["better"] = [verdict(*ends, n_scenes, words=words) for ends in zip(-high, -low, strict=True)]
     return found[found["confidence"] != against].reset_index(drop=True)
+
+
+def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame:
+    """ROC curve: true_accept and false_accept, shares of pairs (or matches) accepted at each falling threshold."""
+    thresholds = np.unique(np.concatenate([related, unrelated]))[::-1]
+    shares = [np.searchsorted(np.sort(-x), -thresholds, side="right") / len(x) for x in (related, unrelated)]
+    return pd.DataFrame({"threshold": thresholds, "true_accept": shares[0], "false_accept": shares[1]})
 
 
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:

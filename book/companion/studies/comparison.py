@@ -18,6 +18,7 @@ from tqdm import tqdm
 from companion import baselines
 from companion.baselines.lightglue import Features, LightGlueMatcher, installed
 from companion.cache import cached_table
+from companion.intervals import paired_difference, summarise, verdict
 from companion.settings import BookConfig
 from companion.studies.calibration import score_table, stacked
 from companion.timing import interleave, summary
@@ -26,7 +27,6 @@ from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.intervals import paired_difference, summarise, verdict
 from sarmatch.evaluation.metrics import match_errors, pair_record
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.io import commit

@@ -10,12 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from companion.studies.ablation import minus
-from companion.studies.conditions import CONDITIONS
-from sarmatch.evaluation.intervals import (
+from companion.intervals import (
     FEWEST_CLUSTERS,
     Crossed,
-    check_columns,
     cluster_bootstrap,
     crossed,
     crossed_sums,
@@ -24,6 +21,8 @@ from sarmatch.evaluation.intervals import (
     summarise,
     verdict,
 )
+from companion.studies.ablation import minus
+from companion.studies.conditions import CONDITIONS
 
 CLAIMED_GAIN = 0.021  # relative, in areas with significant geometric distortions (section 5.3)
 ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation prediction
@@ -206,7 +205,6 @@ def _gains(wide: pd.DataFrame, inside: Mapping[str, pd.Series], value: str) -> l
 def _paired_rows(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """One row a seed and pair: `seed`, `id`, `scene`, and each metric of both rows as "<row> <metric>"."""
     keys = ["seed", "id", "scene"]
-    check_columns(records, (*keys, "row", *values))
     chosen = records[records["row"].isin(ROWS)]
     wide = chosen.pivot(index=keys, columns="row", values=list(values))
     wide.columns = [f"{row} {value}" for value, row in wide.columns]

@@ -14,16 +14,10 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from tqdm import tqdm
 
+from companion.baselines.gradients import oriented_gradients, parabola_peak, shift_scores
 from companion.baselines.mutual_information import equal_bins, mutual_information
 from sarmatch.data.pairs import Pair, Pairs
-from sarmatch.model.oriented_gradients import (
-    OPTICAL_SIGMA_PX,
-    SAR_SIGMA_PX,
-    gaussian_blur,
-    oriented_gradients,
-    parabola_peak,
-    shift_scores,
-)
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
 
 MAX_SHIFT_PX = 8  # largest shift along each axis that is looked for
 RELIABLE_QUALITY = 4.0  # of 284 pairs of images of two places (OMBRIA, SEN1-2, SEN12MS) none had more than 3.2

@@ -61,13 +61,11 @@ class Density:
     precisions: Tensor  #: Inverses of their shrunk covariances (Ledoit and Wolf), (2, C, C).
 
     @classmethod
-    def fit(
-        cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, crops: int = CROPS, show_progress: bool = True
-    ) -> Density:
+    def fit(cls, net: SarOpticalNet, pairs: Pairs, config: Config, seed: int, crops: int = CROPS) -> Density:
         """From the deterministic pass over training crops, 256 cells of each image; ValueError where they have none."""
         rng = np.random.default_rng((seed, 1))
         parts: tuple[list[Tensor], list[Tensor]] = [], []
-        for sar, optical, _ in training_crops(net, pairs, config, seed, crops, "density", show_progress):
+        for sar, optical, _ in training_crops(net, pairs, config, seed, crops, "density"):
             for rows, image in zip(parts, (sar, optical), strict=True):
                 rows.append(by_cell(image.encoding.features)[some_cells(image.valid.flatten(), 256, rng)].cpu())
         tables = [torch.cat(rows).double().numpy() for rows in parts]

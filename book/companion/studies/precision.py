@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.stats
 
 from companion.cache import cached_table, confidence_or_load
+from companion.intervals import cluster_bootstrap
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies.sensitivity import stacked, with_source
@@ -27,7 +28,6 @@ from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import MODES, collect_matches
-from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from companion.cache import cached_table, records_or_load
+from companion.intervals import Interval, crossed_bootstrap, paired_difference, verdict
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies import ablation
@@ -22,7 +23,6 @@ from companion.studies.ablation import Variant, labelled
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
-from sarmatch.evaluation.intervals import Interval, crossed_bootstrap, paired_difference, verdict
 from sarmatch.evaluation.metrics import match_errors, mma
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops, spread
 from sarmatch.geometry import translation

@@ -12,11 +12,11 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from companion.intervals import cluster_bootstrap, summarise
 from companion.studies.doses import AUGMENTATION_DOSES, Kind, haze_index, with_dose
 from companion.studies.groundtruth import cut
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
-from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
 from sarmatch.geometry import central_corner
 from sarmatch.model import STRIDE
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps

@@ -8,9 +8,9 @@ import torch
 from sklearn.metrics import mutual_info_score
 
 from companion.baselines import MutualInformationMatcher, PhaseCorrelationMatcher, RiftMatcher
+from companion.baselines.gradients import Features
 from companion.baselines.local_features import GRID, PATCH_PX, maximum_index_histograms
 from companion.baselines.phase_correlation import _FLOOR
-from sarmatch.model.oriented_gradients import Features
 
 
 def features(image: np.ndarray, usable: np.ndarray | None = None) -> Features:

@@ -9,9 +9,10 @@ from patch_net import texture
 from torch import Tensor
 
 from companion.baselines import TemplateMatcher, template
+from companion.baselines.gradients import Features
 from sarmatch.evaluation import metrics
 from sarmatch.geometry import translation, warp
-from sarmatch.model.oriented_gradients import Features, gaussian_blur
+from sarmatch.model.oriented_gradients import gaussian_blur
 
 
 def shifted_pair(dx: float, dy: float, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, Tensor]:

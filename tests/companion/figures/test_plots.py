@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 from companion.figures import encoders, plots, selfsupervision, uncertainty
+from companion.intervals import cluster_bootstrap
 from sarmatch import visualize
 from sarmatch.data import render_pair
-from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.matching.matches import Matches
 
 
@@ -112,16 +112,6 @@ def test_draw_matches_draws_the_images_where_there_are_no_matches() -> None:
         plt.subplots()[1], torch.rand(1, 16, 20), torch.rand(3, 16, 20), Matches.empty(), np.zeros(0)
     )
     assert len(ax.images) == 2 and len(ax.collections[0].get_segments()) == 0
-
-
-def test_checkerboard_alternates_and_wants_equal_sizes() -> None:
-    ramp = torch.linspace(0, 1, 16).expand(1, 16, 16)
-    red = torch.stack([ramp[0], ramp[0] * 0, ramp[0] * 0])
-    shown = np.asarray(visualize.checkerboard(plt.subplots()[1], ramp, red, tiles=4).images[0].get_array())
-    is_grey = np.ptp(shown[:, -1], axis=1) == 0  # the last column of pixels crosses the four tiles at the right
-    assert is_grey.tolist() == [False] * 4 + [True] * 4 + [False] * 4 + [True] * 4
-    with pytest.raises(ValueError, match="images of one size"):
-        visualize.checkerboard(plt.subplots()[1], ramp, red[:, :8])
 
 
 def test_displacement_volume_marks_the_truth_in_pixels() -> None:
@@ -218,7 +208,6 @@ def test_tensors_on_a_gpu_and_with_a_gradient_are_drawn() -> None:
         np.asarray(field)
     ax = plt.subplots()[1]
     visualize.show_image(ax, image, torch.ones(8, 8, dtype=torch.bool).as_subclass(OnGpu))
-    visualize.checkerboard(ax, image, image)
     plots.displacement_volume(ax, field, 1.0)
     pair = render_pair(0, 32)
     plots.value_histograms(

@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from companion.studies.calibration import (
     RECIPES,
     Recipe,
+    acceptance_rates,
     aurc_verdicts,
     calibrated_confidences,
     decision_errors,
@@ -17,7 +19,9 @@ from companion.studies.calibration import (
     scores_by_dataset,
     scores_by_threshold,
     shared_matches,
+    temperature_scaling,
 )
+from sarmatch.calibration.calibrators import Logistic
 from sarmatch.calibration.scores import pool, pooled_aurc
 
 
@@ -190,3 +194,26 @@ def test_decision_errors_by_hand():
     none = decision_errors(np.ones(20), np.zeros(20), threshold=0.5)
     assert none["error_rate"].tolist() == [0, 0]
     assert none["error_rate_high"].tolist() == pytest.approx([1 - 0.025 ** (1 / 20)] * 2), "no error in 20 is not zero"
+
+
+def test_temperature_finds_the_one_the_probabilities_were_sharpened_by() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.02, 0.98, 20_000)
+    features = {"probability": expit(2.5 * logit(truth))}
+    fitted = temperature_scaling(features, rng.random(20_000) < truth)
+    assert 1 / fitted.weights[0] == pytest.approx(2.5, rel=0.05)
+    exact = Logistic(("logit_probability",), (0.0,), (1.0,), (1 / 2.5,), 0.0)
+    np.testing.assert_allclose(exact(features), truth, atol=1e-6)
+    np.testing.assert_allclose(fitted(features), expit(logit(features["probability"]) * fitted.weights[0]))
+
+
+def test_temperature_stops_at_its_limit_where_probabilities_say_the_opposite() -> None:
+    fitted = temperature_scaling({"probability": [0.9, 0.8, 0.1, 0.2]}, [False, False, True, True])
+    assert 1 / fitted.weights[0] == pytest.approx(100, rel=1e-2)
+
+
+def test_acceptance_rates_by_hand():
+    rates = acceptance_rates(np.array([0.9, 0.5]), np.array([0.5, 0.1]))
+    assert rates["threshold"].tolist() == [0.9, 0.5, 0.1]
+    assert rates["true_accept"].tolist() == [0.5, 1.0, 1.0]
+    assert rates["false_accept"].tolist() == [0.0, 0.5, 1.0]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from companion.intervals import FEWEST_CLUSTERS, cluster_bootstrap
 from companion.studies import condition_tables, conditions
-from sarmatch.evaluation.intervals import FEWEST_CLUSTERS, cluster_bootstrap
 
 SCENES, EACH = 8, 9
 N = SCENES * EACH
@@ -217,5 +217,5 @@ def test_unequal_rows_and_empty_parts_are_rejected() -> None:
         condition_tables.rotation_gain(pd.concat([table, table]), PARTS, ["mma_1px"])
     with pytest.raises(ValueError, match="'rest' holds none"):
         condition_tables.rotation_gain(table, {**PARTS, "rest": []}, ["mma_1px"])
-    with pytest.raises(ValueError, match="lack the columns"):
+    with pytest.raises(KeyError, match="seed"):
         condition_tables.rotation_gain(table.drop(columns="seed"), PARTS, ["mma_1px"])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from companion.intervals import cluster_bootstrap
 from companion.studies.doses import AUGMENTATION_DOSES, haze_index
 from companion.studies.uncertainty import (
     CALM,
@@ -27,7 +28,6 @@ from companion.studies.uncertainty import (
     within_image_relation,
 )
 from sarmatch.data import Nuisance, Pair, Pairs, synthetic_pairs
-from sarmatch.evaluation.intervals import cluster_bootstrap
 from sarmatch.model.uncertainty import SOURCES, UncertaintyMaps
 
 SIZE = 64

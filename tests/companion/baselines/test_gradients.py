@@ -8,8 +8,9 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
+from companion.baselines.gradients import Features, oriented_gradients, parabola_peak, shift_scores
 from sarmatch.config import N_ORIENTATIONS
-from sarmatch.model.oriented_gradients import Features, gaussian_blur, oriented_gradients, parabola_peak, shift_scores
+from sarmatch.model.oriented_gradients import gaussian_blur
 
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ Pairs of one scene are not independent, so whole scenes are resampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,17 +34,15 @@ class Interval:
         return {name: self.mean, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
 
-def resampled_counts(n_clusters: int, n: int = 2000, seed: int = 0) -> np.ndarray:
+def resampled_counts(n_clusters: int, n: int = 2000) -> np.ndarray:
     """How often each of n resamples with replacement holds each cluster, (n, n_clusters) float64."""
-    draws = np.random.default_rng(seed).integers(0, n_clusters, size=(n, n_clusters))
+    draws = np.random.default_rng(0).integers(0, n_clusters, size=(n, n_clusters))
     counts = np.zeros((n, n_clusters))
     np.add.at(counts, (np.arange(n)[:, None], draws), 1)
     return counts
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], n_clusters: int, n: int = 2000, seed: int = 0
-) -> np.ndarray:
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n_clusters: int, n: int = 2000) -> np.ndarray:
     """A statistic with its 95 % percentile interval under resampling of whole clusters with replacement.
 
     Args:
@@ -56,25 +54,22 @@ def bootstrap(
     """
     counts = np.ones((1, n_clusters))
     if n_clusters > 1:
-        counts = np.concatenate([counts, resampled_counts(n_clusters, n, seed)])
+        counts = np.concatenate([counts, resampled_counts(n_clusters, n)])
     value, *drawn = np.asarray(statistic(counts))
     ends = pd.DataFrame(np.reshape(drawn, (len(drawn), value.size))).quantile([0.025, 0.975])
     return np.stack([value, *ends.to_numpy().reshape(2, *value.shape)])
 
 
-def cluster_bootstrap(
-    records: pd.DataFrame, value: str, cluster: str = "scene", n: int = 2000, seed: int = 0
-) -> Interval:
+def cluster_bootstrap(records: pd.DataFrame, value: str, cluster: str = "scene") -> Interval:
     """Mean of a column over rows that have it, one a pair, with the interval of `bootstrap` over clusters of any size.
 
-    Raises:
-        ValueError: missing columns, no values, or an unnamed cluster.
+    No values or an unnamed cluster are a ValueError.
     """
     known = _known(records, value, (cluster,))
     if known[cluster].isna().any() or (known[cluster].astype(str) == "").any():
         raise ValueError(f"column {cluster!r} is empty for some records; name the cluster of each or choose another")
     parts = known.groupby(cluster)[value].agg(["sum", "size"]).to_numpy(np.float64)
-    mean, low, high = bootstrap(lambda counts: _quotient(counts @ parts), len(parts), n, seed)
+    mean, low, high = bootstrap(lambda counts: _quotient(counts @ parts), len(parts))
     return Interval(float(mean), float(low), float(high), len(known), len(parts))
 
 
@@ -82,15 +77,7 @@ def _quotient(sums: np.ndarray) -> np.ndarray:
     return sums[:, 0] / sums[:, 1]
 
 
-def check_columns(records: pd.DataFrame, names: Iterable[str]) -> None:
-    """ValueError where a table lacks columns."""
-    missing = set(names) - set(records.columns)
-    if missing:
-        raise ValueError(f"records lack the columns {sorted(missing)}; they have {list(records.columns)}")
-
-
 def _known(records: pd.DataFrame, value: str, names: Sequence[str]) -> pd.DataFrame:
-    check_columns(records, (value, *names))
     known = records[[*names, value]].dropna(subset=[value])
     if known.empty:
         raise ValueError(f"column {value!r} holds no values: {len(records)} records, all NaN")
@@ -107,7 +94,6 @@ def crossed_sums(
 
     Levels are those of both factors; None takes what the records have, sorted.
     """
-    check_columns(records, (*values, *factors))
     sums = records.groupby(list(factors))[list(values)].sum()
     levels = levels or [sorted(records[factor].unique()) for factor in factors]
     full = sums.reindex(pd.MultiIndex.from_product(levels, names=factors), fill_value=0.0)
@@ -160,9 +146,9 @@ class Crossed(NamedTuple):
         return self.value - half, self.value + half
 
 
-def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = 2000, seed: int = 0) -> Crossed:
+def crossed(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Crossed:
     """A statistic, of rows of sums (m, V) to (m,), of `crossed_sums` (A, B, V): of all, of each A, of draws of B."""
-    counts = resampled_counts(sums.shape[1], n, seed)
+    counts = resampled_counts(sums.shape[1])
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss all scenes that hold anything
         value = float(statistic(sums.sum((0, 1))[None])[0])
         by_first, by_draw = statistic(sums.sum(1)), statistic(counts @ sums.sum(0))
@@ -179,8 +165,7 @@ def crossed_bootstrap(records: pd.DataFrame, value: str) -> Interval:
 def paired_difference(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> Interval:
     """`cluster_bootstrap` over scenes of a - b on the same pairs, one row a pair in both tables.
 
-    Raises:
-        ValueError: a pair occurs twice in a table, or only in one of them; infinite values (failed registrations).
+    Pairs that occur twice or in one table only are a ValueError, as are infinite values (failed registrations).
     """
     return cluster_bootstrap(_differences(records_a, records_b, value), "difference")
 
@@ -198,7 +183,6 @@ def paired_t_test(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) 
 
 def _differences(records_a: pd.DataFrame, records_b: pd.DataFrame, value: str) -> pd.DataFrame:
     for name, records in (("a", records_a), ("b", records_b)):
-        check_columns(records, ("id", value))
         if not records["id"].is_unique:
             raise ValueError(f"records_{name}: an id stands in several rows; choose one protocol and one search radius")
         if np.isinf(records[value].astype(float)).any():
