@@ -70,9 +70,7 @@ def peer_size(config: BookConfig) -> PeerSize:
     return PeerSize(model.sar_channels, model.optical_channels, model.descriptor_dim, radius)
 
 
-def train_or_load_peer(
-    config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> PeerRun:
+def train_or_load_peer(config: BookConfig, name: str, split: Split, runs_dir: str | Path) -> PeerRun:
     """The finished training of one of `PEERS` at `peer_config`, or ValueError: loaded, resumed or trained."""
     if name not in PEERS:
         raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
@@ -87,7 +85,7 @@ def train_or_load_peer(
         set_seed(own.seed)
         net = PEERS[name](peer_size(own))
         crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
-        fit(net, crops, own.training, own.seed, folder, validate, None, show_progress)
+        fit(net, crops, own.training, own.seed, folder, validate, None)
 
     stored = stored_training(folder, own, provenance(own, fingerprint), steps)
     return PeerRun(folder, own, load_peer(name, folder / "model.safetensors"), *stored)
@@ -104,15 +102,11 @@ def load_peer(name: str, path: Path) -> PeerNet:
     return net
 
 
-def trained_peers(
-    config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> dict[str, Run]:
+def trained_peers(config: BookConfig, split: Split, runs_dir: str | Path) -> dict[str, Run]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
-    runs: dict[str, Run] = {}
-    for name, gradients in OURS.items():
-        own = peer_config(config, gradients)
-        runs[name] = train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
-    return runs | {name: train_or_load_peer(config, name, split, runs_dir, show_progress) for name in PEERS}
+    configs = {name: peer_config(config, gradients) for name, gradients in OURS.items()}
+    ours = {name: train_or_load(own, runs_dir, "peer-network", split) for name, own in configs.items()}
+    return ours | {name: train_or_load_peer(config, name, split, runs_dir) for name in PEERS}
 
 
 def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
@@ -127,7 +121,7 @@ def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
 
 
 def training_table(runs: Mapping[str, Run], config: BookConfig) -> pd.DataFrame:
-    """What each training cost: method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run."""
+    """What each training cost; `crops` are those of all its steps."""
     rows = []
     for name, run in runs.items():
         about, steps = run.provenance, int(run.provenance["steps"])

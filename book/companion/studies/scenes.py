@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from companion.cache import cached_table
 from companion.settings import BookConfig
-from companion.studies.groundtruth import CheckPoints, check_points
+from companion.studies.data import CheckPoints, check_points
 from companion.studies.precision import fitted_run
 from sarmatch.config import CONFIDENT_PX
 from sarmatch.data import open_pairs, split_pairs
@@ -86,13 +86,9 @@ def registration_trials(
 ) -> pd.DataFrame:
     """Register pairs whose optical image is displaced by random sub-pixel shifts, of up to `max_shift_px` on each axis.
 
-    Returns:
-        one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
-        agreeing matches, rmse_px (of the matches), seconds; corner_error_px, the largest distance at the four corners
-        from the shift applied; and at check points, which know what the pair is displaced by itself (NaN where there
-        are none): n_blocks, n_checks, own_median_px and own_corner_px (of that displacement; the latter is the largest
-        at the check points nearest to the corners), check_rmse_px, check_corner_px (at the same ones), within_ce90
-        (share of check points that lie within the CE90 stated for their place).
+    `corner_error_px` is the largest distance at the four corners from the shift applied. Of check points, which know
+    what the pair is displaced by itself (NaN where there are none), those nearest to the corners give `own_corner_px`
+    (of that displacement) and `check_corner_px`; `within_ce90` is the share within the CE90 stated for its place.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -155,12 +151,7 @@ def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: Ch
 def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Try to register the SAR image of one scene onto the optical image of another, with the default settings.
 
-    Args:
-        pairs: of at least two scenes.
-        side: of crops from the upper left, px; None takes whole images.
-
-    Returns:
-        one row a pairing; an empty reason in `refused` is a false success.
+    A row a pairing; an empty reason in `refused` is a false success. Crops of `side` px are from the upper left.
     """
     rng = np.random.default_rng(seed)
     scene = pairs.index["scene"].to_numpy()
@@ -181,10 +172,9 @@ def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = 
 
 
 def success_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
+    """Means and medians of `registration_trials` per model.
 
-    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied (success) or at the check points
-    nearest to the corners (success_checks).
+    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied or at check points (success_checks).
     """
     near = {"success": trials["corner_error_px"], "success_checks": trials["check_corner_px"]}
     judged = trials.assign(refused=trials["refused"] != "", **{name: e <= CONFIDENT_PX for name, e in near.items()})
@@ -234,10 +224,9 @@ def scenes_of(config: BookConfig) -> Pairs:
 
 
 def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
-    """What the chapter on scenes registers with: the network of `precision.fitted_run`.
+    """What the chapter on scenes registers with: the network of `precision.fitted_run`, or the shipped weights by name.
 
-    Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`);
-    some of the real pairs of `s1s2-smoke` may have trained these.
+    Networks of small profiles register nothing; some of the real pairs of `s1s2-smoke` may have trained the weights.
     """
     if config.studies.registers_with_shipped:
         return load_matcher("s1s2")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from companion.studies import conditions
-from companion.studies.doses import dosed_pairs, haze_index
+from companion.studies.conditions import dosed_pairs, haze_index
 from companion.studies.uncertainty import CALM
 from sarmatch.config import EvaluationConfig
 from sarmatch.data import Nuisance, Pair, Pairs, synthetic_pairs
@@ -165,7 +165,7 @@ def test_measures_are_those_of_each_pair() -> None:
     assert measures["id"].tolist() == pairs.index["id"].tolist()
     assert measures["season"].tolist() == pairs.index["season"].tolist()
     assert {c.measure for c in conditions.CONDITIONS} <= set(measures)
-    assert measures["haze"][1] == pytest.approx(haze_index(pairs[1].optical))
+    assert measures["haze"][1] == pytest.approx(haze_index(pairs[1].optical, pairs[1].valid))
     assert (measures["water"] == "").all()  # true colour
     white = conditions.measure_conditions(one(a_pair(optical=torch.full((3, SIZE, SIZE), 0.9))))
     assert white["cloud"][0] == "yes" and np.isnan(white["texture"][0])

@@ -16,7 +16,7 @@ from scene_files import texture
 from companion.figures import scenes as trial_plots
 from companion.settings import book_profile
 from companion.studies import scenes as trials
-from companion.studies.groundtruth import CheckPoints
+from companion.studies.data import CheckPoints
 from sarmatch.config import ON_REAL_DATA, Config
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.matching.matcher import Matcher
