@@ -101,7 +101,7 @@ def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Spli
     """The finished short training of a variant, or of a row of `ABLATION` by name: loaded, resumed or trained."""
     variant = BY_NAME[variant] if isinstance(variant, str) else variant
     tasks = {"contrastive": False, "rotation": False, **variant.pretraining}
-    own = study_config(config, seed, tasks, variant.model, variant.data)
+    own = study_config(config, seed, tasks, model=variant.model, data=variant.data)
     return train_or_load(own, runs_dir, "study", labelled(split, variant, seed), unlabelled=split)
 
 
@@ -133,7 +133,7 @@ def study_matches(
     Each training matches twice: with local aggregation (`voting`), and each cell by itself, without `confidence`.
     """
     for variant in variants:  # before the first training, what a later one could not do
-        study_config(config, 0, {}, variant.model, variant.data)
+        study_config(config, 0, {}, model=variant.model, data=variant.data)
         part = labelled(split, variant, 0)
         if len(part.train) < config.training.batch_size or not len(part.validation):
             raise ValueError(

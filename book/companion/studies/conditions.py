@@ -249,12 +249,6 @@ def later_pairs(pairs: Pairs) -> Pairs:
     return Pairs(kept.index.assign(partner=changed(kept, "later SAR image")), read)
 
 
-def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:
-    """Median of every numeric condition over the pairs of each scene."""
-    numeric = [c.measure for c in CONDITIONS if c.levels]
-    return measures.groupby(["dataset", "scene"], as_index=False)[numeric].median()
-
-
 def with_dose(pair: Pair, kind: Kind, dose: float, rng: np.random.Generator) -> Pair:
     """The pair under speckle (dose 1 / looks) on its SAR or haze (largest opacity) on its optical image."""
     if kind == "haze":

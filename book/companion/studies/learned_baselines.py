@@ -12,14 +12,9 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import set_seed
 
-from companion.baselines.co_attention import CoAttentionNet
+from companion.baselines import co_attention, multiscale, pseudo_siamese, three_step, transformer, translation
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
-from companion.baselines.multiscale import MultiscaleNet
-from companion.baselines.pseudo_siamese import PatchNet, PseudoSiameseNet
-from companion.baselines.three_step import ThreeStepNet
-from companion.baselines.transformer import TransformerNet
-from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
@@ -34,14 +29,14 @@ from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load
 
 PEERS: Mapping[str, type[PeerNet]] = {
-    "pseudo-siamese CNN": PseudoSiameseNet,
-    "three-step CNN": ThreeStepNet,
-    "co-attention": CoAttentionNet,
-    "transformer": TransformerNet,
+    "pseudo-siamese CNN": pseudo_siamese.PseudoSiameseNet,
+    "three-step CNN": three_step.ThreeStepNet,
+    "co-attention": co_attention.CoAttentionNet,
+    "transformer": transformer.TransformerNet,
     "detect and describe": DetectAndDescribeNet,
-    "patch CNN": PatchNet,
-    "multiscale chain": MultiscaleNet,
-    "translation": TranslationNet,
+    "patch CNN": pseudo_siamese.PatchNet,
+    "multiscale chain": multiscale.MultiscaleNet,
+    "translation": translation.TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
 OURS = {"network, short": True, "network, short, all learned": False}
@@ -61,7 +56,7 @@ def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookCon
     steps, warmup = config.studies.steps, config.studies.label_warmup_steps
     training = {"validate_every": steps, "warmup_steps": warmup, "cosine": True}
     from_scratch, model = {"contrastive": False, "rotation": False}, {"oriented_gradients": oriented_gradients}
-    return study_config(config, config.seed, from_scratch, model, training=training)
+    return study_config(config, config.seed, from_scratch, model=model, training=training)
 
 
 def peer_size(config: BookConfig) -> PeerSize:

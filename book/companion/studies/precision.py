@@ -60,11 +60,6 @@ def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config
     return with_source(table.assign(**known, confidence=matcher.confidence.calibrators["single"](table)))
 
 
-def usable_names(table: pd.DataFrame) -> tuple[str, ...]:
-    """Scores that the confidence of one pass is made of, without what this network does not have."""
-    return tuple(n for n in MODES["single"][1] if n != "aleatoric" or table["aleatoric"].notna().all())
-
-
 def within(table: pd.DataFrame, radius: np.ndarray, asked: float) -> pd.DataFrame:
     """The table with `radius_px`, whether the truth lies within it, `covered` (1 or 0), and the coverage `asked`."""
     return table.assign(radius_px=radius, covered=(table["error_px"] <= radius).astype(float), asked=asked)
@@ -102,7 +97,6 @@ def coverage_table(
 def held_out(
     known: pd.DataFrame,
     table: pd.DataFrame,
-    names: tuple[str, ...],
     by: str,
     coverages: Sequence[float] = COVERAGES,
     groups: Sequence[str] | None = None,
@@ -111,7 +105,8 @@ def held_out(
 
     Where the `known` matches leave fewer than two scenes to fit on, nothing is judged.
     """
-    fit = partial(fit_calibrator, names=names)
+    names = (n for n in MODES["single"][1] if n != "aleatoric" or known["aleatoric"].notna().all())
+    fit = partial(fit_calibrator, names=tuple(names))
     parts = [table.head(0).assign(asked=0.0, radius_px=0.0, covered=0.0)]
     for group in table[by].unique() if groups is None else groups:
         own, others = table[table[by] == group], known[known[by] != group]

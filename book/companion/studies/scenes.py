@@ -31,7 +31,7 @@ from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, matched_pair
-from sarmatch.scenes.settings import MatchSettings, Model
+from sarmatch.scenes.settings import MatchSettings
 from sarmatch.scenes.transforms import CE90, MODELS, Agreement, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
@@ -77,12 +77,7 @@ def displaced(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) 
 
 
 def registration_trials(
-    matcher: Matcher,
-    pairs: Pairs | Sequence[Pair],
-    n_shifts: int,
-    max_shift_px: float = MAX_SHIFT_PX,
-    seed: int = 0,
-    models: Sequence[Model] = MODELS,
+    matcher: Matcher, pairs: Pairs | Sequence[Pair], n_shifts: int, max_shift_px: float = MAX_SHIFT_PX, seed: int = 0
 ) -> pd.DataFrame:
     """Register pairs whose optical image is displaced by random sub-pixel shifts, of up to `max_shift_px` on each axis.
 
@@ -95,7 +90,7 @@ def registration_trials(
     for pair in tqdm(pairs, "registrations", len(pairs), disable=None):
         checks = check_points(pair)
         for shift in rng.uniform(-max_shift_px, max_shift_px, (n_shifts, 2)):
-            rows += _trial(matcher, pair, shift, checks, models)
+            rows += _trial(matcher, pair, shift, checks)
     return pd.DataFrame(rows)
 
 
@@ -111,16 +106,15 @@ def _corners(pair: Pair) -> np.ndarray:
     return np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
 
 
-def _trial(
-    matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
-) -> list[dict[str, Any]]:
+def _trial(matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> list[dict[str, Any]]:
+    """A row a model."""
     start = time.perf_counter()
     with displaced(pair.sar, pair.optical, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about = {"id": pair.id, "dx": shift[0], "dy": shift[1], **_evidence(agreed), **_own(pair, checks)}
     about["seconds"] = time.perf_counter() - start
     rows = []
-    for model in models:
+    for model in MODELS:
         row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
         if agreed.accepted:
             try:
@@ -136,11 +130,23 @@ def _evidence(agreed: Agreement) -> dict[str, Any]:
     return {"refused": agreed.reason} | {name: getattr(agreed, name) for name in ("share", "required", "n_thinned")}
 
 
+def _outcome(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) -> dict[str, Any]:
+    try:
+        with displaced(sar, optical, shift, matcher) as matched:
+            return _evidence(matched.agreement)
+    except SceneRefusal as refused:
+        reason = re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
+        return {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": reason}
+
+
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
     corners = _corners(pair)
-    errors = pd.Series(np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1))
+    at_corners = np.linalg.norm(transform(corners) - corners - shift, axis=1).max()
+    if not len(checks.xy_sar):
+        return {"corner_error_px": at_corners, "rmse_px": transform.rmse_px}
+    errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
     return {
-        "corner_error_px": np.linalg.norm(transform(corners) - corners - shift, axis=1).max(),
+        "corner_error_px": at_corners,
         "check_corner_px": errors[checks.nearest(corners)].max(),
         "check_rmse_px": np.sqrt((errors**2).mean()),
         "within_ce90": (errors <= CE90 * transform.sigma(checks.xy_sar)).mean(),
@@ -160,13 +166,8 @@ def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = 
         i = int(rng.integers(len(pairs)))
         j = int(rng.choice(np.flatnonzero(scene != scene[i])))
         shift = rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2)
-        first, second = pairs[i], pairs[j]
-        part = np.s_[:, :side, :side]
-        try:
-            with displaced(first.sar[part], second.optical[part], shift, matcher) as matched:
-                found = _evidence(matched.agreement)
-        except SceneRefusal as refused:
-            found = {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": str(refused)}
+        first, second, part = pairs[i], pairs[j], np.s_[:, :side, :side]
+        found = _outcome(first.sar[part], second.optical[part], shift, matcher)
         rows.append({"sar": first.id, "optical": second.id} | found)
     return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
 
@@ -200,11 +201,7 @@ def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def refusal(sar: Tensor, optical: Tensor, matcher: Matcher, shift: ArrayLike = (0.0, 0.0)) -> str:
     """Why two images are refused when the georeference of the optical one is `shift` px off, or `accepted`."""
-    try:
-        with displaced(sar, optical, shift, matcher) as matched:
-            return matched.agreement.reason or "accepted"
-    except SceneRefusal as refused:
-        return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
+    return _outcome(sar, optical, shift, matcher)["refused"] or "accepted"
 
 
 class Study(NamedTuple):

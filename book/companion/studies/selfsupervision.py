@@ -19,27 +19,21 @@ from sarmatch.training.runs import pretrain_or_load, train_or_load
 LEVELS = (0.5, 0.75, 0.9)  #: Shares of the best score of training from scratch, at which times are compared.
 
 
-def study_config(
-    config: BookConfig,
-    seed: int,
-    pretraining: Mapping[str, Any],
-    model: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> BookConfig:
+def study_config(config: BookConfig, seed: int, pretraining: Mapping[str, Any], **own: Mapping[str, Any]) -> BookConfig:
     """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
-    The mappings are fields of these sections that this training has of its own.
+    The mappings are fields of these sections of `Config` that this training has of its own.
     """
     study, first = config.studies, config.studies.pretraining_steps
     rate = {"cosine": False, "patience": None}
-    return config.replace(
+    short = config.replace(
         seed=seed,
-        data={"crop_size": min(study.crop_size, config.data.crop_size)} | dict(data or {}),
-        model={"oriented_gradients": False} | dict(model or {}),
-        pretraining={"max_steps": first, "validate_every": first} | dict(pretraining),
-        training={"max_steps": study.steps, "validate_every": study.validate_every} | rate | dict(training or {}),
+        data={"crop_size": min(study.crop_size, config.data.crop_size)},
+        model={"oriented_gradients": False},
+        pretraining={"max_steps": first, "validate_every": first},
+        training={"max_steps": study.steps, "validate_every": study.validate_every} | rate,
     )
+    return short.replace(pretraining=pretraining, **own)
 
 
 def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:

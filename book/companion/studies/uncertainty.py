@@ -231,6 +231,7 @@ def _spearman(cause: np.ndarray, responses: np.ndarray) -> np.ndarray:
     """Spearman's correlation of (n,) with each row of (m, n), ties averaged: NaN of a flat cause, 0 of a flat row."""
     if len(np.unique(cause)) < 2:
         return np.full(len(responses), np.nan)
-    ranks = rankdata(np.vstack([cause, np.round(responses / RESOLUTION)]), axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(np.corrcoef(ranks)[0, 1:])
+    ranks = rankdata(cause), rankdata(np.round(responses / RESOLUTION), axis=1)
+    x, y = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
+    norm = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
+    return np.divide(y @ x, norm, out=np.zeros(len(y)), where=norm > 0)

@@ -230,11 +230,6 @@ def test_distorted_third_and_rest_and_who_is_judged() -> None:
     assert len(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), nothing, 20)) == 0
 
 
-def test_scenes_have_the_median_of_their_pairs() -> None:
-    measures = table(haze=[0.1, 0.2, 0.6, 0.5], scene=["a", "a", "a", "b"])
-    assert conditions.scene_conditions(measures).set_index("scene")["haze"].to_dict() == {"a": 0.2, "b": 0.5}
-
-
 # --- changed pairs ---------------------------------------------------------------------------------------------------
 
 
