@@ -41,6 +41,7 @@ def study(
     from companion.intervals import with_intervals
     from companion.studies import ablation
     from companion.studies.sensitivity import possible
+    from sarmatch.evaluation.protocols import spread
     from sarmatch.training.runs import open_split
 
     config = ablation.studied(_config(profile, data, output), name)
@@ -49,7 +50,7 @@ def study(
     if absent := [variant.name for variant in ablation.STUDIES[name] if variant not in variants]:
         print(f"these data are too few, or of one source, for: {', '.join(absent)}", file=sys.stderr)
     matches = ablation.study_matches(config, variants, split, _runs(runs))
-    scores = ablation.pair_scores(matches, ablation.measured_pairs(config, split), config.evaluation)
+    scores = ablation.pair_scores(matches, spread(split.test, config.studies.test_pairs), config.evaluation)
     print(f"{_setting(config, config.evaluation.headline_radius)}; 95 % for other seeds and scenes")
     calibrated = ablation.calibration_table(matches)
     for voting, title in ((True, "aggregated over neighbours"), (False, "each cell by itself, one pass")):

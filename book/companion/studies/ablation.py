@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from sarmatch.config import CONFIDENT_PX, EvaluationConfig
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.metrics import rmse
-from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run, train_or_load
 
@@ -60,6 +60,7 @@ ABLATION = (
     Variant("rotation", pretraining=BOTH_TASKS, passes=True),
 )
 """Rows of table 3 in its order, each with all that the rows before it have, but for the single uncertainties."""
+BY_NAME = {variant.name: variant for variant in ABLATION}
 DATA_EFFICIENCY = tuple(
     Variant(f"{share:.0%} {start}", share=share, pretraining=tasks)
     for start, tasks in (("from scratch", {}), ("pretrained", BOTH_TASKS))
@@ -78,7 +79,7 @@ STUDIES = {"ablation": ABLATION, "data": DATA_EFFICIENCY, "transfer": TRANSFER, 
 """What `python -m companion study` runs."""
 PAPER = pd.DataFrame(
     {
-        "row": [variant.name for variant in ABLATION],
+        "row": list(BY_NAME),
         "paper_mma_1px": [0.128, 0.136, 0.132, 0.139, 0.142, 0.145],
         "paper_ece": [np.nan, 0.13, 0.14, 0.11, 0.10, 0.09],
         "paper_n_matches": [1156.2, 1198.5, 1180.4, 1225.7, 1256.4, 1298.3],
@@ -98,18 +99,19 @@ def studied(config: BookConfig, study: str) -> BookConfig:
 
 def study_run(config: BookConfig, variant: Variant | str, seed: int, split: Split, runs_dir: str | Path) -> Run:
     """The finished short training of a variant, or of a row of `ABLATION` by name: loaded, resumed or trained."""
-    if isinstance(variant, str):
-        variant = ablation_row(variant)
+    variant = BY_NAME[variant] if isinstance(variant, str) else variant
     tasks = {"contrastive": False, "rotation": False, **variant.pretraining}
-    own = study_config(config, seed, tasks, variant.model, variant.data)
+    own = study_config(config, seed, tasks, model=variant.model, data=variant.data)
     return train_or_load(own, runs_dir, "study", labelled(split, variant, seed), unlabelled=split)
 
 
-def ablation_row(name: str) -> Variant:
-    rows = {variant.name: variant for variant in ABLATION}
-    if name not in rows:
-        raise ValueError(f"no row {name!r}; there are {list(rows)}")
-    return rows[name]
+def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
+    """Where the numbers of a study come from, a row a training."""
+    rows, about = [], ("commit", "date", "hardware", "steps", "training_seconds")
+    for variant, seed in product(variants, config.studies.seeds):
+        run = study_run(config, variant, seed, split, runs_dir)
+        rows.append((variant.name, seed, run.path.name, *(run.provenance[name] for name in about)))
+    return pd.DataFrame(rows, columns=["row", "seed", "run", *about])
 
 
 def labelled(split: Split, variant: Variant, seed: int) -> Split:
@@ -124,24 +126,14 @@ def labelled(split: Split, variant: Variant, seed: int) -> Split:
 
 
 def study_matches(
-    config: BookConfig,
-    variants: Sequence[Variant],
-    split: Split,
-    runs_dir: str | Path,
-    test: Pairs | None = None,
-    show_progress: bool = True,
+    config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path, test: Pairs | None = None
 ) -> pd.DataFrame:
-    """All matches of all variants and seeds of a study under `shift`; resumable.
+    """All matches of a study under `shift`, a row a match, in at most `studies.test_pairs` pairs of `test`; resumable.
 
-    Args:
-        test: what to match, at most `studies.test_pairs` of it; None takes the test part.
-
-    Returns:
-        one row a match: row, seed, voting (bool: with local aggregation, or each cell by itself), id, dataset, scene,
-        error_px, probability (of the softmax), confidence (NaN without aggregation), run, commit.
+    Each training matches twice: with local aggregation (`voting`), and each cell by itself, without `confidence`.
     """
     for variant in variants:  # before the first training, what a later one could not do
-        study_config(config, 0, {}, variant.model, variant.data)
+        study_config(config, 0, {}, model=variant.model, data=variant.data)
         part = labelled(split, variant, 0)
         if len(part.train) < config.training.batch_size or not len(part.validation):
             raise ValueError(
@@ -151,7 +143,7 @@ def study_matches(
     pairs = split.test if test is None else test
     jobs = [(seed, variant) for seed in config.studies.seeds for variant in variants]  # whole seeds, where stopped
     parts = []
-    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None if show_progress else True)):
+    for seed, variant in (bar := tqdm(jobs, "study", unit="training", disable=None)):
         bar.set_postfix_str(f"{variant.name}, seed {seed}")
         run = study_run(config, variant, seed, split, runs_dir)
         aggregated, alone = _run_matches(config, run, variant, labelled(split, variant, seed).calibration, pairs)
@@ -178,11 +170,7 @@ def _run_matches(
 
 
 def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """The metrics of section 4.3 for each training and pair; a pair without a match has an accuracy of 0.
-
-    Returns:
-        row, seed, voting, the columns of `INDEX_COLUMNS`, mma_<t>px, rmse_px (NaN without matches), n_matches.
-    """
+    """The metrics of section 4.3, a row a training and pair; a pair without a match has an accuracy of 0."""
     strange = set(matches["id"]) - set(pairs.index["id"])
     if strange:
         raise ValueError(f"matches are of {len(strange)} pairs that are not among `pairs`, e.g. {min(strange)}")
@@ -196,11 +184,6 @@ def pair_scores(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConfig) -
     return scores.fillna(dict.fromkeys([*accuracy, "n_matches"], 0.0))
 
 
-def measured_pairs(config: BookConfig, split: Split) -> Pairs:
-    """The test pairs that `study_matches` takes."""
-    return spread(split.test, config.studies.test_pairs)
-
-
 def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Mean of each metric in each row of `pair_scores` of one way of matching, with intervals over seeds and scenes."""
     by_row = scores.groupby("row", sort=False)
@@ -212,15 +195,9 @@ def metrics_table(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Differences of a metric of which more is better between rows of `pair_scores` of one way of matching.
 
-    The interval resamples seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each pair
-    as independent, which overstates the evidence.
-
-    Args:
-        steps: (row, the row it is compared with); ValueError where these have not the same seeds and pairs.
-
-    Returns:
-        one row a step: row, against, difference, low, high, verdict (see `intervals.verdict`), relative (the
-        difference over the mean of `against`; NaN where that is zero), t, p.
+    A step is a row and the one it is compared with; ValueError where these have not the same seeds and pairs. The
+    interval resamples seeds and scenes. The paper's t-test (section 4.4) takes the means over seeds of each pair as
+    independent, which overstates the evidence. `relative` is over the mean of `against`, NaN where that is zero.
     """
     parts = {name: part.set_index(["seed", "id"]).sort_index() for name, part in scores.groupby("row")}
     rows = []
@@ -241,12 +218,9 @@ def gains(scores: pd.DataFrame, metric: str, steps: Sequence[tuple[str, str]]) -
 
 
 def calibration_score(found: pd.DataFrame, score: str, levels: Sequence[Sequence[Any]] | None = None) -> Crossed:
-    """A calibration score of one row's matches over seeds and scenes.
+    """A calibration score of one row's matches: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
 
-    Args:
-        found: matches with a confidence, as `study_matches` returns.
-        score: `ece` (eq. 8, 15 bins), `ece_raw` (of the softmax as it is) or `brier`.
-        levels: all seeds and all scenes of a table of several rows, so that each row has the same draws.
+    Rows have the same draws where `levels` are all seeds and all scenes of their table.
     """
     column = {"ece": "confidence", "ece_raw": "probability", "brier": "confidence"}[score]
     x, right = found[column].astype(float), found["error_px"].le(CONFIDENT_PX).astype(float)

@@ -130,8 +130,6 @@ def score_table(
 
     Args:
         table: one row a match, with error_px and scene; `confidences` (in [0, 1]) has its rows.
-        threshold_px: a match is correct up to this error.
-        n: number of resamples of whole scenes.
     """
 
     def chosen(groups: Groups) -> list[float]:
@@ -180,7 +178,7 @@ def _pooled(confidence: Any, correct: Any, scenes: np.ndarray, counts: np.ndarra
         yield Groups(values[starts][drawn], n[drawn], right[drawn])
 
 
-def stacked(parts: Mapping[tuple[Any, ...], pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+def stacked(parts: Mapping[Any, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
     """Tables one below the other, the key of each in front, in the columns `names`."""
     return pd.concat(parts, names=names).droplevel(-1).reset_index()
 
@@ -208,11 +206,7 @@ def scores_by_dataset(table: pd.DataFrame, confidences: pd.DataFrame) -> pd.Data
 def aurc_verdicts(table: pd.DataFrame, confidences: pd.DataFrame, against: str, n: int = 200) -> pd.DataFrame:
     """AURC of each confidence less that of one of them (negative sorts the matches better), under the same resamples.
 
-    Args:
-        table, confidences, n: as in `score_table`.
-
-    Returns:
-        confidence, against, difference with its ends, and better: "yes", "worse", "open" or "too few scenes".
+    Arguments as in `score_table`; the column `better` says "yes", "worse", "open" or "too few scenes".
     """
     areas, n_scenes = _of_resamples(table, confidences, pooled_aurc, CONFIDENT_PX)
     base = list(confidences).index(against)
@@ -239,25 +233,21 @@ def acceptance_rates(related: np.ndarray, unrelated: np.ndarray) -> pd.DataFrame
 def decision_errors(related: Any, unrelated: Any, threshold: float) -> pd.DataFrame:
     """How often the decision on a pair is wrong, with exact (Clopper-Pearson) 95 % intervals over independent pairs.
 
-    Args:
-        related, unrelated: agreements of pairs of one place, and of pairs of different scenes.
-        threshold: pairs at or above it are accepted.
+    Pairs of one place (related) and of different scenes are accepted whose agreement is at or above the threshold.
     """
     rows = []
     refused, accepted = np.asarray(related) < threshold, np.asarray(unrelated) >= threshold
     for name, wrong in (("of one place, refused", refused), ("of two places, accepted", accepted)):
-        rate, (low, high) = wrong.mean(), scipy.stats.binomtest(wrong.sum(), len(wrong)).proportion_ci()
-        row = {"images": name, "n_pairs": len(wrong), "wrong": wrong.sum()}
-        rows.append(row | {"error_rate": rate, "error_rate_low": low, "error_rate_high": high})
-    return pd.DataFrame(rows)
+        n, k = len(wrong), wrong.sum()
+        rows.append((name, n, k, k / n, *scipy.stats.binomtest(k, n).proportion_ci()))
+    columns = ["images", "n_pairs", "wrong", "error_rate", "error_rate_low", "error_rate_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def scores_by_passes(run: Run, split: Split, n_pairs: int, numbers: Sequence[int]) -> pd.DataFrame:
     """Seconds (median a test pair), accuracy and scores for each number of passes, the calibrator fitted anew for each.
 
-    Args:
-        n_pairs: of validation to fit on, and as many of the test part to measure.
-        numbers: of Monte Carlo passes; one carries no mutual information, its calibrator does without.
+    On `n_pairs` of validation and of the test part; the calibrator of one pass does without mutual information.
     """
     config, parts = dataclasses.replace(run.config.evaluation, max_pairs=n_pairs), {}
     for passes in numbers:

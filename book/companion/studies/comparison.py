@@ -106,14 +106,10 @@ CORNER_PX = (1.0, 3.0, 5.0, 10.0)
 """Corner errors within which an image counts as registered."""
 
 
-def methods(
-    net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher] | None = None
-) -> dict[str, CropMatcher]:
-    """All rows by name, in the order of `STANDS_FOR`; detectors keep at most one keypoint a cell of the grid.
+def methods(net: SarOpticalNet, crop_size: int, trained: Mapping[str, CropMatcher]) -> dict[str, CropMatcher]:
+    """All rows by name, in the order of `STANDS_FOR`, `trained` those of `learned_baselines.peer_matchers`.
 
-    Args:
-        crop_size: side of the images that are matched, px.
-        trained: those of `learned_baselines.peer_matchers`.
+    Detectors keep at most one keypoint a cell of the grid in images of `crop_size` px.
     """
     n = (crop_size // STRIDE) ** 2
     found: dict[str, CropMatcher] = {
@@ -131,7 +127,7 @@ def methods(
         "BRISK": baselines.BriskMatcher(n),
     }
     found |= {name: LightGlueMatcher(kind, n) for name, kind in OFF_THE_SHELF.items() if installed(kind)}
-    found |= trained or {}
+    found |= trained
     if missing := set(found) - set(STANDS_FOR):
         raise ValueError(f"describe {sorted(missing)} in STANDS_FOR: a row that stands for nothing is not shown")
     return {name: found[name] for name in STANDS_FOR if name in found}
@@ -145,12 +141,7 @@ def without_packages() -> list[str]:
 def compared_matches(
     run: Run, matcher: CropMatcher, name: str, pairs: Pairs, search_radius: float | None, config: EvaluationConfig
 ) -> pd.DataFrame:
-    """All matches of a method under `shift` on `config.max_pairs` of the pairs; kept with the run under its name.
-
-    Returns:
-        one row a match: id, scene, dataset, x_sar, y_sar, x_optical, y_optical, confidence (as the method gives it),
-        error_px, commit.
-    """
+    """All matches of a method under `shift` on `config.max_pairs` of the pairs; kept with the run under its name."""
 
     def make() -> pd.DataFrame:
         parts = []
@@ -184,11 +175,9 @@ def compared_records(matches: pd.DataFrame, pairs: Pairs, config: EvaluationConf
 def compare(
     run: Run, matchers: Mapping[str, CropMatcher], split: Split, config: BookConfig, search_radius: float | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All methods on test pairs, each one's confidence calibrated like ours on validation pairs by itself; resumable.
+    """All methods on test pairs: records, and matches with the `probability` that a method gives and a `confidence`.
 
-    Returns:
-        records of all methods, as `compared_records`, with columns method and commit; their matches, with columns
-        method, `probability` (the confidence as the method gives it) and `confidence` (calibrated).
+    The latter is calibrated like ours on validation pairs, for each method by itself. Resumable.
     """
     measured = dataclasses.replace(config.evaluation, max_pairs=config.studies.test_pairs)
     fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
@@ -239,14 +228,12 @@ def network_ahead(records: pd.DataFrame, metrics: Sequence[str], ours: str = "ne
     return pd.DataFrame(rows).sort_values("difference", kind="stable", ignore_index=True)
 
 
-def leaders(
-    ranking: pd.DataFrame, calibration: pd.DataFrame, registration: pd.DataFrame, ours: str = "network"
-) -> pd.DataFrame:
+def leaders(ranking: pd.DataFrame, calibration: pd.DataFrame, registration: pd.DataFrame) -> pd.DataFrame:
     """The best other method by each measure beside ours; those where it is ahead first.
 
     The tables are those of `ranked`, `calibration_by_method` and `registration_table`.
     """
-    reliable = calibration["accuracy"] >= calibration.set_index("method").loc[ours, "accuracy"] / 2
+    reliable = calibration["accuracy"] >= calibration.set_index("method").loc["network", "accuracy"] / 2
     calibration = calibration[reliable]  # a method that is nearly always wrong can have a low ECE
     measures = [(ranking, "mma_1px", 1), (ranking, "mma_3px", 1)]
     measures += [(calibration, "ece", -1), (calibration, "brier", -1), (calibration, "auroc", 1)]
@@ -254,10 +241,10 @@ def leaders(
     rows = []
     for table, name, sign in [*measures, (registration, "median_corner_error_px", -1)]:
         column = table.set_index("method")[name]
-        others = column[~column.index.str.startswith(ours)].dropna()
+        others, ours = column[~column.index.str.startswith("network")].dropna(), column["network"]
         best = (sign * others).idxmax() if len(others) else None
-        row = {"measure": name, "ours": column[ours], "other": others.get(best, np.nan), "method": best}
-        rows.append(row | {"ahead": best is not None and bool(sign * (others[best] - column[ours]) > 0)})
+        row = {"measure": name, "ours": ours, "other": others.get(best, np.nan), "method": best}
+        rows.append(row | {"ahead": best is not None and bool(sign * (others[best] - ours) > 0)})
     return pd.DataFrame(rows).sort_values("ahead", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -280,10 +267,9 @@ def calibration_by_method(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def registration_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Share of pairs whose corners a robust affine map of all matches places within `CORNER_PX`; failures count.
+    """Share of pairs whose corners a robust affine map of all matches places within `CORNER_PX`, and median error.
 
-    Returns:
-        method, success_<t>px, failures (pairs without any map), median_corner_error_px (inf where most fail).
+    Failures, pairs without any map, count as infinitely far off.
     """
     errors = records["corner_error_px"].fillna(np.inf)
     within = {f"success_{t:g}px": errors <= t for t in CORNER_PX}

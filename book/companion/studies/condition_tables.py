@@ -29,12 +29,7 @@ ROWS = ("contrastive", "rotation")  # of table 3, equal but for rotation predict
 
 
 def by_condition(records: pd.DataFrame, levels: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Means of records for each level of each condition and each method; no interval for few scenes.
-
-    Args:
-        records: of `sarmatch.evaluate`, with a column `method`.
-        levels: of `conditions.classify`.
-    """
+    """Means of records, with a column `method`, for each level of `conditions.classify`; no interval for few scenes."""
     return _without_few(summarise(_joined(records, levels), ["condition", "level", "method"], values), "n_scenes")
 
 
@@ -151,16 +146,11 @@ def by_dose(records: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def rotation_gain(records: pd.DataFrame, parts: Mapping[str, Sequence[str]], values: Sequence[str]) -> pd.DataFrame:
-    """Gain by rotation prediction in two parts, with intervals over seeds and scenes (section 5.3).
+    """Gain by rotation prediction in two parts, and its difference, with intervals over seeds and scenes (section 5.3).
 
     Args:
         records: of one protocol, with `row` (of `ROWS`) and `seed`; ValueError where not both rows have all pairs once.
         parts: ids of the pairs of two parts by name, the distorted one first.
-
-    Returns:
-        for each of `values` and part, and for the first part minus the second: means of both `ROWS`, `difference` and
-        `relative` (over `contrastive`) with their ends, counts, `seeds_better`, `verdict`, and `claim`: whether the
-        interval of `relative` holds `CLAIMED_GAIN`.
     """
     wide = _paired_rows(records, values)
     inside = {name: wide["id"].isin(set(ids)) for name, ids in parts.items()}

@@ -1,10 +1,12 @@
-"""Conditions of a pair by rules of ours, measured without any network (section 4.6, figure 10)."""
+"""Conditions of a pair by rules of ours, measured without any network (section 4.6, figure 10), and given doses."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+import zlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.studies.doses import changed, haze_index
-from companion.studies.groundtruth import residual_shift, windows
+from companion.studies.data import residual_shift, windows
+from sarmatch.data.crops import haze, speckle
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
+from sarmatch.data.raster import RED_GREEN_BLUE
 from sarmatch.evaluation.protocols import spread
 from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, gaussian_blur
 
@@ -77,6 +80,12 @@ CONDITIONS = (
 )
 DISTORTION = {c.measure: c.name for c in CONDITIONS if c.measure in ("misfit_px", "layover")}
 """The two proxies of geometric distortion; claims are tested with the first."""
+Kind = Literal["speckle", "haze"]
+AUGMENTATION_DOSES: Mapping[str, tuple[float, ...]] = {
+    "speckle": (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+    "haze": (0.0, 0.2, 0.4, 0.6, 0.8),
+}
+"""1 / looks of the speckle, and the largest opacity of the haze; 0 leaves the image as it is."""
 
 
 def measure_conditions(pairs: Pairs) -> pd.DataFrame:
@@ -175,7 +184,7 @@ def _windows(image: Tensor, side: int = 8) -> Tensor:
 
 
 def classify(measures: pd.DataFrame) -> pd.DataFrame:
-    """Levels of all conditions that are known: `id`, `condition`, `level`; the terciles are those of `measures`."""
+    """Levels of all conditions that are known; the terciles are those of `measures`."""
     parts = []
     for condition in CONDITIONS:
         values, cuts = measures[condition.measure], _cuts(measures, condition)
@@ -234,15 +243,44 @@ def later_pairs(pairs: Pairs) -> Pairs:
     kept = pairs.subset(np.array(has_later, dtype=bool))
 
     def read(row: pd.Series) -> Pair:
-        later = kept.read_later(row)
-        assert later is not None  # for the type checker: `kept` holds no other
-        return dataclasses.replace(kept.read(row), sar=later)
+        return dataclasses.replace(kept.read(row), sar=cast(Tensor, kept.read_later(row)))
 
     # The partner enters the fingerprint, so that no stored record takes these for the pairs themselves.
     return Pairs(kept.index.assign(partner=changed(kept, "later SAR image")), read)
 
 
-def scene_conditions(measures: pd.DataFrame) -> pd.DataFrame:
-    """Median of every numeric condition over the pairs of each scene."""
-    numeric = [c.measure for c in CONDITIONS if c.levels]
-    return measures.groupby(["dataset", "scene"], as_index=False)[numeric].median()
+def with_dose(pair: Pair, kind: Kind, dose: float, rng: np.random.Generator) -> Pair:
+    """The pair under speckle (dose 1 / looks) on its SAR or haze (largest opacity) on its optical image."""
+    if kind == "haze":
+        return dataclasses.replace(pair, optical=haze(pair.optical, dose, rng).clamp(0, 1))
+    return dataclasses.replace(pair, sar=speckle(pair.sar, 1 / dose, rng).clamp(0, 1)) if dose else pair
+
+
+def dosed_pairs(pairs: Pairs, kind: Kind, dose: float, seed: int = 0) -> Pairs:
+    """The same pairs `with_dose`, on top of the image's own; `seed` and the id of a pair determine the noise."""
+    if kind not in AUGMENTATION_DOSES or not 0 <= dose <= 1:
+        raise ValueError(f"{kind=} must be one of {sorted(AUGMENTATION_DOSES)}, and {dose=} lie in [0, 1]")
+    if dose == 0:
+        return pairs
+
+    def read(row: pd.Series) -> Pair:
+        pair = pairs.read(row)
+        return with_dose(pair, kind, dose, np.random.default_rng([seed, zlib.crc32(f"{kind}/{pair.id}".encode())]))
+
+    return Pairs(pairs.index.assign(partner=changed(pairs, f"{kind} {dose:g}, seed {seed}")), read)
+
+
+def changed(pairs: Pairs, how: str) -> pd.Series | str:
+    """The `partner` of pairs that were changed, after what was changed before."""
+    return pairs.index["partner"] + ", " + how if "partner" in pairs.index else how
+
+
+def haze_index(optical: Tensor, valid: Tensor) -> float:
+    """Mean over valid pixels of the dark channel (He et al. 2011): the least of red, green and blue within 15 px.
+
+    Snow, clouds and bright ground raise it like haze: compare within one season and land cover. NaN without pixels.
+    """
+    least = (optical if len(optical) == 3 else optical[list(RED_GREEN_BLUE)]).amin(0)
+    least = least.masked_fill(~valid, 1.0)  # no data is not dark
+    dark = -F.max_pool2d(-least[None, None], 15, 1, 7)[0, 0]
+    return float(dark[valid].mean())

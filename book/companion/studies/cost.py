@@ -57,13 +57,9 @@ class Workload(NamedTuple):
 
 
 def workload(net: SarOpticalNet, pair: Sequence[Tensor], search_radius: float = SEARCH_RADIUS_PX) -> Workload:
-    """A network, the same without uncertainty and a pair, on the device of the network.
+    """A network, the same without uncertainty and a pair of images (1, C, H, W), sides multiples of 16, on its device.
 
     Refinement takes longer the more displacements the matches have: many between random images, few in a real pair.
-
-    Args:
-        net: with uncertainty, else ValueError.
-        pair: SAR and optical image (1, C, H, W) in [0, 1], of sides that are multiples of 16.
     """
     if not net.config.uncertainty:
         raise ValueError("the network has uncertainty=False; give one with uncertainty=True, base is made from it")
@@ -80,14 +76,8 @@ def workload(net: SarOpticalNet, pair: Sequence[Tensor], search_radius: float = 
 def measure_modes(work: Workload, passes: Sequence[int], repeats: int = 5) -> pd.DataFrame:
     """Table 4 as a measurement: encoders, coarse level and refinement of one pair, as the matcher runs them on a tile.
 
-    Args:
-        passes: numbers of Monte Carlo passes, one row each, all different and at least 1.
-        repeats: runs of each mode after one that does not count.
-
-    Returns:
-        a row a mode: `mode`, `passes` (0 where dropout is off), `seconds` (median) with its extremes, `ratio` to one
-        pass with uncertainty (median over repeats), `peak_mb` (memory above that at the start, 10^6 bytes: on CUDA of
-        tensors, on a CPU resident in a fresh process, NaN where the system does not tell) and `device`.
+    A row a mode: `passes` is 0 where dropout is off, `ratio` to one pass with uncertainty, `peak_mb` the memory above
+    that at the start, 10^6 bytes: on CUDA of tensors, on a CPU resident in a fresh process, NaN elsewhere.
     """
     if any(n < 1 for n in passes) or len(set(passes)) < len(passes):
         raise ValueError(f"passes must be different numbers of at least 1, got {passes}; table 4 takes 20")
@@ -106,10 +96,7 @@ def measure_modes(work: Workload, passes: Sequence[int], repeats: int = 5) -> pd
 
 
 def measure_parts(work: Workload, repeats: int = 5) -> pd.DataFrame:
-    """Where the time of one deterministic pass goes: `timing.summary` of each of `PARTS`, and its `share` of the sum.
-
-    The columns `once` and `per_pass` say how often Monte Carlo passes need the part.
-    """
+    """`timing.summary` and share of each of `PARTS` of one deterministic pass, and how often Monte Carlo needs it."""
     seconds = interleave(_part_runs(work), repeats, work.device)
     table = pd.DataFrame([summary(seconds[part]) for part in PARTS], index=pd.Index(PARTS, name="part"))
     table["share"] = table["seconds"] / table["seconds"].sum()

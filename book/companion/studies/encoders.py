@@ -55,12 +55,8 @@ def parts(root: nn.Module, expand: Modules = CONTAINERS) -> dict[str, nn.Module]
 def trace(root: nn.Module, image: Tensor, expand: Modules = CONTAINERS, stride: int = 1) -> list[Part]:
     """Parts of a forward pass in the order in which they ran, by hooks, and what feeds each, by autograd's graph.
 
-    A part that hands on its input unchanged, as dropout does in evaluation, is left out.
-
-    Args:
-        root: a module that returns a tensor or a (named) tuple of tensors.
-        image: its only argument, floating point, (B, C, H, W).
-        stride: of the argument, where it is no image but the result of another part.
+    A part that hands on its input unchanged, as dropout does in evaluation, is left out. The module takes an image
+    (B, C, H, W), or the result of another part of some stride, and returns a tensor or a (named) tuple of tensors.
     """
     start = image.detach().requires_grad_().clone()
     steps = [Part(INPUT, INPUT, (), tuple(image.shape), stride)]
@@ -214,17 +210,10 @@ def place_similarity(sar: Tensor, optical: Tensor) -> tuple[float, float, float]
 
 @torch.no_grad()
 def position_leak(describe: Callable[[Tensor], Descriptors], noise: Tensor) -> Tensor:
-    """How far the mean descriptor of each cell lies from that of the middle of the image, over images of white noise.
+    """How far the mean descriptor of each cell lies from that of the middle of the image, over N images of white noise.
 
-    Without absolute position in the features, the mean descriptor is the same everywhere.
-
-    Args:
-        describe: an image (1, C, H, W) to its descriptors, of which the coarse ones count.
-        noise: independent images (N, C, H, W), N > 1.
-
-    Returns:
-        (H/4, W/4), over the root mean square distance of single descriptors to the mean in the middle; by chance about
-        1 / sqrt(N).
+    Without absolute position in the features, the mean descriptor is the same everywhere. (H/4, W/4), over the root
+    mean square distance of single descriptors to the mean in the middle; by chance about 1 / sqrt(N).
     """
     descriptors = torch.cat([describe(image[None]).coarse for image in noise])
     height, width = descriptors.shape[-2:]

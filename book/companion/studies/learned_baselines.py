@@ -12,14 +12,9 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import set_seed
 
-from companion.baselines.co_attention import CoAttentionNet
+from companion.baselines import co_attention, multiscale, pseudo_siamese, three_step, transformer, translation
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
-from companion.baselines.multiscale import MultiscaleNet
-from companion.baselines.pseudo_siamese import PatchNet, PseudoSiameseNet
-from companion.baselines.three_step import ThreeStepNet
-from companion.baselines.transformer import TransformerNet
-from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
@@ -34,14 +29,14 @@ from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load
 
 PEERS: Mapping[str, type[PeerNet]] = {
-    "pseudo-siamese CNN": PseudoSiameseNet,
-    "three-step CNN": ThreeStepNet,
-    "co-attention": CoAttentionNet,
-    "transformer": TransformerNet,
+    "pseudo-siamese CNN": pseudo_siamese.PseudoSiameseNet,
+    "three-step CNN": three_step.ThreeStepNet,
+    "co-attention": co_attention.CoAttentionNet,
+    "transformer": transformer.TransformerNet,
     "detect and describe": DetectAndDescribeNet,
-    "patch CNN": PatchNet,
-    "multiscale chain": MultiscaleNet,
-    "translation": TranslationNet,
+    "patch CNN": pseudo_siamese.PatchNet,
+    "multiscale chain": multiscale.MultiscaleNet,
+    "translation": translation.TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
 OURS = {"network, short": True, "network, short, all learned": False}
@@ -61,7 +56,7 @@ def peer_config(config: BookConfig, oriented_gradients: bool = False) -> BookCon
     steps, warmup = config.studies.steps, config.studies.label_warmup_steps
     training = {"validate_every": steps, "warmup_steps": warmup, "cosine": True}
     from_scratch, model = {"contrastive": False, "rotation": False}, {"oriented_gradients": oriented_gradients}
-    return study_config(config, config.seed, from_scratch, model, training=training)
+    return study_config(config, config.seed, from_scratch, model=model, training=training)
 
 
 def peer_size(config: BookConfig) -> PeerSize:
@@ -70,9 +65,7 @@ def peer_size(config: BookConfig) -> PeerSize:
     return PeerSize(model.sar_channels, model.optical_channels, model.descriptor_dim, radius)
 
 
-def train_or_load_peer(
-    config: BookConfig, name: str, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> PeerRun:
+def train_or_load_peer(config: BookConfig, name: str, split: Split, runs_dir: str | Path) -> PeerRun:
     """The finished training of one of `PEERS` at `peer_config`, or ValueError: loaded, resumed or trained."""
     if name not in PEERS:
         raise ValueError(f"name must be among {sorted(PEERS)}, got {name!r}")
@@ -87,7 +80,7 @@ def train_or_load_peer(
         set_seed(own.seed)
         net = PEERS[name](peer_size(own))
         crops = TrainingCrops(split.train, own.data, own.seed, cache=len(split.train) <= CACHE_AT_MOST)
-        fit(net, crops, own.training, own.seed, folder, validate, None, show_progress)
+        fit(net, crops, own.training, own.seed, folder, validate, None)
 
     stored = stored_training(folder, own, provenance(own, fingerprint), steps)
     return PeerRun(folder, own, load_peer(name, folder / "model.safetensors"), *stored)
@@ -104,15 +97,11 @@ def load_peer(name: str, path: Path) -> PeerNet:
     return net
 
 
-def trained_peers(
-    config: BookConfig, split: Split, runs_dir: str | Path = "runs", show_progress: bool = True
-) -> dict[str, Run]:
+def trained_peers(config: BookConfig, split: Split, runs_dir: str | Path) -> dict[str, Run]:
     """All trainings at equal budget, our own network's first: loaded, resumed or trained."""
-    runs: dict[str, Run] = {}
-    for name, gradients in OURS.items():
-        own = peer_config(config, gradients)
-        runs[name] = train_or_load(own, runs_dir, "peer-network", split, show_progress=show_progress)
-    return runs | {name: train_or_load_peer(config, name, split, runs_dir, show_progress) for name in PEERS}
+    configs = {name: peer_config(config, gradients) for name, gradients in OURS.items()}
+    ours = {name: train_or_load(own, runs_dir, "peer-network", split) for name, own in configs.items()}
+    return ours | {name: train_or_load_peer(config, name, split, runs_dir) for name in PEERS}
 
 
 def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
@@ -127,7 +116,7 @@ def peer_matchers(runs: Mapping[str, Run]) -> dict[str, CropMatcher]:
 
 
 def training_table(runs: Mapping[str, Run], config: BookConfig) -> pd.DataFrame:
-    """What each training cost: method, parameters, steps, crops (of all its steps), seconds, hardware, commit, run."""
+    """What each training cost; `crops` are those of all its steps."""
     rows = []
     for name, run in runs.items():
         about, steps = run.provenance, int(run.provenance["steps"])

@@ -79,14 +79,8 @@ class Density:
     def distance(self, sar: Tensor, optical: Tensor, prediction: Prediction) -> Tensor:
         """How far both ends of each SAR cell's best match lie from training, (1, h, w) >= 0, without unit.
 
-        log(1 + d), d the squared Mahalanobis distances of both ends summed, per channel of both: its mean over training
-        cells is 1.
-
-        Args:
-            sar, optical: features F (1, C, h, w), `Encoding.features`.
-
-        Raises:
-            ValueError: features of another network, or of another size than the prediction.
+        log(1 + d), d the squared Mahalanobis distances of both ends, with features F (1, C, h, w), summed, per channel
+        of both: its mean over training cells is 1. ValueError for features of another network or size.
         """
         there, _ = other_end(prediction, sar, optical)
         if not sar.shape[1] == optical.shape[1] == self.means.shape[1]:
@@ -114,7 +108,7 @@ def encode_crops(net: SarOpticalNet, crops: EvaluationCrops) -> tuple[Encoded, E
 def monte_carlo_prediction(net: SarOpticalNet, crops: EvaluationCrops, search_radius: float, passes: int) -> Prediction:
     """Prediction with maps `variance` and `mutual_information` (1, h, w), masks as in a `Matcher` of seed 0."""
     sar, optical = encode_crops(net, crops)
-    how = sar.valid, optical.valid, bool(net.config.consensus_cells), tile_seed(0)
+    how = sar.valid, optical.valid, bool(net.config.consensus_cells), [tile_seed(0)]
     return predict_monte_carlo(net, sar.prefix, optical.prefix, search_radius, passes, *how)
 
 
@@ -191,11 +185,7 @@ def estimates_or_load(run: Run, density: Density, pairs: Pairs, config: Evaluati
 
 
 def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation of each estimate with the mutual information of the passes, within each pair.
-
-    Args:
-        table: of `shared_matches` with the columns `ESTIMATES`.
-    """
+    """Spearman's correlation of each of `ESTIMATES` with the mutual information of the passes, within each pair."""
     each = table.groupby(["id", "scene"])[[*ESTIMATES, "epistemic"]].corr("spearman")
     found = each["epistemic"].drop("epistemic", level=2).rename("correlation")
     return found.rename_axis(["id", "scene", "estimate"]).reset_index()
@@ -204,13 +194,10 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
 def measure_costs(
     net: SarOpticalNet, density: Density, pairs: Pairs, config: EvaluationConfig, passes: int = 20, repeats: int = 3
 ) -> pd.DataFrame:
-    """Seconds of each confidence of `ONE_PASS` with an estimate of its own, a row each.
+    """Seconds of each confidence of `ONE_PASS` with an estimate of its own, and that over one pass, as `passes`.
 
     One pass is everything from images to refined matches. An estimate costs that and its own computation. The median
     over pairs counts, each the least of `repeats`, see `companion.timing.interleave`.
-
-    Returns:
-        columns confidence, seconds, and `passes`: seconds over those of one pass.
     """
     radius, device, rows = config.headline_radius, next(net.parameters()).device, []
     single, many = (Matcher(net, device, mc_passes=n) for n in (0, passes))
@@ -228,10 +215,9 @@ def measure_costs(
 
 
 def kept_gains(verdicts: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """`aurc_verdicts` against `no estimate` with the cost in `passes` of `measure_costs`, and `kept`.
+    """`aurc_verdicts` against `no estimate` with the cost in `passes` and the share of the passes' gain that is `kept`.
 
-    The latter is the share of the passes' gain in AURC that an estimate keeps: negative where it harms, NaN where the
-    passes do not gain beyond their interval.
+    It is negative where an estimate harms, NaN where the passes do not gain beyond their interval.
     """
     table = verdicts.merge(costs[["confidence", "passes"]], on="confidence", how="left")
     passes = table[table["confidence"] == "passes"].iloc[0]

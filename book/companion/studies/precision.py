@@ -14,7 +14,8 @@ from companion.cache import cached_table, confidence_or_load
 from companion.intervals import cluster_bootstrap
 from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
-from companion.studies.sensitivity import stacked, with_source
+from companion.studies.calibration import stacked
+from companion.studies.sensitivity import with_source
 from sarmatch.calibration.confidence import SPREAD, fit_calibrator
 from sarmatch.calibration.position_error import (
     COVERAGE,
@@ -59,11 +60,6 @@ def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config
     return with_source(table.assign(**known, confidence=matcher.confidence.calibrators["single"](table)))
 
 
-def usable_names(table: pd.DataFrame) -> tuple[str, ...]:
-    """Scores that the confidence of one pass is made of, without what this network does not have."""
-    return tuple(n for n in MODES["single"][1] if n != "aleatoric" or table["aleatoric"].notna().all())
-
-
 def within(table: pd.DataFrame, radius: np.ndarray, asked: float) -> pd.DataFrame:
     """The table with `radius_px`, whether the truth lies within it, `covered` (1 or 0), and the coverage `asked`."""
     return table.assign(radius_px=radius, covered=(table["error_px"] <= radius).astype(float), asked=asked)
@@ -75,14 +71,9 @@ def with_radius(table: pd.DataFrame, precision: Precision, asked: float = COVERA
 
 
 def coverage_by(found: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Share of matches whose truth lies within their radius, by the values of a column, "" left out.
+    """Share of matches of `with_radius` or `held_out` whose truth lies within their radius, by a column, "" left out.
 
-    Args:
-        found: of `with_radius` or `held_out`.
-
-    Returns:
-        columns `by`, n_pairs, n_scenes, n_matches, asked, covered (mean over scenes of the share of their matches) with
-        its 95 % interval, worst_scene, of_matches (matches counting alike), median_px and mean_px (of the radii).
+    `covered` is the mean over scenes of the share of their matches; in `of_matches` matches count alike.
     """
     rows = []
     for (name, asked), part in found[found[by] != ""].groupby([by, "asked"]):
@@ -106,19 +97,16 @@ def coverage_table(
 def held_out(
     known: pd.DataFrame,
     table: pd.DataFrame,
-    names: tuple[str, ...],
     by: str,
     coverages: Sequence[float] = COVERAGES,
     groups: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A table once for each coverage, with radii from fits on matches of all other values of the column `by` alone.
 
-    Args:
-        known: matches to fit on; where they leave fewer than two scenes, nothing is judged.
-        names: scores that the confidence is made of, see `usable_names`.
-        groups: values to judge; None takes all.
+    Where the `known` matches leave fewer than two scenes to fit on, nothing is judged.
     """
-    fit = partial(fit_calibrator, names=names)
+    names = (n for n in MODES["single"][1] if n != "aleatoric" or known["aleatoric"].notna().all())
+    fit = partial(fit_calibrator, names=tuple(names))
     parts = [table.head(0).assign(asked=0.0, radius_px=0.0, covered=0.0)]
     for group in table[by].unique() if groups is None else groups:
         own, others = table[table[by] == group], known[known[by] != group]
@@ -131,11 +119,7 @@ def held_out(
 
 
 def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precision, coverage: float) -> pd.DataFrame:
-    """Radii of the error model beside simpler ones of the same coverage, calibrated on the same validation scenes.
-
-    Returns:
-        `coverage_by` source for each kind of radius, from the column `covered` on.
-    """
+    """`coverage_by` source of the error model's radii and of simpler ones, calibrated on the same validation scenes."""
     kinds: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
         "one for all": lambda table: np.ones(len(table)),
         "spread": lambda table: np.sqrt(np.trace(precision.covariance(raw_covariance(table)), axis1=1, axis2=2)),
@@ -147,15 +131,13 @@ def other_radii(validation: pd.DataFrame, test: pd.DataFrame, precision: Precisi
         scale = weighted_quantiles(ratio, scene_weights(validation), [coverage])[0]
         made[name] = within(test, scale * size(test), coverage)
     made["confidence and spread"] = with_radius(test, precision, coverage)
-    rows = stacked("radius", {name: coverage_by(table, "source") for name, table in made.items()})
+    rows = stacked({name: coverage_by(table, "source") for name, table in made.items()}, ["radius"])
     return rows.drop(columns=["n_pairs", "n_scenes", "n_matches", "asked"])
 
 
 def scene_table(table: pd.DataFrame, precision: Precision) -> pd.DataFrame:
-    """Coverage of each scene, the worst first, beside the length `offset_px` of the mean error of its correct matches.
-
-    The latter is an error of the truth rather than of matches.
-    """
+    """Coverage of each scene, the worst first, beside the length of the mean error of its correct matches, an error of
+    the truth rather than of matches."""
     scenes = with_radius(table, precision).groupby("scene")
     found = scenes.agg(n_pairs=("id", "nunique"), covered=("covered", "mean"), median_px=("radius_px", "median"))
     vectors = correct(table).groupby("scene")[["error_x", "error_y"]]
@@ -171,9 +153,8 @@ def correct(table: pd.DataFrame) -> pd.DataFrame:
 def covariance_table(table: pd.DataFrame, kinds: dict[str, np.ndarray]) -> pd.DataFrame:
     """What covariances (N, 2, 2) of the same correct matches are worth, by source.
 
-    Returns:
-        columns source, covariance, n_matches, mean_square (mean squared Mahalanobis distance over 2; more than 1 is too
-        narrow), share of matches within the ellipse of each level, nll (mean, nats).
+    Means of the squared Mahalanobis distance over 2 (more than 1 is too narrow) and of the nll (nats), and shares of
+    matches within the ellipse of each level.
     """
     parts = {}
     error = table[["error_x", "error_y"]].to_numpy(np.float64)
@@ -184,7 +165,7 @@ def covariance_table(table: pd.DataFrame, kinds: dict[str, np.ndarray]) -> pd.Da
         made["nll"] = squares / 2 + np.log(np.linalg.det(covariance)) / 2 + np.log(2 * np.pi)
         sources = made.groupby("source")
         parts[name] = sources.mean().assign(n_matches=sources.size()).reset_index()
-    found = stacked("covariance", parts).sort_values(["source", "nll"], ignore_index=True)
+    found = stacked(parts, ["covariance"]).sort_values(["source", "nll"], ignore_index=True)
     return found[["source", "covariance", *found.columns[2:]]]
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from companion.cache import cached_table
 from companion.settings import BookConfig
-from companion.studies.groundtruth import CheckPoints, check_points
+from companion.studies.data import CheckPoints, check_points
 from companion.studies.precision import fitted_run
 from sarmatch.config import CONFIDENT_PX
 from sarmatch.data import open_pairs, split_pairs
@@ -31,7 +31,7 @@ from sarmatch.io import commit
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.scenes.files import SceneRefusal
 from sarmatch.scenes.pipeline import MatchedPair, matched_pair
-from sarmatch.scenes.settings import MatchSettings, Model
+from sarmatch.scenes.settings import MatchSettings
 from sarmatch.scenes.transforms import CE90, MODELS, Agreement, SceneTransform, fit_transform
 from sarmatch.training.runs import open_split
 
@@ -77,29 +77,20 @@ def displaced(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) 
 
 
 def registration_trials(
-    matcher: Matcher,
-    pairs: Pairs | Sequence[Pair],
-    n_shifts: int,
-    max_shift_px: float = MAX_SHIFT_PX,
-    seed: int = 0,
-    models: Sequence[Model] = MODELS,
+    matcher: Matcher, pairs: Pairs | Sequence[Pair], n_shifts: int, max_shift_px: float = MAX_SHIFT_PX, seed: int = 0
 ) -> pd.DataFrame:
     """Register pairs whose optical image is displaced by random sub-pixel shifts, of up to `max_shift_px` on each axis.
 
-    Returns:
-        one row a pair, shift and model: id, dx, dy, model, refused (the reason, or empty), share and required share of
-        agreeing matches, rmse_px (of the matches), seconds; corner_error_px, the largest distance at the four corners
-        from the shift applied; and at check points, which know what the pair is displaced by itself (NaN where there
-        are none): n_blocks, n_checks, own_median_px and own_corner_px (of that displacement; the latter is the largest
-        at the check points nearest to the corners), check_rmse_px, check_corner_px (at the same ones), within_ce90
-        (share of check points that lie within the CE90 stated for their place).
+    `corner_error_px` is the largest distance at the four corners from the shift applied. Of check points, which know
+    what the pair is displaced by itself (NaN where there are none), those nearest to the corners give `own_corner_px`
+    (of that displacement) and `check_corner_px`; `within_ce90` is the share within the CE90 stated for its place.
     """
     rng = np.random.default_rng(seed)
     rows = []
     for pair in tqdm(pairs, "registrations", len(pairs), disable=None):
         checks = check_points(pair)
         for shift in rng.uniform(-max_shift_px, max_shift_px, (n_shifts, 2)):
-            rows += _trial(matcher, pair, shift, checks, models)
+            rows += _trial(matcher, pair, shift, checks)
     return pd.DataFrame(rows)
 
 
@@ -115,16 +106,15 @@ def _corners(pair: Pair) -> np.ndarray:
     return np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64)
 
 
-def _trial(
-    matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints, models: Sequence[Model]
-) -> list[dict[str, Any]]:
+def _trial(matcher: Matcher, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> list[dict[str, Any]]:
+    """A row a model."""
     start = time.perf_counter()
     with displaced(pair.sar, pair.optical, shift, matcher) as matched:
         agreed, thinned = matched.agreement, matched.thinned
     about = {"id": pair.id, "dx": shift[0], "dy": shift[1], **_evidence(agreed), **_own(pair, checks)}
     about["seconds"] = time.perf_counter() - start
     rows = []
-    for model in models:
+    for model in MODELS:
         row = {**about, "model": model, **dict.fromkeys(_ERRORS, np.nan)}
         if agreed.accepted:
             try:
@@ -140,11 +130,23 @@ def _evidence(agreed: Agreement) -> dict[str, Any]:
     return {"refused": agreed.reason} | {name: getattr(agreed, name) for name in ("share", "required", "n_thinned")}
 
 
+def _outcome(sar: Tensor, optical: Tensor, shift: ArrayLike, matcher: Matcher) -> dict[str, Any]:
+    try:
+        with displaced(sar, optical, shift, matcher) as matched:
+            return _evidence(matched.agreement)
+    except SceneRefusal as refused:
+        reason = re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
+        return {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": reason}
+
+
 def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: CheckPoints) -> dict[str, float]:
     corners = _corners(pair)
-    errors = pd.Series(np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1))
+    at_corners = np.linalg.norm(transform(corners) - corners - shift, axis=1).max()
+    if not len(checks.xy_sar):
+        return {"corner_error_px": at_corners, "rmse_px": transform.rmse_px}
+    errors = np.linalg.norm(transform(checks.xy_sar) - checks.xy_optical - shift, axis=1)
     return {
-        "corner_error_px": np.linalg.norm(transform(corners) - corners - shift, axis=1).max(),
+        "corner_error_px": at_corners,
         "check_corner_px": errors[checks.nearest(corners)].max(),
         "check_rmse_px": np.sqrt((errors**2).mean()),
         "within_ce90": (errors <= CE90 * transform.sigma(checks.xy_sar)).mean(),
@@ -155,12 +157,7 @@ def _errors(transform: SceneTransform, pair: Pair, shift: np.ndarray, checks: Ch
 def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Try to register the SAR image of one scene onto the optical image of another, with the default settings.
 
-    Args:
-        pairs: of at least two scenes.
-        side: of crops from the upper left, px; None takes whole images.
-
-    Returns:
-        one row a pairing; an empty reason in `refused` is a false success.
+    A row a pairing; an empty reason in `refused` is a false success. Crops of `side` px are from the upper left.
     """
     rng = np.random.default_rng(seed)
     scene = pairs.index["scene"].to_numpy()
@@ -169,22 +166,16 @@ def unrelated_trials(matcher: Matcher, pairs: Pairs, n: int, side: int | None = 
         i = int(rng.integers(len(pairs)))
         j = int(rng.choice(np.flatnonzero(scene != scene[i])))
         shift = rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2)
-        first, second = pairs[i], pairs[j]
-        part = np.s_[:, :side, :side]
-        try:
-            with displaced(first.sar[part], second.optical[part], shift, matcher) as matched:
-                found = _evidence(matched.agreement)
-        except SceneRefusal as refused:
-            found = {"share": 0.0, "required": 1.0, "n_thinned": 0, "refused": str(refused)}
+        first, second, part = pairs[i], pairs[j], np.s_[:, :side, :side]
+        found = _outcome(first.sar[part], second.optical[part], shift, matcher)
         rows.append({"sar": first.id, "optical": second.id} | found)
     return pd.DataFrame(rows, columns=["sar", "optical", "n_thinned", "share", "required", "refused"])
 
 
 def success_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """Per model: registrations, share refused, shares within a corner error, medians, share of points within CE90.
+    """Means and medians of `registration_trials` per model.
 
-    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied (success) or at the check points
-    nearest to the corners (success_checks).
+    A success is a corner error of at most `CONFIDENT_PX`, from the shift applied or at check points (success_checks).
     """
     near = {"success": trials["corner_error_px"], "success_checks": trials["check_corner_px"]}
     judged = trials.assign(refused=trials["refused"] != "", **{name: e <= CONFIDENT_PX for name, e in near.items()})
@@ -210,11 +201,7 @@ def false_successes(pairings: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def refusal(sar: Tensor, optical: Tensor, matcher: Matcher, shift: ArrayLike = (0.0, 0.0)) -> str:
     """Why two images are refused when the georeference of the optical one is `shift` px off, or `accepted`."""
-    try:
-        with displaced(sar, optical, shift, matcher) as matched:
-            return matched.agreement.reason or "accepted"
-    except SceneRefusal as refused:
-        return re.sub(r"/vsimem/\S+", "(in memory)", str(refused))  # names of rasters in memory
+    return _outcome(sar, optical, shift, matcher)["refused"] or "accepted"
 
 
 class Study(NamedTuple):
@@ -234,10 +221,9 @@ def scenes_of(config: BookConfig) -> Pairs:
 
 
 def matcher_of(config: BookConfig, runs_dir: Path) -> Matcher:
-    """What the chapter on scenes registers with: the network of `precision.fitted_run`.
+    """What the chapter on scenes registers with: the network of `precision.fitted_run`, or the shipped weights by name.
 
-    Profiles whose networks are too small for it take the shipped weights by name (`studies.registers_with_shipped`);
-    some of the real pairs of `s1s2-smoke` may have trained these.
+    Networks of small profiles register nothing; some of the real pairs of `s1s2-smoke` may have trained the weights.
     """
     if config.studies.registers_with_shipped:
         return load_matcher("s1s2")

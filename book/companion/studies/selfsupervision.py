@@ -19,28 +19,21 @@ from sarmatch.training.runs import pretrain_or_load, train_or_load
 LEVELS = (0.5, 0.75, 0.9)  #: Shares of the best score of training from scratch, at which times are compared.
 
 
-def study_config(
-    config: BookConfig,
-    seed: int,
-    pretraining: Mapping[str, Any],
-    model: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> BookConfig:
+def study_config(config: BookConfig, seed: int, pretraining: Mapping[str, Any], **own: Mapping[str, Any]) -> BookConfig:
     """A short training of the paper's network at the profile's size, at a rate that is constant after the warm-up.
 
-    Args:
-        pretraining, model, data, training: fields of these sections that this training has of its own.
+    The mappings are fields of these sections of `Config` that this training has of its own.
     """
     study, first = config.studies, config.studies.pretraining_steps
     rate = {"cosine": False, "patience": None}
-    return config.replace(
+    short = config.replace(
         seed=seed,
-        data={"crop_size": min(study.crop_size, config.data.crop_size)} | dict(data or {}),
-        model={"oriented_gradients": False} | dict(model or {}),
-        pretraining={"max_steps": first, "validate_every": first} | dict(pretraining),
-        training={"max_steps": study.steps, "validate_every": study.validate_every} | rate | dict(training or {}),
+        data={"crop_size": min(study.crop_size, config.data.crop_size)},
+        model={"oriented_gradients": False},
+        pretraining={"max_steps": first, "validate_every": first},
+        training={"max_steps": study.steps, "validate_every": study.validate_every} | rate,
     )
+    return short.replace(pretraining=pretraining, **own)
 
 
 def convergence_histories(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
@@ -85,23 +78,21 @@ def mean_ratio(ratios: np.ndarray) -> tuple[float, float, float]:
 def contrastive_sweep(config: BookConfig, split: Split, runs_dir: str | Path) -> pd.DataFrame:
     """Contrastive pretraining at several temperatures, over pooled images, and by eq. 4 as printed.
 
-    Returns:
-        one row a training: form, over, temperature, loss (of the last step), recall_1 and recall_5 of n_pairs
-        validation pairs, run.
+    A row a training: loss of its last step, recalls of `n_pairs` validation pairs.
     """
     own, steps = config.pretraining.temperature, config.studies.sweep_steps
     forms = [("infonce", "cells", t) for t in config.studies.temperatures]
     forms += [("infonce", "image", own), ("printed", "cells", own)]
     n_pairs = min(len(split.validation), config.pretraining.validation_pairs)
     rows = []
+    scores = ["loss", "recall_1", "recall_5"]
     for form, over, temperature in forms:
         tasks = {"contrastive": True, "rotation": False, "contrastive_form": form, "contrast_over": over}
         tasks |= {"temperature": temperature, "max_steps": steps, "validate_every": steps}
         run = pretrain_or_load(study_config(config, config.studies.seeds[0], tasks), runs_dir, split)
-        found = run.history.iloc[-1][["loss", "recall_1", "recall_5"]].astype(float).to_dict()
-        rows.append({"form": form, "over": over, "temperature": temperature, **found, "n_pairs": n_pairs})
-        rows[-1]["run"] = run.path.name
-    return pd.DataFrame(rows)
+        found = run.history.iloc[-1][scores].astype(float)
+        rows.append((form, over, temperature, *found, n_pairs, run.path.name))
+    return pd.DataFrame(rows, columns=["form", "over", "temperature", *scores, "n_pairs", "run"])
 
 
 def steps_to_score(history: pd.DataFrame, column: str, level: float) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -20,6 +20,7 @@ from companion.settings import BookConfig
 from companion.shipping import shipped_or_trained
 from companion.studies import ablation
 from companion.studies.ablation import Variant, labelled
+from companion.studies.calibration import stacked
 from sarmatch.config import EvaluationConfig, Protocol
 from sarmatch.data.pairs import INDEX_COLUMNS, Pairs
 from sarmatch.data.splits import Split, split_pairs
@@ -45,36 +46,21 @@ def with_source(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(source=table["dataset"].map(lambda name: SOURCES.get(name, name)))
 
 
-def stacked(column: str, parts: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
-    """Tables one below the other, with their names in the first column."""
-    return pd.concat(parts, names=[column]).reset_index(column).reset_index(drop=True)
-
-
 def by_source(scores: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """A table made of the scores of each source, stacked."""
-    return stacked("source", {name: make(part) for name, part in with_source(scores).groupby("source")})
+    return stacked({name: make(part) for name, part in with_source(scores).groupby("source")}, ["source"])
 
 
 def possible(variants: Sequence[Variant], config: BookConfig, split: Split) -> tuple[Variant, ...]:
     """Variants whose labelled pairs fill a batch, whose crops fit, and that leave a source out if they name one."""
     sources = set(split.train.index["dataset"])
-    return tuple(
-        v
-        for v in variants
-        if len(labelled(split, v, 0).train) >= config.training.batch_size
-        and v.data.get("crop_size", 0) <= config.data.patch_size
-        and not (v.datasets and sources <= set(v.datasets))
-    )
 
+    def fits(v: Variant) -> bool:
+        room = v.data.get("crop_size", 0) <= config.data.patch_size
+        enough = len(labelled(split, v, 0).train) >= config.training.batch_size
+        return room and enough and not (v.datasets and sources <= set(v.datasets))
 
-def study_runs(config: BookConfig, variants: Sequence[Variant], split: Split, runs_dir: str | Path) -> pd.DataFrame:
-    """Where the numbers of a study come from: row, seed, run, commit, date, hardware, steps, training_seconds."""
-    rows = []
-    for variant, seed in product(variants, config.studies.seeds):
-        run = ablation.study_run(config, variant, seed, split, runs_dir)
-        about = {name: run.provenance[name] for name in ("commit", "date", "hardware", "steps", "training_seconds")}
-        rows.append({"row": variant.name, "seed": seed, "run": run.path.name} | about)
-    return pd.DataFrame(rows)
+    return tuple(filter(fits, variants))
 
 
 def with_shares(table: pd.DataFrame, split: Split) -> pd.DataFrame:
@@ -103,23 +89,18 @@ def split_leak(config: BookConfig, pairs: Pairs, runs_dir: str | Path) -> pd.Dat
     for by in SPLITS:
         own = config.replace(data={"split": by})
         split = split_pairs(pairs, own.data)
-        matches = ablation.study_matches(own, [ablation.ablation_row("both")], split, runs_dir, test)
+        matches = ablation.study_matches(own, [ablation.BY_NAME["both"]], split, runs_dir, test)
         parts.append(matches.assign(row=f"split by {by}"))
     return ablation.pair_scores(pd.concat(parts, ignore_index=True), test, config.evaluation)
 
 
 def split_gains(scores: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """By patch minus by scene for each value of one way of matching in `split_leak`, with crossed intervals.
-
-    Returns:
-        value, by_scene, by_patch, difference, low, high, verdict, n_pairs, n_scenes.
-    """
+    """By patch minus by scene for each value of one way of matching in `split_leak`, with crossed intervals."""
     rows = []
     for value in values:
         both = scores.pivot(index=["seed", "id", "scene"], columns="row", values=value)
         means = {f"by_{by}": float(both[f"split by {by}"].mean()) for by in SPLITS}
-        both["difference"] = both["split by patch"] - both["split by scene"]
-        table = both.reset_index()
+        table = (both["split by patch"] - both["split by scene"]).rename("difference").reset_index()
         found = crossed_bootstrap(table, "difference")
         counts = {"n_pairs": table["id"].nunique(), "n_scenes": found.n_clusters}
         rows.append({"value": value} | means | _difference(found) | counts)
@@ -155,24 +136,17 @@ def named_records(
     protocols: Sequence[Protocol] = ("shift",),
 ) -> pd.DataFrame:
     """Records of each matcher at the headline radius, measured once, with its name in a column."""
-    parts = []
+    parts, radius = [], config.headline_radius
     for (name, matcher), protocol in product(matchers.items(), protocols):
-        method, radius = f"{column} {name}", config.headline_radius
-        found = records_or_load(run, matcher, method, pairs, protocol, radius, config)
+        found = records_or_load(run, matcher, f"{column} {name}", pairs, protocol, radius, config)
         parts.append(found.assign(**{column: name}))
     return pd.concat(parts, ignore_index=True)
 
 
 class PositionMatcher(Matcher):
-    """The matcher in one pass, whose matches stay at whole cells, take the coarse volume's 3x3 expectation, or refine.
-
-    Args:
-        position: one of `POSITIONS`; `fine level` is what the matcher does by default.
-    """
+    """The matcher in one pass, whose matches are at one of `POSITIONS`; `fine level` is what it does by default."""
 
     def __init__(self, net: SarOpticalNet, position: str) -> None:
-        if position not in POSITIONS:
-            raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
         super().__init__(net)
         self.position = position
 
@@ -197,10 +171,9 @@ def crop_sides(config: EvaluationConfig) -> tuple[int, ...]:
 
 def crop_records(run: Run, matchers: Mapping[str, CropMatcher], pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
     """Records under `shift` for each of `crop_sides`, the same true shifts for all; the columns say crop and method."""
-    parts = []
-    for side, (name, matcher) in product(crop_sides(config), matchers.items()):
-        own = dataclasses.replace(config, crop_size=side)
-        parts.append(records_or_load(run, matcher, name, pairs, "shift", config.headline_radius, own))
+    radius, sizes = config.headline_radius, [dataclasses.replace(config, crop_size=side) for side in crop_sides(config)]
+    every = product(sizes, matchers.items())
+    parts = [records_or_load(run, matcher, name, pairs, "shift", radius, own) for own, (name, matcher) in every]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -219,8 +192,7 @@ def refined_records(
 ) -> pd.DataFrame:
     """Accuracy under `shift` of the same matches against each of `TRUTHS`; once, then kept with the run.
 
-    Args:
-        shifts: as `residual_shift_table` returns; only pairs with a reliable one count, ValueError without any.
+    Only pairs with a reliable shift of `residual_shift_table` count, ValueError without any.
     """
     reliable = shifts[shifts["reliable"]].set_index("id")
     known = pairs.subset(pairs.index["id"].isin(reliable.index).to_numpy())
@@ -248,19 +220,10 @@ def refined_records(
 def differences(
     records: pd.DataFrame, label: str, against: str, values: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """All other rows of a comparison minus the row `against`, over the same pairs; intervals resample scenes.
-
-    Args:
-        records: one row a pair and value of `label`, within each group of `by`.
-
-    Returns:
-        by, label, against, value, difference, low, high, verdict; ValueError for a group without the row `against`.
-    """
+    """All other rows of a comparison minus the row `against`, over the same pairs; intervals resample scenes."""
     rows = []
     for names, group in records.groupby(list(by), sort=False) if by else [((), records)]:
         parts = dict(iter(group.groupby(label, sort=False)))
-        if against not in parts:
-            raise ValueError(f"no {label} {against!r} among {sorted(parts)}")
         for name, value in product((name for name in parts if name != against), values):
             about = dict(zip(by, names, strict=True)) | {label: name, "against": against, "value": value}
             rows.append(about | _difference(paired_difference(parts[name], parts[against], value)))

@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from companion.intervals import cluster_bootstrap, summarise
-from companion.studies.doses import AUGMENTATION_DOSES, Kind, haze_index, with_dose
-from companion.studies.groundtruth import cut
+from companion.studies.conditions import AUGMENTATION_DOSES, Kind, haze_index, with_dose
+from companion.studies.data import cut
 from sarmatch.data.pairs import INDEX_COLUMNS, Pair, Pairs
 from sarmatch.data.synthetic import Nuisance, Rendering, render
 from sarmatch.geometry import central_corner
@@ -62,13 +62,8 @@ def dose_response(
 ) -> pd.DataFrame:
     """The same synthetic scenes under rising doses of one nuisance at a time, all others as in `CALM`.
 
-    Args:
-        n_scenes: at least 1; `seed` determines them.
-        size: side in px, at least 32 and a multiple of 4.
-        doses: by the name of the nuisance.
-
-    Returns:
-        one row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells.
+    A row per nuisance, dose, scene and source in `MEASURED`: `value`, the mean over cells. The side `size` is at least
+    32 px and a multiple of 4.
     """
     steps = {(name, dose): nuisance for name, rising in doses.items() for dose, nuisance in rising.items()}
     distinct = list(dict.fromkeys(steps.values()))  # all ladders start at the same image
@@ -84,11 +79,8 @@ def dose_response(
 def augmented_dose_response(measure: Measure, pairs: Pairs, kind: Kind, crop_size: int, seed: int = 0) -> pd.DataFrame:
     """Central crops of real pairs under the `AUGMENTATION_DOSES` of artificial speckle or haze, see `with_dose`.
 
-    Speckle of one look darkens an amplitude image by 11 %, so a source that follows brightness alone responds too.
-
-    Returns:
-        as `dose_response`, over cells with data in all their pixels (NaN where there is none), with `scene` the id of
-        the pair and a column `cluster`, the scene of the pair (its id where unknown).
+    As `dose_response`, over cells with data in all their pixels (NaN where there is none); `scene` is the id of a pair,
+    `cluster` its scene. Speckle of one look darkens an amplitude image by 11 %, to which brightness alone responds.
     """
     rows, doses = [], AUGMENTATION_DOSES[kind]
     for i, (pair, full) in enumerate(_crops(pairs, crop_size)):
@@ -114,11 +106,8 @@ def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of dose and value within each scene, averaged over scenes, for each nuisance and source.
 
     A source that does not move at all has 0. Intervals resample scenes (clusters of pairs where `table` has them).
-
-    Returns:
-        one row per nuisance and source: `rho` in [-1, 1] with its ends, `change` of the mean from the lowest to the
-        highest dose, `effect` (the change over the standard deviation between scenes at the lowest dose; NaN where
-        scenes do not differ), `n_scenes`, `n_clusters`.
+    `change` is that of the mean from the lowest to the highest dose, `effect` the change over the standard deviation
+    between scenes at the lowest dose (NaN where scenes do not differ).
     """
     rows = []
     for (nuisance, source), group in _clustered(table).groupby(["nuisance", "source"], sort=False):
@@ -144,10 +133,8 @@ def summary_curves(table: pd.DataFrame) -> pd.DataFrame:
 def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
     """Relation of the SAR uncertainty to backscatter, the mean of the first SAR band over a cell (section 5.2).
 
-    Returns:
-        one row a pair: the columns of `INDEX_COLUMNS`; `rho_sar`, Spearman's correlation of U_sar over cells with the
-        backscatter (NaN in an image without contrast, 0 of a map without), and `ratio_sar`, the mean of U_sar over the
-        brightest tenth of the cells over that of the rest.
+    `rho_sar` is Spearman's correlation of U_sar over cells with the backscatter (NaN in an image without contrast, 0 of
+    a map without), `ratio_sar` the mean of U_sar over the brightest tenth of the cells over that of the rest.
     """
     rows = []
     for pair, full in _crops(pairs, crop_size):
@@ -160,12 +147,7 @@ def backscatter_relation(measure: Measure, pairs: Pairs, crop_size: int) -> pd.D
 
 
 def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame:
-    """Levels of all uncertainties beside what they might follow: season, land cover, haze (section 5.2).
-
-    Returns:
-        one row a pair: the columns of `INDEX_COLUMNS`, `haze_index`, `mean_<source>` over cells of each of `MEASURED`,
-        and `weight_<source>` of the six sources.
-    """
+    """Mean of each of `MEASURED` and weight of each source, a row a pair, beside season, land cover and haze index."""
     rows = []
     for pair, full in _crops(pairs, crop_size):
         maps, weights = _measured(measure, [pair])
@@ -176,11 +158,9 @@ def group_levels(measure: Measure, pairs: Pairs, crop_size: int) -> pd.DataFrame
 
 
 def within_image_relation(measure: Measure, seeds: Sequence[int], size: int) -> pd.DataFrame:
-    """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance is.
+    """Spearman's correlation over cells of each uncertainty map with the map of where a nuisance of `WITHIN` is.
 
-    Returns:
-        one row per nuisance of `WITHIN`, scene (seed) and source of `MEASURED`: `rho`, and `rho_change`, with the rise
-        of the source over the same scene without the nuisance. NaN where the scene has none of it, 0 of a flat map.
+    `rho_change` is with the rise over the same scene without the nuisance. NaN where there is none, 0 of a flat map.
     """
     rows = []
     for seed in seeds:

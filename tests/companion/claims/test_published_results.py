@@ -69,7 +69,7 @@ def test_measured_again_other_methods_give_what_was_published(name: str, data_ro
     measured = spread(split_pairs(open_pairs(config.data), config.data).test, config.studies.test_pairs)
     assert list(published.index) == list(measured.index["id"])
     few = measured.subset(np.arange(len(measured)) % 20 == 7)
-    matcher = methods(load_matcher("s1s2", device="cpu").net, config.evaluation.crop_size)[name]
+    matcher = methods(load_matcher("s1s2", device="cpu").net, config.evaluation.crop_size, {})[name]
     records = evaluate(matcher, few, "shift", config.evaluation.headline_radius, config.evaluation, False)
     for record in records.to_dict("records"):
         stated = published.loc[record["id"]]

@@ -14,15 +14,14 @@ from companion.settings import book_profile
 from companion.studies import ablation
 from companion.studies.ablation import (
     ABLATION,
+    BY_NAME,
     PAPER,
     Variant,
-    ablation_row,
     calibration_gains,
     calibration_score,
     calibration_table,
     gains,
     labelled,
-    measured_pairs,
     metrics_table,
     pair_scores,
     studied,
@@ -53,8 +52,6 @@ def test_rows_of_table_3_build_on_each_other() -> None:
     assert not nets["baseline"].fusion_dropout and not nets["baseline"].uncertainty_dropout
     assert [row.name for row in ABLATION if row.pretraining.get("rotation")] == ["rotation"]
     assert [row.name for row in ABLATION if row.pretraining.get("contrastive")] == ["contrastive", "rotation"]
-    with pytest.raises(ValueError, match=r"no row 'both of them'.*baseline"):
-        ablation_row("both of them")
 
 
 def test_studies_with_many_rows_train_shorter() -> None:
@@ -103,8 +100,8 @@ def test_pretraining_takes_the_pairs_that_have_no_label(split, tmp_path, monkeyp
 @pytest.fixture(scope="module")
 def measured(split, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    rows = [ablation_row(name) for name in ("baseline", "both")]
-    return rows, runs, study_matches(SMOKE, rows, split, runs, show_progress=False)
+    rows = [BY_NAME[name] for name in ("baseline", "both")]
+    return rows, runs, study_matches(SMOKE, rows, split, runs)
 
 
 def test_matches_are_those_of_the_trained_networks(measured, split) -> None:
@@ -112,7 +109,7 @@ def test_matches_are_those_of_the_trained_networks(measured, split) -> None:
     run = study_run(SMOKE, "baseline", 0, split, runs)
     assert run.loaded
     config = dataclasses.replace(SMOKE.evaluation, max_pairs=SMOKE.studies.test_pairs)
-    pairs = measured_pairs(SMOKE, split)
+    pairs = spread(split.test, SMOKE.studies.test_pairs)
     scores = pair_scores(matches, pairs, config)
     assert len(scores) == 2 * 2 * len(pairs)  # two rows, with aggregation and without
     for voting in (True, False):
@@ -139,7 +136,7 @@ def test_a_stopped_study_goes_on_without_measuring_again(measured, split, monkey
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(Matcher, "raw_matches", never)
-    pd.testing.assert_frame_equal(study_matches(SMOKE, rows, split, runs, show_progress=False), matches)
+    pd.testing.assert_frame_equal(study_matches(SMOKE, rows, split, runs), matches)
 
 
 def test_pairs_without_matches_count_as_nothing_right(split) -> None:
@@ -167,7 +164,7 @@ def test_matches_of_other_pairs_are_rejected(split) -> None:
 )
 def test_what_cannot_be_trained_is_rejected_before_the_first_training(split, tmp_path, variant, message) -> None:
     with pytest.raises(ValueError, match=message):
-        study_matches(SMOKE, [ablation_row("baseline"), variant], split, tmp_path, show_progress=False)
+        study_matches(SMOKE, [BY_NAME["baseline"], variant], split, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -93,7 +93,7 @@ def test_methods_have_a_word_each_and_no_more_keypoints_than_the_grid(run) -> No
 def test_rows_of_packages_that_are_not_installed_are_left_out(run, monkeypatch) -> None:
     monkeypatch.setattr(comparison, "installed", lambda features: False)
     assert comparison.without_packages() == list(comparison.OFF_THE_SHELF)
-    assert not set(comparison.methods(run.net, 96)) & set(comparison.OFF_THE_SHELF)
+    assert not set(comparison.methods(run.net, 96, {})) & set(comparison.OFF_THE_SHELF)
 
 
 def test_times_are_of_every_method(run, split) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from companion.studies import conditions
-from companion.studies.doses import dosed_pairs, haze_index
+from companion.studies.conditions import dosed_pairs, haze_index
 from companion.studies.uncertainty import CALM
 from sarmatch.config import EvaluationConfig
 from sarmatch.data import Nuisance, Pair, Pairs, synthetic_pairs
@@ -165,7 +165,7 @@ def test_measures_are_those_of_each_pair() -> None:
     assert measures["id"].tolist() == pairs.index["id"].tolist()
     assert measures["season"].tolist() == pairs.index["season"].tolist()
     assert {c.measure for c in conditions.CONDITIONS} <= set(measures)
-    assert measures["haze"][1] == pytest.approx(haze_index(pairs[1].optical))
+    assert measures["haze"][1] == pytest.approx(haze_index(pairs[1].optical, pairs[1].valid))
     assert (measures["water"] == "").all()  # true colour
     white = conditions.measure_conditions(one(a_pair(optical=torch.full((3, SIZE, SIZE), 0.9))))
     assert white["cloud"][0] == "yes" and np.isnan(white["texture"][0])
@@ -228,11 +228,6 @@ def test_distorted_third_and_rest_and_who_is_judged() -> None:
     nothing = conditions.classify(table(haze=[0.0] * n))
     assert conditions.distortion_parts(nothing, "misfit_px") == {}
     assert len(conditions.judged_pairs(Pairs(index, lambda row: a_pair()), nothing, 20)) == 0
-
-
-def test_scenes_have_the_median_of_their_pairs() -> None:
-    measures = table(haze=[0.1, 0.2, 0.6, 0.5], scene=["a", "a", "a", "b"])
-    assert conditions.scene_conditions(measures).set_index("scene")["haze"].to_dict() == {"a": 0.2, "b": 0.5}
 
 
 # --- changed pairs ---------------------------------------------------------------------------------------------------

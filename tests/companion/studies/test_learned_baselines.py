@@ -28,7 +28,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(split, store):
-    return learned_baselines.trained_peers(SMOKE, split, store, show_progress=False)
+    return learned_baselines.trained_peers(SMOKE, split, store)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -43,7 +43,7 @@ def test_all_have_one_budget_which_is_that_of_the_short_trainings(name: str) -> 
 
 
 def test_every_training_is_found_again_with_its_weights(runs, split, store) -> None:
-    again = learned_baselines.trained_peers(SMOKE, split, store, show_progress=False)
+    again = learned_baselines.trained_peers(SMOKE, split, store)
     assert list(again) == [*learned_baselines.OURS, *learned_baselines.PEERS]
     crops = evaluation_crops(split.test[0], "shift", SMOKE.evaluation)
     first, second = learned_baselines.peer_matchers(runs), learned_baselines.peer_matchers(again)
@@ -56,16 +56,16 @@ def test_every_training_is_found_again_with_its_weights(runs, split, store) -> N
 def test_a_stopped_training_goes_on_to_the_same_weights(runs, split, tmp_path, monkeypatch) -> None:
     name = "multiscale chain"
     config = SMOKE.replace(training={"checkpoint_every": 1})
-    whole = learned_baselines.train_or_load_peer(config, name, split, tmp_path / "whole", show_progress=False)
+    whole = learned_baselines.train_or_load_peer(config, name, split, tmp_path / "whole")
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(learned_baselines, "validation_scores", stop)  # called after the last step
     with pytest.raises(KeyboardInterrupt):
-        learned_baselines.train_or_load_peer(config, name, split, tmp_path / "stopped", show_progress=False)
+        learned_baselines.train_or_load_peer(config, name, split, tmp_path / "stopped")
     monkeypatch.undo()
-    resumed = learned_baselines.train_or_load_peer(config, name, split, tmp_path / "stopped", show_progress=False)
+    resumed = learned_baselines.train_or_load_peer(config, name, split, tmp_path / "stopped")
     for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 

@@ -10,8 +10,6 @@ from simulated_errors import AS_STATED, fitted, simulated
 from companion.studies import precision as precision_tables
 from sarmatch.calibration.position_error import raw_covariance
 
-NAMES = ("logit_probability",)
-
 
 def table(seed: int = 0, n_scenes: int = 12, hard: float = 1.0) -> pd.DataFrame:
     made = simulated(n_scenes, 300, seed, hard)
@@ -63,22 +61,22 @@ def test_other_scenes_are_covered_as_asked_with_every_kind_of_radius() -> None:
 def test_held_out_scenes_are_judged_by_the_others() -> None:
     known = table(n_scenes=6)
     known.loc[known["scene"] == "scene0", ["error_px", "error_x"]] *= 100
-    found = precision_tables.held_out(known, known, NAMES, "scene", (0.9,))
+    found = precision_tables.held_out(known, known, "scene", (0.9,))
     shares = found.groupby("scene")["covered"].mean()
     assert shares["scene0"] < 0.1 < 0.8 < shares.drop("scene0").min(), "its own errors would have widened its radii"
     by = precision_tables.coverage_by(found.assign(land=np.where(found["source"] == "odd", "urban", "")), "land")
     assert by["land"].tolist() == ["urban"] and by["n_scenes"].tolist() == [3]
-    assert precision_tables.held_out(known, known, NAMES, "scene", (0.9,), []).empty
+    assert precision_tables.held_out(known, known, "scene", (0.9,), []).empty
 
 
 def test_a_source_is_judged_by_the_calibration_of_the_others() -> None:
     validation, test = table(), table(1)
     odd = test["source"] == "odd"
     test.loc[odd, ["error_px", "error_x"]] *= 100
-    judged = precision_tables.held_out(validation, test, NAMES, "source", (0.9,))
+    judged = precision_tables.held_out(validation, test, "source", (0.9,))
     found = precision_tables.coverage_by(judged, "source").set_index("source")
     assert found.loc["odd", "covered"] < 0.1 and found.loc["even", "covered"] == pytest.approx(0.9, abs=0.03)
-    assert precision_tables.held_out(validation[~odd], test[~odd], NAMES, "source").empty
+    assert precision_tables.held_out(validation[~odd], test[~odd], "source").empty
 
 
 def test_the_right_covariance_is_ranked_first_and_its_distances_are_chi_square() -> None:

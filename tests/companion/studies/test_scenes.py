@@ -16,7 +16,7 @@ from scene_files import texture
 from companion.figures import scenes as trial_plots
 from companion.settings import book_profile
 from companion.studies import scenes as trials
-from companion.studies.groundtruth import CheckPoints
+from companion.studies.data import CheckPoints
 from sarmatch.config import ON_REAL_DATA, Config
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.matching.matcher import Matcher
@@ -39,14 +39,20 @@ def pair_of(seed: int, shift: tuple[int, int] = (0, 0), size: int = 240) -> Pair
     return Pair(first[None], second[None].expand(3, -1, -1), valid, f"pair {seed}", scene=f"scene {seed}")
 
 
-def test_an_applied_shift_is_the_truth(matcher: Matcher) -> None:
-    table = trials.registration_trials(matcher, [pair_of(0)], 2, 30.0, models=("shift", "affine"))
-    assert len(table) == 4 and (table["refused"] == "").all() and table[["dx", "dy"]].abs().to_numpy().max() <= 30
+def shifted(matcher: Matcher, pair: Pair, n: int, max_shift_px: float, model: str = "shift") -> pd.DataFrame:
+    """Trials of one pair by one model."""
+    return trials.registration_trials(matcher, [pair], n, max_shift_px).query("model == @model")
+
+
+@pytest.mark.parametrize("model", ["shift", "affine"])
+def test_an_applied_shift_is_the_truth(matcher: Matcher, model: str) -> None:
+    table = shifted(matcher, pair_of(0), 2, 30.0, model)
+    assert len(table) == 2 and (table["refused"] == "").all() and table[["dx", "dy"]].abs().to_numpy().max() <= 30
     assert table["corner_error_px"].max() < 0.5 and (table["share"] > table["required"]).all()
 
 
 def test_check_points_know_what_a_pair_is_off_by_itself(matcher: Matcher) -> None:
-    table = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 1, 20.0, models=("shift",))
+    table = shifted(matcher, pair_of(1, (3, -2)), 1, 20.0)
     (row,) = table.to_dict("records")
     assert row["corner_error_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
     assert row["n_checks"] > 0 and row["check_corner_px"] < 0.7 and row["check_rmse_px"] < 0.7
@@ -56,13 +62,13 @@ def test_check_points_know_what_a_pair_is_off_by_itself(matcher: Matcher) -> Non
 def test_own_displacements_are_those_of_the_pair_and_unknown_where_nothing_agrees(
     matcher: Matcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 2, 10.0, models=("shift",))
+    table = shifted(matcher, pair_of(1, (3, -2)), 2, 10.0)
     (known,) = table.drop_duplicates("id")[["id", *trials.OWN]].to_dict("records")
     assert known["n_checks"] == known["n_blocks"] == 1
     assert known["own_median_px"] == known["own_corner_px"] == pytest.approx(np.hypot(3, 2), abs=0.4)
     nothing = CheckPoints(np.empty((0, 2)), np.empty((0, 2)), 1)
     monkeypatch.setattr(trials, "check_points", lambda pair: nothing)
-    (row,) = trials.registration_trials(matcher, [pair_of(1, (3, -2))], 1, 10.0, models=("shift",)).to_dict("records")
+    (row,) = shifted(matcher, pair_of(1, (3, -2)), 1, 10.0).to_dict("records")
     assert row["n_checks"] == 0 and row["refused"] == "" and row["corner_error_px"] > 0
     assert all(np.isnan(row[name]) for name in ("own_corner_px", "check_corner_px", "check_rmse_px", "within_ce90"))
 

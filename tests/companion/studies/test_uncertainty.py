@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion.intervals import cluster_bootstrap
-from companion.studies.doses import AUGMENTATION_DOSES, haze_index
+from companion.studies.conditions import AUGMENTATION_DOSES, haze_index
 from companion.studies.uncertainty import (
     CALM,
     DOSES,
@@ -262,16 +262,17 @@ def test_group_levels_list_labels_levels_and_weights(real: Pairs) -> None:
 
 
 def test_haze_index_by_hand_and_under_haze() -> None:
-    optical = torch.full((3, 31, 31), 0.6)
-    assert haze_index(optical) == pytest.approx(0.6)
+    optical, everywhere = torch.full((3, 31, 31), 0.6), torch.ones(64, 64, dtype=torch.bool)
+    whole = everywhere[:31, :31]
+    assert haze_index(optical, whole) == pytest.approx(0.6)
     optical[2, 15, 15] = 0.1  # one band of one pixel darkens its window of 15 x 15
-    assert haze_index(optical) == pytest.approx(0.6 - 0.5 * 15**2 / 31**2)
+    assert haze_index(optical, whole) == pytest.approx(0.6 - 0.5 * 15**2 / 31**2)
     clear = noise(3, 64, 64)
-    veiled = [haze_index(clear + opacity * (0.9 - clear)) for opacity in (0.0, 0.3, 0.6)]
+    veiled = [haze_index(clear + opacity * (0.9 - clear), everywhere) for opacity in (0.0, 0.3, 0.6)]
     assert veiled == pytest.approx([veiled[0] + opacity * (0.9 - veiled[0]) for opacity in (0.0, 0.3, 0.6)])
     bands = torch.zeros(13, 31, 31)
     bands[1:4] = 0.4  # B2 to B4; the dark others are not looked at
-    assert haze_index(bands) == pytest.approx(0.4)
+    assert haze_index(bands, whole) == pytest.approx(0.4)
 
 
 # --- where in the image ----------------------------------------------------------------------------------------------
