@@ -6,7 +6,6 @@ Then add it to `studies.comparison.methods` and describe it in `STANDS_FOR` ther
 """
 
 from companion.baselines.base import Baseline
-from companion.baselines.edge_orientation import EdgeOrientationMatcher
 from companion.baselines.local_features import (
     AkazeMatcher,
     BriskMatcher,
@@ -16,8 +15,7 @@ from companion.baselines.local_features import (
     RiftMatcher,
     SiftMatcher,
 )
-from companion.baselines.mutual_information import MutualInformationMatcher
-from companion.baselines.phase_correlation import PhaseCorrelationMatcher
+from companion.baselines.similarities import EdgeOrientationMatcher, MutualInformationMatcher, PhaseCorrelationMatcher
 from companion.baselines.template import TemplateMatcher
 
 __all__ = [

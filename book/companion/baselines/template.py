@@ -20,7 +20,6 @@ from sarmatch.model.oriented_gradients import (
     OPTICAL_SIGMA_PX,
     SAR_SIGMA_PX,
     Features,
-    gaussian_blur,
     oriented_gradients,
     parabola_peak,
     shift_scores,
@@ -131,13 +130,6 @@ def _gradients(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
 def grid_size(features: Features) -> tuple[int, int]:
     """Rows and columns of keypoints."""
     return features.size[0] // STRIDE, features.size[1] // STRIDE
-
-
-def grey_features(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-    """The first SAR band and the mean optical band, smoothed as for gradients, for similarities of grey values."""
-    smooth = gaussian_blur(sar[:1], SAR_SIGMA_PX), gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX)
-    first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in smooth)
-    return first, second
 
 
 def _possible(a: Features, window: Features, limit: float, side: int, min_template: float) -> Tensor:

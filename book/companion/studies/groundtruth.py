@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.baselines.mutual_information import equal_bins, mutual_information
+from companion.baselines.similarities import equal_bins, mutual_information
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.model.oriented_gradients import (
     OPTICAL_SIGMA_PX,
