@@ -23,6 +23,7 @@ from sarmatch.training.losses import matching_loss
 from sarmatch.training.supervised import true_displacements
 
 MULTIPLE = 16  # px, of which the sides of padded images are a multiple
+FAR_CELLS = 2  # from the true place along either axis; cells further away are wrong ones in training
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,16 @@ def true_cells(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """True displacements of SAR and of optical cells, in cells, and masks of those that have a counterpart."""
     forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
     return forward / STRIDE, backward / STRIDE, sar_mask, optical_mask
+
+
+def true_places(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In cells: places (N, 2) of SAR cells, true ones (B, N, 2), the index (B, N) of the cell there and whether it counts."""
+    forward, _, mask, _ = true_cells(batch)
+    height, width = mask.shape[1:]
+    own = cell_centres(height, width, 1, mask.device).flatten(0, 1)
+    true = own + forward.flatten(1, 2)
+    nearest = torch.minimum(true.round().clamp(min=0), own[-1]).long()
+    return own, true, nearest[..., 1] * width + nearest[..., 0], mask.flatten(1)
 
 
 def cosines(sar: Tensor, optical: Tensor) -> Tensor:

@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.baselines.learned import Branch, PeerSize, ScoringNet, true_cells
+from companion.baselines.learned import FAR_CELLS, Branch, PeerSize, ScoringNet, true_places
 from sarmatch.data.crops import Sample
-from sarmatch.geometry import cell_centres
 from sarmatch.model import STRIDE
 
 NEGATIVES = 8  # places drawn for each cell that do not match it
-FAR_CELLS = 2  # from the true place along either axis; a pair further away counts as no match
 _AT_ONCE = 200_000  # pairs scored at a time
 
 
@@ -55,22 +53,17 @@ class PseudoSiameseNet(ScoringNet):
         return self.head.sar(first), self.head.optical(second)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        forward, _, mask, _ = true_cells(batch)
+        own, true, right, mask = true_places(batch)
         a, b = described
-        height, width = (n // STRIDE for n in batch["sar"].shape[-2:])
-        own, size = cell_centres(height, width, 1, a.device), torch.tensor([width, height], device=a.device)
-        true = (own + forward).flatten(1, 2)  # (B, N, 2), in cells
-        right = torch.minimum(true.round().long().clamp(min=0), size - 1)
+        last, window = own[-1], self.config.window_cells
         # Within the window: a place far away would be recognised by its position alone.
-        window = self.config.window_cells
-        drawn = own.flatten(0, 1).long() + torch.randint(-window, window + 1, (NEGATIVES, *true.shape), device=a.device)
-        far = ((drawn - true).abs() > FAR_CELLS).any(dim=-1) & ((drawn >= 0) & (drawn < size)).all(dim=-1)
-        drawn = torch.minimum(drawn.clamp(min=0), size - 1)
-        places = torch.cat([right[None], drawn])  # (1 + NEGATIVES, B, N, 2)
-        flat = (places[..., 1] * width + places[..., 0]).transpose(0, 1).flatten(1)
+        drawn = own.long() + torch.randint(-window, window + 1, (NEGATIVES, *true.shape), device=a.device)
+        far = ((drawn - true).abs() > FAR_CELLS).any(dim=-1) & ((drawn >= 0) & (drawn <= last)).all(dim=-1)
+        drawn = torch.minimum(drawn.clamp(min=0), last.long())
+        drawn_index = drawn[..., 1] * (batch["sar"].shape[-1] // STRIDE) + drawn[..., 0]  # (NEGATIVES, B, N)
+        flat = torch.cat([right[None], drawn_index]).transpose(0, 1).flatten(1)
         others = b.gather(1, flat[..., None].expand(-1, -1, b.shape[2])).unflatten(1, (1 + NEGATIVES, -1))
         logits = self.head(a[:, None], others)
-        mask = mask.flatten(1)
         negative = far.transpose(0, 1) & mask[:, None]
         positive_loss = F.softplus(-logits[:, 0])[mask].sum() / mask.sum().clamp(min=1)
         negative_loss = F.softplus(logits[:, 1:])[negative].sum() / negative.sum().clamp(min=1)

@@ -74,9 +74,7 @@ class PhaseCorrelationMatcher(TemplateMatcher):
             templates = (templates - templates.mean(dim=(1, 2), keepdim=True)) * weights
             cross = torch.fft.rfft2(windows) * torch.fft.rfft2(templates, s=size).conj()
             strength = cross.abs()
-            floor = (
-                _PHASE_FLOOR * strength.mean(dim=(1, 2), keepdim=True) + 1e-6
-            )  # phases of nothing are noise
+            floor = _PHASE_FLOOR * strength.mean(dim=(1, 2), keepdim=True) + 1e-6  # phases of nothing are noise
             surface = torch.fft.irfft2(cross / (strength + floor), s=size)
             out[row] = surface[:, :steps, :steps].permute(1, 2, 0)
         return out.permute(1, 2, 0, 3)

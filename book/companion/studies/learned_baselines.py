@@ -12,13 +12,12 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import set_seed
 
-from companion.baselines.co_attention import CoAttentionNet
+from companion.baselines.attention import CoAttentionNet, TransformerNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
 from companion.baselines.multiscale import MultiscaleNet
 from companion.baselines.pseudo_siamese import PatchNet, PseudoSiameseNet
 from companion.baselines.three_step import ThreeStepNet
-from companion.baselines.transformer import TransformerNet
 from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
