@@ -229,7 +229,7 @@ def true_cells(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def true_places(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In cells: places (N, 2) of SAR cells, true ones (B, N, 2), the index (B, N) of the cell there and whether it counts."""
+    """In cells: places (N, 2) of SAR cells, true ones (B, N, 2), the index (B, N) of the cell there, and the mask."""
     forward, _, mask, _ = true_cells(batch)
     height, width = mask.shape[1:]
     own = cell_centres(height, width, 1, mask.device).flatten(0, 1)
