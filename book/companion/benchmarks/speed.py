@@ -119,17 +119,10 @@ def crops_of(pairs: Pairs, config: EvaluationConfig, at_most: int) -> list[PairI
 def backends(
     net: SarOpticalNet, confidence: Confidence | None, folder: Path, inputs: Iterable[tuple[Tensor, ...]]
 ) -> dict[str, Matcher]:
-    """Matchers that differ in how the encoders are run only, calibration included.
-
-    Args:
-        folder: where exported encoders are written, and read where they are.
-        inputs: for `quantise`.
-    """
+    """Matchers that differ in how the encoders are run only, calibration included; `inputs` are for `quantise`."""
     exported, eight_bits = folder / "encoders.onnx", folder / "encoders-int8.onnx"
-    if not exported.is_file():
-        export(net, exported)
-    if not eight_bits.is_file():
-        quantise(exported, eight_bits, inputs)
+    export(net, exported)
+    quantise(exported, eight_bits, inputs)
     ways: dict[str, Any] = {
         PLAIN: None,
         "torch.compile": torch.compile(net, dynamic=False),

@@ -105,14 +105,14 @@ def _stage(book: Path, staged: Path, names: Sequence[str]) -> None:
             shutil.copyfile(book / f"{name}.ipynb", staged / f"{name}.ipynb")
 
 
-def build_site(book: Path, options: Sequence[str] = ()) -> Path:
+def build_site(book: Path) -> Path:
     """Run `jupyter-book build` on a folder of pages and return the site's `index.html`; `BookError` if it fails."""
     command = shutil.which("jupyter-book", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
     if command is None:
         raise BookError("jupyter-book is not installed; pip install -e '.[book]'")
     log = book.parent / "jupyter-book.log"
     with log.open("w") as stream:
-        done = subprocess.run([command, "build", str(book), *options], stdout=stream, stderr=subprocess.STDOUT)
+        done = subprocess.run([command, "build", str(book)], stdout=stream, stderr=subprocess.STDOUT)
     index = book / "_build" / "html" / "index.html"
     if done.returncode or not index.is_file():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
