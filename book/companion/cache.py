@@ -28,11 +28,7 @@ from sarmatch.training.runs import Run
 def cached_table(
     folder: Path, name: str, depends_on: Mapping[str, Any], make: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """A table, read where it was kept, else made and kept as `<folder>/records/<name>-<digest>.parquet`.
-
-    Args:
-        depends_on: all that decides the table, of kinds that `digest` takes.
-    """
+    """A table, read from `<folder>/records/<name>-<digest of all it depends on>.parquet`, else made and kept there."""
     path = folder / "records" / f"{name}-{digest(depends_on)}.parquet"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,6 @@ def shipped_or_trained(
 
     Shipped weights of other data are not taken: what is tested on these data may have trained them. What is measured
     with shipped weights, of half precision, is kept in the folder `shipped-<hash>`.
-
-    Args:
-        weights: folder of the shipped weights, `<profile>.safetensors`.
     """
     split = split or open_split(config)
     fingerprint = split_fingerprint(split)

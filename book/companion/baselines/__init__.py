@@ -9,8 +9,6 @@ from companion.baselines.base import Baseline
 from companion.baselines.local_features import (
     AkazeMatcher,
     BriskMatcher,
-    LocalFeatureMatcher,
-    LocalFeatures,
     OrbMatcher,
     RiftMatcher,
     SiftMatcher,
@@ -23,8 +21,6 @@ __all__ = [
     "Baseline",
     "BriskMatcher",
     "EdgeOrientationMatcher",
-    "LocalFeatureMatcher",
-    "LocalFeatures",
     "MutualInformationMatcher",
     "OrbMatcher",
     "PhaseCorrelationMatcher",

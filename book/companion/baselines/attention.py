@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from companion.baselines.learned import CosineNet, PeerSize, cosines, log_scale
@@ -115,8 +114,8 @@ class TransformerNet(CosineNet):
 def position_code(features: Tensor) -> Tensor:
     """Sines and cosines of a cell's column and row, (C, h, w), C of `features` (B, C, h, w) a multiple of 4."""
     channels, height, width = features.shape[1:]
-    rates, columns, rows = (torch.arange(n, device=features.device) for n in (channels // 4, width, height))
-    rates = torch.exp(rates * (-math.log(10_000.0) / (channels // 4)))
-    x = (columns * rates[:, None])[:, None, :].expand(-1, height, -1)
-    y = (rows * rates[:, None])[:, :, None].expand(-1, -1, width)
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()])
+    code = build_sincos2d_pos_embed(
+        [width, height], channels, interleave_sin_cos=True, device=features.device
+    )  # (w * h, C)
+    turned: Tensor = code.unflatten(0, (width, height)).permute(2, 1, 0)
+    return turned

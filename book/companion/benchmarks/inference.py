@@ -51,9 +51,6 @@ def main(
 
     Args:
         profile: whose widths to take; `sen12ms` has the paper's.
-        size: side of both images, px.
-        passes: numbers of Monte Carlo passes.
-        device: cpu or cuda.
         weights: a .safetensors file, whose config then counts instead of the profile's.
     """
     torch.set_num_threads(threads)

@@ -79,14 +79,7 @@ def peaks(config: Config) -> dict[str, float]:
 
 
 def main(data: Path, profile: str = "s1s2", pairs: int = 8, out: Path | None = None) -> None:
-    """Print the table; CPU time of one thread.
-
-    Args:
-        data: folder of the data.
-        profile: whose shipped weights, split and crops to take.
-        pairs: of the test part, evenly spread over its scenes.
-        out: also write precision_peers.csv and .json there.
-    """
+    """Print the table, CPU time of one thread on test pairs; with `out` also write precision_peers.csv and .json."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     config = named_profile(profile, str(data))

@@ -42,10 +42,7 @@ def measured(folder: Path, model: Model, workers: int) -> dict[str, float]:
 
 
 def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, float] = (0.0, 0.0)) -> None:
-    """Write a block (C, N, N) mirrored over a scene of `side` px.
-
-    Strip by strip: the peak memory of a child process starts at what this process holds.
-    """
+    """Write a block (C, N, N) mirrored over a scene of `side` px, strip by strip: a child's peak begins at ours."""
     transform = Affine(10, 0, 500_000 + 10 * shift[0], 0, -10, 5_000_000 - 10 * shift[1])
     tiling = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "zlevel": 1}
     profile = {"driver": "GTiff", "count": len(block), "height": side, "width": side, "dtype": block.dtype}
@@ -60,14 +57,7 @@ def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, fl
 def main(
     side: int = 10_980, fractions: tuple[float, ...] = (0.25, 0.5, 1.0), model: Model = "affine", workers: int = 1
 ) -> None:
-    """Print a table.
-
-    Args:
-        side: of the largest scene, px.
-        fractions: of its area.
-        model: shift, affine, polynomial or field.
-        workers: processes of each registration.
-    """
+    """Print a table for scenes with these fractions of the area of a square of `side` px."""
     pair = render_pair(0, BLOCK)
     blocks = [(image.numpy() * 255).round().astype(np.uint8) for image in (pair.sar, pair.optical)]
     rows = []

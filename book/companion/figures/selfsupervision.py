@@ -24,13 +24,9 @@ from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral
 
 
 def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
-    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, a row a form and cosine.
+    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, by that of positives (S,).
 
-    Args:
-        similarity: cosines of the positives, (S,) in [-1, 1].
-
-    Returns:
-        form, similarity, loss, pull (minus the derivative of the loss by similarity).
+    Columns form, similarity, loss, pull (minus the derivative of the loss by similarity).
     """
     axes = torch.eye(2 * batch, dtype=torch.float64)
     rows = []
@@ -128,9 +124,7 @@ def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
 def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
     """Seconds of `cost.measure_modes` against the number of passes, between what sharing allows and none at all.
 
-    Args:
-        bound: least ratio to one pass with uncertainty by the number of passes.
-        paper: the paper's ratio for its 20 passes.
+    Relative to one pass, `bound` is the least by the number of passes and `paper` is printed for 20.
     """
     one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
     rows = modes[modes["passes"] > 0].sort_values("passes")

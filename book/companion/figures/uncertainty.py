@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
-from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
@@ -103,16 +102,14 @@ def uncertainty_maps(
 
 def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
     """Uncertainty of `uncertainty.summary_curves` against the dose: an axes a nuisance, a line a source."""
-    # Of the whole table: a source looks the same on all axes.
-    styles = {source: line_style(i) for i, source in enumerate(table["source"].unique())}
-    drawn: dict[Any, ErrorbarContainer] = {}
+    sources = list(table["source"].unique())  # of the whole table: a source looks the same on all axes
+    table = table.rename(columns={"low": "value_low", "high": "value_high"})
     for ax, (nuisance, rows) in zip(axes, table.groupby("nuisance", sort=False), strict=True):
-        for source, line in rows.groupby("source", sort=False):
-            renamed = line.sort_values("dose").rename(columns={"low": "value_low", "high": "value_high"})
-            drawn[source] = error_bars(ax, renamed["dose"], renamed, "value", label=str(source), **styles[source])
+        lines_by(ax, rows, "dose", "value", "source", names=sources)
         ax.set(title=str(nuisance).replace("_", " "), xlabel="dose")
     axes[0].set_ylabel("uncertainty")
-    handles = [drawn[source] for source in styles]  # also those of other axes only
+    drawn = {line.get_label(): line for ax in axes for line in ax.containers}
+    handles = [drawn[str(source)] for source in sources]  # also those of other axes only
     with_legend(axes[-1], handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return all_neutral(axes)
 

@@ -129,9 +129,7 @@ def publish(
 ) -> None:
     """Write executed chapters and their result tables back to the tracked book, without paths of this machine.
 
-    Args:
-        staged: what `build_book` returned.
-        data_root: folder of the data; outputs that print it show `DATA` instead.
+    `staged` is what `build_book` returned; outputs that print the folder of the data show `DATA` instead.
     """
     import nbformat
 

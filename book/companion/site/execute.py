@@ -54,10 +54,8 @@ def execute_all(
     """Execute chapters into the staged copy: one process each, with an equal share of the cores as threads.
 
     Two processes that each start as many threads as there are cores slow each other down ten times; so where several
-    run at a time, `OMP_NUM_THREADS` is set for them unless the caller has set it.
-
-    Raises:
-        BookError: a chapter failed; those that had begun are finished, no other is begun.
+    run at a time, `OMP_NUM_THREADS` is set for them unless the caller has set it. A `BookError` of one is raised after
+    those that had begun are finished; no other is begun.
     """
     if workers == 1 or len(names) < 2:
         for name in names:
