@@ -16,8 +16,7 @@ from typing import Any
 
 from companion.settings import PUBLISHED_PROFILE, BookConfig, book_profile, find_checkout
 from companion.site.execute import BookError, default_workers, execute_all, in_order
-from companion.site.headline import update
-from companion.site.page_provenance import save_page
+from companion.site.page_numbers import save_page, update
 from sarmatch.io import atomic_path
 
 RUN_METADATA = ("papermill", "execution", "ExecuteTime")  # of notebooks and cells

@@ -16,8 +16,7 @@ from companion.baselines.attention import CoAttentionNet, TransformerNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
 from companion.baselines.multiscale import MultiscaleNet
-from companion.baselines.pseudo_siamese import PatchNet, PseudoSiameseNet
-from companion.baselines.three_step import ThreeStepNet
+from companion.baselines.siamese import PatchNet, PseudoSiameseNet, ThreeStepNet
 from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config

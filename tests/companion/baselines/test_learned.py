@@ -17,8 +17,7 @@ from companion.baselines.base import mutual_best
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize, around, expected_step
 from companion.baselines.multiscale import MultiscaleNet, moved
-from companion.baselines.pseudo_siamese import PairHead, PatchNet, PseudoSiameseNet
-from companion.baselines.three_step import ThreeStepNet, template_means
+from companion.baselines.siamese import PairHead, PatchNet, PseudoSiameseNet, ThreeStepNet, template_means
 from companion.baselines.translation import TranslationNet
 from companion.studies.learned_baselines import PEERS
 from sarmatch.data.crops import Sample
