@@ -154,7 +154,7 @@ def book(
             --publish, since chapters measure times.
     """
     from companion import settings
-    from companion.site import build, execute
+    from companion.site import build
 
     chosen = profile or (settings.PUBLISHED_PROFILE if publish else "demo")
     if publish and workers is None:
@@ -163,7 +163,7 @@ def book(
         staged = build.build_book(
             chosen, data, out or settings.home() / "build", chapters or None, not no_site, None, _runs(runs), workers
         )
-    except execute.BookError as error:
+    except build.BookError as error:
         print(f"sarmatch: error: {error}", file=sys.stderr)
         return 1
     if publish:

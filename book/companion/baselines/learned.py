@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from companion.baselines.base import Baseline, as_matches, mutual_best, on_image
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import Search, cell_centres, cell_valid
-from sarmatch.matching.aggregation import consensus
 from sarmatch.matching.correlation import MASKED, Volume, coarse_volume
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
@@ -155,7 +154,7 @@ class ScoringNet(PeerNet):
         log_probability = scores[rows, columns] * 2 - scores[rows].logsumexp(1) - scores[:, columns].logsumexp(0)
         return log_probability.exp()
 
-    def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
+    def select(self, sar: Tensor, cells: Tensor) -> Tensor:
         """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool."""
         return torch.ones_like(cells, dtype=torch.bool)
 
@@ -167,7 +166,7 @@ class ScoringNet(PeerNet):
         rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))
         size = (optical.shape[-2] // STRIDE, optical.shape[-1] // STRIDE)
         confidence = self.confidence(scores, rows, columns, size).clamp(0, 1)
-        keep = self.select(sar, confidence, rows)
+        keep = self.select(sar, rows)
         rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
         xy_optical = at_optical[columns] + STRIDE * expected_step(scores[rows].unflatten(1, size), columns)
         return as_matches(at_sar[rows], xy_optical, confidence)
@@ -183,11 +182,10 @@ class CosineNet(ScoringNet):
         super().__init__(config)
         self.log_scale = log_scale(scale)
 
-    def volume(self, batch: Sample, sar: Tensor, optical: Tensor, *, side: int = 1) -> Volume:
-        """Cosines of descriptors over the training window, averaged over templates of `side` cells."""
+    def volume(self, batch: Sample, sar: Tensor, optical: Tensor) -> Volume:
+        """Cosines of descriptors over the training window."""
         valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
-        volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
-        return volume if side == 1 else consensus(volume, side)
+        return coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
 
     def contrast(self, volume: Volume, batch: Sample) -> Tensor:
         """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""

@@ -18,6 +18,7 @@ from companion.baselines.learned import (
     true_places,
 )
 from sarmatch.data.crops import Sample
+from sarmatch.matching.aggregation import consensus
 from sarmatch.matching.correlation import MASKED, Volume
 from sarmatch.model import STRIDE
 
@@ -138,7 +139,7 @@ class ThreeStepNet(CosineNet):
         return _two_scales(self.sar_branch, sar), _two_scales(self.optical_branch, optical)
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        volume = self.volume(batch, *described, side=TEMPLATE_CELLS)
+        volume = consensus(self.volume(batch, *described), TEMPLATE_CELLS)
         correspondence = self.contrast(volume, batch)
         forward, _, mask, _ = true_cells(batch)
         right, windows = self._answers(volume, forward)
@@ -171,7 +172,7 @@ class ThreeStepNet(CosineNet):
         windows = heat_around(scores[rows].unflatten(1, size), columns)
         return self.outlier(windows[:, None])[:, 0].sigmoid()
 
-    def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
+    def select(self, sar: Tensor, cells: Tensor) -> Tensor:
         """Good places: the better half, since the level of goodness follows the success of the training."""
         goodness = self.goodness(_two_scales(self.sar_branch, sar)).flatten()
         return goodness[cells] >= goodness.quantile(LEFT_OUT)
