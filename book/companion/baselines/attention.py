@@ -114,8 +114,6 @@ class TransformerNet(CosineNet):
 def position_code(features: Tensor) -> Tensor:
     """Sines and cosines of a cell's column and row, (C, h, w), C of `features` (B, C, h, w) a multiple of 4."""
     channels, height, width = features.shape[1:]
-    code = build_sincos2d_pos_embed(
-        [width, height], channels, interleave_sin_cos=True, device=features.device
-    )  # (w * h, C)
+    code = build_sincos2d_pos_embed([width, height], channels, interleave_sin_cos=True, device=features.device)
     turned: Tensor = code.unflatten(0, (width, height)).permute(2, 1, 0)
     return turned

@@ -20,7 +20,6 @@ from sarmatch.evaluation.intervals import cluster_bootstrap, summarise
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 MARKERS = "osD^vP"
-LOSS_PARTS = ("plain", "consensus", "fine")  # names under which training logs the parts of its loss
 _MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
 
 
@@ -81,7 +80,8 @@ def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axe
             ax.text(0.5, 0.5, "no log comes with these weights", ha="center", va="center", transform=ax.transAxes)
             ax.set(xlabel="step", xticks=[], yticks=[])
         return all_neutral(axes)
-    losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
+    parts = ("plain", "consensus", "fine")  # as training logs those of its loss
+    losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in parts]
     for i, name in enumerate(losses):
         values, colour = history[["step", name]].dropna(), line_style(i)["color"]
         axes[0].plot(values["step"], values[name], color=colour, alpha=0.25, linewidth=0.8)
