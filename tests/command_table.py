@@ -175,7 +175,6 @@ OPTIONS = (
     "python -m companion.benchmarks.inference --profile sen12ms --size 256 --device cuda",
     "python -m companion.benchmarks.inference --profile s1s2 --size 256 --device cpu --threads 1",
     "python -m companion.benchmarks.inference [--profile s1s2] [--size 256] [--passes 1 5 20] [--device cpu]",
-    "python -m companion.benchmarks.encoders [--profiles s1s2 sen12ms] [--size 256] [--rounds 5] [--threads 1]",
     "python -m companion.benchmarks.scenes [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
     "python -m companion.benchmarks.peers --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
     "python -m companion.benchmarks.speed --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",

@@ -8,7 +8,7 @@ from typing import Any
 from docutils import nodes
 
 from companion.settings import PUBLISHED_PROFILE
-from companion.site.page_provenance import page_file, page_lines
+from companion.site.page_numbers import page_file, page_lines
 
 
 def add_provenance(app: Any, doctree: nodes.document) -> None:

@@ -7,6 +7,7 @@ many was corrected, remove `records/`. The code that measured is no part of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,7 @@ from sarmatch.training.runs import Run
 def cached_table(
     folder: Path, name: str, depends_on: Mapping[str, Any], make: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """A table, read where it was kept, else made and kept as `<folder>/records/<name>-<digest>.parquet`.
-
-    Args:
-        depends_on: all that decides the table, of kinds that `digest` takes.
-    """
+    """A table, read from `<folder>/records/<name>-<digest of all it depends on>.parquet`, else made and kept there."""
     path = folder / "records" / f"{name}-{digest(depends_on)}.parquet"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,30 +54,19 @@ def records_or_load(
     config = config or run.config.evaluation
     radius = "none" if search_radius is None else f"{search_radius:g}"
     on = {"matcher": matcher, "protocol": protocol, "radius": search_radius, "pairs": pairs, "config": config}
-
-    def make() -> pd.DataFrame:
-        return evaluate(matcher, pairs, protocol, search_radius, config).assign(commit=commit())
-
-    return cached_table(run.path, f"{name}-{protocol}-R{radius}", on, make).assign(method=name)
+    measure = partial(evaluate, matcher, pairs, protocol, search_radius, config)
+    table = cached_table(run.path, f"{name}-{protocol}-R{radius}", on, lambda: measure().assign(commit=commit()))
+    return table.assign(method=name)
 
 
-def matches_or_load(
-    run: Run, matcher: Matcher, name: str, pairs: Pairs, protocol: Protocol, config: EvaluationConfig
-) -> pd.DataFrame:
-    """Matches at the headline radius as `confidence_fit.collect_matches` gives them, collected once."""
-    on = {"matcher": matcher, "protocol": protocol, "pairs": pairs, "config": config, "columns": SPREAD}
-
-    def make() -> pd.DataFrame:
-        return collect_matches(matcher, name, pairs, config, protocol).assign(commit=commit())
-
-    mode = f"{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
-    return cached_table(run.path, f"matches-{name}-{mode}", on, make)
+def matches_or_load(run: Run, matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
+    """Matches under `shift` at the headline radius as `confidence_fit.collect_matches` gives them, collected once."""
+    on = {"matcher": matcher, "protocol": "shift", "pairs": pairs, "config": config, "columns": SPREAD}
+    file = f"matches-{name}-{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
+    measure = partial(collect_matches, matcher, name, pairs, config)
+    return cached_table(run.path, file, on, lambda: measure().assign(commit=commit()))
 
 
 def confidence_or_load(run: Run, split: Split) -> Confidence:
     """`runs.confidence_or_load` from kept matches, which chapters then read too."""
-
-    def collect(matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-        return matches_or_load(run, matcher, name, pairs, "shift", config)
-
-    return runs.confidence_or_load(run, split, collect)
+    return runs.confidence_or_load(run, split, partial(matches_or_load, run))

@@ -42,6 +42,7 @@ def study(
     from companion.studies import ablation
     from companion.studies.sensitivity import possible
     from sarmatch.evaluation.protocols import spread
+    from sarmatch.io import write_table
     from sarmatch.training.runs import open_split
 
     config = ablation.studied(_config(profile, data, output), name)
@@ -58,7 +59,8 @@ def study(
         table = ablation.metrics_table(part, ["mma_1px", "mma_3px", "rmse_px", "n_matches"])
         table = table.merge(calibrated, on="row", how="left") if voting else table
         print(f"\n{title}\n{with_intervals(table, 3).to_string(index=False)}")
-    _write(scores, output)
+    if output is not None:
+        write_table(scores, output, "records")
     return 0
 
 
@@ -86,6 +88,7 @@ def compare(
     from companion.studies import comparison
     from companion.studies.learned_baselines import peer_matchers, trained_peers, training_table
     from sarmatch.geometry import Search
+    from sarmatch.io import write_table
     from sarmatch.training.runs import open_split
 
     Search(search_radius)  # rejects what makes no sense before hours of training
@@ -97,7 +100,8 @@ def compare(
     records, _ = comparison.compare(run, compared, split, config, search_radius)
     print(f"{_setting(config, search_radius)}; 95 % for other scenes")
     _print_comparison(records, training_table(trainings, config)[["method", "parameters", "steps", "seconds"]])
-    _write(records, output)
+    if output is not None:
+        write_table(records, output, "records")
     return 0
 
 
@@ -120,13 +124,6 @@ def _config(profile: str, data: Path | None, output: Path | None) -> BookConfig:
     if output is not None:
         check_output(output, "records", TABLES)
     return book_profile(profile, str(data) if data else None)
-
-
-def _write(records: DataFrame, output: Path | None) -> None:
-    from sarmatch.io import write_table
-
-    if output is not None:
-        write_table(records, output, "records")
 
 
 def _setting(config: BookConfig, radius: float | None) -> str:
@@ -158,7 +155,7 @@ def book(
             --publish, since chapters measure times.
     """
     from companion import settings
-    from companion.site import build, execute
+    from companion.site import build
 
     chosen = profile or (settings.PUBLISHED_PROFILE if publish else "demo")
     if publish and workers is None:
@@ -167,7 +164,7 @@ def book(
         staged = build.build_book(
             chosen, data, out or settings.home() / "build", chapters or None, not no_site, None, _runs(runs), workers
         )
-    except execute.BookError as error:
+    except build.BookError as error:
         print(f"sarmatch: error: {error}", file=sys.stderr)
         return 1
     if publish:

@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sarmatch.calibration.confidence import CONFIDENCE_FILE, Confidence, read_confidence
+from sarmatch.calibration.confidence import CONFIDENCE_FILE
 from sarmatch.config import Config
 from sarmatch.data.splits import Split
-from sarmatch.evaluation.confidence_fit import fit_confidence
-from sarmatch.io import atomic_path, commit, read_json, write_json
+from sarmatch.io import atomic_path, read_json, write_json
 from sarmatch.matching.matcher import WEIGHTS
 from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.training.runs import NOT_PRETRAINING, Run, open_split, run_path, split_fingerprint, train_or_load
@@ -23,12 +22,15 @@ HEADER = ("profile", "seed", "config_hash", "data_fingerprint", "commits", "date
 
 
 def ship(run: Run, path: Path) -> None:
-    """Write a run's weights in half precision with its confidence, history and provenance, for `load_matcher`."""
+    """Write a run's weights in half precision with its confidence, history and provenance, for `load_matcher`.
+
+    For a new confidence of shipped weights, remove the file `CONFIDENCE_FILE` of the run of `shipped_or_trained`, call
+    `cache.confidence_or_load`, and ship that run.
+    """
     about = {name: str(run.provenance[name]) for name in HEADER}
     about["history"] = run.history.to_json(orient="records", double_precision=6)
-    confidence = read_confidence(run.path)
-    if confidence is not None:
-        about["confidence"] = confidence.to_json()
+    if (run.path / CONFIDENCE_FILE).is_file():
+        about["confidence"] = (run.path / CONFIDENCE_FILE).read_text()
     save_weights(run.net, path, torch.float16, **about)
 
 
@@ -39,9 +41,6 @@ def shipped_or_trained(
 
     Shipped weights of other data are not taken: what is tested on these data may have trained them. What is measured
     with shipped weights, of half precision, is kept in the folder `shipped-<hash>`.
-
-    Args:
-        weights: folder of the shipped weights, `<profile>.safetensors`.
     """
     split = split or open_split(config)
     fingerprint = split_fingerprint(split)
@@ -65,7 +64,7 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
     if "confidence" in about and not (kept.is_file() and kept.read_text() == about["confidence"]):
         with atomic_path(kept) as partial:
             partial.write_text(about["confidence"])
-    history = pd.DataFrame(json.loads(about.get("history", "[]")), columns=None if "history" in about else ["step"])
+    history = pd.DataFrame(json.loads(about.get("history", "[]")) or {"step": []})
     # Only what the header holds: this process, its command and hardware had no part in the training.
     commits = ast.literal_eval(about["commits"])
     first = run_path(config, fingerprint, "", "pretraining", NOT_PRETRAINING).name
@@ -73,24 +72,3 @@ def _shipped(config: Config, runs_dir: str | Path, fingerprint: str, weights: Pa
     facts |= {"commits": commits, "commit": commits[-1]}
     facts["pretraining"] = first if config.pretraining.enabled else None
     return Run(folder, config, net, True, history, facts, shipped=True)
-
-
-def refit_shipped(config: Config, runs_dir: str | Path, split: Split, weights: Path = WEIGHTS) -> Confidence:
-    """Fit the confidence of shipped weights anew and write it into their header; tensors stay as they are.
-
-    Raises:
-        ValueError: there are no weights of this config and these data.
-    """
-    run = _shipped(config, runs_dir, split_fingerprint(split), weights)
-    if run is None:
-        raise ValueError(f"{weights} holds no weights of this config and these data; refit a run with `sarmatch train`")
-    part = split.calibration
-    confidence = fit_confidence(run.net, config, part)
-    fitted_on = {"scenes": part.index["scene"].nunique(), "pairs": len(part)}
-    fitted_on |= {"fingerprint": part.fingerprint(), "commit": commit()}
-    path = weights / f"{config.profile}.safetensors"
-    _, about = load_weights(path)
-    about |= {"confidence": confidence.to_json(), "confidence_fitted_on": json.dumps(fitted_on)}
-    about.pop("precision_fitted_on", None)  # version 0.1 fitted covariances and radii apart, under another name
-    save_weights(run.net, path, torch.float16, **about)
-    return confidence

@@ -25,12 +25,7 @@ def interleave(runs: Runs, repeats: int, device: torch.device | str = "cpu") -> 
 
     On a CPU with one thread of PyTorch the CPU time of the process counts, so that other work hardly enters; otherwise
     time on the wall, waiting for an accelerator.
-
-    Raises:
-        ValueError: repeats below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}; 5 give a stable median")
     on_cpu = torch.device(device).type == "cpu"
     clock = time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
     # Not torch.utils.benchmark.Timer: it calls a function twice before each measurement, which triples the cost here.

@@ -13,7 +13,7 @@ from companion import cli
 from companion.baselines import SiftMatcher, TemplateMatcher
 from companion.baselines.multiscale import MultiscaleNet
 from companion.settings import home
-from companion.site import build, execute
+from companion.site import build
 from companion.studies import ablation, comparison, learned_baselines
 from companion.studies.ablation import STUDIES, Variant
 
@@ -72,7 +72,7 @@ def test_bad_input_of_the_book_is_named_alike(capsys: pytest.CaptureFixture[str]
 
 def test_book_failure_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise execute.BookError("data.ipynb, cell In [2]")
+        raise build.BookError("data.ipynb, cell In [2]")
 
     monkeypatch.setattr(build, "build_book", fail)
     assert cli.main(["book", "--out", str(tmp_path)]) == 1

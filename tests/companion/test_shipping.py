@@ -1,4 +1,4 @@
-"""Weights that come with the package: what they carry, when they stand for a run, and their confidence fitted anew."""
+"""Weights that come with the package: what they carry, and when they stand for a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import pytest
 import torch
 from tiny_run import tiny
 
-from companion import shipping
-from companion.shipping import refit_shipped, ship, shipped_or_trained
+from companion.shipping import ship, shipped_or_trained
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.evaluation.confidence_fit import MODES, fit_confidence
 from sarmatch.matching.matcher import load_matcher
-from sarmatch.model.checkpoints import load_weights, save_weights
+from sarmatch.model.checkpoints import load_weights
 from sarmatch.training.runs import Run, confidence_or_load, train_or_load
 
 
@@ -91,23 +89,3 @@ def test_every_chapter_takes_its_network_with_that_check():
         assert "train_or_load(" not in code.replace("pretrain_or_load(", ""), path.name
         assert "load_weights(" not in code and "WEIGHTS" not in code, path.name
         assert "load_matcher(" not in code, path.name
-
-
-def test_confidence_of_shipped_weights_is_fitted_anew_into_their_header(
-    tmp_path, weights, runs, split, trained, monkeypatch
-):
-    path = weights / "smoke.safetensors"
-    before, about = load_weights(path)
-    save_weights(before, path, precision_fitted_on="by a fit that this one replaces", **about)
-    fits = []
-    monkeypatch.setattr(shipping, "fit_confidence", lambda *a: fits.append(a) or fit_confidence(*a))
-    found = refit_shipped(trained.config, runs, split, weights)  # also where the run itself is stored
-    assert len(fits) == 1, "a stored confidence is not taken for a new one"
-    after, header = load_weights(path)
-    assert all(torch.equal(t, after.state_dict()[name]) for name, t in before.state_dict().items())
-    assert set(found.calibrators) == set(MODES) - {"distilled"}
-    assert load_matcher(path).confidence == found
-    assert json.loads(header["confidence_fitted_on"])["pairs"] == len(split.calibration)
-    assert header["config_hash"] == about["config_hash"] and "precision_fitted_on" not in header
-    with pytest.raises(ValueError, match="holds no weights of this config and these data"):
-        refit_shipped(trained.config, tmp_path / "elsewhere", split, tmp_path / "none")

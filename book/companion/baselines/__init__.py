@@ -6,18 +6,14 @@ Then add it to `studies.comparison.methods` and describe it in `STANDS_FOR` ther
 """
 
 from companion.baselines.base import Baseline
-from companion.baselines.edge_orientation import EdgeOrientationMatcher
 from companion.baselines.local_features import (
     AkazeMatcher,
     BriskMatcher,
-    LocalFeatureMatcher,
-    LocalFeatures,
     OrbMatcher,
     RiftMatcher,
     SiftMatcher,
 )
-from companion.baselines.mutual_information import MutualInformationMatcher
-from companion.baselines.phase_correlation import PhaseCorrelationMatcher
+from companion.baselines.similarities import EdgeOrientationMatcher, MutualInformationMatcher, PhaseCorrelationMatcher
 from companion.baselines.template import TemplateMatcher
 
 __all__ = [
@@ -25,8 +21,6 @@ __all__ = [
     "Baseline",
     "BriskMatcher",
     "EdgeOrientationMatcher",
-    "LocalFeatureMatcher",
-    "LocalFeatures",
     "MutualInformationMatcher",
     "OrbMatcher",
     "PhaseCorrelationMatcher",

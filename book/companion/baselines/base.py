@@ -22,8 +22,7 @@ class Baseline(ABC):
     def match(self, sar: Tensor, optical: Tensor, search_radius: float | None = None) -> Matches:
         """Match a SAR image (1 or 2, H, W) and an optical image (C, H', W'), float in [0, 1].
 
-        Args:
-            search_radius: largest distance in px between both positions of a match; None where nothing is known of it.
+        The search radius is the largest distance in px between both positions of a match; None where it is not known.
         """
 
     def match_crops(self, crops: EvaluationCrops, search_radius: float | None) -> Matches:

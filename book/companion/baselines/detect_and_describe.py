@@ -9,15 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.baselines.base import as_matches, ratio_matches
-from companion.baselines.learned import PeerNet, PeerSize, cosines, log_scale, true_cells
+from companion.baselines.learned import FAR_CELLS, PeerNet, PeerSize, cosines, log_scale, true_places
 from sarmatch.config import ModelConfig
 from sarmatch.data.crops import Sample
-from sarmatch.geometry import cell_centres
 from sarmatch.matching.correlation import MASKED
 from sarmatch.matching.matches import Matches
 from sarmatch.model import OpticalEncoder, SarEncoder
-
-FAR_CELLS = 2  # from the true place along either axis; cells further away are wrong ones in training
 
 
 class DetectAndDescribeNet(PeerNet):
@@ -54,21 +51,15 @@ class DetectAndDescribeNet(PeerNet):
         return F.instance_norm(a).relu(), F.instance_norm(b).relu()
 
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
-        forward, _, mask, _ = true_cells(batch)
+        own, true, right, mask = true_places(batch)
         a, b = described
         detection_a, detection_b = (soft_detection(x).flatten(1) for x in (a, b))
-        height, width = a.shape[-2:]
-        own = cell_centres(height, width, 1, a.device).flatten(0, 1)  # (N, 2)
-        true = own + forward.flatten(1, 2)  # (B, N, 2), in cells
-        right = torch.minimum(true.round().clamp(min=0), own[-1]).long()
-        right_index = right[..., 1] * width + right[..., 0]
         near = ((own - true[:, :, None]).abs() <= FAR_CELLS).all(dim=-1)  # (B, N, M), neither right nor wrong
-        near.scatter_(2, right_index[..., None], False)
+        near.scatter_(2, right[..., None], False)
         logits = (cosines(a, b) * self.log_scale.exp()).masked_fill(near, MASKED)
         nll = -logits.log_softmax(dim=2) - logits.log_softmax(dim=1)
-        each = nll.gather(2, right_index[..., None])[..., 0] / 2
-        mask = mask.flatten(1)
-        weight = detection_a * detection_b.gather(1, right_index) * mask
+        each = nll.gather(2, right[..., None])[..., 0] / 2
+        weight = detection_a * detection_b.gather(1, right) * mask
         loss = ((weight * each).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)).mean()
         return {"loss": loss, "unweighted": (each * mask).sum() / mask.sum().clamp(min=1)}
 

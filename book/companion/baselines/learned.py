@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from companion.baselines.base import Baseline, as_matches, mutual_best, on_image
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import Search, cell_centres, cell_valid
-from sarmatch.matching.aggregation import consensus
 from sarmatch.matching.correlation import MASKED, Volume, coarse_volume
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
@@ -23,6 +22,7 @@ from sarmatch.training.losses import matching_loss
 from sarmatch.training.supervised import true_displacements
 
 MULTIPLE = 16  # px, of which the sides of padded images are a multiple
+FAR_CELLS = 2  # from the true place along either axis; cells further away are wrong ones in training
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ScoringNet(PeerNet):
         log_probability = scores[rows, columns] * 2 - scores[rows].logsumexp(1) - scores[:, columns].logsumexp(0)
         return log_probability.exp()
 
-    def select(self, sar: Tensor, confidence: Tensor, cells: Tensor) -> Tensor:
+    def select(self, sar: Tensor, cells: Tensor) -> Tensor:
         """Which of the mutual matches at SAR `cells` (n,) are kept, (n,) bool."""
         return torch.ones_like(cells, dtype=torch.bool)
 
@@ -166,7 +166,7 @@ class ScoringNet(PeerNet):
         rows, columns = (x[candidates[rows, columns]] for x in (rows, columns))
         size = (optical.shape[-2] // STRIDE, optical.shape[-1] // STRIDE)
         confidence = self.confidence(scores, rows, columns, size).clamp(0, 1)
-        keep = self.select(sar, confidence, rows)
+        keep = self.select(sar, rows)
         rows, columns, confidence = rows[keep], columns[keep], confidence[keep]
         xy_optical = at_optical[columns] + STRIDE * expected_step(scores[rows].unflatten(1, size), columns)
         return as_matches(at_sar[rows], xy_optical, confidence)
@@ -182,11 +182,10 @@ class CosineNet(ScoringNet):
         super().__init__(config)
         self.log_scale = log_scale(scale)
 
-    def volume(self, batch: Sample, sar: Tensor, optical: Tensor, *, side: int = 1) -> Volume:
-        """Cosines of descriptors over the training window, averaged over templates of `side` cells."""
+    def volume(self, batch: Sample, sar: Tensor, optical: Tensor) -> Volume:
+        """Cosines of descriptors over the training window."""
         valid = (cell_valid(batch["sar_valid"], STRIDE), cell_valid(batch["optical_valid"], STRIDE))
-        volume = coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
-        return volume if side == 1 else consensus(volume, side)
+        return coarse_volume(F.normalize(sar, dim=1), F.normalize(optical, dim=1), self.config.window_cells, *valid)
 
     def contrast(self, volume: Volume, batch: Sample) -> Tensor:
         """Cross-entropy of the row and column softmax of scaled similarities against the truth, a scalar."""
@@ -225,6 +224,16 @@ def true_cells(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """True displacements of SAR and of optical cells, in cells, and masks of those that have a counterpart."""
     forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
     return forward / STRIDE, backward / STRIDE, sar_mask, optical_mask
+
+
+def true_places(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In cells: places (N, 2) of SAR cells, true ones (B, N, 2), the index (B, N) of the cell there, and the mask."""
+    forward, _, mask, _ = true_cells(batch)
+    height, width = mask.shape[1:]
+    own = cell_centres(height, width, 1, mask.device).flatten(0, 1)
+    true = own + forward.flatten(1, 2)
+    nearest = torch.minimum(true.round().clamp(min=0), own[-1]).long()
+    return own, true, nearest[..., 1] * width + nearest[..., 0], mask.flatten(1)
 
 
 def cosines(sar: Tensor, optical: Tensor) -> Tensor:

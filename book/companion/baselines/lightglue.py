@@ -34,18 +34,13 @@ class LightGlueMatcher(Baseline):
     """Features and matcher as their authors trained and set them, on the first SAR band and the optical bands.
 
     `xfeat` (Potje et al. 2024) has its own LighterGlue; `aliked` (Zhao et al. 2023) and `disk` (Tyszkiewicz et al.
-    2020) are matched by LightGlue (Lindenberger et al. 2023).
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
+    2020) are matched by LightGlue (Lindenberger et al. 2023). ModuleNotFoundError where a package is missing.
     """
 
     features: Features = "xfeat"
     max_keypoints: int = 4000  #: Strongest keypoints kept in each image.
 
     def __post_init__(self) -> None:
-        if self.features not in PACKAGES:
-            raise ValueError(f"features must be one of {sorted(PACKAGES)}, got {self.features!r}")
         if not installed(self.features):
             package = PACKAGES[self.features].replace("_", "-")
             raise ModuleNotFoundError(

@@ -158,11 +158,7 @@ class RiftMatcher(LocalFeatureMatcher):
 
 
 def maximum_index_histograms(index: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Histograms of the strongest orientation in GRID x GRID cells around keypoints (N, 2) px, each of unit length.
-
-    Args:
-        index: (H, W) int, the maximum index map; nothing counts beyond its border.
-    """
+    """Histograms of an index map (H, W) in GRID x GRID cells around keypoints (N, 2) px, each of unit length."""
     half = PATCH_PX // 2
     one_hot = (index[..., None] == np.arange(N_ORIENTATIONS)).astype(np.float64)
     padded = np.pad(one_hot, ((half, half + 1), (half, half + 1), (0, 0)))

@@ -17,7 +17,7 @@ from sarmatch.geometry import cell_centres
 from sarmatch.matching.aggregation import box_sums
 from sarmatch.matching.matches import Matches
 from sarmatch.model import STRIDE
-from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
+from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX
 
 _PIXEL_STEP = 2  # channels are smoothed over more than 2 px: every second SAR pixel suffices at a quarter the cost
 _UNKNOWN_RADIUS = 32  # px searched around the shift of the whole image where no radius is given
@@ -61,9 +61,26 @@ class TemplateMatcher(Baseline):
     def _similarities(self, a: Features, window: Features, radius: int, side: int) -> Tensor:
         """Similarity of the template of `side` cells around every cell, (K, K, h, w) for displacements (dy, dx).
 
-        K = 2 radius + 1; `window` is the part of the optical image around `a`, `radius` px wider on all sides.
+        Here it is the normalised correlation. K = 2 radius + 1; `window` is the part of the optical image around `a`,
+        `radius` px wider on all sides.
         """
-        return _correlations(a, window, radius, side)
+        height, width = (n * STRIDE for n in grid_size(a))
+        size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
+        every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
+        products = every.new_zeros(size)
+        for dy, dx in np.ndindex(size[:2]):
+            if math.hypot(dy - radius, dx - radius) < radius + 1:
+                part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
+                products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
+        sums = box_sums(products, side)
+        rows, columns = _spans(a, window, radius, side)
+        energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
+        steps = torch.arange(size[0])[:, None]
+        energy_b = _rectangle_sums(
+            window.channels.square().sum(dim=0),
+            *(rows.first + steps, rows.last + steps, columns.first + steps, columns.last + steps),
+        )
+        return sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
 
     def _search(self, a: Features, window: Features, limit: float) -> tuple[_Peaks, Tensor]:
         """Best displacement of every cell, and whether no other cell has a better score for the same place."""
@@ -126,13 +143,6 @@ def grid_size(features: Features) -> tuple[int, int]:
     return features.size[0] // STRIDE, features.size[1] // STRIDE
 
 
-def grey_features(sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-    """The first SAR band and the mean optical band, smoothed as for gradients, for similarities of grey values."""
-    smooth = gaussian_blur(sar[:1], SAR_SIGMA_PX), gaussian_blur(optical.mean(dim=0, keepdim=True), OPTICAL_SIGMA_PX)
-    first, second = (Features(image, torch.ones_like(image[0], dtype=torch.bool)) for image in smooth)
-    return first, second
-
-
 def _possible(a: Features, window: Features, limit: float, side: int, min_template: float) -> Tensor:
     """Displacements up to `limit` px at which enough of the template lies on the optical image, (K, K, h, w) bool."""
     radius = math.floor(limit)
@@ -140,27 +150,6 @@ def _possible(a: Features, window: Features, limit: float, side: int, min_templa
     steps = torch.arange(-radius, radius + 1).square()
     within = (steps[:, None] + steps).sqrt() <= limit
     return within[..., None, None] & (rows.share[:, None, :, None] * columns.share[:, None] >= min_template)
-
-
-def _correlations(a: Features, window: Features, radius: int, side: int) -> Tensor:
-    """Normalised correlation of the channels under the template, as `TemplateMatcher._similarities`."""
-    height, width = (n * STRIDE for n in grid_size(a))
-    size = (2 * radius + 1, 2 * radius + 1, height // STRIDE, width // STRIDE)
-    every = a.channels[:, :height:_PIXEL_STEP, :width:_PIXEL_STEP].contiguous()
-    products = every.new_zeros(size)
-    for dy, dx in np.ndindex(size[:2]):
-        if math.hypot(dy - radius, dx - radius) < radius + 1:
-            part = window.channels[:, dy : dy + height : _PIXEL_STEP, dx : dx + width : _PIXEL_STEP]
-            products[dy, dx] = F.avg_pool2d((every * part).sum(dim=0)[None], STRIDE // _PIXEL_STEP)[0] * STRIDE**2
-    sums = box_sums(products, side)
-    rows, columns = _spans(a, window, radius, side)
-    energy_a = _rectangle_sums(a.channels.square().sum(dim=0), rows.first, rows.last, columns.first, columns.last)
-    steps = torch.arange(size[0])[:, None]
-    energy_b = _rectangle_sums(
-        window.channels.square().sum(dim=0),
-        *(rows.first + steps, rows.last + steps, columns.first + steps, columns.last + steps),
-    )
-    return sums / (energy_a * energy_b).sqrt().clamp(min=1e-6)
 
 
 class _Spans(NamedTuple):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from companion.baselines.gradients import Features
 from companion.baselines.learned import PeerNet, PeerSize
-from companion.baselines.template import TemplateMatcher, grey_features
+from companion.baselines.similarities import GreyTemplateMatcher
 from sarmatch.data.crops import Sample
 from sarmatch.geometry import warp
 from sarmatch.matching.matches import Matches
 from sarmatch.model.layers import norm_layer, upsample
-from sarmatch.model.oriented_gradients import gaussian_blur
 
 L1_WEIGHT = 100.0  # against the adversarial loss, as in pix2pix
 
@@ -44,17 +40,6 @@ class Generator(nn.Module):
             x = layer(torch.cat([upsample(x, 2), maps.pop()], dim=1))
         translated: Tensor = self.last(torch.cat([upsample(x, 2), maps.pop()], dim=1))
         return translated
-
-
-@dataclass(frozen=True)
-class GreyTemplateMatcher(TemplateMatcher):
-    """Normalised correlation of grey values less their local mean."""
-
-    def _features(self, sar: Tensor, optical: Tensor) -> tuple[Features, Features]:
-        both = zip(grey_features(sar, optical), (sar, optical), strict=True)
-        # Structures wider than 8 px are brightness.
-        a, b = (found._replace(channels=found.channels - gaussian_blur(image, 8.0)) for found, image in both)
-        return a, b
 
 
 class TranslationNet(PeerNet):

@@ -9,11 +9,10 @@ random ones, which find hardly any match and so leave its fine level little to d
 from __future__ import annotations
 
 import dataclasses
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from companion.benchmarks.speed import timed_records
 from companion.studies.cost import PROMPT_RELEASE, resident_peak
 from companion.timing import report
 from sarmatch import load_matcher
+from sarmatch.config import Config
 from sarmatch.config import profile as named_profile
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops
 from sarmatch.matching.matches import Matches
@@ -67,39 +67,29 @@ def matchers(profile: str) -> dict[str, CropMatcher]:
     return found
 
 
-def peaks(profile: str, data: Path) -> dict[str, float]:
-    """Peak memory of each method above that at its start, MB, on one pair in a process that frees at once."""
-    command = [sys.executable, __file__, "--data", str(data), "--profile", profile, "--peaks-only"]
-    done = subprocess.run(command, env=os.environ | PROMPT_RELEASE, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def peaks(config: Config) -> dict[str, float]:
+    """Peak memory of each method above that at its start, MB, on the first test pair."""
+    torch.set_num_threads(1)
+    crops = evaluation_crops(open_split(config).test[0], "shift", config.evaluation)
+    radius = config.evaluation.headline_radius
+    runs = {name: partial(m.match_crops, crops, radius) for name, m in matchers(config.profile).items()}
+    for run in runs.values():  # what libraries and weights take at their first call is not the method's
+        run()
+    return {name: resident_peak(run) / 1e6 for name, run in runs.items()}
 
 
-def main(data: Path, profile: str = "s1s2", pairs: int = 8, out: Path | None = None, peaks_only: bool = False) -> None:
-    """Print the table; CPU time of one thread.
-
-    Args:
-        data: folder of the data.
-        profile: whose shipped weights, split and crops to take.
-        pairs: of the test part, evenly spread over its scenes.
-        out: also write precision_peers.csv and .json there.
-        peaks_only: print the peaks of memory as JSON, on the first pair.
-    """
+def main(data: Path, profile: str = "s1s2", pairs: int = 8, out: Path | None = None) -> None:
+    """Print the table, CPU time of one thread on test pairs; with `out` also write precision_peers.csv and .json."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     config = named_profile(profile, str(data))
-    split, compared, evaluation = open_split(config), matchers(profile), config.evaluation
-    if peaks_only:
-        crops = evaluation_crops(split.test[0], "shift", evaluation)
-        runs = {name: partial(m.match_crops, crops, evaluation.headline_radius) for name, m in compared.items()}
-        for run in runs.values():  # what libraries and weights take at their first call is not the method's
-            run()
-        print(json.dumps({name: resident_peak(run) / 1e6 for name, run in runs.items()}))
-        return
-    records = timed_records(compared, split.test, dataclasses.replace(evaluation, max_pairs=pairs), REPEATS)
+    few = dataclasses.replace(config.evaluation, max_pairs=pairs)
+    records = timed_records(matchers(profile), open_split(config).test, few, REPEATS)
     records.loc[records["method"] == TIME_ONLY, ["mma_1px", "mma_3px", "n_matches"]] = np.nan
     table = records.groupby("method", sort=False)[["seconds", "mma_1px", "mma_3px", "n_matches"]].mean()
-    table.insert(1, "peak_mb", pd.Series(peaks(profile, data)))
+    os.environ.update(PROMPT_RELEASE)  # for the fresh process
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        table.insert(1, "peak_mb", pd.Series(pool.submit(peaks, config).result()))
     about = {"test": f"{records['id'].nunique()} pairs", "clock": "CPU time, one thread", "repeats": REPEATS}
     report(table.reset_index(), config, out, "precision_peers", **about)
 

@@ -8,10 +8,11 @@ Each registration runs in a process of its own. `off_px` is how far it ends from
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
+import resource
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +23,26 @@ from rasterio import Affine
 from rasterio.windows import Window
 
 from sarmatch.data.synthetic import render_pair
+from sarmatch.scenes.pipeline import register
+from sarmatch.scenes.settings import Model
 
 BLOCK = 1536
 SHIFT_PX = (23.4, -17.2)
-_RUN = """
-import json, resource, sys, time
-from sarmatch.scenes.pipeline import register
-start = time.perf_counter()
-done = register(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], workers=int(sys.argv[5]))
-seconds = time.perf_counter() - start
-peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-dx, dy = done.transform.coefficients[0]
-print(json.dumps({"seconds": seconds, "peak_gb": peak, "dx": dx, "dy": dy, "windows": done.agreement.n_windows}))
-"""
+
+
+def measured(folder: Path, model: Model, workers: int) -> dict[str, float]:
+    """Seconds, peak memory (GB, of this process or one it started), windows and error (px) of one registration."""
+    sar, optical, registered = (folder / f"{name}.tif" for name in ("sar", "optical", "registered"))
+    start = time.perf_counter()
+    done = register(sar, optical, registered, model, workers=workers)
+    seconds = time.perf_counter() - start
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    off = float(np.hypot(*(np.array(done.transform.coefficients[0]) - SHIFT_PX)))
+    return {"seconds": seconds, "peak_gb": peak, "windows": done.agreement.n_windows, "off_px": off}
 
 
 def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, float] = (0.0, 0.0)) -> None:
-    """Write a block (C, N, N) mirrored over a scene of `side` px.
-
-    Strip by strip: the peak memory of a child process starts at what this process holds.
-    """
+    """Write a block (C, N, N) mirrored over a scene of `side` px, strip by strip: a child's peak begins at ours."""
     transform = Affine(10, 0, 500_000 + 10 * shift[0], 0, -10, 5_000_000 - 10 * shift[1])
     tiling = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "zlevel": 1}
     profile = {"driver": "GTiff", "count": len(block), "height": side, "width": side, "dtype": block.dtype}
@@ -54,31 +55,21 @@ def write_scene(path: Path, block: np.ndarray, side: int, shift: tuple[float, fl
 
 
 def main(
-    side: int = 10_980, fractions: tuple[float, ...] = (0.25, 0.5, 1.0), model: str = "affine", workers: int = 1
+    side: int = 10_980, fractions: tuple[float, ...] = (0.25, 0.5, 1.0), model: Model = "affine", workers: int = 1
 ) -> None:
-    """Print a table.
-
-    Args:
-        side: of the largest scene, px.
-        fractions: of its area.
-        model: shift, affine, polynomial or field.
-        workers: processes of each registration.
-    """
+    """Print a table for scenes with these fractions of the area of a square of `side` px."""
     pair = render_pair(0, BLOCK)
     blocks = [(image.numpy() * 255).round().astype(np.uint8) for image in (pair.sar, pair.optical)]
     rows = []
     for fraction in fractions:
         length = round(side * fraction**0.5)
         with tempfile.TemporaryDirectory() as folder:
-            sar, optical, output = (Path(folder) / name for name in ("sar.tif", "optical.tif", "registered.tif"))
-            write_scene(sar, blocks[0], length)
-            write_scene(optical, blocks[1], length, SHIFT_PX)
-            command = [sys.executable, "-c", _RUN, str(sar), str(optical), str(output), model, str(workers)]
-            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        row = json.loads(printed.splitlines()[-1])
-        off = float(np.hypot(row.pop("dx") - SHIFT_PX[0], row.pop("dy") - SHIFT_PX[1]))
-        row |= {"s_per_mpx": row["seconds"] / (length**2 / 1e6), "off_px": off}
-        rows.append({"fraction": fraction, "side_px": length} | row)
+            write_scene(Path(folder, "sar.tif"), blocks[0], length)
+            write_scene(Path(folder, "optical.tif"), blocks[1], length, SHIFT_PX)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(measured, Path(folder), model, workers).result()
+        per_mpx = row["seconds"] / (length**2 / 1e6)
+        rows.append({"fraction": fraction, "side_px": length} | row | {"s_per_mpx": per_mpx})
         print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
     print(f"peak memory {max(row['peak_gb'] for row in rows):.2f} GB, the bound is 4 GB")
 

@@ -46,12 +46,8 @@ def timed_records(
 ) -> pd.DataFrame:
     """Every matcher in turns, as by `interleave`, on the same crops under `shift` at the headline radius.
 
-    Args:
-        repeats: timed runs of each matcher and pair; one before them does not count.
-
-    Returns:
-        a row a matcher and pair: method, id, scene, seconds (median), mma_1px, mma_3px, n_matches, and lists of
-        confidences and of outcomes within 3 px.
+    A row a matcher and pair: method, id, scene, seconds (median), mma_1px, mma_3px, n_matches, and lists of confidences
+    and of outcomes within 3 px.
     """
     found: dict[str, Matches] = {}
 
@@ -82,13 +78,9 @@ def in_bfloat16(net: SarOpticalNet) -> PairEncoder:
 
 
 def quantise(exported: Path, path: Path, inputs: Iterable[tuple[Tensor, ...]]) -> None:
-    """Write a copy of exported encoders whose convolutions compute in 8 bits, each output channel with its own scale.
+    """Write a copy of exported encoders whose learned convolutions compute in 8 bits, each channel with its own scale.
 
-    The oriented gradients, which have no weights to be learned, stay as they are. Ranges of activations are those of
-    the inputs.
-
-    Args:
-        inputs: images and masks of some pairs, see `sarmatch.model.onnx.INPUTS`; not of those to be judged.
+    Ranges of activations are those of `inputs`: images and masks (`sarmatch.model.onnx.INPUTS`) of pairs not judged.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -119,17 +111,10 @@ def crops_of(pairs: Pairs, config: EvaluationConfig, at_most: int) -> list[PairI
 def backends(
     net: SarOpticalNet, confidence: Confidence | None, folder: Path, inputs: Iterable[tuple[Tensor, ...]]
 ) -> dict[str, Matcher]:
-    """Matchers that differ in how the encoders are run only, calibration included.
-
-    Args:
-        folder: where exported encoders are written, and read where they are.
-        inputs: for `quantise`.
-    """
+    """Matchers that differ in how the encoders are run only, calibration included; `inputs` are for `quantise`."""
     exported, eight_bits = folder / "encoders.onnx", folder / "encoders-int8.onnx"
-    if not exported.is_file():
-        export(net, exported)
-    if not eight_bits.is_file():
-        quantise(exported, eight_bits, inputs)
+    export(net, exported)
+    quantise(exported, eight_bits, inputs)
     ways: dict[str, Any] = {
         PLAIN: None,
         "torch.compile": torch.compile(net, dynamic=False),
@@ -153,15 +138,7 @@ def backend_table(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(data: Path, profile: str = "s1s2", pairs: int = 24, threads: int = 1, out: Path | None = None) -> None:
-    """Print the table, medians of three runs on each pair.
-
-    Args:
-        data: folder of the data.
-        profile: whose shipped weights, split and crops to take.
-        pairs: of the test part, evenly spread over its scenes.
-        threads: of PyTorch and ONNX Runtime; with one, CPU time is measured.
-        out: also write precision_speed.csv and .json there.
-    """
+    """Print the table, medians of three runs on each test pair; with `out` also write precision_speed.csv and .json."""
     torch.set_num_threads(threads)
     config = named_profile(profile, str(data))
     split, shipped = open_split(config), load_matcher(profile, device="cpu")

@@ -22,10 +22,7 @@ def branch_verdicts(correlations: pd.DataFrame) -> pd.DataFrame:
     """Does the branch named for a nuisance rise with it, and do U of its modality and the total?
 
     `follows`: correlation at least `STRONG`, its interval above zero, and a change of at least `VISIBLE`. `falls`: the
-    same downwards. `hardly moves`: a smaller change. Else `no`.
-
-    Args:
-        correlations: of `uncertainty.rank_correlations`.
+    same downwards. `hardly moves`: a smaller change. Else `no`. Takes `uncertainty.rank_correlations`.
     """
     by_source, rows = correlations.set_index(["nuisance", "source"]), []
     for nuisance in correlations["nuisance"].unique():
@@ -50,11 +47,7 @@ def claim(records: pd.DataFrame, value: str, neutral: float = 0.0) -> dict[str, 
 
 
 def group_correlations(levels: pd.DataFrame, cause: str, sources: Sequence[str]) -> pd.DataFrame:
-    """Spearman's correlation over the pairs of each dataset between a cause and the columns `mean_<source>`.
-
-    Args:
-        levels: of `uncertainty.group_levels`; datasets of fewer than four pairs are left out.
-    """
+    """Spearman's correlation of a cause with the columns `mean_<source>` in each dataset of at least four pairs."""
     rows = []
     for dataset, group in levels.groupby("dataset"):
         if len(group) >= 4:

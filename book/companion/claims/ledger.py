@@ -52,10 +52,9 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
     """The number that a selector names; `ClaimError` or `FileNotFoundError` where there is no such one.
 
     Args:
-        selector: `file` (without `.csv`), `where` (column: value, of exactly one row), `value` (column); optionally
-            `low` and `high` (columns; by default `<value>_low`, else `low` and `high`),
-            `over` (another `where`; the number is the quotient of the two, without interval), `label`, `kind`.
-            Or `computed`, a name in `COMPUTED`.
+        selector: `file` (without `.csv`), `where` (column: value, of exactly one row), `value` (column, with interval
+            from `<value>_low` and `<value>_high`, else `low` and `high`); optionally `over` (another `where`; the
+            number is the quotient of the two, without interval), `label`, `kind`. Or `computed`, a name in `COMPUTED`.
         results: folder of the published tables.
     """
     about: dict[str, Any] = {"label": str(selector.get("label", "")), "kind": str(selector.get("kind", "share"))}
@@ -68,19 +67,12 @@ def select(selector: Mapping[str, Any], results: Path) -> Number:
         return Number(row[value] / _row(path, selector["over"], value)[value], **about)
     if not isinstance(row[value], (int, float)):
         return Number(math.nan, text=str(row[value]), **about)
-    own = {end: f"{value}_{end}" for end in ("low", "high")}
-    names = (selector.get(end) or (name if name in row else end) for end, name in own.items())
-    low, high = (float(row.get(name, math.nan)) for name in names)
+    low, high = (float(row.get(f"{value}_{end}", row.get(end, math.nan))) for end in ("low", "high"))
     return Number(float(row[value]), low, high, text=str(row.get("verdict", "")), **about)
 
 
-@cache
-def _read(path: Path, changed: int) -> pd.DataFrame:
-    return pd.read_csv(path)
-
-
 def _row(path: Path, where: Mapping[str, Any], value: str) -> dict[str, Any]:
-    chosen = table = _read(path, path.stat().st_mtime_ns)
+    chosen = table = pd.read_csv(path)
     for column in (*where, value):
         if column not in table:
             raise ClaimError(f"{path.name} has no column {column!r}, there are {list(table)}")
@@ -92,16 +84,10 @@ def _row(path: Path, where: Mapping[str, Any], value: str) -> dict[str, Any]:
 
 
 def judge(claim: Claim, results: Path) -> tuple[str, str, list[Number]]:
-    """Verdict of one claim, why it came out so, and the numbers that are shown with it.
-
-    Raises:
-        ClaimError: a number is missing and the claim does not say what that means (`if_absent`).
-    """
+    """Verdict of one claim, why it came out so, and the numbers shown with it; ClaimError where one is missing."""
     try:
         numbers, beside = ([select(s, results) for s in part] for part in (claim.numbers, claim.beside))
     except (ClaimError, FileNotFoundError) as error:
-        if claim.if_absent:
-            return UNTESTABLE, claim.if_absent, []
         raise ClaimError(f"{claim.claim!r}: {error}") from None
     verdict, why = RULES[claim.rule](numbers, claim) if claim.rule else (UNTESTABLE, claim.reason)
     return verdict, why, [*numbers, *beside]

@@ -73,7 +73,6 @@ class Claim:
     same_setting: bool = False  #: The paper's own, so that its number can be reproduced and not only its direction.
     figure: str = ""
     reason: str = ""
-    if_absent: str = ""  #: Why there is no verdict as long as the result file or its row does not exist.
     note: str = ""  #: Why the two differ, or what to keep in mind.
 
     def __post_init__(self) -> None:

@@ -20,7 +20,6 @@ from sarmatch.data.pairs import Pair
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
 
 MARKERS = "osD^vP"
-LOSS_PARTS = ("plain", "consensus", "fine")  # names under which training logs the parts of its loss
 _MMA_COLUMN = re.compile(r"mma_([\d.]+)px")
 
 
@@ -75,18 +74,14 @@ def displacement_volume(
 
 
 def training_curves(axes: Sequence[Axes], history: pd.DataFrame) -> Sequence[Axes]:
-    """Losses with a running median over 5 % of the rows on the first axes, validation accuracy on the second.
-
-    Args:
-        history: one row a logged step: `step`, `loss`, its parts (`loss_*` or any of `LOSS_PARTS`), `mma_*px`; NaN
-            where a value was not measured.
-    """
+    """Losses with a running median over 5 % of the rows on the first axes, validation accuracy on the second."""
     if history.empty:
         for ax in axes:
             ax.text(0.5, 0.5, "no log comes with these weights", ha="center", va="center", transform=ax.transAxes)
             ax.set(xlabel="step", xticks=[], yticks=[])
         return all_neutral(axes)
-    losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in LOSS_PARTS]
+    parts = ("plain", "consensus", "fine")  # as training logs those of its loss
+    losses = [name for name in history if name == "loss" or name.startswith("loss_") or name in parts]
     for i, name in enumerate(losses):
         values, colour = history[["step", name]].dropna(), line_style(i)["color"]
         axes[0].plot(values["step"], values[name], color=colour, alpha=0.25, linewidth=0.8)
@@ -150,11 +145,17 @@ def row_intervals(ax: Axes, table: pd.DataFrame, metric: str, printed: str | Non
     return with_legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
 
 
-def lines_by(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, shift: float = 0.0) -> None:
-    """A column with its intervals against another, a line a group, `shift` apart so that intervals can be read."""
-    groups = table.groupby(by, sort=False)
-    for i, (name, rows) in enumerate(groups):
-        rows = rows.sort_values(x)
+def lines_by(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, shift: float = 0.0, names: Sequence[Any] = ()
+) -> None:
+    """A column with its intervals against another, a line a group, `shift` apart so that intervals can be read.
+
+    Groups look as their place among `names` says, else as that in the table.
+    """
+    groups = {name: rows.sort_values(x) for name, rows in table.groupby(by, sort=False)}
+    order = list(names) or list(groups)
+    for name, rows in groups.items():
+        i = order.index(name)
         at = rows[x].to_numpy() + shift * (i - (len(groups) - 1) / 2)
         error_bars(ax, at, rows, y, label=str(name), **line_style(i))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,22 +23,10 @@ from sarmatch.training.losses import info_nce, info_nce_printed
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral
 
 
-class Projection(NamedTuple):
-    """Embeddings of both modalities along their common principal components (figure 7)."""
-
-    sar: np.ndarray  #: (N, 3); row i of both is one pair.
-    optical: np.ndarray  #: (N, 3).
-    explained: np.ndarray  #: Share of the variance of all 2 N embeddings along each component, (3,) in [0, 1].
-
-
 def contrastive_curves(similarity: np.ndarray, batch: int, temperature: float) -> pd.DataFrame:
-    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, a row a form and cosine.
+    """Both readings of eq. 4 for a batch of at least 2 pairs whose negatives have cosine 0, by that of positives (S,).
 
-    Args:
-        similarity: cosines of the positives, (S,) in [-1, 1].
-
-    Returns:
-        form, similarity, loss, pull (minus the derivative of the loss by similarity).
+    Columns form, similarity, loss, pull (minus the derivative of the loss by similarity).
     """
     axes = torch.eye(2 * batch, dtype=torch.float64)
     rows = []
@@ -65,31 +53,33 @@ def contrastive_losses(axes: Sequence[Axes], curves: pd.DataFrame) -> Sequence[A
     return all_neutral(axes)
 
 
-def project(z_sar: Tensor, z_optical: Tensor) -> Projection:
-    """Three principal components of the embeddings (N >= 2, D >= 3) of both modalities together, as in figure 7."""
-    if z_sar.shape != z_optical.shape or len(z_sar) < 2 or z_sar.shape[1] < 3:
-        shapes = f"{tuple(z_sar.shape)} and {tuple(z_optical.shape)}"
-        raise ValueError(f"embeddings must both be of at least 2 pairs and 3 dimensions, got {shapes}")
-    together = as_array(torch.cat([z_sar, z_optical])).astype(np.float64)
+def project(z_sar: Tensor, z_optical: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Three principal components (2, N, 3) of both modalities' embeddings (N >= 2, D >= 3) together, and their share.
+
+    The share is that of the variance of all 2 N embeddings, (3,) in [0, 1].
+    """
     pca = PCA(3, svd_solver="full")
     with np.errstate(invalid="ignore"):  # embeddings that are all equal have no variance to explain
-        places = pca.fit_transform(together)
-    return Projection(places[: len(z_sar)], places[len(z_sar) :], np.nan_to_num(pca.explained_variance_ratio_))
+        places = pca.fit_transform(as_array(torch.cat([z_sar, z_optical])).astype(np.float64))
+    return places.reshape(2, -1, 3), np.nan_to_num(pca.explained_variance_ratio_)
 
 
-def embedding_panels(axes: Sequence[Axes], projection: Projection, groups: Sequence[str], title: str = "") -> None:
-    """First component against second and third on two axes; a line joins each pair, SAR a circle, optical a square.
+def embedding_panels(
+    axes: Sequence[Axes], embeddings: tuple[Tensor, Tensor], groups: Sequence[str], title: str
+) -> None:
+    """Figure 7: first component of `project` against second and third; a line joins SAR (circle) and optical (square).
 
     Each group has a colour, in order of appearance.
     """
+    projected, explained = project(*embeddings)
     names = list(dict.fromkeys(groups))
     colours = [line_style(names.index(group))["color"] for group in groups]
     for ax, second in zip(axes, (1, 2), strict=True):
-        ends = [places[:, [0, second]] for places in (projection.sar, projection.optical)]
-        ax.add_collection(LineCollection(list(np.stack(ends, axis=1)), colors=colours, linewidths=0.7, alpha=0.35))
+        ends = projected[..., [0, second]]
+        ax.add_collection(LineCollection(list(ends.swapaxes(0, 1)), colors=colours, linewidths=0.7, alpha=0.35))
         for places, marker in zip(ends, MARKERS, strict=False):
             ax.scatter(places[:, 0], places[:, 1], c=colours, marker=marker, s=16, linewidths=0, alpha=0.85)
-        labels = [f"component {i + 1} ({100 * projection.explained[i]:.2g} %)" for i in (0, second)]
+        labels = [f"component {i + 1} ({100 * explained[i]:.2g} %)" for i in (0, second)]
         ax.set(xlabel=labels[0], ylabel=labels[1])
         neutral(ax)
     axes[0].set_title(title)
@@ -134,9 +124,7 @@ def part_bars(ax: Axes, parts: pd.DataFrame) -> Axes:
 def seconds_by_passes(ax: Axes, modes: pd.DataFrame, bound: Callable[[int], float], paper: float) -> Axes:
     """Seconds of `cost.measure_modes` against the number of passes, between what sharing allows and none at all.
 
-    Args:
-        bound: least ratio to one pass with uncertainty by the number of passes.
-        paper: the paper's ratio for its 20 passes.
+    Relative to one pass, `bound` is the least by the number of passes and `paper` is printed for 20.
     """
     one_pass = float(modes.loc[modes["mode"] == ONE_PASS, "seconds"].iloc[0])
     rows = modes[modes["passes"] > 0].sort_values("passes")

@@ -1,4 +1,4 @@
-"""Figures of the chapter on uncertainty: what a confidence is worth and what an uncertainty responds to."""
+"""Figures of the chapters on uncertainty, calibration and precision."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
-from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
@@ -102,16 +102,14 @@ def uncertainty_maps(
 
 def dose_response(axes: Sequence[Axes], table: pd.DataFrame) -> Sequence[Axes]:
     """Uncertainty of `uncertainty.summary_curves` against the dose: an axes a nuisance, a line a source."""
-    # Of the whole table: a source looks the same on all axes.
-    styles = {source: line_style(i) for i, source in enumerate(table["source"].unique())}
-    drawn: dict[Any, ErrorbarContainer] = {}
+    sources = list(table["source"].unique())  # of the whole table: a source looks the same on all axes
+    table = table.rename(columns={"low": "value_low", "high": "value_high"})
     for ax, (nuisance, rows) in zip(axes, table.groupby("nuisance", sort=False), strict=True):
-        for source, line in rows.groupby("source", sort=False):
-            renamed = line.sort_values("dose").rename(columns={"low": "value_low", "high": "value_high"})
-            drawn[source] = error_bars(ax, renamed["dose"], renamed, "value", label=str(source), **styles[source])
+        lines_by(ax, rows, "dose", "value", "source", names=sources)
         ax.set(title=str(nuisance).replace("_", " "), xlabel="dose")
     axes[0].set_ylabel("uncertainty")
-    handles = [drawn[source] for source in styles]  # also those of other axes only
+    drawn = {line.get_label(): line for ax in axes for line in ax.containers}
+    handles = [drawn[str(source)] for source in sources]  # also those of other axes only
     with_legend(axes[-1], handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return all_neutral(axes)
 
@@ -129,6 +127,43 @@ def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
         )
     ax.set(xlabel="false pairs accepted", ylabel="true pairs accepted", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return with_legend(ax)
+
+
+def coverage_curves(ax: Axes, curves: pd.DataFrame, scenes: pd.DataFrame) -> Axes:
+    """Measured against asked coverage of `precision.coverage_table`, a line a source and a thin one a scene."""
+    diagonal(ax, "as asked")
+    for i, (name, rows) in enumerate(curves.groupby("source")):
+        style = line_style(i)
+        for _, one in scenes[scenes["source"] == name].groupby("scene"):
+            ax.plot(one["asked"], one["covered"], color=style["color"], linewidth=0.6, alpha=0.4)
+        error_bars(ax, rows["asked"], rows, "covered", label=name, **style)
+    ax.set(xlabel="coverage asked for", ylabel="share within the radius")
+    return with_legend(ax, fontsize="small")
+
+
+def stated_and_measured(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Measured error of an axis against its stated deviation, a line a source, from `precision.errors_by_spread`."""
+    diagonal(ax, "as stated", 1.05 * float(table[["stated_px", "measured_px"]].to_numpy().max()))
+    lines_by(ax, table.sort_values("source", kind="stable"), "stated_px", "measured_px", "source")
+    ax.set(xlabel="stated standard deviation, px", ylabel="root mean square error of an axis, px")
+    return with_legend(ax, fontsize="small")
+
+
+def error_ellipses(
+    ax: Axes, optical: Tensor, xy: np.ndarray, covariance: np.ndarray, radius: np.ndarray, covered: np.ndarray
+) -> Axes:
+    """Matches (N, 2) on the optical image: ellipses of one deviation, circles of the radius, red where it fails."""
+    show_image(ax, optical, title="optical")
+    values, vectors = np.linalg.eigh(covariance)
+    angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))  # of the longer axis
+    sides = 2 * np.sqrt(np.maximum(values, 0))
+    shared: dict[str, Any] = {"units": "xy", "offsets": xy, "offset_transform": ax.transData, "facecolors": "none"}
+    colours: Sequence[str] = np.where(covered, "white", "red").tolist()
+    ax.add_collection(EllipseCollection(sides[:, 1], sides[:, 0], angle, edgecolors="yellow", linewidths=1.2, **shared))
+    none = np.zeros(len(xy))
+    ax.add_collection(EllipseCollection(2 * radius, 2 * radius, none, edgecolors=colours, linewidths=0.8, **shared))
+    ax.set(xlim=(-0.5, optical.shape[-1] - 0.5), ylim=(optical.shape[-2] - 0.5, -0.5))
+    return ax
 
 
 def _evenly(n: int, at_most: int) -> np.ndarray:

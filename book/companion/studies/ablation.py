@@ -161,11 +161,11 @@ def _run_matches(
     fitted = dataclasses.replace(config.evaluation, max_pairs=config.studies.fit_pairs)
     has = {"logit_probability": True, "aleatoric": run.net.config.uncertainty, "epistemic": variant.passes}
     matcher = Matcher(run.net, mc_passes=config.studies.ablation_passes if variant.passes else 0)
-    validation = matches_or_load(run, matcher, "study validation", known, "shift", fitted)
+    validation = matches_or_load(run, matcher, "study validation", known, fitted)
     calibrator = fit_calibrator(validation, tuple(name for name, there in has.items() if there))
-    aggregated = matches_or_load(run, matcher, "study", pairs, "shift", measured)
+    aggregated = matches_or_load(run, matcher, "study", pairs, measured)
     per_cell = Matcher(run.net, use_consensus=False)
-    alone = matches_or_load(run, per_cell, "study per cell", pairs, "shift", measured)
+    alone = matches_or_load(run, per_cell, "study per cell", pairs, measured)
     return aggregated.assign(confidence=calibrator(aggregated)), alone.assign(confidence=np.nan)
 
 

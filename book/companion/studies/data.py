@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from companion.baselines.gradients import oriented_gradients, parabola_peak, shift_scores
-from companion.baselines.mutual_information import equal_bins, mutual_information
+from companion.baselines.similarities import equal_bins, mutual_information
 from sarmatch.data.pairs import Pair, Pairs
 from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX, gaussian_blur
 

@@ -12,9 +12,12 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import set_seed
 
-from companion.baselines import co_attention, multiscale, pseudo_siamese, three_step, transformer, translation
+from companion.baselines.attention import CoAttentionNet, TransformerNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize
+from companion.baselines.multiscale import MultiscaleNet
+from companion.baselines.siamese import PatchNet, PseudoSiameseNet, ThreeStepNet
+from companion.baselines.translation import TranslationNet
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.config import from_dict
@@ -29,14 +32,14 @@ from sarmatch.training.loop import CACHE_AT_MOST, fit
 from sarmatch.training.runs import Run, run_path, split_fingerprint, stored_training, train_or_load
 
 PEERS: Mapping[str, type[PeerNet]] = {
-    "pseudo-siamese CNN": pseudo_siamese.PseudoSiameseNet,
-    "three-step CNN": three_step.ThreeStepNet,
-    "co-attention": co_attention.CoAttentionNet,
-    "transformer": transformer.TransformerNet,
+    "pseudo-siamese CNN": PseudoSiameseNet,
+    "three-step CNN": ThreeStepNet,
+    "co-attention": CoAttentionNet,
+    "transformer": TransformerNet,
     "detect and describe": DetectAndDescribeNet,
-    "patch CNN": pseudo_siamese.PatchNet,
-    "multiscale chain": multiscale.MultiscaleNet,
-    "translation": translation.TranslationNet,
+    "patch CNN": PatchNet,
+    "multiscale chain": MultiscaleNet,
+    "translation": TranslationNet,
 }
 """Networks that are trained here, by the names of their rows."""
 OURS = {"network, short": True, "network, short, all learned": False}

@@ -12,14 +12,12 @@ import torch
 from patch_net import texture
 from torch import Tensor, nn
 
+from companion.baselines.attention import CoAttentionNet, LinearAttention, TransformerNet
 from companion.baselines.base import mutual_best
-from companion.baselines.co_attention import CoAttentionNet
 from companion.baselines.detect_and_describe import DetectAndDescribeNet
 from companion.baselines.learned import LearnedMatcher, PeerNet, PeerSize, around, expected_step
 from companion.baselines.multiscale import MultiscaleNet, moved
-from companion.baselines.pseudo_siamese import PairHead, PatchNet, PseudoSiameseNet
-from companion.baselines.three_step import ThreeStepNet, template_means
-from companion.baselines.transformer import LinearAttention, TransformerNet
+from companion.baselines.siamese import PairHead, PatchNet, PseudoSiameseNet, ThreeStepNet, template_means
 from companion.baselines.translation import TranslationNet
 from companion.studies.learned_baselines import PEERS
 from sarmatch.data.crops import Sample

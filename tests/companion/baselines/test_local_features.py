@@ -10,15 +10,8 @@ import torch
 from patch_net import texture
 from torch import Tensor
 
-from companion.baselines import (
-    AkazeMatcher,
-    BriskMatcher,
-    LocalFeatureMatcher,
-    LocalFeatures,
-    OrbMatcher,
-    SiftMatcher,
-    local_features,
-)
+from companion.baselines import AkazeMatcher, BriskMatcher, OrbMatcher, SiftMatcher, local_features
+from companion.baselines.local_features import LocalFeatureMatcher, LocalFeatures
 from sarmatch.evaluation import metrics
 from sarmatch.geometry import rotation_scale, translation, warp
 

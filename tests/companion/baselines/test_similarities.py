@@ -10,7 +10,7 @@ from sklearn.metrics import mutual_info_score
 from companion.baselines import MutualInformationMatcher, PhaseCorrelationMatcher, RiftMatcher
 from companion.baselines.gradients import Features
 from companion.baselines.local_features import GRID, PATCH_PX, maximum_index_histograms
-from companion.baselines.phase_correlation import _FLOOR
+from companion.baselines.similarities import _PHASE_FLOOR
 
 
 def features(image: np.ndarray, usable: np.ndarray | None = None) -> Features:
@@ -56,7 +56,7 @@ def test_phase_correlation_is_that_of_one_template_and_window_at_a_time() -> Non
     window = b[4 * row - 4 : 4 * row + 16, 4 * column - 4 : 4 * column + 16]
     cross = np.fft.fft2(window) * np.fft.fft2(template).conj()
     half = np.abs(cross[:, :11])  # the mean amplitude is taken over the half spectrum of a real image
-    surface = np.fft.ifft2(cross / (np.abs(cross) + _FLOOR * half.mean() + 1e-6)).real
+    surface = np.fft.ifft2(cross / (np.abs(cross) + _PHASE_FLOOR * half.mean() + 1e-6)).real
     np.testing.assert_allclose(scores[:, :, row, column], surface[:9, :9], atol=1e-5)
 
 

@@ -102,7 +102,7 @@ def test_scores_are_the_normalised_correlation_of_the_pixels_compared(monkeypatc
     everywhere = torch.ones(32, 32, dtype=torch.bool)
     window = template._framed(Features(b, everywhere), (32, 32), (0, 0), 5)
     masked = Features(a * usable, usable)
-    scores = template._correlations(masked, window, 5, 3)
+    scores = TemplateMatcher()._similarities(masked, window, 5, 3)
     scores = scores.masked_fill(~template._possible(masked, window, 5.0, 3, 0.5), -np.inf)
     for row, column, dy, dx in [(3, 4, 2, -3), (0, 2, 1, 1), (5, 6, 3, 4)]:
         y, x = np.mgrid[4 * row - 4 : 4 * row + 8, 4 * column - 4 : 4 * column + 8].reshape(2, -1)

@@ -218,4 +218,4 @@ def test_tensors_on_a_gpu_and_with_a_gradient_are_drawn() -> None:
     encoders.leak_profile(ax, {"a": (line, line)}, 0.1)
     encoders.descriptor_gallery(plt.subplots(2, 2)[1], (image, image), {"a": (image, image)})
     uncertainty.uncertainty_maps(plt.subplots(1, 2)[1], {"a": image}, {"b": field})
-    assert selfsupervision.project(field, field).sar.shape == (8, 3)
+    assert selfsupervision.project(field, field)[0].shape == (2, 8, 3)

@@ -15,8 +15,7 @@ from stored_chapters import notebook_problems
 from tiny_book import LITERALS, write_book, write_chapter
 
 from companion.settings import chapter_settings
-from companion.site.build import build_book, build_site, chapter_names, clean_notebook, publish, toc_files
-from companion.site.execute import BookError
+from companion.site.build import BookError, build_book, build_site, chapter_names, clean_notebook, publish, toc_files
 
 BOOK = Path(__file__).parents[3] / "book"
 CHAPTERS = chapter_names(BOOK)

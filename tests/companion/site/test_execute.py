@@ -10,9 +10,8 @@ import nbformat
 import pytest
 from tiny_book import write_book, write_chapter
 
-from companion.site import execute as chapters
-from companion.site.build import build_book
-from companion.site.execute import BookError, default_workers, execute_all, in_order
+from companion.site import build as chapters
+from companion.site.build import BookError, build_book, default_workers, execute_all, in_order
 
 PARAMETERS = {"profile": "demo", "data_root": None, "runs_dir": None, "results_dir": None}
 SHOW_THREADS = "import os\nprint('threads', os.environ.get('OMP_NUM_THREADS'))"

@@ -1,4 +1,4 @@
-"""Notes on where a page's numbers come from."""
+"""README, front page and notes of pages show the published results and where they come from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,55 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from companion.settings import PUBLISHED_PROFILE
 from companion.site.build import chapter_names
-from companion.site.page_provenance import page_file, page_lines, save_page
+from companion.site.page_numbers import BEGIN, END, headline, page_file, page_lines, save_page, summary, update
 from sarmatch.config import profile
 
-BOOK = Path(__file__).parents[3] / "book"
+PROJECT = Path(__file__).parents[3]
+BOOK = PROJECT / "book"
+RESULTS = BOOK / "results" / "s1s2"
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/index.md"])
+def test_the_headline_is_that_of_the_published_results(page):
+    assert headline(RESULTS) in (PROJECT / page).read_text()
+
+
+def test_the_front_page_begins_with_the_published_summary():
+    shown = summary(RESULTS)
+    assert shown in (PROJECT / "book" / "index.md").read_text()
+    counts = pd.read_csv(RESULTS / "claims_counts.csv")
+    assert f"| Claims | {counts['claims'].sum()} |" in shown
+    matching = pd.read_csv(RESULTS / "matching.csv")
+    row = matching[(matching["source"] == "OMBRIA") & (matching["method"] == "per cell")].iloc[0]
+    assert f"| 0.145 | {row['mma_1px']:.2f} [{row['mma_1px_low']:.2f}, {row['mma_1px_high']:.2f}] |" in shown
+
+
+def test_update_replaces_what_stands_between_the_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN.format('headline')}\nstale numbers\n{END.format('headline')}\nafter\n")
+    update(page, RESULTS)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale numbers" not in text
+    assert headline(RESULTS) in text
+    update(page, RESULTS)
+    assert page.read_text() == text
+
+
+def test_a_page_without_markers_is_an_error(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="expected the lines"):
+        update(page, RESULTS)
+    with pytest.raises(ValueError, match="around the summary table"):
+        update(page, RESULTS, ("summary",))
+    assert page.read_text() == "nothing"
 
 
 def test_a_note_says_what_made_the_page(tmp_path: Path) -> None:

@@ -1,17 +1,55 @@
-"""A matcher without a detector: linear attention within and across the images (LoFTR, ref. 24; stands for ref. 30)."""
+"""Cells attend to the other image before they are compared: co-attention, and a transformer."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
-from companion.baselines.learned import CosineNet, PeerSize
+from companion.baselines.learned import CosineNet, PeerSize, cosines, log_scale
+from sarmatch.data.crops import Sample
 
-HEADS = 4
-ROUNDS = 2  # of attention within each image and then across
+HEADS = 4  # of the transformer
+ROUNDS = 2  # of its attention within each image and then across
+
+
+class CoAttention(nn.Module):
+    """Each cell takes over the features of the cells of the other image that resemble it, weighted by a softmax."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.mix = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
+        self.log_scale = log_scale(1 / 0.1)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """Maps (B, C, h, w) and (B, C, h', w') to (B, C, h, w)."""
+        weights = (cosines(self.query(x), self.key(other)) * self.log_scale.exp()).softmax(dim=2)  # (B, N, M)
+        message = (other.flatten(2) @ weights.transpose(1, 2)).unflatten(2, x.shape[-2:])
+        mixed: Tensor = x + self.mix(torch.cat([x, message], dim=1))
+        return mixed
+
+
+class CoAttentionNet(CosineNet):
+    """CAM-Net with CAMM (Chen et al. 2023, ref. 3): pseudo-siamese features, one co-attention module for both images.
+
+    Adapted: dense cells in place of a keypoint detector, for an equal budget. Trained on the descriptors before and
+    after co-attention.
+    """
+
+    def __init__(self, config: PeerSize) -> None:
+        super().__init__(config)
+        self.attention = CoAttention(config.width)
+
+    def describe(self, sar: Tensor, optical: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Descriptors (B, width, h, w) of both images after co-attention, then those before."""
+        a, b = self.sar_branch(sar), self.optical_branch(optical)
+        return self.attention(a, b), self.attention(b, a), a, b
+
+    def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
+        after, before = (self.contrast(self.volume(batch, *ends), batch) for ends in (described[:2], described[2:]))
+        return {"loss": (after + before) / 2, "after": after, "before": before}
 
 
 class LinearAttention(nn.Module):
@@ -50,7 +88,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerNet(CosineNet):
-    """Attention within and across the images, then dual softmax.
+    """Attention within and across the images, then dual softmax (LoFTR, ref. 24; stands for ref. 30).
 
     Adapted: one branch for each modality, cells of 4 px in place of 8, and the expectation over 3 x 3 cells in place of
     LoFTR's second transformer on fine windows.
@@ -76,8 +114,6 @@ class TransformerNet(CosineNet):
 def position_code(features: Tensor) -> Tensor:
     """Sines and cosines of a cell's column and row, (C, h, w), C of `features` (B, C, h, w) a multiple of 4."""
     channels, height, width = features.shape[1:]
-    rates, columns, rows = (torch.arange(n, device=features.device) for n in (channels // 4, width, height))
-    rates = torch.exp(rates * (-math.log(10_000.0) / (channels // 4)))
-    x = (columns * rates[:, None])[:, None, :].expand(-1, height, -1)
-    y = (rows * rates[:, None])[:, :, None].expand(-1, -1, width)
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()])
+    code = build_sincos2d_pos_embed([width, height], channels, interleave_sin_cos=True, device=features.device)
+    turned: Tensor = code.unflatten(0, (width, height)).permute(2, 1, 0)
+    return turned
