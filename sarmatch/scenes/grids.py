@@ -1,7 +1,6 @@
 """Windows of pixel grids, which are odc-geo's GeoBoxes, and what lies where on them.
 
-Positions are px whose (0, 0) is the centre of the first px; that of odc-geo and rasterio is its corner. A grid that has
-the identity for a transform, or no reference system, has no place on the ground.
+Positions are px whose (0, 0) is the centre of the first px; that of odc-geo and rasterio is its corner.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from sarmatch.data.pairs import PairError
+from sarmatch.data.raster import GDAL_ERRORS
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError)  #: Some errors of GDAL come out of rasterio as they are.
 EARTH_RADIUS = 6_371_008.8  # m
 _DEGREES = GeoBox((1, 1), Affine.identity(), "EPSG:4326")
 

@@ -1,7 +1,7 @@
 """A SAR and an optical scene on one grid, read window by window and warped on the fly.
 
-The reference gives the grid, its px enlarged by a whole factor where the other image is coarser. Where either image has
-no place on the ground, px are taken to be of one size.
+The reference gives the grid, its px enlarged by a whole factor where the other image is coarser; px are of one size
+where either image has no place on the ground.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +18,12 @@ import torch
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from sarmatch.data.raster import Raster
+from sarmatch.config import ModelConfig
+from sarmatch.data.raster import Raster, Source, read_window
 from sarmatch.data.units import Scaling, optical_scaling, sar_scaling
-from sarmatch.scenes.files import NAMES, SceneRefusal, View, bands_of, opened, read_window, sample_values, warped
+from sarmatch.scenes.files import NAMES, SceneRefusal, View, bands_of, opened, sample_values, warped
 from sarmatch.scenes.grids import Region, between, coarser, extent, grid_of, located, scale_ratio
 from sarmatch.scenes.settings import Image, SceneOptions
 
@@ -71,7 +70,7 @@ class Scene:
 
     def _scaled(self, values: np.ndarray, valid: np.ndarray) -> Raster:
         image = np.where(valid, self.scaling(values), np.float32(0))
-        return Raster(torch.from_numpy(image), torch.from_numpy(valid), None, None)
+        return Raster(torch.from_numpy(image), torch.from_numpy(valid))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,31 +135,27 @@ class ScenePair:
 
 @contextmanager
 def open_pair(
-    sar: str | Path | DatasetReader,
-    optical: str | Path | DatasetReader,
-    options: SceneOptions | None = None,
-    sar_channels: int = 1,
-    optical_channels: int = 3,
+    sar: Source, optical: Source, options: SceneOptions | None = None, model: ModelConfig | None = None
 ) -> Iterator[ScenePair]:
-    """Open two rasters (paths or open datasets) and decide their common grid; nothing but small samples is read.
+    """Open two rasters and decide their common grid; nothing but small samples is read.
 
     Args:
-        sar_channels, optical_channels: how many bands the network takes.
+        model: config of the network, which says how many bands it takes.
 
     Raises:
         FileNotFoundError: there is no such file.
         PairError: a file is broken, lacks a band, or holds numbers that mean nothing known.
         SceneRefusal: an image is all nodata or constant, or both have no ground in common.
     """
-    options = options or SceneOptions()
+    options, model = options or SceneOptions(), model or ModelConfig()
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files: dict[Image, View] = {"sar": opened(stack, sar, "sar"), "optical": opened(stack, optical, "optical")}
         bands = {
-            "sar": bands_of(files["sar"], "sar", options.sar_bands, sar_channels),
-            "optical": bands_of(files["optical"], "optical", options.optical_bands, optical_channels),
+            "sar": bands_of(files["sar"], "sar", options.sar_bands, model.sar_channels),
+            "optical": bands_of(files["optical"], "optical", options.optical_bands, model.optical_channels),
         }
         reference, moving = grid_of(files["sar"]), grid_of(files["optical"])
         if options.to == "optical":
