@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -127,20 +128,17 @@ def _stored_table(root: Path, layout: str, rescan: bool) -> pd.DataFrame:
     state = "\n".join(f"{part.relative_to(root)} {part.stat().st_mtime_ns}" for part in known.parts(root))
     digest = hashlib.sha256(f"{INDEX_VERSION}\n{layout}\n{state}".encode()).hexdigest()[:12]
     paths = [place / f"sarmatch-{layout}-{digest}.parquet" for place in (root, Path(pooch.os_cache("sarmatch")))]
-    for path in paths:
-        if not rescan and path.is_file():
-            try:
-                return pd.read_parquet(path)
-            except (ArrowException, OSError) as error:
-                warnings.warn(f"index {path} is unreadable ({error}); scanning {root} again", stacklevel=4)
+    for path in () if rescan else filter(Path.is_file, paths):
+        try:
+            return pd.read_parquet(path)
+        except (ArrowException, OSError) as error:
+            warnings.warn(f"index {path} is unreadable ({error}); scanning {root} again", stacklevel=4)
     table = known.table(root)
     for path in paths:
-        try:
+        with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, path)
             return table
-        except OSError:
-            continue
     warnings.warn(f"no place to store the index of {root}, tried {[str(path) for path in paths]}", stacklevel=4)
     return table
 

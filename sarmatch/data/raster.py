@@ -45,7 +45,7 @@ def read_sar(source: Source, bands: Sequence[int] = (0,)) -> Raster:
     or holds no image (nodata or constant).
     """
     values, known, *grid = _read(source, bands, "SAR image")
-    return Raster(*scale_sar(values, bands, known, f"SAR image {_name(source)}"), *grid)
+    return Raster(*scale_sar(values, bands, known, f"SAR image {source_name(source)}"), *grid)
 
 
 def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
@@ -54,7 +54,7 @@ def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
     `bands=None` takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
     """
     values, known, *grid = _read(source, bands, "optical image")
-    return Raster(*scale_optical(values, known, f"optical image {_name(source)}"), *grid)
+    return Raster(*scale_optical(values, known, f"optical image {source_name(source)}"), *grid)
 
 
 def load_sar(source: Any, channels: int) -> Raster:
@@ -97,10 +97,12 @@ def read_pair(
 ) -> Pair:
     """Read two partners of one grid; `labels` are dataset, scene, season and land_cover. Errors as in `read_sar`."""
     first, second = read_sar(sar, sar_bands), read_optical(optical, optical_bands)
-    check_same_grid(first, second, _name(sar), _name(optical))
+    check_same_grid(first, second, source_name(sar), source_name(optical))
     valid = first.valid & second.valid
     if not bool(valid.any()):
-        raise PairError(f"{_name(sar)} and {_name(optical)} have no valid pixel in common; choose overlapping images")
+        raise PairError(
+            f"{source_name(sar)} and {source_name(optical)} have no valid pixel in common; choose overlapping images"
+        )
     located = first if first.transform is not None else second
     return Pair(first.image, second.image, valid, id, transform=located.transform, crs=located.crs, **labels)
 
@@ -125,7 +127,7 @@ def check_same_grid(first: Raster, second: Raster, first_name: str, second_name:
 @contextmanager
 def open_raster(source: Source, what: str) -> Iterator[DatasetReader]:
     """The open dataset; errors of GDAL, also while reading, become FileNotFoundError or PairError."""
-    path, remedy = Path(_name(source)), "fetch it again"
+    path, remedy = Path(source_name(source)), "fetch it again"
     try:
         # Folders of patches hold thousands of files, which GDAL would list at each opening to look for side-cars.
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=True):
@@ -150,10 +152,8 @@ def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.nd
         if bands is None:
             bands = RED_GREEN_BLUE if dataset.count in (12, 13) else (0, 1, 2)
         if not bands or not all(0 <= band < dataset.count for band in bands):
-            raise PairError(
-                f"{what} {_name(source)}: expected the bands {tuple(bands)} (counted from 0), the file has "
-                f"{dataset.count}; choose others (sar_bands, optical_bands)"
-            )
+            found = f"(counted from 0), the file has {dataset.count}; choose others (sar_bands, optical_bands)"
+            raise PairError(f"{what} {source_name(source)}: expected the bands {tuple(bands)} {found}")
         transform = None if dataset.transform.is_identity else dataset.transform
         return *read_window(dataset, bands), transform, str(dataset.crs) if dataset.crs else None
 
@@ -177,5 +177,5 @@ def read_window(
     return values, valid
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
     return source.name if isinstance(source, DatasetReader) else str(source)

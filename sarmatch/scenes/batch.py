@@ -51,8 +51,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
         raise ValueError(f"{path}: neither a CSV nor STAC items ({error})") from error
     if not pairs:
         raise ValueError(f"{path}: lists no pairs")
-    twice = sorted(output for output, n in Counter(pair.output for pair in pairs).items() if n > 1)
-    if twice:
+    if twice := sorted(output for output, n in Counter(pair.output for pair in pairs).items() if n > 1):
         raise ValueError(f"{path}: names the output {twice[0]} more than once; give each pair its own")
     return pairs
 
@@ -101,11 +100,9 @@ def register_all(
         settings: of each pair; its workers are processes here that register pairs of their own.
         scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
-    alone = replace(settings, progress=False, workers=1)
-    jobs = [(pair, alone, model, order) for pair in pairs]
+    jobs = [(pair, replace(settings, progress=False, workers=1), model, order) for pair in pairs]
     with _pool(settings.workers, scheduler) as pool:
-        bar = {"total": len(jobs), "desc": "pairs", "disable": None if settings.progress else True}
-        rows = dict(tqdm(_outcomes(jobs, pool), **bar))
+        rows = dict(tqdm(_outcomes(jobs, pool), "pairs", len(jobs), disable=None if settings.progress else True))
     return pd.DataFrame([rows[i] for i in range(len(jobs))], columns=list(OUTCOME))
 
 

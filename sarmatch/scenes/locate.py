@@ -44,8 +44,8 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
     common = pair.region()
     width, height = (min(WINDOW, n + -n % MULTIPLE) for n in (common.width, common.height))
     correlations = []
-    starts = product(_starts(common.x, common.width, width), _starts(common.y, common.height, height))
-    for region in (Region(x, y, width, height) for x, y in starts):
+    for x, y in product(_starts(common.x, common.width, width), _starts(common.y, common.height, height)):
+        region = Region(x, y, width, height)
         sar, optical = (_batch(scene.read(region), matcher, (height, width)) for scene in (pair.sar, pair.optical))
         if bool(sar[1].any()) and bool(optical[1].any()):
             reference, moving = pair.ordered(*coarse_alignment.describe_pair(matcher.net, sar, optical))

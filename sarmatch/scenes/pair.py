@@ -153,10 +153,6 @@ def open_pair(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files: dict[Image, View] = {"sar": opened(stack, sar, "sar"), "optical": opened(stack, optical, "optical")}
-        bands = {
-            "sar": bands_of(files["sar"], "sar", options.sar_bands, model.sar_channels),
-            "optical": bands_of(files["optical"], "optical", options.optical_bands, model.optical_channels),
-        }
         reference, moving = grid_of(files["sar"]), grid_of(files["optical"])
         if options.to == "optical":
             reference, moving = moving, reference
@@ -164,28 +160,29 @@ def open_pair(
         factor = max(1, round(scale_ratio(moving, reference))) if both else 1
         grid = coarser(reference, factor)
         common = grid if both else None
-        scenes = {image: _scene(stack, image, file, bands[image], options, common) for image, file in files.items()}
-        pair = ScenePair(scenes["sar"], scenes["optical"], grid, factor, both, options.to)
+        first, second = (_scene(stack, image, file, options, model, common) for image, file in files.items())
+        pair = ScenePair(first, second, grid, factor, both, options.to)
         if both:
             pair.region()
         yield pair
 
 
 def _scene(
-    stack: ExitStack, image: Image, file: View, bands: tuple[int, ...], options: SceneOptions, grid: GeoBox | None
+    stack: ExitStack, image: Image, file: View, options: SceneOptions, model: ModelConfig, grid: GeoBox | None
 ) -> Scene:
     """A file on a grid, with a margin around it, or as it is where there is no grid or it has the same one."""
     own, what = grid_of(file), f"{NAMES[image]} {file.name}"
-    sample = sample_values(file, bands, what)
     if image == "sar":
-        scaling = sar_scaling(sample, bands, options.sar_units, what)
+        bands = bands_of(file, image, options.sar_bands, model.sar_channels)
+        scaling = sar_scaling(sample_values(file, bands, what), bands, options.sar_units, what)
     else:
-        scaling = optical_scaling(sample, options.optical_units, what)
+        bands = bands_of(file, image, options.optical_bands, model.optical_channels)
+        scaling = optical_scaling(sample_values(file, bands, what), options.optical_units, what)
     if grid is None or _same(own, grid):
         return Scene(file, own, file, (0, 0), bands, scaling)
     outer = grid.pad(MARGIN)
-    size = {"width": outer.width, "height": outer.height}
-    view = warped(stack, file, file.name, crs=grid.crs, transform=outer.affine, **size)
+    place = {"crs": grid.crs, "transform": outer.affine, "width": outer.width, "height": outer.height}
+    view = warped(stack, file, file.name, **place)
     return Scene(file, own, view, (-MARGIN, -MARGIN), bands, scaling)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from rasterio.io import DatasetReader
 
 import sarmatch
+from sarmatch.data.raster import Source, source_name
 from sarmatch.io import check_output
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.matching.matches import Matches
@@ -30,7 +30,6 @@ from sarmatch.scenes.transforms import CE90, THIN_PX, Agreement, SceneTransform,
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
 FilePath: TypeAlias = str | os.PathLike[str]
-Source: TypeAlias = FilePath | DatasetReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,10 +222,6 @@ def to_files(matches: Matches, pair: ScenePair) -> Matches:
         own[f"{image}_transform"] = None if scene.own.affine.is_identity else scene.own.affine
         own[f"{image}_crs"] = str(scene.dataset.crs) if scene.dataset.crs else None
     return dataclasses.replace(part, xy_sar=sar[kept], xy_optical=optical[kept], **own)
-
-
-def source_name(source: Source) -> str:
-    return source.name if isinstance(source, DatasetReader) else os.fspath(source)
 
 
 def _check_outputs(inputs: Sequence[Source], images: Sequence[FilePath], report: FilePath | None) -> None:

@@ -266,10 +266,8 @@ def judge(xy_from: np.ndarray, xy_to: np.ndarray, counts: Sequence[int]) -> Agre
         reason += f"{side} x {side} px of common ground are needed"
     elif distortion > MAX_DISTORTION:
         reason = f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
-    elif n_agree / n < required:
-        reason = (
-            f"{n_agree / n:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
-        )
+    elif (share := n_agree / n) < required:
+        reason = f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
     if reason:
         reason += "; do both images show the same ground, within the search radius?"
     return Agreement(sum(counts), n, n_agree, sum(count > 0 for count in counts), required, reason)
