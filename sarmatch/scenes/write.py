@@ -140,14 +140,12 @@ def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
     return there
 
 
-def write_error_map(
-    path: str | os.PathLike[str], grid: GeoBox, sigma_px: Mapping, metres_per_px: float | None, step: int = 32
-) -> None:
+def write_error_map(path: str | os.PathLike[str], grid: GeoBox, sigma_px: Mapping, metres_per_px: float | None) -> None:
     """Write the map of the registration error: standard deviation an axis, and CE90, both in metres (px where unknown).
 
-    `sigma_px` takes px (N, 2) of the grid to standard deviations (N,) in px; a px of the map is `step` px wide.
+    `sigma_px` takes px (N, 2) of the grid to standard deviations (N,) in px; a px of the map is 32 px wide.
     """
-    step = step if min(grid.width, grid.height) >= 2 * step else 1
+    step = 32 if min(grid.shape) >= 64 else 1
     coarse = coarser(grid, step)
     centres = (np.stack(np.meshgrid(np.arange(coarse.width), np.arange(coarse.height)), -1) + 0.5) * step - 0.5
     sigma = sigma_px(centres.reshape(-1, 2)).reshape(coarse.shape).astype(np.float32) * np.float32(metres_per_px or 1)
