@@ -57,7 +57,7 @@ def draw_matches(
         height, width = image.shape[-2:]
         extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)  # pixel centres at whole numbers
         ax.imshow(display_range(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
-    shown = np.unique(np.linspace(0, max(len(matches) - 1, 0), min(max_lines, len(matches))).round().astype(int))
+    shown = evenly(len(matches), max_lines)
     segments = np.stack([matches.xy_sar, matches.xy_optical + np.array([offset, 0])], axis=1)[shown]
     lines = LineCollection(list(segments), linewidths=0.8, alpha=0.9, capstyle="round")
     if errors is None:
@@ -78,6 +78,17 @@ def _error_handles(errors: np.ndarray) -> list[Line2D]:
     shares = np.bincount(np.searchsorted(ERROR_LIMITS_PX, errors), minlength=3) / max(len(errors), 1)
     entries = zip(names, shares, ERROR_COLOURS, strict=True)
     return [Line2D([], [], color=colour, linewidth=3, label=f"{name}: {share:.0%}") for name, share, colour in entries]
+
+
+def checkered(first: np.ndarray, second: np.ndarray, tiles: int = 8) -> np.ndarray:
+    """Two pictures (H, W, 3) of one size in alternating tiles."""
+    rows, columns = np.indices(first.shape[:2]) * tiles // max(first.shape[:2])
+    return np.where(((rows + columns) % 2 == 0)[..., None], first, second)
+
+
+def evenly(n: int, at_most: int) -> np.ndarray:
+    """At most so many of n places, the first and the last among them."""
+    return np.unique(np.linspace(0, max(n - 1, 0), min(at_most, n)).round().astype(int))
 
 
 def neutral(ax: Axes) -> Axes:

@@ -30,7 +30,7 @@ from printed import PROJECT, printed_commands, python_blocks
 from companion import cli as companion_cli
 from companion.site.build import chapter_names
 from sarmatch import cli, load_matcher
-from sarmatch.data.ombria import SCENES
+from sarmatch.data.datasets import SCENES
 from sarmatch.demo import FOLDER
 
 BIN = Path(sys.executable).parent
@@ -91,7 +91,7 @@ def download(ombria: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
     monkeypatch.setattr(module, "REGISTRIES", registries)
     table = pd.read_csv(SCENES, dtype=str)
     table[[(ombria / name).is_file() for name in table["sar"]]].to_csv(registries / "scenes.csv", index=False)
-    monkeypatch.setattr(importlib.import_module("sarmatch.data.ombria"), "SCENES", registries / "scenes.csv")
+    monkeypatch.setattr(importlib.import_module("sarmatch.data.datasets"), "SCENES", registries / "scenes.csv")
     with serving(ombria) as one, serving(scenes) as other:
         urls = {"ombria": one.url, "optical-sar": other.url}
         monkeypatch.setattr(module, "_pinned_url", lambda registry: urls[registry.stem])

@@ -2,10 +2,10 @@
 
 A folder with a `manifest.csv` needs no code: one row a pair, with the columns `id`, `sar` and `optical` (paths within
 the folder) and, where known, `dataset`, `scene`, `season`, `land_cover`, `sar_later` (a later SAR image) and `usable`
-(0 leaves the row out). To add a dataset of another layout, write a file with two functions of the folder, one that
-recognises it and one that returns such a table of strings, as `ombria.py` has them, and enter both in
-`datasets.DATASETS`. Scaling, splits and `sarmatch data check` follow; `sarmatch train --profile s1s2 --data FOLDER
---data.datasets NAME` trains on it. For `sarmatch data get NAME`, list its files in `registries/NAME.txt`.
+(0 leaves the row out). To add a dataset of another layout, write two functions of the folder, one that recognises it
+and one that returns such a table of strings, and enter both in `datasets.DATASETS`, as those of OMBRIA. Scaling,
+splits and `sarmatch data check` follow; `sarmatch train --profile s1s2 --data FOLDER --data.datasets NAME` trains on
+it. For `sarmatch data get NAME`, list its files in `registries/NAME.txt`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sarmatch.data.ombria import is_ombria, ombria
 from sarmatch.data.pairs import PairError
 from sarmatch.data.sen12ms import SEN12, SEN12MS, SEN12MS_CR, Tree, is_tree, scan, scene_folders
 
@@ -23,6 +22,23 @@ class Dataset(NamedTuple):
     parts: Callable[[Path], Iterable[Path]] | None = None  # stores a slow table until one of these folders changes
     source: str = "manifest"  # the `DataConfig.source` that opens it
     archives: str = ""  # where they are, if it comes in archives to be unpacked into one folder
+
+
+SCENES = Path(__file__).parent / "registries" / "ombria_scenes.csv"
+"""Of 746 pairs of OMBRIA (not France and Timor) the files, the scene, and usable: 0 where mostly empty or saturated."""
+
+
+def is_ombria(root: Path) -> bool:
+    """Whether a folder holds any part of OMBRIA's own layout."""
+    return any((root / folder).is_dir() for folder in ("OmbriaS1", "OmbriaS2", "2021/ALBANIA", "2021/GUYANA"))
+
+
+def ombria(root: Path) -> pd.DataFrame:
+    """All pairs of OMBRIA (Drakonakis et al., 2022, doi:10.1109/JSTARS.2022.3155559), whichever files a folder holds.
+
+    VV and, as red, green and blue, B11, B8 and B3 from before a flood; VV from after it is the later acquisition.
+    """
+    return pd.read_csv(SCENES, dtype=str, keep_default_na=False).assign(dataset="ombria")
 
 
 def manifest(root: Path) -> pd.DataFrame:

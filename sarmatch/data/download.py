@@ -28,11 +28,10 @@ def download(name: str, root: str | Path | None = None) -> Path:
     """Fetch a public data set into a folder; files that are there and right are not fetched again.
 
     Args:
-        name: `ombria` or `optical-sar`.
+        name: `ombria` or `optical-sar`; ValueError for others, with the remedy.
         root: default `data/NAME` in the working directory.
 
     Raises:
-        ValueError: no set of that name, or one that cannot be fetched file by file.
         DownloadError: no connection; or, after all others were fetched, files that the server lacks or whose checksum
             is wrong: of these nothing is left in the folder.
     """
@@ -50,23 +49,21 @@ def download(name: str, root: str | Path | None = None) -> Path:
     finally:
         logger.setLevel(level)
     if failures:
-        listed = "\n".join([*failures[:10], *([f"... and {len(failures) - 10} more"] if len(failures) > 10 else [])])
         raise DownloadError(
             f"{name}: {len(failures)} of {len(store.registry)} files could not be fetched; the others are in {folder}. "
-            f"The same call tries these again:\n{listed}"
+            "The same call tries these again, the first of them:\n" + "\n".join(failures[:10])
         )
     return folder
 
 
 def _registry(name: str) -> Path:
-    """The list of a set's files; a set without one is a ValueError with the remedy."""
+    paths = {path.stem: path for path in REGISTRIES.glob("*.txt")}
     archives = {name: dataset for name, dataset in DATASETS.items() if dataset.archives}
     if name in archives:
         raise ValueError(
             f"{name} cannot be fetched file by file: get its archives from {archives[name].archives} and unpack all "
             f"into one folder, which then has {archives[name].holds}"
         )
-    paths = {path.stem: path for path in REGISTRIES.glob("*.txt")}
     if name not in paths:
         raise ValueError(f"no data set {name!r}; {sorted(paths)} can be fetched, and {sorted(archives)} are explained")
     return paths[name]

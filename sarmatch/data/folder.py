@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,38 +23,30 @@ from sarmatch.data.raster import RED_GREEN_BLUE, read_pair, read_sar
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.io import write_table
 
-REQUIRED = ("id", "sar", "optical")
-OPTIONAL = ("dataset", "scene", "season", "land_cover", "sar_later", "usable")
 INDEX_VERSION = 2  # part of the name of a stored table: another version of its columns makes its own
 
 
 def open_pairs(config: DataConfig, seed: int = 0) -> Pairs:
     """The pairs that a config names; `seed` is that of generated pairs.
 
-    Raises:
-        ValueError: no `root` for real data.
-        FileNotFoundError: no such folder, or not what `source` says in it.
-        AbsentDatasetError, PairError: as `open_folder`.
+    ValueError without `root` for real data; FileNotFoundError where it is no folder, or not of `source`; else errors as
+    of `open_folder`.
     """
     if config.source == "synthetic":
         return synthetic_pairs(config.n_synthetic, config.patch_size, seed, sar_bands=config.sar_bands)
     if config.root is None:
         raise ValueError(f"source={config.source!r} reads real data: give its folder (root, or --data PATH)")
     layout = recognise(config.root)
-    source = DATASETS[layout].source
-    if source != config.source:
+    if (source := DATASETS[layout].source) != config.source:
         raise FileNotFoundError(
             f"{config.root}: source={config.source!r} expected, but the folder is laid out as {layout}; set "
             f"source={source!r} (profile {'s1s2' if source == 'manifest' else 'sen12ms'!r}) or give another folder"
         )
-    return open_folder(
-        config.root, datasets=config.datasets, sar_bands=config.sar_bands, optical_bands=config.optical_bands
-    )
+    return open_folder(config.root, config.datasets, config.sar_bands, config.optical_bands)
 
 
 def open_folder(
     root: str | Path,
-    *,
     datasets: Sequence[str] = (),
     sar_bands: Sequence[int] = (0,),
     optical_bands: Sequence[int] = (0, 1, 2),
@@ -78,20 +70,20 @@ def open_folder(
         PairError: the table lacks a column, or no usable pair is left.
     """
     root = Path(root)
-    layout = recognise(root)
-    table = _stored_table(root, layout, rescan)
-    if missing := [name for name in REQUIRED if name not in table]:
+    table = _stored_table(root, recognise(root), rescan)
+    if missing := [name for name in ("id", "sar", "optical") if name not in table]:
         raise PairError(f"{root}: the table of its pairs lacks the columns {missing}; it has {list(table.columns)}")
-    table = table.assign(**{name: "" for name in OPTIONAL if name not in table})
+    optional = {*INDEX_COLUMNS, "sar_later", "usable"}
+    table = table.assign(**dict.fromkeys(optional.difference(table.columns), ""))
     held = sorted(table["dataset"].unique())
     if absent := sorted(set(datasets) - set(held)):
         if len(held) > 1 or set(held).isdisjoint(datasets):
             raise AbsentDatasetError(f"datasets: {absent} do not occur in {root}; it has {held}, choose among them")
         warnings.warn(f"{root} holds {held[0]} alone; going on without {', '.join(absent)}", stacklevel=3)
     index, problems = _usable(table[table["dataset"].isin(datasets or held)], root)
-    bands: dict[str, Any] = {"root": root, "sar_bands": tuple(sar_bands)}
     colours = None if tuple(optical_bands) in ((0, 1, 2), RED_GREEN_BLUE) else tuple(optical_bands)
-    return Pairs(index, partial(_read, optical_bands=colours, **bands), partial(_read_later, **bands), problems)
+    read = partial(_read, root=root, sar_bands=tuple(sar_bands), optical_bands=colours)
+    return Pairs(index, read, partial(_read_later, root=root, sar_bands=tuple(sar_bands)), problems)
 
 
 def _usable(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -102,9 +94,8 @@ def _usable(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, tuple[str, .
     problems = tuple(bad["id"] + ": " + bad["problem"])
     table = table[table["usable"] != "0"].reset_index(drop=True)
     if table.empty:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        why = "; ".join(problems[:3]) + more if problems else "all rows have usable = 0, or there are none"
-        raise PairError(f"{root}: no usable pair is left; {why}")
+        why = "; ".join(problems[:3]) or "all rows have usable = 0, or there are none"
+        raise PairError(f"{root}: no usable pair is left; {why} ({len(problems)} problems)")
     qualified = table["dataset"] + "/" + table["scene"]
     table["scene"] = qualified.where((table["dataset"] != "") & (table["scene"] != ""), table["scene"])
     return table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]], problems
@@ -116,8 +107,8 @@ def _examined(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     def missing(column: str, what: str) -> pd.Series:
         return table[column].map(lambda path: f"{what} file {root / path} is missing")
 
-    columns = ("sar", "optical", "sar_later")
-    sar, optical, later = (np.array([(root / path).is_file() for path in table[name]], bool) for name in columns)
+    named = (table[name] for name in ("sar", "optical", "sar_later"))
+    sar, optical, later = (np.array([(root / path).is_file() for path in paths], bool) for paths in named)
     unnamed = (table["id"].duplicated() | (table["id"] == "")).to_numpy()
     repeated = "id of row " + (table.index + 2).astype(str) + " is empty or repeated; ids must be unique"
     problem = np.select(
@@ -137,29 +128,24 @@ def _stored_table(root: Path, layout: str, rescan: bool) -> pd.DataFrame:
     state = "\n".join(f"{part.relative_to(root)} {part.stat().st_mtime_ns}" for part in known.parts(root))
     digest = hashlib.sha256(f"{INDEX_VERSION}\n{layout}\n{state}".encode()).hexdigest()[:12]
     paths = [place / f"sarmatch-{layout}-{digest}.parquet" for place in (root, Path(pooch.os_cache("sarmatch")))]
-    for path in paths:
-        if not rescan and path.is_file():
-            try:
-                return pd.read_parquet(path)
-            except (ArrowException, OSError) as error:
-                warnings.warn(f"index {path} is unreadable ({error}); scanning {root} again", stacklevel=4)
+    for path in () if rescan else filter(Path.is_file, paths):
+        try:
+            return pd.read_parquet(path)
+        except (ArrowException, OSError) as error:
+            warnings.warn(f"index {path} is unreadable ({error}); scanning {root} again", stacklevel=4)
     table = known.table(root)
     for path in paths:
-        try:
+        with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, path)
             return table
-        except OSError:
-            continue
     warnings.warn(f"no place to store the index of {root}, tried {[str(path) for path in paths]}", stacklevel=4)
     return table
 
 
 def _read(row: pd.Series, *, root: Path, sar_bands: Sequence[int], optical_bands: Sequence[int] | None) -> Pair:
-    labels = {name: row[name] for name in INDEX_COLUMNS}
-    return read_pair(
-        root / row["sar"], root / row["optical"], sar_bands=sar_bands, optical_bands=optical_bands, **labels
-    )
+    labels = {name: row[name] for name in INDEX_COLUMNS[1:]}
+    return read_pair(root / row["sar"], root / row["optical"], row["id"], sar_bands, optical_bands, **labels)
 
 
 def _read_later(row: pd.Series, *, root: Path, sar_bands: Sequence[int]) -> Tensor | None:
@@ -167,11 +153,7 @@ def _read_later(row: pd.Series, *, root: Path, sar_bands: Sequence[int]) -> Tens
 
 
 def check_data(root: str | Path, max_read: int = 2000) -> tuple[str, tuple[str, ...]]:
-    """A report on a folder, and what is missing or broken in it; `max_read` pairs, evenly spaced, are read in full.
-
-    Raises:
-        FileNotFoundError, PairError: as `open_folder`: there is nothing to check.
-    """
+    """A report on a folder, and what is missing or broken in it; `max_read` pairs, evenly spaced, are read in full."""
     pairs = open_folder(root, rescan=True)
     rows = np.unique(np.linspace(0, len(pairs) - 1, min(max_read, len(pairs))).round().astype(int))
     broken = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,10 +62,10 @@ def _check_image(image: Tensor, channels: tuple[int, ...], what: str) -> None:
             f"got {image.dtype} {tuple(image.shape)}"
         )
     low, high = (float(v) for v in torch.aminmax(image))  # one pass; NaN propagates into both
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise PairError(f"{what}: contains NaN or infinity; mark such pixels as invalid and fill them")
-    if low < 0 or high > 1:
-        raise PairError(f"{what}: values must lie in [0, 1], got [{low:.3g}, {high:.3g}]; scale them first")
+    if not (low >= 0 and high <= 1):
+        raise PairError(
+            f"{what}: values must lie in [0, 1], got [{low:.3g}, {high:.3g}]; scale them, and fill NaN or infinity"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +108,11 @@ class Pairs:
         for i in sorted({0, len(self) // 2, len(self) - 1} if len(self) else set()):
             pair = self[i]
             for values in (pair.sar, pair.optical, pair.valid):
-                found.update(f"{tuple(values.shape)}".encode())
-                found.update(values.contiguous().numpy().tobytes())
+                found.update(f"{tuple(values.shape)}".encode() + values.contiguous().numpy().tobytes())
         return found.hexdigest()[:12]
 
     def fingerprint(self) -> str:
         """Eight hex digits of the index's ids and labels; a column `partner`, of mismatched pairs, counts too."""
-        columns = [*INDEX_COLUMNS, *(["partner"] if "partner" in self.index else [])]
+        columns = [*INDEX_COLUMNS, *self.index.columns.intersection(["partner"])]
         text = self.index[columns].astype(str).to_csv(index=False)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

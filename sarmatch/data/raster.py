@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import rasterio
-from rasterio.enums import MaskFlags
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 from torch import Tensor
 
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.data.units import scale_optical, scale_sar
 
 RED_GREEN_BLUE = (3, 2, 1)  # zero-based bands B4, B3, B2 of a Sentinel-2 stack of 12 (L2A) or 13 bands (L1C)
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)  # some errors of GDAL come out of rasterio as they are
 
 Source: TypeAlias = str | Path | DatasetReader
 
@@ -37,12 +41,11 @@ class Raster(NamedTuple):
 def read_sar(source: Source, bands: Sequence[int] = (0,)) -> Raster:
     """Read SAR bands (zero-based; VV, or VV and VH) from a path or an open rasterio dataset.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        PairError: the file is broken, lacks a band, has an unknown encoding, or holds no image (nodata or constant).
+    FileNotFoundError where there is no such file; PairError where it is broken, lacks a band, has an unknown encoding,
+    or holds no image (nodata or constant).
     """
     values, known, *grid = _read(source, bands, "SAR image")
-    return Raster(*scale_sar(values, bands, known, what=f"SAR image {_name(source)}"), *grid)
+    return Raster(*scale_sar(values, bands, known, f"SAR image {source_name(source)}"), *grid)
 
 
 def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
@@ -51,7 +54,7 @@ def read_optical(source: Source, bands: Sequence[int] | None = None) -> Raster:
     `bands=None` takes red, green and blue: the first three bands, or `RED_GREEN_BLUE` of 12 or 13 bands.
     """
     values, known, *grid = _read(source, bands, "optical image")
-    return Raster(*scale_optical(values, known, what=f"optical image {_name(source)}"), *grid)
+    return Raster(*scale_optical(values, known, f"optical image {source_name(source)}"), *grid)
 
 
 def load_sar(source: Any, channels: int) -> Raster:
@@ -94,10 +97,12 @@ def read_pair(
 ) -> Pair:
     """Read two partners of one grid; `labels` are dataset, scene, season and land_cover. Errors as in `read_sar`."""
     first, second = read_sar(sar, sar_bands), read_optical(optical, optical_bands)
-    check_same_grid(first, second, _name(sar), _name(optical))
+    check_same_grid(first, second, source_name(sar), source_name(optical))
     valid = first.valid & second.valid
     if not bool(valid.any()):
-        raise PairError(f"{_name(sar)} and {_name(optical)} have no valid pixel in common; choose overlapping images")
+        raise PairError(
+            f"{source_name(sar)} and {source_name(optical)} have no valid pixel in common; choose overlapping images"
+        )
     located = first if first.transform is not None else second
     return Pair(first.image, second.image, valid, id, transform=located.transform, crs=located.crs, **labels)
 
@@ -122,33 +127,23 @@ def check_same_grid(first: Raster, second: Raster, first_name: str, second_name:
 @contextmanager
 def open_raster(source: Source, what: str) -> Iterator[DatasetReader]:
     """The open dataset; errors of GDAL, also while reading, become FileNotFoundError or PairError."""
-    if isinstance(source, DatasetReader):
-        _require_whole_png(source, what)
-        yield source
-        return
+    path, remedy = Path(source_name(source)), "fetch it again"
     try:
         # Folders of patches hold thousands of files, which GDAL would list at each opening to look for side-cars.
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=True):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # PNG has no georeference, and need not
-            dataset = rasterio.open(source)
-        with dataset:
-            _require_whole_png(dataset, what)
+            given = isinstance(source, DatasetReader)
+            opened: AbstractContextManager[Any] = nullcontext(source) if given else rasterio.open(source)
+        with opened as dataset:
+            if dataset.driver == "PNG" and path.is_file():  # of which GDAL 3.10 reads truncated ones without an error
+                last = np.fromfile(path, np.uint8, offset=max(path.stat().st_size - 1024, 0)).tobytes()
+                if b"IEND" not in last:
+                    raise PairError(f"{what} {path}: truncated or not a raster (a PNG without end); {remedy}")
             yield dataset
     except RasterioError as error:
-        if not Path(source).exists():
-            raise FileNotFoundError(f"{what} {source}: no such file; check the path") from error
-        raise PairError(f"{what} {source}: truncated or not a raster ({error}); fetch it again") from error
-
-
-def _require_whole_png(dataset: DatasetReader, what: str) -> None:
-    """GDAL 3.10 reads a truncated PNG without an error and leaves the array as it was, so look for the final chunk."""
-    path = Path(dataset.name)
-    if dataset.driver != "PNG" or not path.is_file():  # no file: within an archive or on a server
-        return
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 1024, 0))
-        if b"IEND" not in file.read():
-            raise PairError(f"{what} {path}: truncated or not a raster (a PNG without end); fetch it again")
+        if not path.exists():
+            raise FileNotFoundError(f"{what} {path}: no such file; check the path") from error
+        raise PairError(f"{what} {path}: truncated or not a raster ({error}); {remedy}") from error
 
 
 def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.ndarray, np.ndarray, Any, str | None]:
@@ -157,17 +152,30 @@ def _read(source: Source, bands: Sequence[int] | None, what: str) -> tuple[np.nd
         if bands is None:
             bands = RED_GREEN_BLUE if dataset.count in (12, 13) else (0, 1, 2)
         if not bands or not all(0 <= band < dataset.count for band in bands):
-            raise PairError(
-                f"{what} {_name(source)}: expected the bands {tuple(bands)} (counted from 0), the file has "
-                f"{dataset.count}; choose others (sar_bands, optical_bands)"
-            )
-        numbers = [band + 1 for band in bands]
-        values = dataset.read(numbers)
-        masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
-        valid = dataset.read_masks(numbers).all(axis=0) if masked else np.ones(values.shape[-2:], bool)
+            found = f"(counted from 0), the file has {dataset.count}; choose others (sar_bands, optical_bands)"
+            raise PairError(f"{what} {source_name(source)}: expected the bands {tuple(bands)} {found}")
         transform = None if dataset.transform.is_identity else dataset.transform
-        return values, valid, transform, str(dataset.crs) if dataset.crs else None
+        return *read_window(dataset, bands), transform, str(dataset.crs) if dataset.crs else None
 
 
-def _name(source: Source) -> str:
+def read_window(
+    view: DatasetReader | WarpedVRT, bands: Sequence[int], window: Window | None = None, **size: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values (C, H, W) of a window and the mask of its valid px, (H, W)."""
+    numbers = [band + 1 for band in bands]
+    try:
+        values = view.read(numbers, window=window, **size)
+        if ColorInterp.alpha in view.colorinterp:
+            valid = view.dataset_mask(window=window, **size) > 0  # GDAL itself finds alpha in 2 and 4 bands only
+        else:
+            valid = (view.read_masks(numbers, window=window, **size) > 0).all(axis=0)
+    except GDAL_ERRORS as error:
+        why = error.__cause__ or error
+        raise PairError(f"{view.name}: truncated or not a raster ({why}); fetch it again") from error
+    if np.issubdtype(values.dtype, np.floating):
+        valid &= np.isfinite(values).all(axis=0)
+    return values, valid
+
+
+def source_name(source: Source) -> str:
     return source.name if isinstance(source, DatasetReader) else str(source)

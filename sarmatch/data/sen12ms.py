@@ -3,16 +3,6 @@
 All keep patch 30 of scene 1 as `ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif`, and so for the other layers s2 and
 lc; SEN12MS-CR unpacks into one folder a layer, `ROIs1158_spring_s1/s1_1/...`. Patches are 256 x 256 px of 10 m. Scene
 numbers are those of the family: do not train on one dataset and test on another without comparing the places.
-
-SEN12MS: 180,662 triplets in UTM: s1, VV and VH in dB (float32); s2, the 13 bands of Sentinel-2 L1C, reflectance x
-10,000 (uint16); lc, MODIS land cover: IGBP, LCCS cover, use, hydrology. Patches overlap their neighbours by half: split
-by scene. Schmitt et al. (2019), ISPRS Annals IV-2/W7, doi:10.5194/isprs-annals-IV-2-W7-153-2019 (510 GB, CC-BY 4.0).
-
-SEN12MS-CR: no land cover, and a cloudy twin s2_cloudy of each optical patch, which is not read. Ebel et al. (2021),
-IEEE TGRS 59(7), doi:10.1109/TGRS.2020.3024744 (CC-BY 4.0).
-
-SEN1-2: 282,384 pairs of PNG without georeference, 8 bits: VV; red, green, blue. Schmitt et al. (2018), ISPRS Annals
-IV-1, doi:10.5194/isprs-annals-IV-1-141-2018 (CC-BY 4.0).
 """
 
 from __future__ import annotations
@@ -54,8 +44,11 @@ class Tree(NamedTuple):
     folder_a_layer: bool = False
 
 
+# VV and VH in dB, Sentinel-2 L1C, MODIS land cover; CC-BY 4.0, doi:10.5194/isprs-annals-IV-2-W7-153-2019
 SEN12MS = Tree("sen12ms", {"s1": (2, "float32"), "s2": (13, "uint16"), "lc": (4, None)})
+# Its cloudy twins of optical patches are not read; CC-BY 4.0, doi:10.1109/TGRS.2020.3024744
 SEN12MS_CR = Tree("sen12ms-cr", {"s1": (2, "float32"), "s2": (13, "uint16")}, folder_a_layer=True)
+# VV; red, green, blue; CC-BY 4.0, doi:10.5194/isprs-annals-IV-1-141-2018
 SEN12 = Tree("sen1-2", {"s1": (1, "uint8"), "s2": (3, "uint8")}, ".png")
 
 
@@ -107,7 +100,7 @@ def _find(root: Path, tree: Tree) -> pd.DataFrame:
 
 
 def _examine(row: dict[str, str], *, root: Path, layers: dict[str, tuple[int, str | None]]) -> tuple[str, str, str]:
-    """Whether a patch is usable ("1" or "0"), its land cover, and what is wrong with it."""
+    """Whether a patch is usable, its land cover, and what is wrong with it."""
     for layer, (bands, dtype) in layers.items():
         if problem := _problem(root, row[COLUMN[layer]], layer, bands, dtype):
             return ("1" if layer == "lc" else "0"), "", problem
@@ -128,14 +121,11 @@ def _problem(root: Path, path: str, layer: str, bands: int, dtype: str | None) -
     except RasterioError as error:
         return f"{path} is corrupt or truncated ({error})"
     expected = (bands, dtype or found[1], 256, 256)
-    if found != expected:
-        return "{}: expected {} bands of {} and {}x{} px, found {} of {} and {}x{}".format(path, *expected, *found)
-    return ""
+    form = "{}: expected {} bands of {} and {}x{} px, found {} of {} and {}x{}"
+    return "" if found == expected else form.format(path, *expected, *found)
 
 
 def dominant_land_cover(igbp: np.ndarray) -> str:
     """Most frequent simplified class of an IGBP map (integers 1 to 17, others ignored), or "" where there is none."""
-    classes = igbp[(igbp >= 1) & (igbp <= 17)].astype(int)
-    if classes.size == 0:
-        return ""
-    return LAND_COVERS[int(np.bincount(SIMPLIFIED_IGBP[classes], minlength=11)[1:].argmax())]
+    classes = SIMPLIFIED_IGBP[igbp[(igbp >= 1) & (igbp <= 17)].astype(int)]
+    return LAND_COVERS[np.bincount(classes).argmax() - 1] if len(classes) else ""

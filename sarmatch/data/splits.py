@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from sarmatch.config import DataConfig
 from sarmatch.data.pairs import PairError, Pairs
@@ -31,10 +32,10 @@ class Split:
 
 
 def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
-    """Validation pairs that choose weights, and those of other scenes that fit confidence.
+    """`Split.selection` and `Split.calibration`: every third scene by dataset and name, and the others.
 
     Weights chosen by their score on a scene look better there than elsewhere, so confidence fitted on it would be too
-    high. Every third scene, by dataset and name, chooses; with fewer than 4 scenes both roles take the whole part.
+    high. With fewer than 4 scenes both roles take the whole part.
     """
     scenes = validation.index[["dataset", "scene"]].sort_values(["dataset", "scene"]).drop_duplicates("scene")
     if len(scenes) < 4:
@@ -45,27 +46,23 @@ def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
 
 def split_pairs(pairs: Pairs, config: DataConfig) -> Split:
     """Split as the config says: `config.split`, `config.split_fractions`, `config.split_seed`."""
-    by = split_by_scene if config.split == "scene" else split_by_patch
-    return by(pairs, config.split_fractions, config.split_seed)
+    split = split_by_scene if config.split == "scene" else split_by_patch
+    return split(pairs, config.split_fractions, config.split_seed)
 
 
 def split_by_scene(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:
     """Scene-disjoint split, each dataset divided among the parts by its own scenes.
 
     Scenes go, largest first, to the part that lacks most pairs. A dataset of three scenes or more occurs in every part;
-    of two scenes, in training and test; of one, in training. `seed` decides between equals.
-
-    Raises:
-        ValueError: `fractions` are not three shares that sum to 1.
-        PairError: a pair has no scene, or the scenes are too few for a part.
+    of two scenes, in training and test; of one, in training. `seed` decides between equals. PairError where a pair has
+    no scene, or scenes are too few for a part.
     """
-    _check_fractions(fractions)
     index = pairs.index
-    if (index["scene"] == "").any():
-        unknown = index["id"][index["scene"] == ""].iloc[0]
+    unknown = index["id"][index["scene"] == ""]
+    if len(unknown):
         raise PairError(
-            f"pair {unknown!r} has no scene, so a scene-disjoint split is impossible; name the scenes (column 'scene' "
-            "of a manifest) or split by patch (split='patch')"
+            f"pair {unknown.iloc[0]!r} has no scene, so a scene-disjoint split is impossible; name the scenes (column "
+            "'scene' of a manifest) or split by patch (split='patch')"
         )
     rng = np.random.default_rng(seed)
     part = np.zeros(len(index), int)
@@ -96,19 +93,17 @@ def split_by_patch(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15)
     """The paper's split over patches, stratified by season and land cover (section 4.1), with exact totals.
 
     Training and validation get their shares rounded, test the rest: of 180,662 pairs 126,463 / 27,099 / 27,100. Patches
-    of one scene overlap or touch, so parts are not independent (`leakage`). Errors as of `split_by_scene`.
+    of one scene overlap or touch, so parts are not independent (`leakage`).
     """
-    _check_fractions(fractions)
     n_train, n_validation = (round(share * len(pairs)) for share in fractions[:2])
     stratum = pairs.index.groupby(["season", "land_cover"], sort=True).ngroup().to_numpy()
     sizes = np.bincount(stratum)
     train = _apportion(sizes, n_train)
     validation = _apportion(sizes - train, min(n_validation, len(pairs) - n_train))
     shuffled = np.random.default_rng(seed).permutation(len(pairs))
-    by_stratum = shuffled[np.argsort(stratum[shuffled], kind="stable")]
-    rank = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # position within the shuffled stratum
-    part = np.empty(len(pairs), int)
-    part[by_stratum] = (rank >= np.repeat(train, sizes)).astype(int) + (rank >= np.repeat(train + validation, sizes))
+    rank = np.empty(len(pairs), int)  # position within the shuffled stratum
+    rank[shuffled] = pd.Series(stratum[shuffled]).groupby(stratum[shuffled]).cumcount()
+    part = (rank >= train[stratum]).astype(int) + (rank >= (train + validation)[stratum])
     return _split(pairs, part, fractions)
 
 
@@ -124,12 +119,9 @@ def leakage(split: Split) -> float:
     return float(split.test.index["scene"].isin(set(split.train.index["scene"])).mean())
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
+def _split(pairs: Pairs, part: np.ndarray, fractions: Sequence[float]) -> Split:
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares in [0, 1] that sum to 1, got {tuple(fractions)}")
-
-
-def _split(pairs: Pairs, part: np.ndarray, fractions: Sequence[float]) -> Split:
     parts = [pairs.subset(np.flatnonzero(part == p)) for p in range(3)]
     for name, share, rows in zip(("training", "validation", "test"), fractions, parts, strict=True):
         if share > 0 and not len(rows):

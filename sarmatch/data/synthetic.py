@@ -1,8 +1,7 @@
 """Procedural SAR-optical pairs: two renderings of one scene of fields, forest, water, roads, buildings and relief.
 
-They share geometry but not radiometry: colour and backscatter of a class are drawn independently for every scene, and
-two crops are alike in SAR only, two in the optical image only. All follows from the seed. Pixel (x, y) of both images
-shows the same ground point, unless SAR layover moved it (`Rendering.displacement`), as in terrain-corrected Sentinel-1.
+They share geometry but not radiometry. All follows from the seed. Pixel (x, y) of both images shows the same ground
+point, unless SAR layover moved it (`Rendering.displacement`), as in terrain-corrected Sentinel-1.
 """
 
 from __future__ import annotations
@@ -20,19 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sarmatch.data import synthetic_scene as kinds
 from sarmatch.data.pairs import Pair, Pairs
-from sarmatch.data.synthetic_scene import (
-    FOREST,
-    HEDGE,
-    ROOF,
-    WATER,
-    Ground,
-    Style,
-    draw_ground,
-    draw_style,
-    largest,
-    smooth_noise,
-)
+from sarmatch.data.synthetic_scene import Ground, Style, draw_ground, draw_style, largest, smooth_noise
 from sarmatch.data.units import SAR_RANGES_DB
 
 MARGIN = 12  # border rendered around the image, px, so that layover and shadows can come from outside
@@ -87,19 +76,17 @@ def synthetic_pairs(
         sar_bands: (0,) for VV or (0, 1) for VV and VH.
         nuisance: the same for all pairs; None draws it for each pair (columns of the index).
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    _check_size(size)
+    if n < 1 or size < 32:
+        raise ValueError(f"n must be at least 1 and size at least 32 px, got {n} and {size}")
     rng = np.random.default_rng([seed, 0])
     rows = []
     for i in range(n):
-        scene = i // 4
-        scene_seed = _scene_seed(seed, scene)
+        scene_seed = _scene_seed(seed, i // 4)
         style = draw_style(scene_seed)
-        labels = {"id": f"synthetic_{seed}_{i}", "dataset": "synthetic", "scene": f"synthetic/{scene}"}
-        labels |= {"season": style.season, "land_cover": style.land_cover}
-        seeds = {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
-        rows.append(labels | seeds | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
+        row: dict[str, Any] = {"id": f"synthetic_{seed}_{i}", "dataset": "synthetic", "scene": f"synthetic/{i // 4}"}
+        row |= {"season": style.season, "land_cover": style.land_cover}
+        row |= {"seed": _scene_seed(seed, 10**6 + i), "scene_seed": scene_seed}
+        rows.append(row | dataclasses.asdict(nuisance or _draw_nuisance(rng, style.season)))
     form: dict[str, Any] = {"size": size, "sar_bands": tuple(sar_bands)}
     return Pairs(pd.DataFrame(rows), partial(_render_row, **form), partial(_render_later, **form))
 
@@ -125,15 +112,12 @@ def render(
         scene_seed: of season, land cover, colours and backscatter, as `seed` of geometry and noise; default `seed`.
         acquisition: of SAR; each has speckle and moisture of its own.
     """
-    _check_size(size)
     scene_seed = seed if scene_seed is None else scene_seed
     style = draw_style(scene_seed)
     ground = draw_ground(np.random.default_rng([seed, 1]), size + 2 * MARGIN, style)
-    displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
-    rng = np.random.default_rng([seed, 2, acquisition])
-    sar, sar_maps = _sar(rng, ground, style, nuisance, displacement, sar_bands)
+    sar, sar_maps = _sar(np.random.default_rng([seed, 2, acquisition]), ground, style, nuisance, sar_bands)
     optical, optical_maps = _optical(np.random.default_rng([seed, 3]), ground, style, nuisance)
-    ground_maps = {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief, "displacement": displacement}
+    maps = sar_maps | optical_maps | {"land_cover": ground.kind.astype(np.uint8), "relief": ground.relief}
     inner = slice(MARGIN, MARGIN + size)
     pair = Pair(
         torch.from_numpy(np.ascontiguousarray(sar[:, inner, inner])),
@@ -145,13 +129,7 @@ def render(
         season=style.season,
         land_cover=style.land_cover,
     )
-    maps = sar_maps | optical_maps | ground_maps
     return Rendering(pair, **{name: layer[inner, inner].copy() for name, layer in maps.items()})
-
-
-def _check_size(size: int) -> None:
-    if size < 32:
-        raise ValueError(f"size must be at least 32 px, got {size}")
 
 
 def _scene_seed(seed: int, number: int) -> int:
@@ -186,39 +164,29 @@ def _rendered(**arguments: Any) -> Pair:
 
 
 def _sar(
-    rng: np.random.Generator,
-    ground: Ground,
-    style: Style,
-    nuisance: Nuisance,
-    displacement: np.ndarray,
-    bands: Sequence[int],
+    rng: np.random.Generator, ground: Ground, style: Style, nuisance: Nuisance, bands: Sequence[int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Class backscatter, projected by height and speckled, in clipped dB: (bands, S, S) in [0, 1]; and its maps."""
+    displacement = -style.look * (nuisance.layover_px * ground.height + 0.5 * nuisance.relief * ground.relief)
     field = rng.normal(0, 0.8, ground.field.max() + 1).astype(np.float32)[ground.field]
     moisture = 0.9 * smooth_noise(rng, len(field), 32)
     slope = np.gradient(ground.relief, axis=1).astype(np.float32) * style.look
     db = field + moisture + 12 * nuisance.relief * slope + 1.5 * ground.crowns  # in SAR only, but for the crowns
     rise = ground.height - np.roll(ground.height, style.look, axis=1)
-    wall = nuisance.double_bounce * np.where(ground.kind == ROOF, rise.clip(0), 0)
+    wall = nuisance.double_bounce * np.where(ground.kind == kinds.ROOF, rise.clip(0), 0)
     channels, shares, gains = [], [], []
     for band in bands:
         sigma: np.ndarray = _project(10 ** ((style.backscatter[band][ground.kind] + db) / 10), displacement)
         echo = wall * (2.5, 0.5)[band]  # not projected: the way over wall and ground is as long as that to the foot
         shares.append(echo / (sigma + echo + 1e-12))
         sigma = cv2.GaussianBlur(sigma + echo, (0, 0), 0.6)
-        gains.append(_speckle(rng, sigma.shape, nuisance.looks))
+        looks = np.float32(nuisance.looks)
+        speckled = np.isfinite(looks)  # infinitely many looks have none
+        gains.append(rng.standard_gamma(looks, sigma.shape, np.float32) / looks if speckled else np.ones_like(sigma))
         low, high = SAR_RANGES_DB[band]
         channels.append(((10 * np.log10(sigma * gains[-1] + 1e-4) - low) / (high - low)).clip(0, 1))
-    layover = _project(np.ones_like(ground.height), displacement)
-    maps = {"layover": layover, "double_bounce": shares[0], "speckle": gains[0]}
-    return np.stack(channels).astype(np.float32), maps
-
-
-def _speckle(rng: np.random.Generator, shape: tuple[int, ...], looks: float) -> np.ndarray:
-    """Factor on the power of a multi-look image; infinitely many looks leave 1."""
-    if not np.isfinite(looks):
-        return np.ones(shape, np.float32)
-    return rng.standard_gamma(looks, shape, dtype=np.float32) / np.float32(looks)
+    maps = {"layover": _project(np.ones_like(ground.height), displacement), "displacement": displacement}
+    return np.stack(channels).astype(np.float32), maps | {"double_bounce": shares[0], "speckle": gains[0]}
 
 
 def _project(sigma: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -239,14 +207,14 @@ def _optical(
     """Colour image (S, S, 3) float32 in [0, 1], and its maps."""
     size = len(ground.kind)
     of_field = rng.normal(0, 0.025, (ground.field.max() + 1, 3)).astype(np.float32)  # in the optical image only
-    roof = np.where(ground.kind == ROOF, np.sin(97 * ground.height), np.float32(0))  # a tone for each building
+    roof = np.where(ground.kind == kinds.ROOF, np.sin(97 * ground.height), np.float32(0))  # a tone for each building
     tone = 0.12 * roof - 0.035 * ground.crowns + 0.02 * smooth_noise(rng, size, 24) + 0.012 * smooth_noise(rng, size, 2)
     image: np.ndarray = style.colours.take(ground.kind, axis=0) + tone[..., None]
-    strength = np.where(ground.kind < HEDGE, np.float32(1), np.float32(0.3))[..., None]
+    strength = np.where(ground.kind < kinds.HEDGE, np.float32(1), np.float32(0.3))[..., None]
     image += of_field.take(ground.field, axis=0) * strength
 
     snow_line = smooth_noise(rng, size, 20) + 0.7 * ground.relief
-    cover = np.where(ground.kind == FOREST, 0.4, ground.kind != WATER).astype(np.float32)
+    cover = np.where(ground.kind == kinds.FOREST, 0.4, ground.kind != kinds.WATER).astype(np.float32)
     snow = largest(snow_line, nuisance.snow) * cover
     image += snow[..., None] * (0.88 - image)
 

@@ -44,7 +44,11 @@ def draw_style(seed: int) -> Style:
     """Season, land cover, and for each class a colour and, independently, a backscatter."""
     rng = np.random.default_rng([seed, 4])
     season = str(rng.choice(SEASONS))
-    crops = _crop_colours(rng, season)
+    green_ripe_soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
+    weights = {"spring": (4, 1, 2), "summer": (2, 4, 1), "fall": (1, 2, 4), "winter": (1, 0.5, 5)}[season]
+    crops: np.ndarray = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ green_ripe_soil
+    crops *= rng.uniform(0.6, 1.4, (N_CROPS, 1))
+    crops[3] = crops[2]  # alike in the optical image only
     leaf = {"spring": 1.1, "summer": 1.0, "fall": 1.15, "winter": 0.8}[season]
     hedge, forest, water = [0.18, 0.27, 0.15], [0.14 * leaf, 0.24, 0.13], [0.08, 0.16, 0.22]
     colours = np.vstack([crops, hedge, forest, water, [0.58, 0.56, 0.53], [0.42, 0.40, 0.37], [0.55, 0.5, 0.47]])
@@ -62,16 +66,6 @@ def draw_style(seed: int) -> Style:
         look=int(rng.choice([-1, 1])),
         sun=np.array([np.cos(angle), np.sin(angle)], np.float32),
     )
-
-
-def _crop_colours(rng: np.random.Generator, season: str) -> np.ndarray:
-    """(N_CROPS, 3): mixtures of green, ripe and bare, by season; two are alike in the optical image only."""
-    green_ripe_soil = np.array([[0.25, 0.42, 0.20], [0.66, 0.58, 0.34], [0.45, 0.36, 0.28]])
-    weights = {"spring": (4, 1, 2), "summer": (2, 4, 1), "fall": (1, 2, 4), "winter": (1, 0.5, 5)}[season]
-    mixtures = rng.dirichlet(np.array(weights) / 2, N_CROPS) @ green_ripe_soil
-    crops: np.ndarray = mixtures * rng.uniform(0.6, 1.4, (N_CROPS, 1))
-    crops[3] = crops[2]
-    return crops
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: int) -> np.ndarray:
@@ -104,11 +98,11 @@ def draw_ground(rng: np.random.Generator, size: int, style: Style) -> Ground:
     kind[_blobs(rng, size, 56, water) | _lines(rng, size, int(rng.integers(0, 2)), (4, 10), 0.25)] = WATER
     kind[_lines(rng, size, int(rng.integers(1, 5)), (1, 4), 0.06)] = ROAD
     crowns = np.where((kind == FOREST) | (kind == HEDGE), smooth_noise(rng, size, 3), 0).astype(np.float32)
-    height = np.where(kind == FOREST, 0.25, 0).astype(np.float32)
+    trees = np.where(kind == FOREST, 0.25, 0).astype(np.float32)
     roofs = _roofs(rng, size, town & (kind == BUILT))
     kind[roofs > 0] = ROOF
     relief = smooth_noise(rng, size, 40) + 0.4 * smooth_noise(rng, size, 16)
-    return Ground(kind, field, np.maximum(height, roofs), relief, crowns)
+    return Ground(kind, field, np.maximum(trees, roofs), relief, crowns)
 
 
 def _fields(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -1,9 +1,5 @@
 """From pixel values in any usual units to float32 in [0, 1] (section 4.1 only says "normalizing pixel values").
 
-8 bits are divided by 255. Decibels are scaled linearly, VV from [-25, 0] and VH from [-32.5, -5] (after Meraner et al.
-2020, DSen2-CR, who end VH at 0 dB, which few cross-polarised pixels come near). Reflectance times 10,000, Sentinel-2's
-integers, passes the tone curve x (1 + k) / (x + k), which spreads the low reflectances of land and saturates nothing.
-
 `scale_sar` and `scale_optical` decide the units of an image by the image itself; `sar_scaling` and `optical_scaling`
 decide once for a whole scene, whose windows may hold water only or clouds only.
 """
@@ -23,9 +19,10 @@ from sarmatch.data.pairs import PairError
 SarUnits = Literal["byte", "unit", "db", "power", "amplitude"]
 """8 bits; in [0, 1]; decibel; linear backscatter; linear amplitude, such as the digital numbers of a GRD."""
 OpticalUnits = Literal["byte", "unit", "reflectance"]  # 8 bits; in [0, 1]; reflectance x 10,000
-SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))  # backscatter that maps to 0 and 1, for VV (band 0) and VH (band 1)
+SAR_RANGES_DB = ((-25.0, 0.0), (-32.5, -5.0))
+"""Backscatter that maps to 0 and 1, for VV (band 0) and VH (band 1); Meraner et al. (2020) end VH at 0 dB."""
 REFLECTANCE_SCALE = 10_000
-KNEE = 0.3  # k of the tone curve
+KNEE = 0.3  # k of the tone curve x (1 + k) / (x + k), which spreads low reflectances and saturates nothing
 
 
 @dataclass(frozen=True)
@@ -53,20 +50,18 @@ def scale_sar(
 ) -> tuple[Tensor, Tensor]:
     """Scale SAR values (C, H, W) in 8 bits, dB or [0, 1] to [0, 1]; image (C, H, W) float32 and valid (H, W) bool.
 
-    Values count as dB where most of the valid ones are negative; NaN and infinity become invalid.
+    Values count as dB where most of the valid ones are negative; NaN and infinity become invalid. PairError for other
+    units, no valid pixel, or a constant.
 
     Args:
         bands: which range of `SAR_RANGES_DB` each channel takes.
         valid: (H, W) bool, the pixels known to be valid; None is all.
         what: name of the image in errors.
-
-    Raises:
-        PairError: other units, no valid pixel, or constant.
     """
     valid, known = _valid_values(values, valid, what)
     low, high = known.min(), known.max()
-    scaled_already = np.issubdtype(values.dtype, np.floating) and 0 <= low <= high <= 1
-    units = "unit" if scaled_already else _sar_units(known, what)
+    scaled = np.issubdtype(values.dtype, np.floating) and 0 <= low <= high <= 1
+    units = "unit" if scaled else _sar_units(known, what)
     if units not in ("byte", "unit", "db"):
         raise PairError(
             f"{what}: expected 8 bits, dB (mostly negative) or values in [0, 1], got {values.dtype} in [{low:.3g}, "
@@ -97,12 +92,9 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
             lie in it, as without calibration, the sample's 1st and 99th percentiles take its place.
         units: None infers them. Floating point in [0, 1] counts as scaled already where it fills that range; linear
             backscatter crowds at its lower end.
-        what: name of the image in errors.
-
-    Raises:
-        PairError: complex values, or units that the sample contradicts.
+        what: name of the image in errors: PairError for complex values, or units that the sample contradicts.
     """
-    known = _sar_units(sample, what) if units is None else _one_of(units, SarUnits, what)
+    known = _named(units, SarUnits, what) or _sar_units(sample, what)
     if known in ("byte", "unit"):
         return Scaling(known)
     ranges = []
@@ -119,22 +111,13 @@ def sar_scaling(sample: np.ndarray, bands: Sequence[int], units: SarUnits | None
 
 
 def optical_scaling(sample: np.ndarray, units: OpticalUnits | None = None, what: str = "optical image") -> Scaling:
-    """The scaling of an optical scene; arguments as of `sar_scaling`.
-
-    Raises:
-        PairError: values that look like SAR, or that no units explain.
-    """
-    if units is not None:
-        return Scaling(_one_of(units, OpticalUnits, what))
-    if sample.dtype == np.uint8:
-        return Scaling("byte")
+    """The scaling of an optical scene as `sar_scaling`; PairError for values like SAR, or that no units explain."""
+    if known := _named(units, OpticalUnits, what):
+        return Scaling(known)
     if np.issubdtype(sample.dtype, np.integer):
-        return Scaling("reflectance")
-    _require_real(sample, what)
-    if _mostly_negative(sample):
-        raise PairError(
-            f"{what}: most of its values are negative, as backscatter in dB is; the order is SAR, then optical"
-        )
+        return Scaling("byte" if sample.dtype == np.uint8 else "reflectance")
+    if _mostly_negative(sample, what):
+        raise PairError(f"{what}: most values are negative, as backscatter in dB is; the order is SAR, then optical")
     most = float(np.percentile(sample, 99))
     if 2 < most <= 100:
         raise PairError(
@@ -163,21 +146,17 @@ def _masked(values: np.ndarray, valid: np.ndarray, scaling: Scaling) -> tuple[Te
     return (image if valid.all() else torch.where(mask, image, 0.0)), mask
 
 
-def _mostly_negative(values: np.ndarray) -> bool:
-    """Whether more than half of the values are negative, as backscatter in dB is."""
-    return bool(np.count_nonzero(values < 0) * 2 > values.size)
-
-
-def _require_real(sample: np.ndarray, what: str) -> None:
+def _mostly_negative(sample: np.ndarray, what: str) -> bool:
+    """Whether more than half of the values are negative, as backscatter in dB is; complex ones are an error."""
     if np.iscomplexobj(sample):
         raise PairError(f"{what}: complex values (single look complex); detect it first, take the amplitude |z|")
+    return bool(np.count_nonzero(sample < 0) * 2 > sample.size)
 
 
 def _sar_units(sample: np.ndarray, what: str) -> SarUnits:
-    _require_real(sample, what)
     if sample.dtype == np.uint8:
         return "byte"
-    if _mostly_negative(sample):
+    if _mostly_negative(sample, what):
         return "db"
     most, middle = float(np.percentile(sample, 99)), float(np.median(sample))
     if most > 100 or np.issubdtype(sample.dtype, np.integer):
@@ -194,7 +173,7 @@ def _decibel(values: np.ndarray, units: str) -> np.ndarray:
         return np.log10(linear) * np.float32(10 if units == "power" else 20)
 
 
-def _one_of(units: str, kind: object, what: str) -> str:
-    if units not in get_args(kind):
+def _named(units: str | None, kind: object, what: str) -> str | None:
+    if units is not None and units not in get_args(kind):
         raise PairError(f"{what}: units must be one of {', '.join(get_args(kind))}, got {units!r}")
     return units

@@ -37,8 +37,7 @@ OUTCOME = (*COLUMNS, "status", "reason", "n_agree", "share", "rmse_px", "ce90_px
 def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
     """The pairs of a CSV (columns sar, optical, output), or of STAC items (assets sar and optical; output ID.tif).
 
-    Relative paths within are relative to its folder. ValueError where it lists no pairs, lacks a column or an asset, or
-    names one output twice.
+    Relative paths within are relative to its folder.
     """
     source = Path(path)
     if not source.is_file():
@@ -52,16 +51,14 @@ def read_pairs(path: str | os.PathLike[str]) -> list[PairFiles]:
         raise ValueError(f"{path}: neither a CSV nor STAC items ({error})") from error
     if not pairs:
         raise ValueError(f"{path}: lists no pairs")
-    twice = sorted(output for output, n in Counter(pair.output for pair in pairs).items() if n > 1)
-    if twice:
+    if twice := sorted(output for output, n in Counter(pair.output for pair in pairs).items() if n > 1):
         raise ValueError(f"{path}: names the output {twice[0]} more than once; give each pair its own")
     return pairs
 
 
 def _csv_pairs(source: Path) -> Iterator[PairFiles]:
     table = pd.read_csv(source, dtype=str, keep_default_na=False)
-    missing = set(COLUMNS) - set(table.columns)
-    if missing:
+    if missing := set(COLUMNS) - set(table.columns):
         raise ValueError(f"{source}: expected the columns {', '.join(COLUMNS)}; {sorted(missing)} are missing")
     for row in table[list(COLUMNS)].itertuples(index=False):
         if not all(row):
@@ -103,11 +100,9 @@ def register_all(
         settings: of each pair; its workers are processes here that register pairs of their own.
         scheduler: address of a Dask scheduler, whose workers do the work instead, on the same paths.
     """
-    alone = replace(settings, progress=False, workers=1)
-    jobs = [(pair, alone, model, order) for pair in pairs]
+    jobs = [(pair, replace(settings, progress=False, workers=1), model, order) for pair in pairs]
     with _pool(settings.workers, scheduler) as pool:
-        bar = {"total": len(jobs), "desc": "pairs", "disable": None if settings.progress else True}
-        rows = dict(tqdm(_outcomes(jobs, pool), **bar))
+        rows = dict(tqdm(_outcomes(jobs, pool), "pairs", len(jobs), disable=None if settings.progress else True))
     return pd.DataFrame([rows[i] for i in range(len(jobs))], columns=list(OUTCOME))
 
 
@@ -118,11 +113,9 @@ def _outcomes(jobs: list[tuple[Any, ...]], pool: Executor | None) -> Iterator[tu
         return
     waiting = {pool.submit(register_one, *job): number for number, job in enumerate(jobs)}
     for done in as_completed(waiting):
-        number = waiting[done]
-        try:
-            yield number, done.result()
-        except Exception as error:  # a process that was killed, for memory for instance, takes the pool with it
-            yield number, _failed(jobs[number][0], error)
+        number, error = waiting[done], done.exception()
+        # A process that was killed, for memory for instance, takes the pool with it.
+        yield number, _failed(jobs[number][0], error) if error else done.result()
 
 
 @contextmanager
@@ -136,8 +129,8 @@ def _pool(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
         except ImportError as error:
             raise ValueError("a Dask scheduler needs the package distributed: pip install 'sarmatch[gis]'") from error
         except (OSError, ValueError, TimeoutError) as error:
-            remedy = "start one with `dask scheduler`"
-            raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}); {remedy}") from error
+            why = f"({error}); start one with `dask scheduler`"
+            raise ValueError(f"no Dask scheduler answers at {scheduler} {why}") from error
         with client:
             yield client.get_executor(pure=False)
     elif workers > 1:
@@ -151,14 +144,12 @@ def register_one(pair: PairFiles, settings: MatchSettings, model: Model, order: 
     """Register one pair; what happened, also where it failed."""
     start = time.perf_counter()
     try:
-        done = register(pair.sar, pair.optical, pair.output, model, order, settings=settings)
+        done = register(*pair, model, order, settings=settings)
+        row = pair._asdict() | {"status": "registered", "reason": "", "n_agree": done.agreement.n_agree}
+        row |= {"share": done.agreement.share, "rmse_px": done.transform.rmse_px, "ce90_px": done.ce90_px}
+        row["ce90_m"] = done.ce90_px * done.metres_per_px if done.metres_per_px else None
     except Exception as error:  # one pair must not stop the rest, whatever happens to it
         row = _failed(pair, error)
-    else:
-        metres, agreed = done.metres_per_px, done.agreement
-        row = pair._asdict() | {"status": "registered", "reason": "", "n_agree": agreed.n_agree, "share": agreed.share}
-        row |= {"rmse_px": done.transform.rmse_px, "ce90_px": done.ce90_px}
-        row["ce90_m"] = done.ce90_px * metres if metres else None
     return row | {"seconds": time.perf_counter() - start}
 
 

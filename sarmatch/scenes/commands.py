@@ -14,9 +14,11 @@ from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.scenes.settings import Interpolation, MatchSettings, Model, SceneOptions, SearchRadius
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR")]
-Optical = Annotated[Positional[Path], tyro.conf.arg(metavar="OPTICAL")]
+Sar = Annotated[Positional[Path], tyro.conf.arg(metavar="SAR", help="SAR image, any raster that rasterio reads.")]
+Optical = Annotated[Positional[Path], tyro.conf.arg(metavar="OPTICAL", help="optical image of the same place.")]
 Transform = Annotated[Model, tyro.conf.arg(name="model")]
+Order = Annotated[int, tyro.conf.arg(help="of the polynomial, 2 or 3.")]
+Weights = Annotated[str, tyro.conf.arg(help="shipped weights by name, a run folder, or a .safetensors file.")]
 
 REFUSED = 3  #: Exit status of a pair that can be read, but without common ground, data, or matches that agree.
 
@@ -45,7 +47,7 @@ def match(
     sar: Sar,
     optical: Optical,
     scenes: Shared,
-    model: str = "s1s2",
+    model: Weights = "s1s2",
     max_rotation_deg: float = 0.0,
     scale_range: tuple[float, float] = (1.0, 1.0),
     spacing: float | None = None,
@@ -63,10 +65,7 @@ def match(
     again after an interruption, it goes on from the last window.
 
     Args:
-        sar: SAR image, any raster that rasterio reads.
-        optical: optical image of the same place.
         scenes: which ground and which bands, and on what to compute.
-        model: shipped weights by name, a run folder, or a .safetensors file.
         max_rotation_deg: how far they may be turned against each other; then both must lie on one grid, and be up to
             2048 px large.
         scale_range: smallest and largest size of a thing in the optical image over its size in the SAR image; likewise.
@@ -118,8 +117,8 @@ def register(
     optical: Optical,
     scenes: Shared,
     transform: Transform = "affine",
-    order: int = 2,
-    weights: str = "s1s2",
+    order: Order = 2,
+    weights: Weights = "s1s2",
     spacing: float | None = None,
     resampling: Interpolation = "bilinear",
     report: Path | None = None,
@@ -133,12 +132,8 @@ def register(
     agree. Run again after an interruption, it goes on from the last window.
 
     Args:
-        sar: SAR image, any raster that rasterio reads.
-        optical: optical image of the same place.
         scenes: which ground and which bands, and on what to compute.
         transform: shift, affine, polynomial, or field: affine and a smooth field of what it leaves.
-        order: of the polynomial, 2 or 3.
-        weights: shipped weights by name, a run folder, or a .safetensors file.
         spacing: one window of 256 px a so many px; default 256, or 512 on sides beyond 2048 px.
         resampling: nearest, bilinear or cubic.
         report: also write a self-contained HTML page: what was done, how well, and both images to compare.
@@ -162,8 +157,8 @@ def batch(
     pairs: Positional[Path],
     scenes: Shared,
     transform: Transform = "affine",
-    order: int = 2,
-    weights: str = "s1s2",
+    order: Order = 2,
+    weights: Weights = "s1s2",
     scheduler: str | None = None,
     output: Output = Path("outcomes.csv"),
 ) -> int:
@@ -174,8 +169,6 @@ def batch(
             relative to this file.
         scenes: which ground and which bands, and on what to compute; each of the workers has pairs of its own.
         transform: shift, affine, polynomial or field.
-        order: of the polynomial, 2 or 3.
-        weights: shipped weights by name, a run folder, or a .safetensors file.
         scheduler: address of a Dask scheduler whose workers do the work instead, such as tcp://host:8786.
         output: table of outcomes, .csv or .parquet.
     """

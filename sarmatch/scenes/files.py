@@ -14,9 +14,9 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from sarmatch.data.pairs import PairError
-from sarmatch.data.raster import RED_GREEN_BLUE, open_raster
+from sarmatch.data.raster import GDAL_ERRORS, RED_GREEN_BLUE, open_raster, read_window
 from sarmatch.matching.robust_fit import RegistrationError
-from sarmatch.scenes.grids import GDAL_ERRORS, grid_of
+from sarmatch.scenes.grids import grid_of
 from sarmatch.scenes.settings import Image
 
 View: TypeAlias = DatasetReader | WarpedVRT
@@ -24,7 +24,6 @@ View: TypeAlias = DatasetReader | WarpedVRT
 NAMES: dict[Image, str] = {"sar": "SAR image", "optical": "optical image"}
 MAX_BLOCK_BYTES = 2**30  #: Larger blocks (one strip that holds all) cannot be read within bounded memory.
 MAX_SIDE = 500_000  #: Longer sides are taken for a broken header, px: ten times the longest Sentinel-1 strip.
-SAMPLE_SIDE = 128  #: Side of the windows that units are guessed from, px.
 
 
 class SceneRefusal(RegistrationError):
@@ -40,18 +39,14 @@ def opened(stack: ExitStack, source: str | Path | DatasetReader, image: Image) -
     name = f"{what} {dataset.name}"
     if dataset.count == 0:
         raise PairError(f"{name}: no bands; a container of subdatasets? name one of them")
-    if max(dataset.width, dataset.height) > MAX_SIDE:
-        raise PairError(
-            f"{name}: {dataset.width} x {dataset.height} px are more than {MAX_SIDE} px a side; a broken header?"
-        )
+    if max(dataset.shape) > MAX_SIDE:
+        raise PairError(f"{name}: {max(dataset.shape)} px are more than {MAX_SIDE} px a side; a broken header?")
     if dataset.dtypes[0].startswith("complex"):
         raise PairError(f"{name}: complex values (single look complex); detect it first, take the amplitude |z|")
     rows, columns = dataset.block_shapes[0]
     if rows * columns * np.dtype(dataset.dtypes[0]).itemsize > MAX_BLOCK_BYTES:
-        raise PairError(
-            f"{name}: its blocks of {columns} x {rows} px must be read as a whole; tile it first "
-            "(gdal_translate -co TILED=YES)"
-        )
+        remedy = "tile it first (gdal_translate -co TILED=YES)"
+        raise PairError(f"{name}: its blocks of {columns} x {rows} px must be read as a whole; {remedy}")
     points, crs = dataset.gcps
     if points and crs is not None and grid_of(dataset).affine.is_identity:  # a raw product
         return warped(stack, dataset, f"{name} by its ground control points", crs=crs, src_crs=crs)
@@ -73,7 +68,8 @@ def bands_of(view: View, image: Image, wanted: Sequence[int] | None, channels: i
     name, bands = f"{NAMES[image]} {view.name}", wanted
     if bands is None:
         bands = [i for i, meaning in enumerate(view.colorinterp) if meaning != ColorInterp.alpha]
-        if image == "sar" and len(bands) >= 3 and (len(bands) > 3 or _coloured(view, bands)):
+        grey = len(bands) == 3 and all((values == values[:1]).all() for values, _ in _samples(view, bands))
+        if image == "sar" and len(bands) >= 3 and not grey:  # a grey image may be stored as colours
             raise PairError(
                 f"{name}: {len(bands)} bands look like an optical image; the order is SAR, then optical, or choose "
                 "bands (sar_bands)"
@@ -91,11 +87,6 @@ def bands_of(view: View, image: Image, wanted: Sequence[int] | None, channels: i
     return tuple(bands)
 
 
-def _coloured(view: View, bands: Sequence[int]) -> bool:
-    """Whether bands are more than one grey image stored as colours."""
-    return any((values != values[:1]).any() for values, _ in _samples(view, bands))
-
-
 def sample_values(view: View, bands: Sequence[int], what: str) -> np.ndarray:
     """Valid values (C, N) of windows spread over the image; SceneRefusal where there are none, or all are one."""
     sample = np.concatenate([values[:, valid] for values, valid in _samples(view, bands)], axis=1)
@@ -106,26 +97,8 @@ def sample_values(view: View, bands: Sequence[int], what: str) -> np.ndarray:
     return sample
 
 
-def _samples(view: View, bands: Sequence[int], n: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    width, height = min(view.width, SAMPLE_SIDE), min(view.height, SAMPLE_SIDE)
+def _samples(view: View, bands: Sequence[int], n: int = 4, side: int = 128) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    width, height = min(view.width, side), min(view.height, side)
     for y in sorted({round(v) for v in np.linspace(0, view.height - height, n)}):
         for x in sorted({round(v) for v in np.linspace(0, view.width - width, n)}):
             yield read_window(view, bands, Window(x, y, width, height))
-
-
-def read_window(view: View, bands: Sequence[int], window: Window, **size: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values (C, H, W) of a window and the mask of its valid px, (H, W)."""
-    numbers = [band + 1 for band in bands]
-    try:
-        values = view.read(numbers, window=window, **size)
-        if ColorInterp.alpha in view.colorinterp:
-            valid = view.dataset_mask(window=window, **size) > 0  # GDAL itself finds alpha in 2 and 4 bands only
-        else:
-            valid = (view.read_masks(numbers, window=window, **size) > 0).all(axis=0)
-    except GDAL_ERRORS as error:
-        raise PairError(
-            f"{view.name}: truncated or not a raster ({error.__cause__ or error}); fetch it again"
-        ) from error
-    if np.issubdtype(values.dtype, np.floating):
-        valid &= np.isfinite(values).all(axis=0)
-    return values, valid

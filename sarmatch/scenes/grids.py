@@ -1,7 +1,6 @@
 """Windows of pixel grids, which are odc-geo's GeoBoxes, and what lies where on them.
 
-Positions are px whose (0, 0) is the centre of the first px; that of odc-geo and rasterio is its corner. A grid that has
-the identity for a transform, or no reference system, has no place on the ground.
+Positions are px whose (0, 0) is the centre of the first px; that of odc-geo and rasterio is its corner.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from sarmatch.data.pairs import PairError
+from sarmatch.data.raster import GDAL_ERRORS
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError)  #: Some errors of GDAL come out of rasterio as they are.
 EARTH_RADIUS = 6_371_008.8  # m
 _DEGREES = GeoBox((1, 1), Affine.identity(), "EPSG:4326")
 
@@ -55,10 +52,9 @@ class Region(NamedTuple):
 
 def grid_of(dataset: DatasetReader) -> GeoBox:
     """The grid of a file."""
-    transform = dataset.transform
-    usable = transform.determinant != 0 and np.isfinite(list(transform)).all()
+    usable = dataset.transform.determinant != 0 and np.isfinite(list(dataset.transform)).all()
     try:
-        return GeoBox(dataset.shape, transform if usable else Affine.identity(), dataset.crs or None)
+        return GeoBox(dataset.shape, dataset.transform if usable else Affine.identity(), dataset.crs or None)
     except (*GDAL_ERRORS, ProjError) as error:
         raise PairError(f"{dataset.name}: an unknown reference system ({error}); warp it first") from error
 
@@ -106,13 +102,13 @@ def metres_per_px(grid: GeoBox) -> float | None:
     if not located(grid):
         return None
     x, y = np.radians(between(grid, _DEGREES, _middle(grid)) + 0.5).T
-    return _geometric_mean(np.hypot((x[1:] - x[0]) * np.cos(y[0]), y[1:] - y[0]) * EARTH_RADIUS)
+    return float(np.sqrt(np.prod(np.hypot((x[1:] - x[0]) * np.cos(y[0]), y[1:] - y[0]) * EARTH_RADIUS)))
 
 
 def scale_ratio(source: GeoBox, target: GeoBox) -> float:
     """How many px of `target` one px of `source` is wide, at the middle of what `source` shows."""
     xy = between(source, target, _middle(source))
-    ratio = _geometric_mean(np.linalg.norm(xy[1:] - xy[0], axis=1))
+    ratio = float(np.sqrt(np.prod(np.linalg.norm(xy[1:] - xy[0], axis=1))))
     if not (math.isfinite(ratio) and ratio > 0):
         raise PairError(f"the size of a px cannot be carried {_names(source, target)}; warp both to one system first")
     return ratio
@@ -121,7 +117,3 @@ def scale_ratio(source: GeoBox, target: GeoBox) -> float:
 def _middle(grid: GeoBox) -> np.ndarray:
     """Positions (3, 2) of a px in the middle and its neighbours to the right and below."""
     return np.array([grid.width / 2, grid.height / 2]) + np.array([[0, 0], [1, 0], [0, 1]])
-
-
-def _geometric_mean(values: np.ndarray) -> float:
-    return float(np.sqrt(np.prod(values)))

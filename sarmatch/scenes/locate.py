@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sarmatch.data.raster import Raster
 from sarmatch.geometry import Search
@@ -21,18 +22,12 @@ from sarmatch.scenes.settings import SearchRadius
 from sarmatch.scenes.windows import RADIUS
 
 WINDOW = 512  #: Side of the windows whose correlations are summed, px.
-N_WINDOWS = 2  #: An axis at most.
-WHOLE_SIDE = 1024  #: Side to which images are reduced where the displacement is unknown, px.
-SEARCH_RADIUS = 64.0  #: How far georeferences may disagree by default, px.
-
-Masked: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def radius_of(pair: ScenePair, search_radius: SearchRadius) -> float | None:
-    """The radius that `auto` means: `SEARCH_RADIUS` between georeferences, else none."""
-    if isinstance(search_radius, str):
-        return SEARCH_RADIUS if pair.located else None
-    return search_radius
+    """The radius that `auto` means: 64 px between georeferences, else none."""
+    auto = 64.0 if pair.located else None
+    return auto if isinstance(search_radius, str) else search_radius
 
 
 @torch.no_grad()
@@ -49,14 +44,13 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
     common = pair.region()
     width, height = (min(WINDOW, n + -n % MULTIPLE) for n in (common.width, common.height))
     correlations = []
-    for x in _starts(common.x, common.width, width):
-        for y in _starts(common.y, common.height, height):
-            region = Region(x, y, width, height)
-            sar, optical = (_batch(scene.read(region), matcher) for scene in (pair.sar, pair.optical))
-            if bool(sar[1].any()) and bool(optical[1].any()):
-                reference, moving = pair.ordered(*coarse_alignment.describe_pair(matcher.net, sar, optical))
-                product, overlap = coarse_alignment.cross_correlation(reference, moving)
-                correlations.append((product[0], overlap[0], reference[1].sum()))
+    for x, y in product(_starts(common.x, common.width, width), _starts(common.y, common.height, height)):
+        region = Region(x, y, width, height)
+        sar, optical = (_batch(scene.read(region), matcher, (height, width)) for scene in (pair.sar, pair.optical))
+        if bool(sar[1].any()) and bool(optical[1].any()):
+            reference, moving = pair.ordered(*coarse_alignment.describe_pair(matcher.net, sar, optical))
+            products, overlaps = coarse_alignment.cross_correlation(reference, moving)
+            correlations.append((products[0], overlaps[0], reference[1].sum()))
     if not correlations:
         return 0, 0
     products, overlaps, cells = (torch.stack(parts).sum(0) for parts in zip(*correlations, strict=True))
@@ -69,13 +63,13 @@ def locate(pair: ScenePair, matcher: Matcher, search_radius: float | None) -> tu
 
 
 def _starts(first: int, length: int, side: int) -> list[int]:
-    n = min(N_WINDOWS, math.ceil(length / side))
+    n = min(2, math.ceil(length / side))
     return [round(v) for v in np.linspace(first, first + length - side, n)]
 
 
 def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     longest = max(pair.grid.width, pair.grid.height, pair.moving_extent.width, pair.moving_extent.height)
-    factor = math.ceil(longest / WHOLE_SIDE)
+    factor = math.ceil(longest / 1024)
     images = [scene.reduced(factor) for scene in (pair.sar, pair.optical)]
     height, width = (max(image.valid.shape[axis] for image in images) for axis in (0, 1))
     size = (height + -height % MULTIPLE, width + -width % MULTIPLE)
@@ -85,9 +79,9 @@ def _whole(pair: ScenePair, matcher: Matcher) -> tuple[int, int]:
     return (dx, dy) if pair.to == "sar" else (-dx, -dy)
 
 
-def _batch(raster: Raster, matcher: Matcher, size: tuple[int, int] | None = None) -> Masked:
+def _batch(raster: Raster, matcher: Matcher, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Image (1, C, H, W) and mask (1, H, W), filled up to a size at the right and below."""
     height, width = raster.valid.shape
-    below, right = (0, 0) if size is None else (size[0] - height, size[1] - width)
-    image = F.pad(raster.image[None], (0, right, 0, below))
-    return image.to(matcher.device), F.pad(raster.valid, (0, right, 0, below))[None].to(matcher.device)
+    margin = (0, size[1] - width, 0, size[0] - height)
+    image, valid = (F.pad(values, margin)[None].to(matcher.device) for values in (raster.image, raster.valid))
+    return image, valid

@@ -1,7 +1,7 @@
 """A SAR and an optical scene on one grid, read window by window and warped on the fly.
 
-The reference gives the grid, its px enlarged by a whole factor where the other image is coarser. Where either image has
-no place on the ground, px are taken to be of one size.
+The reference gives the grid, its px enlarged by a whole factor where the other image is coarser; px are of one size
+where either image has no place on the ground.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +18,12 @@ import torch
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from sarmatch.data.raster import Raster
+from sarmatch.config import ModelConfig
+from sarmatch.data.raster import Raster, Source, read_window
 from sarmatch.data.units import Scaling, optical_scaling, sar_scaling
-from sarmatch.scenes.files import NAMES, SceneRefusal, View, bands_of, opened, read_window, sample_values, warped
+from sarmatch.scenes.files import NAMES, SceneRefusal, View, bands_of, opened, sample_values, warped
 from sarmatch.scenes.grids import Region, between, coarser, extent, grid_of, located, scale_ratio
 from sarmatch.scenes.settings import Image, SceneOptions
 
@@ -71,7 +70,7 @@ class Scene:
 
     def _scaled(self, values: np.ndarray, valid: np.ndarray) -> Raster:
         image = np.where(valid, self.scaling(values), np.float32(0))
-        return Raster(torch.from_numpy(image), torch.from_numpy(valid), None, None)
+        return Raster(torch.from_numpy(image), torch.from_numpy(valid))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,32 +135,24 @@ class ScenePair:
 
 @contextmanager
 def open_pair(
-    sar: str | Path | DatasetReader,
-    optical: str | Path | DatasetReader,
-    options: SceneOptions | None = None,
-    sar_channels: int = 1,
-    optical_channels: int = 3,
+    sar: Source, optical: Source, options: SceneOptions | None = None, model: ModelConfig | None = None
 ) -> Iterator[ScenePair]:
-    """Open two rasters (paths or open datasets) and decide their common grid; nothing but small samples is read.
+    """Open two rasters and decide their common grid; nothing but small samples is read.
 
     Args:
-        sar_channels, optical_channels: how many bands the network takes.
+        model: config of the network, which says how many bands it takes.
 
     Raises:
         FileNotFoundError: there is no such file.
         PairError: a file is broken, lacks a band, or holds numbers that mean nothing known.
         SceneRefusal: an image is all nodata or constant, or both have no ground in common.
     """
-    options = options or SceneOptions()
+    options, model = options or SceneOptions(), model or ModelConfig()
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         files: dict[Image, View] = {"sar": opened(stack, sar, "sar"), "optical": opened(stack, optical, "optical")}
-        bands = {
-            "sar": bands_of(files["sar"], "sar", options.sar_bands, sar_channels),
-            "optical": bands_of(files["optical"], "optical", options.optical_bands, optical_channels),
-        }
         reference, moving = grid_of(files["sar"]), grid_of(files["optical"])
         if options.to == "optical":
             reference, moving = moving, reference
@@ -169,28 +160,29 @@ def open_pair(
         factor = max(1, round(scale_ratio(moving, reference))) if both else 1
         grid = coarser(reference, factor)
         common = grid if both else None
-        scenes = {image: _scene(stack, image, file, bands[image], options, common) for image, file in files.items()}
-        pair = ScenePair(scenes["sar"], scenes["optical"], grid, factor, both, options.to)
+        first, second = (_scene(stack, image, file, options, model, common) for image, file in files.items())
+        pair = ScenePair(first, second, grid, factor, both, options.to)
         if both:
             pair.region()
         yield pair
 
 
 def _scene(
-    stack: ExitStack, image: Image, file: View, bands: tuple[int, ...], options: SceneOptions, grid: GeoBox | None
+    stack: ExitStack, image: Image, file: View, options: SceneOptions, model: ModelConfig, grid: GeoBox | None
 ) -> Scene:
     """A file on a grid, with a margin around it, or as it is where there is no grid or it has the same one."""
     own, what = grid_of(file), f"{NAMES[image]} {file.name}"
-    sample = sample_values(file, bands, what)
     if image == "sar":
-        scaling = sar_scaling(sample, bands, options.sar_units, what)
+        bands = bands_of(file, image, options.sar_bands, model.sar_channels)
+        scaling = sar_scaling(sample_values(file, bands, what), bands, options.sar_units, what)
     else:
-        scaling = optical_scaling(sample, options.optical_units, what)
+        bands = bands_of(file, image, options.optical_bands, model.optical_channels)
+        scaling = optical_scaling(sample_values(file, bands, what), options.optical_units, what)
     if grid is None or _same(own, grid):
         return Scene(file, own, file, (0, 0), bands, scaling)
     outer = grid.pad(MARGIN)
-    size = {"width": outer.width, "height": outer.height}
-    view = warped(stack, file, file.name, crs=grid.crs, transform=outer.affine, **size)
+    place = {"crs": grid.crs, "transform": outer.affine, "width": outer.width, "height": outer.height}
+    view = warped(stack, file, file.name, **place)
     return Scene(file, own, view, (-MARGIN, -MARGIN), bands, scaling)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from rasterio.io import DatasetReader
 
 import sarmatch
+from sarmatch.data.raster import Source, source_name
 from sarmatch.io import check_output
 from sarmatch.matching.matcher import Matcher, load_matcher
 from sarmatch.matching.matches import Matches
@@ -29,11 +29,7 @@ from sarmatch.scenes.settings import Interpolation, MatchSettings, Model
 from sarmatch.scenes.transforms import CE90, THIN_PX, Agreement, SceneTransform, degree_of, fit_transform, judge
 from sarmatch.scenes.windows import RADIUS, Task, TileStore, concatenated, match_tiles, plan_tiles
 
-SPACING = 256.0  #: Of the windows that a registration takes by default, px; twice that on sides above `LARGE_SIDE`.
-LARGE_SIDE = 2048
-
 FilePath: TypeAlias = str | os.PathLike[str]
-Source: TypeAlias = FilePath | DatasetReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,22 +67,20 @@ def matched_pair(
     """
     weights, spacing = settings.weights, settings.spacing
     matcher = weights if isinstance(weights, Matcher) else load_matcher(weights, **dict(settings.matcher))
-    config = matcher.net.config
     with (
-        open_pair(sar, optical, settings.options, config.sar_channels, config.optical_channels) as pair,
+        open_pair(sar, optical, settings.options, matcher.net.config) as pair,
         tempfile.TemporaryDirectory() as temporary,
     ):
         radius = radius_of(pair, settings.search_radius)
         shift = locate(pair, matcher, radius)
         region = pair.region(shift)
         if spacing is None and spread:
-            spacing = SPACING if max(region.width, region.height) <= LARGE_SIDE else 2 * SPACING
+            spacing = 256.0 if max(region.width, region.height) <= 2048 else 512.0
         tiles = plan_tiles(region, spacing)
         task = Task(source_name(sar), source_name(optical), settings, shift, min(radius or RADIUS, RADIUS))
         folder = Path(temporary)
         if output is not None:
-            name = f".{Path(output).name}.windows-{task.key(matcher, region, spacing)}"
-            folder = Path(output).with_name(name)
+            folder = Path(output).with_name(f".{Path(output).name}.windows-{task.key(matcher, region, spacing)}")
         store = TileStore(folder, tiles)
         match_tiles(pair, matcher, store, task)
         counts, parts = [], []
@@ -113,12 +107,8 @@ def match_scenes(
     Args:
         output: also write all matches, part by part: .geojson, .csv, .parquet or .gpkg; then, so that memory stays
             bounded, those returned are thinned to one per 16 px.
-        force: return matches of images that look unrelated, with `overlaps` False, instead of refusing.
+        force: return matches of images that look unrelated, with `overlaps` False, instead of a SceneRefusal.
         settings, changes: `MatchSettings`, and fields of it by name.
-
-    Raises:
-        SceneRefusal: no common ground, no data, or matches that do not agree.
-        FileNotFoundError, ValueError: files that cannot be read, arguments that make no sense.
     """
     if output is not None:
         matches_writer(output)
@@ -186,11 +176,9 @@ def register(
 
     Raises:
         SceneRefusal: no common ground, no data, or matches that do not agree; nothing is written.
-        FileNotFoundError, ValueError: files that cannot be read, arguments that make no sense.
-        OSError: the output cannot be written.
     """
     settings = dataclasses.replace(settings or MatchSettings(), **changes)
-    _check_outputs((sar, optical), (output, error_map), report)
+    _check_outputs((sar, optical), (output, error_map) if error_map is not None else (output,), report)
     degree_of(model, order)
     if resampling not in write.RESAMPLING:
         raise ValueError(f"resampling must be one of {', '.join(write.RESAMPLING)}, got {resampling!r}")
@@ -216,9 +204,8 @@ def register(
             write.write_error_map(error_map, pair.grid, transform.sigma, result.metres_per_px)
         if gcps:
             reference, moving = (xy[transform.inliers] for xy in matched.ends)
-            write.write_gcps(
-                Path(output).with_suffix(".points"), own, pair.to_reference(reference), pair.to_moving(moving)
-            )
+            points = Path(output).with_suffix(".points")
+            write.write_gcps(points, own, pair.to_reference(reference), pair.to_moving(moving))
         if report is not None:
             write_report(report, result, matched)
     return result
@@ -237,15 +224,11 @@ def to_files(matches: Matches, pair: ScenePair) -> Matches:
     return dataclasses.replace(part, xy_sar=sar[kept], xy_optical=optical[kept], **own)
 
 
-def source_name(source: Source) -> str:
-    return source.name if isinstance(source, DatasetReader) else os.fspath(source)
-
-
-def _check_outputs(inputs: Sequence[Source], images: Sequence[FilePath | None], report: FilePath | None) -> None:
+def _check_outputs(inputs: Sequence[Source], images: Sequence[FilePath], report: FilePath | None) -> None:
     """Refuse outputs that could not be written, or would replace an input or one another."""
-    given = [check_output(path, "registered images", (".tif", ".tiff")) for path in images if path is not None]
-    given += [] if report is None else [check_output(report, "reports", (".html",))]
-    outputs = [path.resolve() for path in given]
+    outputs = [check_output(path, "registered images", (".tif", ".tiff")).resolve() for path in images]
+    if report is not None:
+        outputs.append(check_output(report, "reports", (".html",)).resolve())
     for name in map(source_name, inputs):
         if Path(name).resolve() in outputs:
             raise ValueError(f"{name} is an input, and would be replaced by an output; name another file")

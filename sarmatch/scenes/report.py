@@ -22,14 +22,11 @@ from sarmatch.io import atomic_path
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.pair import ScenePair
 from sarmatch.scenes.transforms import CE90, THRESHOLD_PX, SceneTransform
-from sarmatch.visualize import COLOURS, display_range
+from sarmatch.visualize import COLOURS, checkered, display_range, evenly
 
 if TYPE_CHECKING:
     from sarmatch.scenes.pipeline import MatchedPair, SceneRegistration
 
-TEMPLATE = Path(__file__).with_name("report.html")
-MAX_ARROWS = 400
-OVERVIEW_SIDE = 900  # px
 DETAIL_SIDE = 448  # px
 
 
@@ -47,7 +44,7 @@ def write_report(path: str | os.PathLike[str], done: SceneRegistration, matched:
         "figures": _figures(views[0], done, matched),
         "about": _table(done.about),
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
+    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     for name, part in parts.items():
         page = page.replace(f"{{{{{name}}}}}", part)
     with atomic_path(path) as partial:
@@ -90,21 +87,22 @@ def _jpeg(picture: np.ndarray, text: str, name: str = "") -> str:
     return _image(data.tobytes(), "jpeg", text, name)
 
 
+def _captioned(content: str, text: str) -> str:
+    return f"<figure>{content}<figcaption>{text}</figcaption></figure>"
+
+
 def _flicker(view: View) -> str:
-    pictures = {"reference": view.reference, "before": view.before, "after": view.after}
-    images = "".join(_jpeg(picture, f"{view.name}, {name}", name) for name, picture in pictures.items())
+    names = ("reference", "before", "after")
+    images = "".join(_jpeg(getattr(view, name), f"{view.name}, {name}", name) for name in names)
     scale = "full resolution" if view.factor == 1 else f"one px shows {view.factor} x {view.factor}"
     text = f"{view.name.capitalize()}: {view.region.width} x {view.region.height} px of the common grid, {scale}."
-    return f'<figure><div class="stack">{images}</div><figcaption>{text}</figcaption></figure>'
+    return _captioned(f'<div class="stack">{images}</div>', text)
 
 
 def _checkerboards(view: View) -> str:
-    parts = []
-    for name, moving in (("before", view.before), ("after", view.after)):
-        text = f"{view.name.capitalize()}, {name}: {'as georeferenced' if name == 'before' else 'registered'}."
-        picture = _jpeg(checkered(view.reference, moving), text)
-        parts.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
-    return "".join(parts)
+    pictures = {"before: as georeferenced": view.before, "after: registered": view.after}
+    boards = {f"{view.name.capitalize()}, {text}.": checkered(view.reference, p) for text, p in pictures.items()}
+    return "".join(_captioned(_jpeg(board, text), text) for text, board in boards.items())
 
 
 def _figures(view: View, done: SceneRegistration, matched: MatchedPair) -> str:
@@ -122,12 +120,7 @@ def _figures(view: View, done: SceneRegistration, matched: MatchedPair) -> str:
         "registration error; and whether matches of a confidence agree with the map as often as it says, which is no "
         "proof: the map is fitted to them."
     )
-    return f"<figure>{_image(content.getvalue(), 'png', text)}<figcaption>{text}</figcaption></figure>"
-
-
-def _some(n: int, at_most: int = 1200) -> np.ndarray:
-    """An even sample of n rows."""
-    return np.unique(np.linspace(0, max(n - 1, 0), min(at_most, n)).round().astype(int))
+    return _captioned(_image(content.getvalue(), "png", text), text)
 
 
 def _show(ax: Axes, view: View, title: str) -> None:
@@ -140,9 +133,9 @@ def _show(ax: Axes, view: View, title: str) -> None:
 def draw_confidence(ax: Axes, view: View, xy: np.ndarray, confidence: np.ndarray) -> Axes:
     """Matches (N, 2) px of the reference on it, coloured by confidence."""
     _show(ax, view, "confidence of matches")
-    shown = _some(len(xy))
-    style: dict[str, Any] = {"cmap": "plasma", "vmin": 0, "vmax": 1, "linewidths": 0}
-    points = ax.scatter(xy[shown, 0], xy[shown, 1], 10, confidence[shown], **style)
+    shown = evenly(len(xy), 1200)
+    x, y = xy[shown].T
+    points = ax.scatter(x, y, 10, confidence[shown], cmap="plasma", vmin=0, vmax=1, linewidths=0)
     ax.figure.colorbar(points, ax=ax, shrink=0.8, label="probability of lying within 3 px")
     return ax
 
@@ -151,15 +144,15 @@ def draw_residuals(ax: Axes, view: View, xy: np.ndarray, transform: SceneTransfo
     """Residuals of agreeing matches as arrows, enlarged; those that disagree as dots."""
     _show(ax, view, "residuals")
     agree = np.flatnonzero(transform.inliers)
-    shown = agree[_some(len(agree), MAX_ARROWS)]
+    shown = agree[evenly(len(agree), 400)]
     enlarged = 0.06 * max(view.region.width, view.region.height) / THRESHOLD_PX
     arrows = transform.residuals[shown] * enlarged
     style: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.003, "color": COLOURS[1]}
-    quiver = ax.quiver(xy[shown, 0], xy[shown, 1], arrows[:, 0], arrows[:, 1], **style)
+    quiver = ax.quiver(*xy[shown].T, *arrows.T, **style)
     ax.quiverkey(quiver, 0.9, 1.03, enlarged, "1 px", labelpos="E")
     others = xy[~transform.inliers]
-    few = others[_some(len(others))]
-    ax.scatter(few[:, 0], few[:, 1], 6, color=COLOURS[3], linewidths=0, label=f"{len(others)} disagree")
+    x, y = others[evenly(len(others), 1200)].T
+    ax.scatter(x, y, 6, color=COLOURS[3], linewidths=0, label=f"{len(others)} disagree")
     ax.legend(loc="lower right", fontsize=8)
     return ax
 
@@ -200,11 +193,11 @@ class View:
 
 
 def overview(pair: ScenePair, transform: SceneTransform, region: Region) -> View:
-    """The common ground, reduced to `OVERVIEW_SIDE` px at most."""
-    factor = math.ceil(max(region.width, region.height) / OVERVIEW_SIDE)
+    """The common ground, reduced to 900 px at most."""
+    factor = math.ceil(max(region.width, region.height) / 900)
     reference, moving = pair.reference.reduced(factor), pair.moving.reduced(factor)
     here = _pixels(region.width // factor, region.height // factor) + np.array([region.x, region.y]) / factor
-    there = (_mapped(transform, (here + 0.5) * factor - 0.5) + 0.5) / factor - 0.5
+    there = (transform((here + 0.5) * factor - 0.5) + 0.5) / factor - 0.5
     return View("overview", region, factor, _picture(reference, here), _picture(moving, here), _picture(moving, there))
 
 
@@ -214,7 +207,7 @@ def detail(pair: ScenePair, transform: SceneTransform, centre: np.ndarray, regio
     x = int(np.clip(centre[0] - width / 2, region.x, region.x + region.width - width))
     y = int(np.clip(centre[1] - height / 2, region.y, region.y + region.height - height))
     part, own = Region(x, y, width, height), _pixels(width, height)
-    there = _mapped(transform, own + np.array([x, y]))
+    there = transform(own + np.array([x, y]))
     wanted = Region.enclosing(there.reshape(-1, 2), 1, 2)
     moved = pair.moving.read(wanted.intersection(Region(wanted.x, wanted.y, 4 * DETAIL_SIDE, 4 * DETAIL_SIDE)))
     reference, before = (_picture(scene.read(part), own) for scene in (pair.reference, pair.moving))
@@ -226,12 +219,6 @@ def _pixels(width: int, height: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
 
 
-def _mapped(transform: SceneTransform, xy: np.ndarray) -> np.ndarray:
-    """Positions (H, W, 2), some at a time, so that memory stays bounded."""
-    rows = xy.reshape(-1, 2)
-    return np.concatenate([transform(part) for part in np.array_split(rows, len(rows) // 8192 + 1)]).reshape(xy.shape)
-
-
 def _picture(raster: Raster, xy: np.ndarray) -> np.ndarray:
     """An image at positions (H, W, 2), stretched for the eye; black where it shows nothing."""
     shown = np.dstack([display_range(raster.image, raster.valid)] * (1 if raster.image.shape[0] >= 3 else 3))
@@ -239,9 +226,3 @@ def _picture(raster: Raster, xy: np.ndarray) -> np.ndarray:
     x, y = cv2.split(xy.astype(np.float32))
     moved = cv2.remap(shown, x, y, cv2.INTER_LINEAR)
     return np.asarray(np.clip(moved * 255, 0, 255).astype(np.uint8))
-
-
-def checkered(first: np.ndarray, second: np.ndarray, tiles: int = 8) -> np.ndarray:
-    """Two pictures of one size in alternating tiles."""
-    rows, columns = np.indices(first.shape[:2]) * tiles // max(first.shape[:2])
-    return np.where(((rows + columns) % 2 == 0)[..., None], first, second)

@@ -16,8 +16,6 @@ SarUnits = Literal["byte", "unit", "db", "power", "amplitude"]
 OpticalUnits = Literal["byte", "unit", "reflectance"]
 SearchRadius: TypeAlias = float | Literal["auto"] | None
 
-MAX_SEARCH_RADIUS = 256  #: Of scenes, px.
-
 
 @dataclass(frozen=True)
 class SceneOptions:
@@ -50,10 +48,10 @@ class MatchSettings:
 
     def __post_init__(self) -> None:
         radius = self.search_radius
-        if radius not in (None, "auto") and (isinstance(radius, str) or not 0 < radius <= MAX_SEARCH_RADIUS):
+        if radius not in (None, "auto") and (isinstance(radius, str) or not 0 < radius <= 256):
             raise ValueError(
-                f"search_radius must be a number above 0 and up to {MAX_SEARCH_RADIUS} px, None to search the whole "
-                f"image, or 'auto'; got {radius!r}"
+                "search_radius must be a number above 0 and up to 256 px, None to search the whole image, or 'auto'; "
+                f"got {radius!r}"
             )
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")

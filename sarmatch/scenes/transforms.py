@@ -1,7 +1,6 @@
 """From matches to a map between two scenes, its error, and whether they agree more than those of unrelated images.
 
-Matches of one neighbourhood share their aggregation and are not independent: estimates come from matches thinned to one
-per 16 px, and their covariance counts clusters of `CLUSTER_PX`, not matches.
+Matches of one neighbourhood are not independent: they are thinned to one per 16 px, and covariances count clusters.
 """
 
 from __future__ import annotations
@@ -26,15 +25,10 @@ THIN_PX = 16.0  #: Matches nearer than this count once.
 CLUSTER_PX = 128.0  #: Side of the neighbourhoods whose matches may err together: more than the widest consensus.
 CONSENSUS_PX = 100.0  #: Side of the widest aggregation, px; nearer matches are no independent evidence.
 THRESHOLD_PX = CONFIDENT_PX  #: A match agrees with a map when it lies within this distance of it.
-CE90 = math.sqrt(-2 * math.log(0.1))
-"""Radius that holds 90 % of errors over their standard deviation an axis, for equal normal errors on both axes."""
+CE90 = math.sqrt(-2 * math.log(0.1))  #: Radius of 90 % of errors over their standard deviation on each of both axes.
 MIN_INLIERS = 12  #: Fewer agreeing matches, thinned to one per 16 px, are taken for chance.
 MIN_GROUPS = 3.0  #: With fewer neighbourhoods than this, unrelated images agree as well as related ones do.
-MAX_DISTORTION = 0.2
-"""A map that stretches or turns by more than this cannot be right: matching assumes that it does not."""
-_ALWAYS = 0.25  # share that must agree however large the images are
-_LOOSE = 2.0  # consensus for maps that bend is found by an affine map within this many thresholds
-_MAX_CLUSTERS = 400  # of the field, whose cost grows with their cube
+MAX_DISTORTION = 0.2  #: A map that stretches or turns by more cannot be right: matching assumes that it does not.
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +47,14 @@ class SceneTransform:
     misfit: tuple[np.ndarray, np.ndarray]  #: Centres (M, 2) of clusters, squares (M,) an axis of their mean residuals.
 
     def __call__(self, xy: np.ndarray) -> np.ndarray:
-        """Positions (N, 2) px in the moving image of positions in the reference."""
-        unit = (np.asarray(xy, np.float64) - self.centre) / self.scale
-        moved = xy + basis(unit, self.order) @ self.coefficients
-        return moved if self.field is None else moved + self.field.predict(unit)
+        """Positions (..., 2) px in the moving image of positions in the reference."""
+        rows = np.asarray(xy, np.float64).reshape(-1, 2)
+        moved = []
+        for part in np.array_split(rows, len(rows) // 8192 + 1):  # so that memory stays bounded
+            unit = (part - self.centre) / self.scale
+            left = 0 if self.field is None else self.field.predict(unit)
+            moved.append(part + basis(unit, self.order) @ self.coefficients + left)
+        return np.concatenate(moved).reshape(np.shape(xy))
 
     def sigma(self, xy: np.ndarray) -> np.ndarray:
         """Standard deviation an axis (root mean square of both) of the map and its misfit at (N, 2) positions, px."""
@@ -80,10 +78,9 @@ class SceneTransform:
 
 def degree_of(model: Model, order: int) -> int:
     """Degree of the polynomial of a model; ValueError where there is no such model or order."""
-    degrees = {"shift": 0, "affine": 1, "polynomial": order, "field": 1}
-    if model not in degrees or order not in (2, 3):
+    if model not in MODELS or order not in (2, 3):
         raise ValueError(f"model must be one of {', '.join(MODELS)} and order 2 or 3, got {model!r} and {order}")
-    return degrees[model]
+    return {"shift": 0, "affine": 1, "polynomial": order, "field": 1}[model]
 
 
 def basis(unit: np.ndarray, order: int) -> np.ndarray:
@@ -100,20 +97,17 @@ def fit_transform(
     order: int = 2,
     covariance: np.ndarray | None = None,
 ) -> SceneTransform:
-    """Robustly fit a map to matches that were thinned before.
+    """Robustly fit a map to matches that were thinned before; SceneRefusal where too few agree.
 
     Args:
         xy_from, xy_to: (N, 2) px in the reference and in the moving image.
+        order: of the polynomial, 2 or 3.
         covariance: (N, 2, 2) px^2 of each match; None, or NaN for one, where unknown.
-
-    Raises:
-        ValueError: unknown model or order.
-        SceneRefusal: too few matches, or too few that agree.
     """
     degree, bends = degree_of(model, order), model in ("polynomial", "field")
     source = np.asarray(xy_from, np.float64)
     displacement = np.asarray(xy_to, np.float64) - source
-    loose = THRESHOLD_PX * (_LOOSE if bends else 1)
+    loose = THRESHOLD_PX * (2 if bends else 1)
     try:
         start = fit_affine(source, xy_to, "shift" if model == "shift" else "affine", loose)
     except RegistrationError as error:
@@ -181,8 +175,8 @@ def _cluster_covariance(
 ) -> np.ndarray:
     """Covariance (2, K, K) of least-squares coefficients whose errors are independent between clusters only.
 
-    The sandwich estimate (Liang and Zeger, 1986) with the usual correction for few clusters; with fewer than twice as
-    many clusters as parameters, the classical one with one observation a cluster.
+    The sandwich estimate (Liang and Zeger, 1986), corrected for few clusters; with fewer than twice as many clusters as
+    parameters, the classical one with one observation a cluster.
     """
     n_parameters, n_clusters = rows.shape[1], int(clusters.max()) + 1
     inverse = np.linalg.pinv((rows * weights[:, None]).T @ rows)
@@ -211,7 +205,8 @@ def _fit_field(unit: np.ndarray, residuals: np.ndarray, source: np.ndarray, inli
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    side = max(CLUSTER_PX / 2, math.sqrt(np.prod(np.ptp(source, axis=0) + CLUSTER_PX) / _MAX_CLUSTERS))
+    # At most 400 clusters: the cost grows with their cube.
+    side = max(CLUSTER_PX / 2, math.sqrt(np.prod(np.ptp(source, axis=0) + CLUSTER_PX) / 400))
     clusters = _clusters(source[inliers], side)
     many = np.bincount(clusters) >= 3
     if many.sum() < 8:
@@ -249,38 +244,30 @@ def groups(n_thinned: int) -> float:
 
 
 def required_share(n_thinned: int) -> float:
-    """Least share of matches, thinned to one per 16 px, that must agree.
+    """Least share of matches, thinned to one per 16 px, that must agree: all of few, a quarter of very many.
 
     Aggregation moves matches in groups of about `CONSENSUS_PX`: most of a few groups may agree by chance, of many not.
     """
-    return _ALWAYS + (1 - _ALWAYS) / math.sqrt(max(groups(n_thinned), 1.0))
+    return 0.25 + 0.75 / math.sqrt(max(groups(n_thinned), 1.0))
 
 
 def judge(xy_from: np.ndarray, xy_to: np.ndarray, counts: Sequence[int]) -> Agreement:
     """Judge a pair by its matches (N, 2), one per 16 px of the common grid, and by how many each window has in all."""
-    n, n_agree, distortion = len(xy_from), 0, 0.0
+    n, n_agree, distortion, reason = len(xy_from), 0, 0.0, ""
     with suppress(RegistrationError):
         fit = fit_affine(xy_from, xy_to, threshold_px=THRESHOLD_PX, min_inliers=MIN_INLIERS)
         n_agree, distortion = fit.n_inliers, float(np.abs(fit.matrix[:2, :2] - np.eye(2)).max())
-    reason = _refusal(n, n_agree, distortion)
+    required = required_share(n)
+    if n_agree < MIN_INLIERS:
+        reason = f"only {n_agree} of {n} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
+    elif groups(n) < MIN_GROUPS:
+        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
+        reason = f"their {n} matches (one per 16 px) are too few to tell agreement from chance; about "
+        reason += f"{side} x {side} px of common ground are needed"
+    elif distortion > MAX_DISTORTION:
+        reason = f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
+    elif (share := n_agree / n) < required:
+        reason = f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
     if reason:
         reason += "; do both images show the same ground, within the search radius?"
-    return Agreement(sum(counts), n, n_agree, sum(count > 0 for count in counts), required_share(n), reason)
-
-
-def _refusal(n_thinned: int, n_agree: int, distortion: float) -> str:
-    """Why matches are no evidence; empty where they are."""
-    if n_agree < MIN_INLIERS:
-        return f"only {n_agree} of {n_thinned} matches (one per 16 px) agree, at least {MIN_INLIERS} are needed"
-    if groups(n_thinned) < MIN_GROUPS:
-        side = round(CONSENSUS_PX * math.sqrt(MIN_GROUPS))
-        return (
-            f"their {n_thinned} matches (one per 16 px) are too few to tell agreement from chance; about {side} x "
-            f"{side} px of common ground are needed"
-        )
-    if distortion > MAX_DISTORTION:
-        return f"their matches agree on a map that distorts by {distortion:.0%}, which matching cannot see"
-    share, required = n_agree / n_thinned, required_share(n_thinned)
-    if share < required:
-        return f"{share:.0%} of their matches agree on one map, as of unrelated images; {required:.0%} are needed"
-    return ""
+    return Agreement(sum(counts), n, n_agree, sum(count > 0 for count in counts), required, reason)

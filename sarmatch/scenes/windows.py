@@ -50,12 +50,9 @@ def plan_tiles(region: Region, spacing: float | None = None) -> list[Tile]:
     if spacing is not None and not spacing > 0:
         raise ValueError(f"spacing must be positive, px, or None for windows that cover everything; got {spacing}")
     dense = spacing is None or spacing <= TILE - 2 * RADIUS
-    sides = (region.width, region.height)
-    columns, rows = (tile_intervals(n, RADIUS) if dense else _spread(n, spacing or 0) for n in sides)
-    if len(columns) * len(rows) > MAX_TILES:
-        raise ValueError(
-            f"{len(columns)} x {len(rows)} windows are more than {MAX_TILES}; give a larger spacing, or cut the images"
-        )
+    columns, rows = (tile_intervals(n, RADIUS) if dense else _spread(n, spacing or 0) for n in region[2:])
+    if (n := len(columns) * len(rows)) > MAX_TILES:
+        raise ValueError(f"{n} windows are more than {MAX_TILES}; give a larger spacing, or cut the images")
     numbers = np.pad(np.arange(len(rows) * len(columns)).reshape(len(rows), -1), 1, constant_values=-1)
     tiles: list[Tile] = []
     for (j, (y, top, bottom)), (i, (x, left, right)) in product(enumerate(rows), enumerate(columns)):
@@ -73,15 +70,15 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
 
 
-def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, shift: tuple[int, int], radius: float) -> Matches:
-    """Matches in the core of a window and a little beyond, px of the common grid, up to `radius` px from `shift`."""
-    of_sar, of_optical = pair.ordered(tile.region, tile.region.moved(*shift))
+def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, task: Task) -> Matches:
+    """Matches in the core of a window and a little beyond, px of the common grid."""
+    of_sar, of_optical = pair.ordered(tile.region, tile.region.moved(*task.shift))
     sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
     if not (bool(sar.valid.any()) and bool(optical.valid.any())):
         return Matches.empty()
-    found = matcher.match_rasters(sar, optical, Search(radius), tile.number)
+    found = matcher.match_rasters(sar, optical, Search(task.radius), tile.number)
     moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
-    at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - shift
+    at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - task.shift
     low, high = np.array(tile.core[:2]) - _SEAM, np.array(tile.core[2:]) + _SEAM
     return moved.select(np.all((at >= low) & (at < high), axis=1))
 
@@ -104,8 +101,7 @@ class TileStore:
     def _read(self, number: int) -> Matches:
         try:
             with np.load(self.path(number)) as content:
-                arrays: dict[str, Any] = dict(content)
-            return Matches(**arrays)
+                return Matches(**content)
         except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"{self.path(number)}: not a finished window ({error}); remove {self.folder}") from error
 
@@ -123,9 +119,7 @@ def _best_of_seam(own: Matches, others: Sequence[Matches]) -> Matches:
     found = np.concatenate([np.empty((0, 3)), *(np.column_stack([o.xy_sar, o.confidence]) for o in others)])
     best = pd.DataFrame(found, columns=["x", "y", "confidence"]).groupby(["x", "y"])["confidence"].max()
     rivals = best.reindex(pd.MultiIndex.from_arrays(own.xy_sar.T)).to_numpy()
-    # Of equals both stay: calibrated confidences have steps, so that two windows may state the same one at a cell,
-    # though rarely. Without a rival there is NaN.
-    return own.select(~(own.confidence < rivals))
+    return own.select(~(own.confidence < rivals))  # of equals both stay; without a rival there is NaN
 
 
 def _arrays(matches: Matches) -> dict[str, Any]:
@@ -146,8 +140,8 @@ class Task:
     sar: str
     optical: str
     settings: MatchSettings
-    shift: tuple[int, int] = (0, 0)
-    radius: float = RADIUS
+    shift: tuple[int, int] = (0, 0)  #: Displacement of the moving image, px of the common grid.
+    radius: float = RADIUS  #: How far from it matches may lie.
 
     def key(self, matcher: Matcher, region: Region, spacing: float | None) -> str:
         """Digits that differ between computations whose windows must not be mixed."""
@@ -169,7 +163,7 @@ def match_tiles(pair: ScenePair, matcher: Matcher, store: TileStore, task: Task)
     with tqdm(desc="windows", disable=None if task.settings.progress else True, **counted) as bar:
         if workers == 1 or len(missing) < 2:
             for tile in missing:
-                store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
+                store.save(tile, match_tile(pair, matcher, tile, task))
                 bar.update()
             return
         with processes(workers) as pool:
@@ -188,8 +182,7 @@ def _match_some(task: Task, folder: Path, tiles: Sequence[Tile]) -> int:
     """Match and store windows in a process of its own; how many."""
     settings, store = task.settings, TileStore(folder, tiles)
     matcher = load_matcher(str(settings.weights), **dict(settings.matcher))
-    config = matcher.net.config
-    with open_pair(task.sar, task.optical, settings.options, config.sar_channels, config.optical_channels) as pair:
+    with open_pair(task.sar, task.optical, settings.options, matcher.net.config) as pair:
         for tile in tiles:
-            store.save(tile, match_tile(pair, matcher, tile, task.shift, task.radius))
+            store.save(tile, match_tile(pair, matcher, tile, task))
     return len(tiles)

@@ -43,10 +43,7 @@ def write_registered(
     """Write the moving image on a grid as a cloud-optimised GeoTIFF; an existing file is replaced in one step.
 
     Kept of the moving image: dtype, nodata, tags, descriptions, colours and units of bands. Where it has no nodata, a
-    mask in the file marks px without data.
-
-    Args:
-        to_moving: px (N, 2) of the grid, which is the reference's, to px of the moving image's file.
+    mask in the file marks px without data. `to_moving` takes px (N, 2) of the grid to px of the moving image's file.
     """
     profile = _profile(grid, moving.count, moving.dtypes[0]) | {"nodata": moving.nodata, "bigtiff": "if_safer"}
     profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
@@ -101,14 +98,16 @@ def resample(
     xy = _positions(to_moving, block)
     fill = 0 if moving.nodata is None else moving.nodata
     out = np.full((moving.count, block.height, block.width), fill, moving.dtypes[0])
-    part = _shown(xy, moving)
-    if part is None:
+    finite = xy[np.isfinite(xy).all(-1)]
+    part = Region.enclosing(finite, 2, 4) if len(finite) else Region(0, 0, 0, 0)
+    part = part.intersection(Region(0, 0, moving.width, moving.height))
+    if not (part.width and part.height):
         return out, np.zeros(out.shape[1:], bool)
     # A coarser grid shows averages, not every n-th px.
     step = max(1, int(np.nanmedian(np.linalg.norm(np.diff(xy, axis=1), axis=-1)) + 0.25)) if block.width > 1 else 1
     shape, window = (max(part.height // step, 1), max(part.width // step, 1)), Window(*part)
-    how = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
-    values = moving.read(window=window, out_shape=(moving.count, *shape), resampling=how)
+    reduced = Resampling.average if step > 1 and resampling != "nearest" else Resampling.nearest
+    values = moving.read(window=window, out_shape=(moving.count, *shape), resampling=reduced)
     known = (moving.read_masks(window=window, out_shape=values.shape) > 0).all(axis=0)
     if np.issubdtype(values.dtype, np.floating):
         known &= np.isfinite(values).all(axis=0)
@@ -141,25 +140,12 @@ def _positions(to_moving: Mapping, block: Region) -> np.ndarray:
     return there
 
 
-def _shown(xy: np.ndarray, moving: DatasetReader) -> Region | None:
-    """The window of the moving image that positions lie in; None where none does."""
-    finite = xy[np.isfinite(xy).all(-1)]
-    if not len(finite):
-        return None
-    window = Region.enclosing(finite, 2, 4).intersection(Region(0, 0, moving.width, moving.height))
-    return window if window.width and window.height else None
-
-
-def write_error_map(
-    path: str | os.PathLike[str], grid: GeoBox, sigma_px: Mapping, metres_per_px: float | None, step: int = 32
-) -> None:
+def write_error_map(path: str | os.PathLike[str], grid: GeoBox, sigma_px: Mapping, metres_per_px: float | None) -> None:
     """Write the map of the registration error: standard deviation an axis, and CE90, both in metres (px where unknown).
 
-    Args:
-        grid: whose px the map enlarges `step` times.
-        sigma_px: px (N, 2) of the grid to standard deviations (N,) in px of it.
+    `sigma_px` takes px (N, 2) of the grid to standard deviations (N,) in px; a px of the map is 32 px wide.
     """
-    step = step if min(grid.width, grid.height) >= 2 * step else 1
+    step = 32 if min(grid.shape) >= 64 else 1
     coarse = coarser(grid, step)
     centres = (np.stack(np.meshgrid(np.arange(coarse.width), np.arange(coarse.height)), -1) + 0.5) * step - 0.5
     sigma = sigma_px(centres.reshape(-1, 2)).reshape(coarse.shape).astype(np.float32) * np.float32(metres_per_px or 1)

@@ -8,7 +8,7 @@ import cv2
 import pandas as pd
 from torch import Tensor
 
-from sarmatch.data.ombria import SCENES
+from sarmatch.data.datasets import SCENES
 from sarmatch.data.synthetic import Nuisance, render_pair
 
 PLACES = ("seg000", "seg003", "seg008", "seg015", "seg033", "seg034", "ALBANIA", "GUYANA")

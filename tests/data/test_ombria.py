@@ -21,7 +21,7 @@ from sarmatch.data import (
     recognise,
     split_pairs,
 )
-from sarmatch.data.ombria import SCENES
+from sarmatch.data.datasets import SCENES
 
 TABLE = pd.read_csv(SCENES, dtype=str, keep_default_na=False)
 CHOSEN = [0, 1, 650, 740, 694]

@@ -207,7 +207,7 @@ def test_rejected_input() -> None:
     for bad in ({"looks": 0}, {"layover_px": 9}, {"double_bounce": -1}, {"haze": 1.5}, {"snow": -0.1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Nuisance(**bad)
-    with pytest.raises(ValueError, match="at least 32 px, got 16"):
+    with pytest.raises(ValueError, match="at least 32 px, got 4 and 16"):
         synthetic_pairs(4, 16, seed=0)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"at least 1 and .* got 0 and 64"):
         synthetic_pairs(0, 64, seed=0)

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from companion.figures.plots import all_neutral, line_style, with_legend
 from companion.studies.scenes import Study
 from sarmatch.matching.matches import Matches
-from sarmatch.scenes.report import View, checkered
+from sarmatch.scenes.report import View
 from sarmatch.scenes.transforms import required_share
-from sarmatch.visualize import draw_matches
+from sarmatch.visualize import checkered, draw_matches
 
 
 def before_and_after(axes: Sequence[Axes], view: View) -> Sequence[Axes]:

@@ -22,7 +22,7 @@ from companion.figures.plots import (
     lines_by,
     with_legend,
 )
-from sarmatch.visualize import COLOURS, NEUTRAL, as_array, neutral, show_image
+from sarmatch.visualize import COLOURS, NEUTRAL, as_array, evenly, neutral, show_image
 
 SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}
 
@@ -55,7 +55,7 @@ def risk_coverage_curves(
     """
     ax.axhline(base_error, color=NEUTRAL, linestyle="--", linewidth=1, label="constant confidence")
     for i, (name, (coverage, risk)) in enumerate(curves.items()):
-        chosen = _evenly(len(coverage), most_points)
+        chosen = evenly(len(coverage), most_points)
         every = max(len(chosen) // 8, 1)
         start = every * i // len(curves)  # markers of lines that coincide lie side by side
         style: dict[str, Any] = line_style(i) | {"linewidth": 1.4, "markersize": 4.5, "markevery": (start, every)}
@@ -119,7 +119,7 @@ def true_false_rates(ax: Axes, rates: pd.DataFrame, marked: int = 5) -> Axes:
     rates = rates.sort_values("threshold")
     ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="chance")
     ax.plot(rates["false_accept"], rates["true_accept"], color=COLOURS[0], linewidth=1.6, label="by threshold")
-    points = rates.iloc[_evenly(len(rates), marked)]
+    points = rates.iloc[evenly(len(rates), marked)]
     ax.scatter(points["false_accept"], points["true_accept"], color=COLOURS[0], s=18, zorder=3)
     for threshold, true, false in points[["threshold", "true_accept", "false_accept"]].to_numpy():
         ax.annotate(
@@ -164,8 +164,3 @@ def error_ellipses(
     ax.add_collection(EllipseCollection(2 * radius, 2 * radius, none, edgecolors=colours, linewidths=0.8, **shared))
     ax.set(xlim=(-0.5, optical.shape[-1] - 0.5), ylim=(optical.shape[-2] - 0.5, -0.5))
     return ax
-
-
-def _evenly(n: int, at_most: int) -> np.ndarray:
-    """At most so many of n places, the first and the last among them."""
-    return np.unique(np.linspace(0, n - 1, min(at_most, n)).round().astype(int))
