@@ -157,6 +157,7 @@ NAMES = (
 RECIPES: dict[str, tuple[str, ...]] = {
     "make book": ("python -m companion book --profile demo",),
     "make book PROFILE=s1s2 DATA=path/to/data": ("python -m companion book --profile s1s2 --data path/to/data",),
+    "make book PROFILE=smoke": ("python -m companion book --profile smoke",),
     "PROFILE=s1s2-smoke": ("python -m companion book --profile s1s2-smoke",),
     "PROFILE=sen12ms": ("python -m companion book --profile sen12ms",),
     "make serve": ("python -m http.server --bind 127.0.0.1 --directory build/demo/book/_build/html 8000",),
@@ -165,7 +166,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "ruff format --check .",
         "mypy",
         "jupyter-book build book --all -W -n --keep-going",
-        "pytest tests",
+        "pytest -n 2 --dist worksteal tests",
         "pytest --nbval --nbval-current-env book",
     ),
 }
@@ -178,6 +179,7 @@ OPTIONS = (
     "python -m companion.benchmarks.scenes [--side 10980] [--fractions 0.25 0.5 1] [--model affine] [--workers 1]",
     "python -m companion.benchmarks.peers --data DATA [--profile s1s2] [--pairs 8] [--out book/results/s1s2]",
     "python -m companion.benchmarks.speed --data DATA [--profile s1s2] [--pairs 24] [--out book/results/s1s2]",
+    "python -m companion.benchmarks.engine --before ../before --data DATA [--profile s1s2] [--out book/results/s1s2]",
 )
 """Measurements that take minutes or a GPU: that the script takes these options is checked, its parts have tests."""
 
@@ -189,6 +191,7 @@ ELSEWHERE = {
 """Tested by what is named; of the whole book, `make test` builds the site before it runs the tests."""
 
 NOT_RUN = {
+    "git worktree add --detach ../before COMMIT": "the commit is the reader's choice",
     "conda env create -f environment.yml && conda activate sarmatch": "no conda; test_environment.py reads the file",
     "pip install -e '.[book,gis,test]'": "would install into the environment that the tests run in",
     "docker build -t sarmatch . && docker run --rm -p 8888:8888 sarmatch": "no docker",

@@ -155,9 +155,7 @@ def test_rejected(change, message):
         work(**change)
 
 
-@pytest.mark.parametrize(
-    ("passes", "repeats", "message"), [((0,), 1, "of at least 1"), ((5, 5), 1, "different"), ((1,), 0, "repeats")]
-)
+@pytest.mark.parametrize(("passes", "repeats", "message"), [((0,), 1, "of at least 1"), ((5, 5), 1, "different")])
 def test_rejected_passes(passes, repeats, message):
     with pytest.raises(ValueError, match=message):
         measure_modes(work(), passes, repeats)
