@@ -249,8 +249,12 @@ def test_records_are_measured_once_and_read_ever_after(tmp_path, monkeypatch):
     split = split_pairs(open_pairs(run.config.data), run.config.data)
     once = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert (once["method"] == "consensus").all()
-    monkeypatch.setattr("companion.cache.evaluate", None)  # read from the store, so nothing is evaluated
+
+    def never(*_: object) -> None:
+        raise AssertionError("evaluated again")
+
+    monkeypatch.setattr("companion.cache.evaluate", never)
     again = records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", 16.0)
     assert once.equals(again)
-    with pytest.raises(TypeError):
+    with pytest.raises(AssertionError, match="evaluated again"):
         records_or_load(run, Matcher(run.net, "cpu"), "consensus", split.test, "shift", None)
