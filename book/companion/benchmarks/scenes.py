@@ -58,6 +58,8 @@ def main(
     side: int = 10_980, fractions: tuple[float, ...] = (0.25, 0.5, 1.0), model: Model = "affine", workers: int = 1
 ) -> None:
     """Print a table for scenes with these fractions of the area of a square of `side` px."""
+    from companion.benchmarks import scenes  # by its name: another process cannot look up what is in __main__
+
     pair = render_pair(0, BLOCK)
     blocks = [(image.numpy() * 255).round().astype(np.uint8) for image in (pair.sar, pair.optical)]
     rows = []
@@ -67,7 +69,7 @@ def main(
             write_scene(Path(folder, "sar.tif"), blocks[0], length)
             write_scene(Path(folder, "optical.tif"), blocks[1], length, SHIFT_PX)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                row = pool.submit(measured, Path(folder), model, workers).result()
+                row = pool.submit(scenes.measured, Path(folder), model, workers).result()
         per_mpx = row["seconds"] / (length**2 / 1e6)
         rows.append({"fraction": fraction, "side_px": length} | row | {"s_per_mpx": per_mpx})
         print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
