@@ -7,8 +7,6 @@
 Heavy modules are imported when a name is first used, so that `sarmatch --help` is instant.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The `sarmatch` command: thin functions over the package; each imports the heavy modules it needs."""
 
-from __future__ import annotations
-
 import json
 import sys
 import traceback

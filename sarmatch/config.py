@@ -1,7 +1,5 @@
 """Configuration as frozen dataclasses, which reject contradictory values, and the five named profiles."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

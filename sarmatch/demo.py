@@ -4,8 +4,6 @@ Its optical image is displaced by a known shift. How well it is matched shows th
 about accuracy on real images. The pair is written by `tests/make_demo_pair.py`.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -5,8 +5,6 @@ Convention, used everywhere: coordinates are (x, y), the centre of the top-left 
 acting on column vectors (x, y, 1); `A_0to1` takes points of image 0 to image 1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What surrounds a result on disk: output paths, files that are never half written, digests and provenance."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """Images and matches drawn on given matplotlib axes."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection

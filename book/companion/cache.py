@@ -4,8 +4,6 @@ No table outlives a training, a change of profile, or data of another size, band
 many was corrected, remove `records/`. The code that measured is no part of the digest: tables carry their commit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

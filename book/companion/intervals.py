@@ -3,8 +3,6 @@
 Pairs of one scene are not independent, so whole scenes are resampled.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Weights that come with the package: written from a finished run, and taken for it where they are of the same run."""
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Seconds of functions that are compared, measured in turns, and tables of such comparisons."""
 
-from __future__ import annotations
-
 import json
 import platform
 import time

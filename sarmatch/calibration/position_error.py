@@ -4,8 +4,6 @@ A match is correct with the probability that its confidence states; then its err
 distribution of wrong matches. Coverage holds on average over scenes like the validation scenes, not in each of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

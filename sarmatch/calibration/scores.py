@@ -1,7 +1,5 @@
 """Scores of a confidence (eq. 8 and others); equal confidences are pooled, so the order of rows does not matter."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

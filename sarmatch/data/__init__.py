@@ -8,8 +8,6 @@ splits and `sarmatch data check` follow; `sarmatch train --profile s1s2 --data F
 it. For `sarmatch data get NAME`, list its files in `registries/NAME.txt`.
 """
 
-from __future__ import annotations
-
 from sarmatch.data.datasets import recognise
 from sarmatch.data.download import DownloadError
 from sarmatch.data.folder import check_data, open_folder, open_pairs

@@ -5,8 +5,6 @@ can match without content. So both images of a sample are cut from the pair by d
 function of (seed, epoch, position) alone: a resumed run and any number of loaders and devices get the same samples.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, TypedDict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The layouts of folders that can be read; `sarmatch.data` says how to add one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@
 path and its SHA-256. Files keep the path they have there.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor, as_completed

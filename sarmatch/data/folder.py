@@ -1,7 +1,5 @@
 """Opening and checking folders of pairs, of whatever layout."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Sequence

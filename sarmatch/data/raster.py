@@ -1,7 +1,5 @@
 """Reading rasters of any usual encoding as float32 in [0, 1] with a mask of valid pixels; `units` scales the values."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ lc; SEN12MS-CR unpacks into one folder a layer, `ROIs1158_spring_s1/s1_1/...`. P
 numbers are those of the family: do not train on one dataset and test on another without comparing the places.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Training, validation and test parts: by scene (the default) or by patch (the paper's stratified split)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

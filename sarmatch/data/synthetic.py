@@ -4,8 +4,6 @@ They share geometry but not radiometry. All follows from the seed. Pixel (x, y) 
 point, unless SAR layover moved it (`Rendering.displacement`), as in terrain-corrected Sentinel-1.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

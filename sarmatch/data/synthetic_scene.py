@@ -1,7 +1,5 @@
 """The scene behind a synthetic pair: what lies where, how high it is, and the radiometry of each class."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2

@@ -4,8 +4,6 @@
 decide once for a whole scene, whose windows may hold water only or clouds only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args

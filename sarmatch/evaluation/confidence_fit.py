@@ -1,7 +1,5 @@
 """The fit of a network's confidence on validation scenes: collecting matches, then calibrators, decision, precision."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

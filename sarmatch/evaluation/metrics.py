@@ -3,8 +3,6 @@
 The error of a match is the distance between its optical position and the true place of its SAR position.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

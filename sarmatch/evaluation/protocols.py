@@ -1,7 +1,5 @@
 """A model or a baseline over a part of the data: one record a pair, per protocol and search radius (section 4.3)."""
 
-from __future__ import annotations
-
 import dataclasses
 import zlib
 from collections.abc import Sequence

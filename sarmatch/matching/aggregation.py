@@ -1,7 +1,5 @@
 """Aggregation of cost volumes: reliability weights, local consensus over neighbourhoods, and their combination."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Assignment of cells: dual softmax over displacements and mutual nearest neighbours (section 3.3, figure 1)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Coarse global alignment: descriptors correlated over all shifts, for a few rotations and scales of one image."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 

@@ -4,8 +4,6 @@ A volume V is (B, K, K, H, W): V[b, i, j, y, x] compares SAR cell (x, y) with op
 (K - 1) / 2. Coarse volumes step by cells of 4 px, fine volumes by single pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

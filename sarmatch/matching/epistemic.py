@@ -3,8 +3,6 @@
 Each estimate is a map (1, h, w) >= 0 that `attach` puts in the place of the mutual information of Monte Carlo passes.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What a matcher takes of images: one grid, one device, a batch of one."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

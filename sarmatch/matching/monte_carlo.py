@@ -4,8 +4,6 @@ What comes before the first dropout is computed once. The full-resolution descri
 its cell, come from the deterministic pass; passes are about which cell it is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

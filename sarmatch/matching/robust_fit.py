@@ -1,7 +1,5 @@
 """Robust estimation of an affine map, a similarity or a shift from point matches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Overlapping tiles of an image that is larger than one volume of similarities may be."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Bidirectional feature pyramid of EfficientDet (reference 25 of the paper; section 3.1.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeAlias
 

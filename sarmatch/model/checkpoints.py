@@ -1,7 +1,5 @@
 """Weights as safetensors files that explain themselves: the header carries the model's config."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

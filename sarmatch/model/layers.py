@@ -1,7 +1,5 @@
 """Shared building blocks of both encoders, put together from `timm.layers`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """The whole network: two encoders, one projection head, and the scales of the similarity volumes (figure 1)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ The file holds both encoders, the projection head, fine descriptors and uncertai
 a multiple of 16. What depends on the data (search windows, mutual matches) stays in PyTorch, as do Monte Carlo passes.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The orientation of an edge survives the change of sensor where its brightness does not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext

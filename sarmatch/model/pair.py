@@ -1,7 +1,5 @@
 """From two images with masks of valid pixels to their descriptors: the one way into the network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 

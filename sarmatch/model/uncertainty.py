@@ -3,8 +3,6 @@
 Every branch ends in one map in [0, 1], named after a source of uncertainty that only the losses train it to follow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

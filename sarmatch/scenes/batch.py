@@ -1,7 +1,5 @@
 """Pairs in a list, registered in parallel here or by workers of a Dask scheduler; failures do not stop the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Commands on scenes: match, register, batch. Like `cli`, thin functions that import what is heavy when called."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path

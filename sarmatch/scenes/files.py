@@ -1,7 +1,5 @@
 """One file of a scene: opened, its bands chosen, its windows read; errors are one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How far the moving image is displaced as a whole, before any single match."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 

@@ -4,8 +4,6 @@ The reference gives the grid, its px enlarged by a whole factor where the other 
 where either image has no place on the ground.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

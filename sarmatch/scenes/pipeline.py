@@ -1,7 +1,5 @@
 """From two files to matches or a registered image: open, locate, match window by window, judge, fit, write."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import tempfile

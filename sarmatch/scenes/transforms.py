@@ -3,8 +3,6 @@
 Matches of one neighbourhood are not independent: they are thinned to one per 16 px, and covariances count clusters.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

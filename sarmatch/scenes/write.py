@@ -1,7 +1,5 @@
 """The registered raster: the moving image on the reference's grid, block by block, resampled once from the original."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Distillation of the mutual information over Monte Carlo passes into a head of one pass (section 5.5)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from functools import partial

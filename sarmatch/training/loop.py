@@ -4,8 +4,6 @@ A run folder holds `metrics.jsonl`, `last.pt` (all that resuming needs) and `mod
 run loses at most the steps since its last checkpoint; on the same CPU with as many threads it goes on to the same bits.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """Training losses, one function an equation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

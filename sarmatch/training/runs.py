@@ -5,8 +5,6 @@
 differ in fine-tuning or evaluation alone share a `pretraining-<hash>`, which also holds `rotation_heads.safetensors`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager

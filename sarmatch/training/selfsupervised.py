@@ -1,7 +1,5 @@
 """Self-supervised pretraining: contrast between modalities and prediction of quarter turns (section 3.3, figure 6)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Supervised fine-tuning on crops with a known relative transform: losses (section 4.2, table 2) and training."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Cells attend to the other image before they are compared: co-attention, and a transformer."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from timm.layers import build_sincos2d_pos_embed

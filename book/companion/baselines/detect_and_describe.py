@@ -1,7 +1,5 @@
 """One feature map that both detects and describes (D2-Net, Dusmanu et al. 2019, ref. 5), on the paper's encoders."""
 
-from __future__ import annotations
-
 import math
 
 import torch

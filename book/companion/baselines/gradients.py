@@ -1,7 +1,5 @@
 """Oriented gradients of whole images, and the shift between two of them."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

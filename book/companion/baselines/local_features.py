@@ -1,7 +1,5 @@
 """Keypoints in each image by itself, a descriptor for each, mutual nearest neighbours with a ratio test."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

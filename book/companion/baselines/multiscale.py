@@ -1,7 +1,5 @@
 """Displacement regressed scale by scale (Zampieri et al. 2018, ref. 29)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct

@@ -1,7 +1,5 @@
 """Phase congruency from log-Gabor filters: edges and corners whatever their contrast (Kovesi 1999, 2003)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Two branches or one: match or no match, then matching in three steps."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

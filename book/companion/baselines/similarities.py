@@ -1,7 +1,5 @@
 """Template matching by other similarities than that of oriented gradients."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Optical images translated to look like radar, then matched by grey values (Merkle et al. 2018, ref. 18)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct

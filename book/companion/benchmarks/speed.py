@@ -5,8 +5,6 @@
 Needs `pip install 'sarmatch[onnx]'` and, for torch.compile, a C++ compiler.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """Verdicts on what the uncertainty maps respond to, computed from the tables of `companion.studies.uncertainty`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

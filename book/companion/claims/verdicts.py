@@ -1,7 +1,5 @@
 """Claims of the paper (`book/claims.yml`), and the rules that give each a verdict from our numbers and nothing else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Figures of the comparison of methods, and of their accuracy by condition (figure 10) and by dose."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Figures of the chapter on the encoders: what they are made of and what they respond to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 

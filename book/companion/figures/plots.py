@@ -1,7 +1,5 @@
 """Drawings that several chapters share: each function draws on given axes and returns them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

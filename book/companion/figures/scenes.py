@@ -1,7 +1,5 @@
 """Figures of the chapter on scenes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

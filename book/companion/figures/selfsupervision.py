@@ -1,7 +1,5 @@
 """Figures of the chapters on self-supervision and cost: losses, embeddings, convergence, and what passes take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures of the chapters on uncertainty, calibration and precision."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How all chapters are executed, several at a time where there are cores for it, built into a site and published."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json

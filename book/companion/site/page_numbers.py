@@ -1,7 +1,5 @@
 """What pages show of published results: tables of README and front page, and where the numbers of a page come from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Short trainings that differ in one thing each (section 4.5), kept in the run store with their matches; table 3."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Scores of several confidences of the same matches, fitted on validation scenes; intervals resample whole scenes."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Accuracy, calibration and registration are computed from all matches of a method, which are kept in the run store.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial

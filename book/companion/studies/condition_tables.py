@@ -1,7 +1,5 @@
 """Tables of records by condition, by scene and by dose, and the claim on rotation (section 5.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

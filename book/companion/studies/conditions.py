@@ -1,7 +1,5 @@
 """Conditions of a pair by rules of ours, measured without any network (section 4.6, figure 10), and given doses."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import zlib

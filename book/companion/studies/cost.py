@@ -1,7 +1,5 @@
 """What inference costs: time and memory of the modes of table 4 and of the parts of a pass."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """What a dataset consists of, and how far the co-registration of its pairs is off, estimated without any network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass

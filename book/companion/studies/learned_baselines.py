@@ -1,7 +1,5 @@
 """Learned baselines, each trained with the data, crops, steps and rate of our short trainings."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

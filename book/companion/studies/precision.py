@@ -1,7 +1,5 @@
 """Coverage of conformal radii and quality of covariances on scenes they were not fitted on, by whole scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Registration of pairs with a known displacement, and of unrelated ones, through the whole path of a user."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Small trainings side by side: what pretraining saves, and what its temperature does (sections 3.3.1 and 5.3)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import product

@@ -1,7 +1,5 @@
 """How much results depend on choices: labelled pairs, source, split, neighbourhoods, crops, the truth itself."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Responses of uncertainty maps to nuisances dosed one at a time, and the claims of section 5.2 on real pairs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
