@@ -229,7 +229,9 @@ class Matcher:
     def _match(
         self, pairs: Sequence[tuple[Raster, Raster]], search: Search, windows: Sequence[int]
     ) -> list[RawMatches]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # 10 bits shift positions by tenths of a px
+        cudnn = torch.backends.cudnn
+        as_set = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        with cudnn.flags(**as_set, allow_tf32=False):  # its 10 bits could shift positions by tenths of a px
             inputs = [batch_of_one(*pair, self.device) for pair in pairs]
             largest = max((side for images in inputs for side in images[0].shape[-2:]), default=0)
             # Tiles overlap by half of their side at most: a wider search takes the global stage.

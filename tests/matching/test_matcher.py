@@ -298,6 +298,23 @@ def test_each_tile_and_window_draws_masks_of_its_own(monkeypatch):
     assert {seed[:2] for seed in seeds} == {(4, 0), (4, 1)}
 
 
+def test_convolutions_are_exact_and_settings_stay(matcher, monkeypatch):
+    """TF32 is off while matching, and what the caller set of cuDNN holds during and after it."""
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    original = matcher._match_tiles
+
+    def watched(*arguments):
+        seen.append((cudnn.allow_tf32, cudnn.deterministic))
+        return original(*arguments)
+
+    monkeypatch.setattr(matcher, "_match_tiles", watched)
+    matcher.match(*pair(96, translation(4, 0)), search_radius=8)
+    assert seen == [(False, True)]
+    assert (cudnn.allow_tf32, cudnn.deterministic) == (True, True)
+
+
 @pytest.mark.parametrize("passes", [0, 2])
 def test_a_batch_gives_what_each_pair_gives_alone(monkeypatch, passes):
     """Of pairs of two sizes, and all tiles of one size in one batch."""
