@@ -110,16 +110,16 @@ class TestInputs:
 
     def test_pairs_of_a_batch_are_estimated_each_by_itself(self, described):
         _, prediction, sar, optical = described
-        moved = Descriptors(sar.coarse.roll(1, -1), sar.fine, sar.uncertainty)
+        moved, other = (d._replace(coarse=d.coarse.roll(1, -1)) for d in (sar, optical))
         both = Prediction(torch.cat([prediction.forward, prediction.forward.roll(1, -1)]), prediction.backward)
 
         def batch(a: Descriptors, b: Descriptors) -> Descriptors:
             uncertainty = a.uncertainty and Uncertainty(*(torch.cat([t, t]) for t in a.uncertainty))
             return Descriptors(torch.cat([a.coarse, b.coarse]), a.fine, uncertainty)
 
-        rows = match_inputs(both, batch(sar, moved), batch(optical, optical))
+        rows = match_inputs(both, batch(sar, moved), batch(optical, other))
         first = match_inputs(prediction, sar, optical)
-        second = match_inputs(both._replace(forward=both.forward[1:]), moved, optical)
+        second = match_inputs(both._replace(forward=both.forward[1:]), moved, other)
         assert torch.equal(rows, torch.cat([first, second]))
 
     def test_other_sizes_and_batches_are_rejected(self, described):
