@@ -12,7 +12,18 @@ Norm = Literal["group", "batch"]
 CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confidence is the probability of.
 SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
 N_ORIENTATIONS = 9  #: Of oriented gradients, over 180 degrees.
-Protocol = Literal["aligned", "shift", "affine"]
+Protocol = Literal["aligned", "shift", "affine", "deform"]
+
+
+def _later(default: Any) -> Any:
+    """A field that version 0.1 did not have; with its default nothing changes, so no hash and no digest names it."""
+    return field(default=default, metadata={"later": True})
+
+
+def counted(section: Any) -> list[str]:
+    """The fields of a config dataclass that tell two of them apart, in their order."""
+    fields = dataclasses.fields(section)
+    return [f.name for f in fields if not (f.metadata.get("later") and getattr(section, f.name) == f.default)]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -47,6 +58,13 @@ class DataConfig:
     haze_probability: float = 0.3  #: Chance that a training optical crop is veiled by artificial, uneven haze.
     later_sar_probability: float = 0.3  #: Chance to train on the later SAR image of a place, if there is one.
     band_mixing: float = 0.5  #: Chance that optical bands are mixed, dropped or greyed, for true and false colour.
+    pixel_scale: tuple[float, float] = _later((1.0, 1.0))  #: Range of a pixel of both crops in pixels of the pair.
+    deformation_probability: float = _later(0.0)  #: Chance that the optical crop is bent by a smooth random field.
+    deformation_px: float = _later(10.0)  #: The largest component of that field is drawn evenly up to this.
+    deformation_sigma_px: tuple[float, float] = _later((20.0, 80.0))  #: Range of its smoothness (log-uniform).
+    partial_probability: float = _later(0.0)  #: Chance that artificial speckle or haze covers a part of a crop only.
+    drawn_twice: tuple[str, ...] = _later(())  #: Datasets whose pairs training draws twice as often as the others'.
+    cloud_probability: float = _later(0.0)  #: Chance that an opaque bright cloud covers a part of an optical crop.
 
     def __post_init__(self) -> None:
         whole = len(self.split_fractions) == 3 and abs(sum(self.split_fractions) - 1) < 1e-6
@@ -59,14 +77,18 @@ class DataConfig:
                 _require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
         low, high = self.speckle_looks
         _require(1 <= low <= high, f"speckle_looks must satisfy 1 <= low <= high, got {self.speckle_looks}")
+        for name in ("pixel_scale", "deformation_sigma_px"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"{name} must satisfy 0 < low <= high, got {(low, high)}")
+        _require(self.deformation_px >= 0, f"deformation_px must not be negative, got {self.deformation_px}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Widths and switches of the two encoders (sections 3.1.1 and 3.1.2) and of the matcher."""
 
-    backbone: Literal["paper", "timm"] = "paper"  #: Section 3.1, or timm's legacy_xception and tf_efficientnet_b0.
-    pretrained: bool = False  #: ImageNet weights for `backbone='timm'`; needs a network connection the first time.
+    backbone: Literal["paper", "lite0"] = "paper"  #: Section 3.1, or timm's EfficientNet-Lite0 for both images.
+    pretrained: bool = False  #: ImageNet weights for `backbone="lite0"`; of the paper's encoders there are none.
     sar_channels: int = 1  #: Bands of the SAR image, 1 or 2.
     optical_channels: int = 3  #: Bands of the optical image.
     sar_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)  #: Stem and four Xception blocks.
@@ -82,6 +104,7 @@ class ModelConfig:
     norm: Norm = "group"  #: Normalisation of all layers; `batch` depends on what else is in the batch.
     uncertainty: bool = True  #: Whether the aleatoric modules of sections 3.2.1 to 3.2.3 exist and guide matching.
     uncertainty_width: int = 32  #: Channels of each branch of those modules.
+    uncertainty_statistics: bool = _later(False)  #: Whether local contrast and variation of the image enter them.
     early_dropout: float = 0.10  #: Section 3.2.4, first place: early in the encoders.
     uncertainty_dropout: float = 0.20  #: Second place: before the uncertainty modules.
     fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
@@ -89,6 +112,7 @@ class ModelConfig:
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
 
     def __post_init__(self) -> None:
+        _require(not self.pretrained or self.backbone == "lite0", "pretrained weights need backbone='lite0'")
         _require(self.norm in ("group", "batch"), f"norm must be 'group' or 'batch', got {self.norm!r}")
         for name in ("early_dropout", "uncertainty_dropout", "fusion_dropout"):
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -121,6 +145,7 @@ class Schedule:
     validate_every: int | None = None  #: Steps between validations; None validates once an epoch.
     validation_pairs: int = 64  #: Validate on at most this many pairs.
     checkpoint_every: int = 100  #: Steps between checkpoints; a killed run loses at most these.
+    backbone_rate: float = _later(1.0)  #: Learning rate of a stock backbone in terms of that of the other weights.
     precision: Literal["no", "bf16", "fp16"] = "no"  #: Mixed precision of the network; losses stay in 32 bits.
     workers: int = 0  #: Loader processes.
 
@@ -168,9 +193,13 @@ class TrainingConfig(Schedule):
     window_px: float = 40.0  #: Radius of the candidates of the coarse loss around the same position.
     matching_weight: float = 1.0  #: Weight of L_mat in the sum.
     uncertainty_weight: float = 0.5  #: Weight of L_unc in the sum.
+    fine_share: float = _later(1.0)  #: Share of each batch that the fine level learns from; at least one crop.
+    image_mismatch: bool = _later(False)  #: Whether the uncertainty of each image alone is also held to mismatches.
+    validate_deformed: bool = _later(False)  #: Whether the score of validation is the mean over `shift` and `deform`.
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(0 < self.fine_share <= 1, f"fine_share must lie in (0, 1], got {self.fine_share}")
         _require(self.window_px > 0, f"window_px must be positive, got {self.window_px}")
         for name in ("matching_weight", "uncertainty_weight"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
@@ -180,10 +209,13 @@ class TrainingConfig(Schedule):
 class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
-    protocols: tuple[Protocol, ...] = typing.get_args(Protocol)  #: Transforms to evaluate under.
+    protocols: tuple[Protocol, ...] = ("aligned", "shift", "affine")  #: Transforms to evaluate under.
     crop_size: int = 208  #: Side of an evaluation crop for `aligned` and `shift`, px.
     affine_crop_size: int = 128  #: Side for `affine`: small enough that no rotated crop leaves a 256 px patch.
-    max_shift_px: float = 24.0  #: Largest shift on each axis under `shift` and `affine`.
+    max_shift_px: float = 24.0  #: Largest shift on each axis under `shift`, `affine` and `deform`.
+    deform_crop_size: int = _later(192)  #: Side for `deform`: small enough that no bent crop leaves a 256 px patch.
+    deformation_px: float = _later(8.0)  #: Largest component of the displacement field under `deform`.
+    deformation_sigma_px: float = _later(24.0)  #: Standard deviation of the Gaussian that makes that field smooth.
     max_rotation_deg: float = 30.0  #: Largest turn under `affine`.
     scale_range: tuple[float, float] = (0.9, 1.1)  #: Of scales under `affine`.
     search_radii: tuple[float | None, ...] = (16.0, 32.0, 64.0, None)  #: px around the prediction; None: everywhere.
@@ -231,6 +263,9 @@ class Config:
         del content["data"]["root"]
         if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
             del content["model"]["oriented_gradients"]
+        for name, section in content.items():
+            if isinstance(section, dict):
+                content[name] = {key: section[key] for key in counted(getattr(self, name)) if key in section}
         if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
             read = ("crop_size", "max_shift_px", "headline_radius", "seed")
             content["evaluation"] = {name: content["evaluation"][name] for name in read}

@@ -8,8 +8,10 @@ acting on column vectors (x, y, 1); `A_0to1` takes points of image 0 to image 1.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 
@@ -56,18 +58,22 @@ def transform_points(affine: Tensor, xy: Tensor) -> Tensor:
     return torch.stack(rows, -1)
 
 
-def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resample an image so that output pixel p shows input position `out_to_in(p)`.
+def warp(
+    image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "bilinear", field: Tensor | None = None
+) -> Tensor:
+    """Resample an image so that output pixel p shows input position `out_to_in(p + field(p))`.
 
     Args:
         image: (C, H, W) or (B, C, H, W) float; zero outside.
         out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
         size: (height, width) of the result.
         mode: `bilinear`, `bicubic` or `nearest`.
+        field: (2, *size) displacement (dx, dy) of the output's pixels, px; None moves none.
     """
     batch = image if image.ndim == 4 else image[None]
     height, width = batch.shape[-2:]
-    points = cell_centres(*size, stride=1, device=image.device).reshape(1, -1, 2)
+    points = cell_centres(*size, stride=1, device=image.device)
+    points = (points if field is None else points + field.permute(1, 2, 0)).reshape(1, -1, 2)
     matrices = out_to_in if out_to_in.ndim == 3 else out_to_in[None]
     xy = transform_points(matrices.to(image.device, torch.float64), points.double())
     span = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=image.device).clamp(min=1)
@@ -76,9 +82,70 @@ def warp(image: Tensor, out_to_in: Tensor, size: tuple[int, int], mode: str = "b
     return out if image.ndim == 4 else out[0]
 
 
-def coverage(valid: Tensor, out_to_in: Tensor, size: tuple[int, int]) -> Tensor:
+def coverage(valid: Tensor, out_to_in: Tensor, size: tuple[int, int], field: Tensor | None = None) -> Tensor:
     """Where `warp` reads valid input only: (H, W) bool mask in, (size) bool mask out."""
-    return warp(valid[None].float(), out_to_in, size)[0] > 0.999
+    return warp(valid[None].float(), out_to_in, size, field=field)[0] > 0.999
+
+
+def smooth_field(size: tuple[int, int], largest_px: float, sigma_px: float, rng: np.random.Generator) -> Tensor:
+    """A random displacement field: white noise, smoothed by a Gaussian, its largest component `largest_px`.
+
+    `size` is (height, width), `sigma_px` the Gaussian's standard deviation; (2, height, width) float32, (dx, dy) in px.
+    """
+    # Made on nodes a quarter of sigma apart, which a smooth field needs no finer, with a rim of 3 sigma.
+    step = max(1, round(sigma_px / 4))
+    sigma, rim = sigma_px / step, math.ceil(3 * sigma_px / step)
+    nodes = [math.ceil((n - 1) / step) + 1 for n in size]
+    noise = rng.standard_normal((2, *(n + 2 * rim for n in nodes)))
+    smooth = gaussian_filter(noise, (0, sigma, sigma), truncate=3.0)[:, rim:-rim, rim:-rim]
+    full = F.interpolate(
+        torch.from_numpy(smooth)[None], [(n - 1) * step + 1 for n in nodes], mode="bicubic", align_corners=True
+    )[0, :, : size[0], : size[1]]
+    return (full * (largest_px / full.abs().max())).float()
+
+
+def field_at(field: Tensor, xy: Tensor) -> Tensor:
+    """Values (B, N, 2) of fields (B, 2, H, W) at points (B, N, 2) in px; beyond the border those at it."""
+    span = torch.tensor([field.shape[-1] - 1, field.shape[-2] - 1], device=xy.device).clamp(min=1)
+    grid = (2 * xy / span - 1)[:, :, None].to(field.dtype)
+    return F.grid_sample(field, grid, padding_mode="border", align_corners=True)[..., 0].transpose(1, 2).to(xy)
+
+
+@dataclass(frozen=True)
+class TrueMap:
+    """Where places of SAR crops lie in the optical crops: an affine map, then a smooth displacement of the optical crop.
+
+    Pixel q of an optical crop shows the place p of the SAR crop for which A p = q + d(q).
+    """
+
+    affine: Tensor  #: A, (B, 3, 3), px.
+    field: Tensor | None = (
+        None  #: d, (B, 2, H, W) (dx, dy) on the pixels of the optical crop, px; None: no displacement.
+    )
+
+    INVERSION_STEPS = 40  # of a fixed point that a field of slope s approaches as s^n; slopes stay below 0.7
+
+    def to_optical(self, xy: Tensor) -> Tensor:
+        """Points (B, N, 2) of the SAR crops in the optical crops, px."""
+        straight = transform_points(self.affine, xy)
+        found = straight
+        for _ in range(self.INVERSION_STEPS if self.field is not None else 0):
+            found = straight - field_at(self.field, found)  # type: ignore[arg-type]
+        return found
+
+    def to_sar(self, xy: Tensor) -> Tensor:
+        """Points (B, N, 2) of the optical crops in the SAR crops, px."""
+        bent = xy if self.field is None else xy + field_at(self.field, xy)
+        return transform_points(torch.linalg.inv(self.affine.to(xy)), bent)
+
+    def nearest_affine(self, size: tuple[int, int]) -> Tensor:
+        """The affine map (3, 3) nearest to that of a single crop of (height, width), by least squares over its cells."""
+        if self.field is None:
+            return self.affine[0]
+        points = cell_centres(size[0] // 4, size[1] // 4, 4).reshape(-1, 2).double()
+        ones = torch.cat([points, torch.ones_like(points[:, :1])], 1)
+        found = torch.linalg.lstsq(ones, self.to_optical(points[None])[0]).solution
+        return torch.cat([found.T, torch.tensor([[0.0, 0.0, 1.0]], dtype=found.dtype)])
 
 
 def cell_valid(pixels: Tensor, stride: int) -> Tensor:

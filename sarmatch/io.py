@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sarmatch.config import Config
+from sarmatch.config import Config, counted
 
 PACKAGES = ("sarmatch", "torch", "timm", "numpy", "accelerate")
 SAME_MATCH_PX = 0.01
@@ -188,7 +188,8 @@ def _content(value: Any) -> Any:
 def _attributes(value: Any) -> dict[str, Any]:
     """All that decides what an object does, but for devices."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.metadata.get("digest", True)]
+        kept = {field.name for field in dataclasses.fields(value) if field.metadata.get("digest", True)}
+        names = [name for name in counted(value) if name in kept]
     elif hasattr(value, "__dict__") and not callable(value):
         names = list(vars(value))
     else:

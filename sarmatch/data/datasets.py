@@ -40,8 +40,8 @@ def ombria(root: Path) -> pd.DataFrame:
 
 
 def manifest(root: Path) -> pd.DataFrame:
-    """The pairs that a folder's own `manifest.csv` lists."""
-    path = root / "manifest.csv"
+    """The pairs that a folder's own `manifest.csv`, or another file of this form, lists."""
+    path = root if root.is_file() else root / "manifest.csv"
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -56,7 +56,9 @@ def _tree(tree: Tree, holds: str, doi: str) -> Dataset:
 PATCH = "s1_1/ROIs1158_spring_s1_1_p30"  # of SEN12MS and its relatives
 DATASETS = {
     "manifest": Dataset(
-        "manifest.csv with the columns id, sar, optical", lambda root: (root / "manifest.csv").is_file(), manifest
+        "manifest.csv with the columns id, sar, optical",
+        lambda root: root.suffix == ".csv" or (root / "manifest.csv").is_file(),
+        manifest,
     ),
     "ombria": Dataset("OmbriaS1/train/BEFORE/S1_before_0001.png (sarmatch data get ombria)", is_ombria, ombria),
     "sen12ms": _tree(SEN12MS, f"ROIs1158_spring/{PATCH}.tif, s2_1 and lc_1 beside s1_1", "10.14459/2019mp1474000"),
@@ -67,11 +69,14 @@ DATASETS = {
 
 
 def recognise(root: str | Path) -> str:
-    """The name in `DATASETS` of a folder's layout; FileNotFoundError for no such folder, or none of these in it."""
+    """The name in `DATASETS` of the layout of a folder, or of a manifest file in it.
+
+    FileNotFoundError for no such folder or file, or for none of these layouts in it.
+    """
     root = Path(root)
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.is_file() else "no such folder"
-        raise FileNotFoundError(f"data folder {root}: {what}; check the path")
+    if not root.is_dir() and not (root.is_file() and root.suffix == ".csv"):
+        what = "is neither a folder nor a manifest (.csv)" if root.is_file() else "no such folder or manifest"
+        raise FileNotFoundError(f"data {root}: {what}; check the path")
     for name, dataset in DATASETS.items():
         if dataset.is_in(root):
             return name

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sarmatch.config import DataConfig
 from sarmatch.data.datasets import DATASETS, recognise
-from sarmatch.data.pairs import INDEX_COLUMNS, AbsentDatasetError, Pair, PairError, Pairs
+from sarmatch.data.pairs import INDEX_COLUMNS, SPLIT_COLUMN, AbsentDatasetError, Pair, PairError, Pairs
 from sarmatch.data.raster import RED_GREEN_BLUE, read_pair, read_sar
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.io import write_table
@@ -52,7 +52,8 @@ def open_folder(
 ) -> Pairs:
     """The pairs of a folder of any layout in `DATASETS`; those that cannot be read stand in `problems`.
 
-    A scene's name counts within its dataset only, so the index holds "dataset/scene".
+    `root` may also be a manifest: a CSV whose paths count from its own folder. A column `split` of a manifest, of
+    train, validation and test, is what `splits.split_pairs` goes by. A scene's name counts within its dataset only, so the index holds "dataset/scene".
 
     Args:
         datasets: which to keep, by the column `dataset`; empty keeps all. A folder that holds one of them alone is
@@ -69,6 +70,7 @@ def open_folder(
     """
     root = Path(root)
     table = _stored_table(root, recognise(root), rescan)
+    root = root.parent if root.is_file() else root
     if missing := [name for name in ("id", "sar", "optical") if name not in table]:
         raise PairError(f"{root}: the table of its pairs lacks the columns {missing}; it has {list(table.columns)}")
     optional = {*INDEX_COLUMNS, "sar_later", "usable"}
@@ -96,7 +98,8 @@ def _usable(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, tuple[str, .
         raise PairError(f"{root}: no usable pair is left; {why} ({len(problems)} problems)")
     qualified = table["dataset"] + "/" + table["scene"]
     table["scene"] = qualified.where((table["dataset"] != "") & (table["scene"] != ""), table["scene"])
-    return table[[*INDEX_COLUMNS, "sar", "optical", "sar_later"]], problems
+    given = table.columns.intersection([SPLIT_COLUMN])
+    return table[[*INDEX_COLUMNS, *given, "sar", "optical", "sar_later"]], problems
 
 
 def _examined(table: pd.DataFrame, root: Path) -> pd.DataFrame:

@@ -16,6 +16,10 @@ INDEX_COLUMNS = ("id", "dataset", "scene", "season", "land_cover")
 """Columns every index table has; unknown values are empty strings."""
 
 
+SPLIT_COLUMN = "split"
+"""Column of the parts that a manifest's author chose, `train`, `validation` or `test`; other tables lack it."""
+
+
 class PairError(ValueError):
     """A file or array that cannot serve as a pair."""
 

@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 
 from sarmatch.config import DataConfig
-from sarmatch.data.pairs import PairError, Pairs
+from sarmatch.data.pairs import SPLIT_COLUMN, PairError, Pairs
+
+
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,27 @@ def validation_roles(validation: Pairs) -> tuple[Pairs, Pairs]:
 
 
 def split_pairs(pairs: Pairs, config: DataConfig) -> Split:
-    """Split as the config says: `config.split`, `config.split_fractions`, `config.split_seed`."""
+    """Split as the config says: `config.split`, `config.split_fractions`, `config.split_seed`.
+
+    Under `scene`, a column `split` of the pairs' table decides instead.
+    """
+    if config.split == "scene" and SPLIT_COLUMN in pairs.index:
+        return split_as_given(pairs)
     split = split_by_scene if config.split == "scene" else split_by_patch
     return split(pairs, config.split_fractions, config.split_seed)
+
+
+def split_as_given(pairs: Pairs) -> Split:
+    """The parts of the column `split`; PairError for other values, an empty part, or a scene in two parts."""
+    given, scenes = pairs.index[SPLIT_COLUMN], pairs.index["scene"]
+    if unknown := sorted(set(given) - set(PARTS)):
+        raise PairError(f"column 'split' must hold {', '.join(PARTS)}; it holds {unknown}")
+    shared = given.groupby(scenes).nunique()
+    if len(torn := shared.index[(shared > 1) & (shared.index != "")]):
+        raise PairError(f"scene {torn[0]!r} stands in more than one part of the column 'split'; give it one")
+    if absent := [part for part in PARTS if part not in set(given)]:
+        raise PairError(f"column 'split' leaves nothing for {', '.join(absent)}")
+    return Split(*(pairs.subset(np.flatnonzero(given == part)) for part in PARTS))
 
 
 def split_by_scene(pairs: Pairs, fractions: Sequence[float] = (0.70, 0.15, 0.15), seed: int = 0) -> Split:

@@ -44,7 +44,7 @@ def match_table(
     for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None):
         crops = evaluation_crops(pair, protocol, config)
         raw = {name: values.cpu().numpy() for name, values in matcher(crops)._asdict().items()}
-        residuals = match_residuals((raw["xy_sar"], raw["xy_optical"]), crops.A_sar_to_optical)
+        residuals = match_residuals((raw["xy_sar"], raw["xy_optical"]), crops.truth)
         scores, upper = [raw[name] for name in SCORES], raw["covariance"][:, [0, 0, 1], [0, 1, 1]]
         values = np.column_stack([raw["xy_sar"], np.linalg.norm(residuals, axis=1), *scores, residuals, upper])
         table = pd.DataFrame(values.astype(np.float32), columns=["x", "y", "error_px", *SCORES, *SPREAD])

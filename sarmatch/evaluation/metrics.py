@@ -9,24 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from sarmatch.geometry import cell_centres, inside
+from sarmatch.geometry import TrueMap, cell_centres, inside
 from sarmatch.matching.matches import Matches
 from sarmatch.matching.robust_fit import RegistrationError
 from sarmatch.model import STRIDE
 
 
-def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+def match_errors(matches: Matches | tuple[np.ndarray, np.ndarray], truth: Any) -> np.ndarray:
     """Distance of each match from the truth, (N,) float64, px; arguments as `match_residuals`."""
-    return np.linalg.norm(match_residuals(matches, A_sar_to_optical), axis=-1)
+    return np.linalg.norm(match_residuals(matches, truth), axis=-1)
 
 
-def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], A_sar_to_optical: Any) -> np.ndarray:
+def match_residuals(matches: Matches | tuple[np.ndarray, np.ndarray], truth: Any) -> np.ndarray:
     """Found less true optical position of each match, (N, 2) float64, px.
 
-    Two (N, 2) arrays of SAR and optical positions do as well; the true map of pixel coordinates is (3, 3).
+    Two (N, 2) arrays of SAR and optical positions do as well; the true map of pixel coordinates is (3, 3) or a
+    `TrueMap` of one pair.
     """
     xy_sar, xy_optical = (matches.xy_sar, matches.xy_optical) if isinstance(matches, Matches) else matches
-    return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, A_sar_to_optical)
+    return np.asarray(xy_optical, dtype=np.float64) - _transform(xy_sar, truth)
 
 
 def mma(errors: np.ndarray, threshold: float) -> float:
@@ -45,10 +46,10 @@ def maximum_mean_accuracy(errors: np.ndarray, n_ground_truth: int, threshold: fl
     return min(float(np.sum(errors <= threshold)) / n_ground_truth, 1.0)
 
 
-def visible_keypoints(A_sar_to_optical: Any, size: tuple[int, int]) -> int:
+def visible_keypoints(truth: Any, size: tuple[int, int]) -> int:
     """|G| of eq. 6: cells of the SAR image whose centres lie on the optical image of the same (height, width)."""
     centres = cell_centres(size[0] // STRIDE, size[1] // STRIDE, STRIDE).reshape(-1, 2)
-    return int(inside(torch.from_numpy(_transform(centres, A_sar_to_optical)), size).sum())
+    return int(inside(torch.from_numpy(_transform(centres, truth)), size).sum())
 
 
 def rmse(errors: np.ndarray) -> float:
@@ -66,7 +67,7 @@ def corner_error(A_estimated: Any, A_true: Any, size: tuple[int, int]) -> float:
 
 # long because it documents the columns of every table of records
 def pair_record(
-    matches: Matches, A_true: Any, size: tuple[int, int], thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0)
+    matches: Matches, truth: Any, size: tuple[int, int], thresholds: Sequence[float] = (1.0, 2.0, 3.0, 5.0)
 ) -> dict[str, float]:
     """All metrics of one pair, the row of a table of records.
 
@@ -82,13 +83,14 @@ def pair_record(
     - `mma_eq6_1px`: eq. 6 with all visible grid keypoints as ground truth, a recall; see `maximum_mean_accuracy`;
     - `rmse_px`: over all matches (eq. 7); `rmse_normalised`: the same over the diagonal of the image (section 4.3.2);
       `rmse_inlier_px`: over the matches within 5 px only; `median_error_px`; all NaN without matches;
-    - `corner_error_px`: of a robust affine map from all matches, inf where there is none.
+    - `corner_error_px`: of a robust affine map from all matches, inf where there is none; where the truth is deformed,
+      against the affine map nearest to it.
 
-    `A_true` is the (3, 3) true map from SAR to optical pixels, `size` the (height, width) of both images.
+    `truth` is the true map from SAR to optical pixels, (3, 3) or a `TrueMap`, `size` the (height, width) of both images.
     """
-    errors = match_errors(matches, A_true)
+    errors = match_errors(matches, truth)
     thinned = matches.thin(16.0)
-    thinned_errors = match_errors(thinned, A_true)
+    thinned_errors = match_errors(thinned, truth)
     record: dict[str, float] = {
         "n_matches": len(matches),
         "n_confident": len(matches.above(0.5)),
@@ -99,11 +101,12 @@ def pair_record(
         record[f"mma_{t:g}px"] = mma(errors, t)
         record[f"mma_thinned_{t:g}px"] = mma(thinned_errors, t)
     try:
-        corner = corner_error(matches.affine().matrix, A_true, size)
+        affine = truth.nearest_affine(size) if isinstance(truth, TrueMap) else truth
+        corner = corner_error(matches.affine().matrix, affine, size)
     except RegistrationError:
         corner = float("inf")
     return record | {
-        "mma_eq6_1px": maximum_mean_accuracy(errors, visible_keypoints(A_true, size), threshold=1.0),
+        "mma_eq6_1px": maximum_mean_accuracy(errors, visible_keypoints(truth, size), threshold=1.0),
         "rmse_px": rmse(errors),
         "rmse_normalised": rmse(errors) / float(np.hypot(*size)),
         "rmse_inlier_px": rmse(errors[errors <= 5]),
@@ -113,6 +116,8 @@ def pair_record(
 
 
 def _transform(xy: Any, affine: Any) -> np.ndarray:
+    if isinstance(affine, TrueMap):
+        return affine.to_optical(torch.as_tensor(np.asarray(xy, dtype=np.float64))[None])[0].numpy()
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (3, 3):
         raise ValueError(f"an affine map must be a (3, 3) matrix, got shape {matrix.shape}")

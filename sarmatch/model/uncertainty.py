@@ -16,6 +16,8 @@ SAR_SOURCES = ("speckle", "geometry", "backscatter")
 OPTICAL_SOURCES = ("atmosphere", "illumination", "season")
 SOURCES = SAR_SOURCES + OPTICAL_SOURCES  #: Of sections 3.2.1 and 3.2.2, in the order of every tensor of six.
 ORIENTATIONS = (0, 45, 90, 135)  #: Degrees, counter-clockwise from the rows of the image.
+STATISTICS_PX = (4, 12, 36)  # sides of the windows of `local_statistics`, odd multiples of a cell
+N_STATISTICS = 1 + 2 * len(STATISTICS_PX)
 LINE_CELLS = 5  # length of an oriented kernel
 WIDE_CELLS = 4  # side of the squares over which atmospheric attention takes means
 
@@ -35,6 +37,26 @@ class UncertaintyMaps(NamedTuple):
     weights: Tensor  #: Of the six sources for this pair, (B, 6), sum 1 (section 3.2.3).
     sar: Tensor  #: U of eqs. 1 and 2, (B, 1, h, w).
     optical: Tensor
+
+
+def local_statistics(image: Tensor, standardised: Tensor) -> Tensor:
+    """What shows a nuisance in the image itself: brightness, local contrast and local coefficient of variation.
+
+    Of (B, C, H, W) in [0, 1] and the same with zero mean and unit deviation, both averaged over bands: the mean over a
+    cell, and for each of `STATISTICS_PX` the log of the local deviation and of the coefficient of variation; on the
+    cells, (B, N_STATISTICS, H/4, W/4), mostly within [-2, 2].
+    """
+    bright, raw = standardised.float().mean(1, keepdim=True), image.float().mean(1, keepdim=True)
+    moments = F.avg_pool2d(torch.cat([bright, bright.square(), raw, raw.square()], 1), STATISTICS_PX[0])
+    found = [moments[:, :1]]
+    for side in STATISTICS_PX:
+        cells = side // STATISTICS_PX[0]
+        around = F.avg_pool2d(moments, cells, 1, cells // 2, count_include_pad=False)
+        mean, square, level, power = around.chunk(4, 1)
+        deviation = (square - mean.square()).clamp(min=1e-3).sqrt()
+        variation = (power - level.square()).clamp(min=1e-5).sqrt() / level.clamp(min=1e-2)
+        found += [deviation.log() + 1, variation.log() + 1]
+    return torch.cat(found, 1)
 
 
 class SpeckleBranch(nn.Module):
@@ -171,16 +193,23 @@ class UncertaintyModule(nn.Module):
         self.fusion_dropout = nn.Dropout2d(config.fusion_dropout)
         self.fusion_out = nn.Conv2d(config.uncertainty_width, 1, 1)
 
-    def forward(self, features: Tensor) -> Uncertainty:
+    def forward(self, features: Tensor, statistics: Tensor | None = None) -> Uncertainty:
+        """Features (B, C, h, w) and `local_statistics`, the latter where the config has them."""
         dropped = self.dropout(features)
+        if statistics is not None:
+            dropped = torch.cat([dropped, statistics.to(dropped)], 1)
         sources = torch.cat([branch(dropped) for branch in self.branches], 1)
         hidden = self.fusion_dropout(F.relu(self.fusion_in(sources)))
         return Uncertainty(torch.sigmoid(self.fusion_out(hidden)), sources, features.mean(dim=(-2, -1)))
 
 
+def _channels(config: ModelConfig) -> int:
+    return config.feature_width + (N_STATISTICS if config.uncertainty_statistics else 0)
+
+
 def sar_uncertainty(config: ModelConfig) -> UncertaintyModule:
     """Speckle, geometry and backscatter (section 3.2.1)."""
-    channels, width = config.feature_width, config.uncertainty_width
+    channels, width = _channels(config), config.uncertainty_width
     return UncertaintyModule(
         [SpeckleBranch(channels), GeometricBranch(channels, width), BackscatterBranch(channels, width)], config
     )
@@ -188,7 +217,7 @@ def sar_uncertainty(config: ModelConfig) -> UncertaintyModule:
 
 def optical_uncertainty(config: ModelConfig) -> UncertaintyModule:
     """Atmosphere, illumination and season (section 3.2.2)."""
-    channels, width = config.feature_width, config.uncertainty_width
+    channels, width = _channels(config), config.uncertainty_width
     return UncertaintyModule(
         [AtmosphereBranch(channels, width), IlluminationBranch(channels), SeasonBranch(channels, width)], config
     )

@@ -81,14 +81,22 @@ def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
 
 
 def parameter_groups(objective: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weights at the learning rate; scales, which act through their exponential, faster and without decay."""
+    """Weights at the learning rate; scales, which act through their exponential, faster and without decay.
+
+    Those of a stock backbone learn at `schedule.backbone_rate` of it.
+    """
     endings = ("log_scale", "log_scales")
     scales = [p for name, p in objective.named_parameters() if name.endswith(endings)]
-    weights = [p for name, p in objective.named_parameters() if not name.endswith(endings)]
-    return [
+    stock = [p for name, p in objective.named_parameters() if ".backbone." in name]
+    taken = {id(p) for p in [*scales, *stock]}
+    weights = [p for p in objective.parameters() if id(p) not in taken]
+    groups = [
         {"params": weights, "speed": 1.0, "weight_decay": schedule.weight_decay},
         {"params": scales, "speed": 10.0, "weight_decay": 0.0},
     ]
+    if stock:
+        groups.append({"params": stock, "speed": schedule.backbone_rate, "weight_decay": schedule.weight_decay})
+    return groups
 
 
 # long because the training loop is to be read in one place: no callbacks, no trainer class

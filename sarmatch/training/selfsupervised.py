@@ -48,10 +48,12 @@ class PretrainingCrops(TrainingCrops):
         self, pairs: Pairs, data: DataConfig, seed: int, config: PretrainingConfig, cache: bool = False
     ) -> None:
         if config.contrast_over == "cells":
-            data = dataclasses.replace(data, relative_shift_px=0.0, pure_shift_probability=1.0)
+            data = dataclasses.replace(
+                data, relative_shift_px=0.0, pure_shift_probability=1.0, deformation_probability=0.0
+            )
         super().__init__(pairs, data, seed, cache)
         self.unpaired_share = config.unpaired_share
-        self._scenes = np.unique(pairs.index["scene"].to_numpy(str), return_inverse=True)[1]
+        self._scenes = np.unique(pairs.index["scene"].to_numpy(str), return_inverse=True)[1][self.rows]
 
     def __getitem__(self, key: tuple[int, int]) -> PretrainingSample:
         epoch, i = key

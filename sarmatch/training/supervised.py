@@ -13,7 +13,7 @@ from sarmatch.config import CONFIDENT_PX, Config, TrainingConfig
 from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import validation_scores
-from sarmatch.geometry import cell_centres, cell_valid, inside, transform_points
+from sarmatch.geometry import TrueMap, cell_centres, cell_valid, inside
 from sarmatch.matching.aggregation import (
     aggregated_logits,
     fine_logits,
@@ -47,12 +47,20 @@ class Objective(nn.Module):
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is their weighted sum (table 2)."""
         images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
-        sar, optical = encode_pair(self.net, images, whole_cells=False)
+        encoded = encode_pair(self.net, images, fine=False, whole_cells=False)
+        n_fine = max(1, round(len(batch["sar"]) * self.training_config.fine_share))
+        encoders = self.net.sar_encoder, self.net.optical_encoder
+        sar, optical = (
+            image.descriptors._replace(
+                fine=encoder.full_resolution(image.prefix.first(n_fine), image.encoding.features[:n_fine]).float()
+            )
+            for encoder, image in zip(encoders, encoded, strict=True)
+        )
         with torch.autocast(batch["sar"].device.type, enabled=False):
-            return self._losses(sar.descriptors, optical.descriptors, batch)
+            return self._losses(sar, optical, batch)
 
     def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample) -> dict[str, Tensor]:
-        forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+        forward, backward, sar_mask, optical_mask = true_displacements(batch)
         window = self.training_config.window_px / STRIDE
         radius = math.ceil(window)
         sar_valid, optical_valid = (cell_valid(batch[k], STRIDE) for k in ("sar_valid", "optical_valid"))
@@ -66,7 +74,8 @@ class Objective(nn.Module):
             logits = aggregated_logits(self.net, volume, reliability)
             # A cell whose counterpart lies off the image still has a true displacement, which aggregation can find.
             losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
-            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward, sar_mask)
+            n_fine = len(sar.fine)
+            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward[:n_fine], sar_mask[:n_fine])
         means = {name: value.mean() for name, value in losses.items()}
         total = self.training_config.matching_weight * torch.stack(list(means.values())).sum()
         if self.net.config.uncertainty:
@@ -91,15 +100,21 @@ class Objective(nn.Module):
         aleatoric = maps[0] + at_ends(maps[1], displacement)
         both = sar.uncertainty.fused[:, 0] + at_ends(optical.uncertainty.fused[:, 0], displacement)
         floor, growth = self.net.residual_log_scales
-        return {
-            "mismatch": mismatch_loss(aleatoric, error <= CONFIDENT_PX, mask).mean(),
+        correct = error <= CONFIDENT_PX
+        losses = {
+            "mismatch": mismatch_loss(aleatoric, correct, mask).mean(),
             "residual": attenuated_residual(error, floor + growth.exp() * (both - 1), mask).mean(),
         }
+        if self.training_config.image_mismatch:
+            # Right only where neither image spoils it: each map alone becomes a probability.
+            ends = sar.uncertainty.fused[:, 0], at_ends(optical.uncertainty.fused[:, 0], displacement)
+            losses["image_mismatch"] = mismatch_loss(1 - (1 - ends[0]) * (1 - ends[1]), correct, mask).mean()
+        return losses
 
     def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy of the fine volume around the central displacement of each pair, (B,)."""
         middle = displacement.shape[1] // 2
-        central = displacement[:, middle, middle]
+        central = displacement[:, middle, middle]  # of a bent crop only the cells within the volume's reach count
         # Up to 2 px off the truth, as a coarse match would be; a function of the sample, so that it does not depend on
         # the number of processes.
         jitter = (central * 1000).long() % 5 - 2
@@ -116,18 +131,19 @@ def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
     return optical_map.flatten(1).gather(1, there.flatten(1)).unflatten(1, (height, width))
 
 
-def true_displacements(A_sar_to_optical: Tensor, batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where each cell truly lies in the other image, by transforms (B, 3, 3) in px.
+def true_displacements(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each cell truly lies in the other image.
 
     Returns:
         forward displacement of SAR cells and backward displacement of optical cells as `matching_loss` wants them,
         (B, h, w, 2) in px; masks (B, h, w) of cells with a counterpart inside the other image and with valid data.
     """
     height, width = batch["sar"].shape[-2:]
-    grid = cell_centres(height // STRIDE, width // STRIDE, STRIDE, device=A_sar_to_optical.device)
-    points = grid.reshape(1, -1, 2).expand(len(A_sar_to_optical), -1, -1)
-    there = transform_points(A_sar_to_optical, points).reshape(-1, *grid.shape)
-    back = transform_points(torch.linalg.inv(A_sar_to_optical.float()), points).reshape(-1, *grid.shape)
+    truth = TrueMap(batch["A_sar_to_optical"].float(), batch["field"])
+    grid = cell_centres(height // STRIDE, width // STRIDE, STRIDE, device=truth.affine.device)
+    points = grid.reshape(1, -1, 2).expand(len(truth.affine), -1, -1)
+    there = truth.to_optical(points).reshape(-1, *grid.shape)
+    back = truth.to_sar(points).reshape(-1, *grid.shape)
     sar_mask = inside(there, (height, width)) & cell_valid(batch["sar_valid"], STRIDE)
     optical_mask = inside(back, (height, width)) & cell_valid(batch["optical_valid"], STRIDE)
     return there - grid, grid - back, sar_mask, optical_mask
@@ -159,7 +175,8 @@ def finetune(
 
     def validate(objective: Objective) -> dict[str, float]:
         net = objective.net
-        return validation_scores(Matcher(net, next(net.parameters()).device), split.selection, scoring)
+        matcher = Matcher(net, next(net.parameters()).device)
+        return validation_scores(matcher, split.selection, scoring, config.training.validate_deformed)
 
     fit(objective, crops, config.training, config.seed, folder, validate, SCORE, show_progress)
 
