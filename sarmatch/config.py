@@ -267,7 +267,8 @@ class Config:
             if isinstance(section, dict):
                 content[name] = {key: section[key] for key in counted(getattr(self, name)) if key in section}
         if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
-            read = ("crop_size", "max_shift_px", "headline_radius", "seed")
+            read = ("crop_size", "max_shift_px", "headline_radius", "seed", "deform_crop_size", "deformation_px",
+                    "deformation_sigma_px")  # fmt: skip
             content["evaluation"] = {name: content["evaluation"][name] for name in read}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -68,16 +68,16 @@ def warp(
         out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
         size: (height, width) of the result.
         mode: `bilinear`, `bicubic` or `nearest`.
-        field: (2, *size) displacement (dx, dy) of the output's pixels, px; None moves none.
+        field: (2, *size), or (B, 2, *size), displacement (dx, dy) of the output's pixels, px; None moves none.
     """
     batch = image if image.ndim == 4 else image[None]
     height, width = batch.shape[-2:]
     points = cell_centres(*size, stride=1, device=image.device)
-    points = (points if field is None else points + field.permute(1, 2, 0)).reshape(1, -1, 2)
+    points = (points if field is None else points + field.movedim(-3, -1)).reshape(-1, size[0] * size[1], 2)
     matrices = out_to_in if out_to_in.ndim == 3 else out_to_in[None]
     xy = transform_points(matrices.to(image.device, torch.float64), points.double())
     span = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=image.device).clamp(min=1)
-    grid = (2 * xy / span - 1).reshape(len(matrices), *size, 2).to(batch.dtype)
+    grid = (2 * xy / span - 1).reshape(-1, *size, 2).to(batch.dtype)
     out = F.grid_sample(batch, grid.expand(len(batch), -1, -1, -1), mode=mode, align_corners=True)
     return out if image.ndim == 4 else out[0]
 
@@ -113,15 +113,13 @@ def field_at(field: Tensor, xy: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrueMap:
-    """Where places of SAR crops lie in the optical crops: an affine map, then a smooth displacement of the optical crop.
+    """Where places of SAR crops lie in the optical crops, which may be bent.
 
     Pixel q of an optical crop shows the place p of the SAR crop for which A p = q + d(q).
     """
 
     affine: Tensor  #: A, (B, 3, 3), px.
-    field: Tensor | None = (
-        None  #: d, (B, 2, H, W) (dx, dy) on the pixels of the optical crop, px; None: no displacement.
-    )
+    field: Tensor | None = None  #: d, (B, 2, H, W) (dx, dy) on the pixels of the optical crop, px; None is zero.
 
     INVERSION_STEPS = 40  # of a fixed point that a field of slope s approaches as s^n; slopes stay below 0.7
 
@@ -139,7 +137,7 @@ class TrueMap:
         return transform_points(torch.linalg.inv(self.affine.to(xy)), bent)
 
     def nearest_affine(self, size: tuple[int, int]) -> Tensor:
-        """The affine map (3, 3) nearest to that of a single crop of (height, width), by least squares over its cells."""
+        """The affine map (3, 3) nearest to this one of a single crop of (height, width), by least squares."""
         if self.field is None:
             return self.affine[0]
         points = cell_centres(size[0] // 4, size[1] // 4, 4).reshape(-1, 2).double()

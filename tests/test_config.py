@@ -86,6 +86,20 @@ def test_sizes_of_studies_that_version_0_1_stored_are_dropped():
         from_dict(Config, config.to_dict() | {"study": {}})
 
 
+def test_the_hash_counts_a_later_field_only_where_it_changes_something():
+    config = profile("smoke")
+    assert config.hash() == config.replace(training={"fine_share": 1.0}).hash()
+    changed = [
+        config.replace(training={"fine_share": 0.5}),
+        config.replace(data={"deformation_probability": 0.5}),
+        config.replace(evaluation={"deformation_px": 4.0}),
+        config.replace(model={"uncertainty_statistics": True}),
+    ]
+    assert len({config.hash(), *(other.hash() for other in changed)}) == 5
+    # What version 0.1 knew nothing of does not rename what it stored.
+    assert profile("s1s2", "anywhere").hash("x") == "2f1fadf4"
+
+
 def test_the_hash_names_what_determines_a_run_and_nothing_else():
     config = profile("smoke")
     assert config.hash("a") == config.hash("a")

@@ -2,18 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sarmatch.geometry import (
+    TrueMap,
     cell_centres,
     cell_valid,
     coverage,
+    field_at,
     inside,
     pixel_valid,
     rotation_scale,
+    smooth_field,
     transform_points,
     translation,
     warp,
@@ -115,3 +119,58 @@ def test_a_cell_with_an_invalid_pixel_is_invalid():
 def test_inside_includes_the_outer_pixel_centres():
     points = torch.tensor([[0.0, 0.0], [4.0, 2.0], [4.01, 2.0], [0.0, -0.01]])
     assert inside(points, (3, 5)).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("largest", "sigma"), [(8.0, 24.0), (2.0, 6.0), (10.0, 20.0), (8.0, 96.0)])
+def test_a_smooth_field_has_its_size_its_largest_component_and_no_fold(largest, sigma):
+    field = smooth_field((80, 100), largest, sigma, np.random.default_rng(3))
+    assert field.shape == (2, 80, 100)
+    assert float(field.abs().max()) == pytest.approx(largest)
+    slope = max(float(field.diff(dim=axis).abs().max()) for axis in (1, 2))
+    assert slope < 1.5 * largest / sigma
+    rougher = smooth_field((80, 100), largest, sigma / 3, np.random.default_rng(3))
+    assert max(float(rougher.diff(dim=axis).abs().max()) for axis in (1, 2)) > 1.5 * slope
+
+
+def test_values_of_a_field_are_bilinear_and_constant_beyond_the_border():
+    field = torch.tensor([[[0.0, 2.0], [4.0, 6.0]], [[0.0, 0.0], [1.0, 1.0]]])[None]
+    points = torch.tensor([[[0.5, 0.5], [1.0, 0.0], [9.0, -3.0]]])
+    assert torch.allclose(field_at(field, points), torch.tensor([[[3.0, 0.5], [2.0, 0.0], [2.0, 0.0]]]))
+
+
+@given(shift=shifts, angle=angles, seed=st.integers(0, 50))
+def test_a_true_map_and_its_inverse_cancel(shift, angle, seed):
+    rng = np.random.default_rng(seed)
+    field = torch.stack([smooth_field((64, 64), 6.0, 16.0, rng) for _ in range(2)])
+    affine = torch.stack([translation(shift, -shift), rotation_scale(angle, 1.1, (31.5, 31.5))])
+    truth = TrueMap(affine, field)
+    points = cell_centres(16, 16, 4).reshape(1, -1, 2).double().expand(2, -1, -1)
+    assert (truth.to_sar(truth.to_optical(points)) - points).norm(dim=-1).max() < 1e-3
+    assert (truth.to_optical(truth.to_sar(points)) - points).norm(dim=-1).max() < 1e-3
+
+
+def test_without_a_field_a_true_map_is_affine_and_a_constant_field_moves_it():
+    affine = rotation_scale(20.0, 0.9, (10.0, 10.0))[None]
+    points = cell_centres(8, 8, 4).reshape(1, -1, 2).double()
+    straight = TrueMap(affine)
+    assert torch.allclose(straight.to_optical(points), transform_points(affine, points))
+    assert torch.equal(straight.nearest_affine((32, 32)), affine[0])
+    moved = TrueMap(affine, torch.tensor([3.0, -1.0])[None, :, None, None].expand(1, 2, 32, 32))
+    assert torch.allclose(moved.to_optical(points), straight.to_optical(points) - torch.tensor([3.0, -1.0]).double())
+    assert torch.allclose(moved.nearest_affine((32, 32)), translation(-3.0, 1.0) @ affine[0], atol=1e-5)
+
+
+def test_an_image_bent_by_a_field_shows_places_as_the_true_map_says():
+    rng = np.random.default_rng(0)
+    places = cell_centres(96, 96, 1).movedim(-1, 0)  # each pixel holds its own position
+    fields = torch.stack([smooth_field((64, 64), 5.0, 12.0, rng) for _ in range(2)])
+    to_places = torch.stack([translation(14.0, 18.0), translation(16.0, 16.0) @ rotation_scale(10.0)])
+    bent = warp(places.expand(2, -1, -1, -1), to_places, (64, 64), field=fields)
+    truth = TrueMap(torch.linalg.inv(to_places), fields)
+    cells = cell_centres(16, 16, 4).reshape(1, -1, 2).expand(2, -1, -1) + 24
+    there = truth.to_optical(cells)
+    seen = inside(there, (64, 64))
+    assert seen.float().mean() > 0.4
+    assert (field_at(bent, there) - cells)[seen].norm(dim=-1).max() < 1e-3
+    alone = warp(places, to_places[1], (64, 64), field=fields[1])
+    assert torch.equal(alone, bent[1])

@@ -53,7 +53,8 @@ def open_folder(
     """The pairs of a folder of any layout in `DATASETS`; those that cannot be read stand in `problems`.
 
     `root` may also be a manifest: a CSV whose paths count from its own folder. A column `split` of a manifest, of
-    train, validation and test, is what `splits.split_pairs` goes by. A scene's name counts within its dataset only, so the index holds "dataset/scene".
+    train, validation and test, is what `splits.split_pairs` goes by. A scene's name counts within its dataset only, so
+    the index holds "dataset/scene".
 
     Args:
         datasets: which to keep, by the column `dataset`; empty keeps all. A folder that holds one of them alone is

@@ -9,7 +9,6 @@ import pandas as pd
 from sarmatch.config import DataConfig
 from sarmatch.data.pairs import SPLIT_COLUMN, PairError, Pairs
 
-
 PARTS = ("train", "validation", "test")
 
 

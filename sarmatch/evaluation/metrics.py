@@ -86,7 +86,7 @@ def pair_record(
     - `corner_error_px`: of a robust affine map from all matches, inf where there is none; where the truth is deformed,
       against the affine map nearest to it.
 
-    `truth` is the true map from SAR to optical pixels, (3, 3) or a `TrueMap`, `size` the (height, width) of both images.
+    `truth` is the true map from SAR to optical pixels, (3, 3) or a `TrueMap`; `size` the (height, width) of both.
     """
     errors = match_errors(matches, truth)
     thinned = matches.thin(16.0)

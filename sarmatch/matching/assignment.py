@@ -60,12 +60,20 @@ def log_softmax(volume: Volume, within: Tensor | None = None) -> Tensor:
     Args:
         within: (K, K) bool, the displacements that are candidates at all.
     """
+    return candidates(volume, within).log_softmax(1)
+
+
+def candidates(volume: Volume, within: Tensor | None = None) -> Tensor:
+    """Logits of the displacements of each cell, (B, K*K, H, W), `MASKED` where invalid or not `within`."""
     valid = volume.valid if within is None else volume.valid & within[:, :, None, None]
-    return volume.values.masked_fill(~valid, MASKED).flatten(1, 2).log_softmax(1)
+    return volume.values.masked_fill(~valid, MASKED).flatten(1, 2)
 
 
 def best(log_probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Argmax displacement of each cell: (B, H, W, 2) long (dx, dy) in steps, and its log-probability (B, H, W)."""
+    """Argmax displacement of each cell: (B, H, W, 2) long (dx, dy) in steps, and its log-probability (B, H, W).
+
+    Logits do as well, of which the latter is then one.
+    """
     value, index = log_probability.max(1)
     size = round(log_probability.shape[1] ** 0.5)
     radius = (size - 1) // 2

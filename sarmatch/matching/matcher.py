@@ -214,6 +214,11 @@ class Matcher:
             return "monte_carlo" if as_fitted else "single"
         return "distilled" if self.distilled else "single"
 
+    @property
+    def at_once(self) -> int:
+        """Tiles that go through the network together."""
+        return TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
+
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """`match_crops` before calibration."""
         return self._match([crop_rasters(crops)], crop_search(crops, search_radius), [0])[0]
@@ -274,9 +279,8 @@ class Matcher:
                 cut = sar[..., *tile[0]]
                 jobs.setdefault((cut.shape[-2], cut.shape[-1]), []).append((k, tile))
         parts: list[list[RawMatches]] = [[] for _ in inputs]
-        at_once = TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
         for same_size in jobs.values():
-            for batch in (same_size[i : i + at_once] for i in range(0, len(same_size), at_once)):
+            for batch in (same_size[i : i + self.at_once] for i in range(0, len(same_size), self.at_once)):
                 sar, optical, sar_valid, optical_valid = (
                     torch.cat([inputs[k][part][..., *window] for k, (window, _) in batch]) for part in range(4)
                 )

@@ -70,17 +70,33 @@ def _spread(length: int, spacing: float) -> list[tuple[int, float, float]]:
     return [(int(s), float(s) - 1, float(s) + TILE) for s in dict.fromkeys(starts.tolist())]
 
 
-def match_tile(pair: ScenePair, matcher: Matcher, tile: Tile, task: Task) -> Matches:
-    """Matches in the core of a window and a little beyond, px of the common grid."""
-    of_sar, of_optical = pair.ordered(tile.region, tile.region.moved(*task.shift))
-    sar, optical = pair.sar.read(of_sar), pair.optical.read(of_optical)
-    if not (bool(sar.valid.any()) and bool(optical.valid.any())):
-        return Matches.empty()
-    found = matcher.match_rasters(sar, optical, Search(task.radius), tile.number)
-    moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar[:2], xy_optical=found.xy_optical + of_optical[:2])
-    at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - task.shift
-    low, high = np.array(tile.core[:2]) - _SEAM, np.array(tile.core[2:]) + _SEAM
-    return moved.select(np.all((at >= low) & (at < high), axis=1))
+def match_windows(pair: ScenePair, matcher: Matcher, tiles: Sequence[Tile], task: Task) -> list[Matches]:
+    """Of each window the matches in its core and a little beyond, px of the common grid.
+
+    Windows that hold data go through the network together.
+    """
+    regions = [pair.ordered(tile.region, tile.region.moved(*task.shift)) for tile in tiles]
+    images = [(pair.sar.read(of_sar), pair.optical.read(of_optical)) for of_sar, of_optical in regions]
+    held = [k for k, both in enumerate(images) if all(bool(raster.valid.any()) for raster in both)]
+    matched = matcher.match_batch([images[k] for k in held], Search(task.radius), [tiles[k].number for k in held])
+    results = [Matches.empty() for _ in tiles]
+    for k, found in zip(held, matched, strict=True):
+        of_sar, of_optical = (np.array(region[:2]) for region in regions[k])
+        moved = dataclasses.replace(found, xy_sar=found.xy_sar + of_sar, xy_optical=found.xy_optical + of_optical)
+        at = moved.xy_sar if pair.to == "sar" else moved.xy_sar - task.shift
+        low, high = np.array(tiles[k].core[:2]) - _SEAM, np.array(tiles[k].core[2:]) + _SEAM
+        results[k] = moved.select(np.all((at >= low) & (at < high), axis=1))
+    return results
+
+
+def _match_and_store(
+    pair: ScenePair, matcher: Matcher, store: TileStore, tiles: Sequence[Tile], task: Task
+) -> Iterator[int]:
+    """Match windows as many at once as the device takes; the number of each batch once it is stored."""
+    for batch in (tiles[i : i + matcher.at_once] for i in range(0, len(tiles), matcher.at_once)):
+        for tile, matches in zip(batch, match_windows(pair, matcher, batch, task), strict=True):
+            store.save(tile, matches)
+        yield len(batch)
 
 
 class TileStore:
@@ -162,9 +178,8 @@ def match_tiles(pair: ScenePair, matcher: Matcher, store: TileStore, task: Task)
     counted = {"total": len(store.tiles), "initial": len(store.tiles) - len(missing), "unit": "window"}
     with tqdm(desc="windows", disable=None if task.settings.progress else True, **counted) as bar:
         if workers == 1 or len(missing) < 2:
-            for tile in missing:
-                store.save(tile, match_tile(pair, matcher, tile, task))
-                bar.update()
+            for done in _match_and_store(pair, matcher, store, missing, task):
+                bar.update(done)
             return
         with processes(workers) as pool:
             chunks = [missing[i :: workers * 4] for i in range(min(workers * 4, len(missing)))]
@@ -183,6 +198,4 @@ def _match_some(task: Task, folder: Path, tiles: Sequence[Tile]) -> int:
     settings, store = task.settings, TileStore(folder, tiles)
     matcher = load_matcher(str(settings.weights), **dict(settings.matcher))
     with open_pair(task.sar, task.optical, settings.options, matcher.net.config) as pair:
-        for tile in tiles:
-            store.save(tile, match_tile(pair, matcher, tile, task))
-    return len(tiles)
+        return sum(_match_and_store(pair, matcher, store, tiles, task))

@@ -21,7 +21,7 @@ from sarmatch.matching.aggregation import (
     plain_logits,
     reliability_weights,
 )
-from sarmatch.matching.assignment import best, log_softmax
+from sarmatch.matching.assignment import best, candidates
 from sarmatch.matching.correlation import cell_grid, coarse_volume, disc, fine_volume, optical_cells
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import FINE_RADIUS
@@ -81,21 +81,21 @@ class Objective(nn.Module):
         if self.net.config.uncertainty:
             # A cell whose counterpart lies beyond the window cannot be right, whatever the images show.
             within_window = sar_mask & (forward.norm(dim=-1) <= self.training_config.window_px)
-            parts = self._uncertainty_losses(sar, optical, log_softmax(logits, within), forward, within_window)
+            parts = self._uncertainty_losses(sar, optical, candidates(logits, within), forward, within_window)
             total = total + self.training_config.uncertainty_weight * torch.stack(list(parts.values())).sum()
             means |= parts
         return {"loss": total, **means}
 
     def _uncertainty_losses(
-        self, sar: Descriptors, optical: Descriptors, log_row: Tensor, true_px: Tensor, mask: Tensor
+        self, sar: Descriptors, optical: Descriptors, row: Tensor, true_px: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """L_unc of the best displacement under log-probabilities (B, K*K, h, w), through which no gradient flows.
+        """L_unc of the best displacement by logits (B, K*K, h, w), through which no gradient flows.
 
         `true_px` are true displacements, (B, h, w, 2) px; `mask` (B, h, w) bool the cells that count.
         """
         maps = pair_maps(self.net, sar, optical)
         assert maps is not None and sar.uncertainty is not None and optical.uncertainty is not None
-        displacement, _ = best(log_row.detach())
+        displacement, _ = best(row.detach())
         error = (displacement * STRIDE - true_px).norm(dim=-1)
         aleatoric = maps[0] + at_ends(maps[1], displacement)
         both = sar.uncertainty.fused[:, 0] + at_ends(optical.uncertainty.fused[:, 0], displacement)

@@ -14,10 +14,11 @@ from sarmatch.data.crops import (
     haze,
     mix_bands,
     optical_radiometry,
+    part,
     random_maps,
     speckle,
 )
-from sarmatch.geometry import inside, transform_points, warp
+from sarmatch.geometry import TrueMap, cell_centres, field_at, inside, transform_points, warp
 
 PLAIN = DataConfig(
     crop_size=64, patch_size=128, relative_shift_px=12.0, noise_std=0.0, speckle_probability=0.0, band_mixing=0.0
@@ -57,6 +58,66 @@ def test_the_truth_of_a_sample_holds_in_its_pixels():
         # Radiometry changes contrast, not order: ranks must agree.
         assert seen.float().mean() > 0.4
         assert np.corrcoef(moved.argsort().argsort(), original.argsort().argsort())[0, 1] > 0.99
+
+
+def test_a_bent_sample_shows_what_its_truth_says():
+    config = dataclasses.replace(
+        PLAIN, deformation_probability=1.0, deformation_px=6.0, deformation_sigma_px=(12.0, 30.0), haze_probability=0.0
+    )
+    crops = TrainingCrops(coordinate_pairs(), config, seed=0)
+    for epoch in range(6):
+        sample = crops[epoch, 0]
+        assert 0 < sample["field"].abs().max() <= 6
+        truth = TrueMap(sample["A_sar_to_optical"][None].double(), sample["field"][None])
+        points = cell_centres(64, 64, 1).reshape(1, -1, 2).double()
+        there = truth.to_optical(points)
+        seen = inside(there[0], (64, 64))
+        assert seen.float().mean() > 0.3
+        moved = field_at(sample["optical"][None, :1], there)[0, seen, 0]
+        original = sample["sar"][0].flatten()[seen]
+        assert np.corrcoef(moved.argsort().argsort(), original.argsort().argsort())[0, 1] > 0.99
+
+
+def test_what_was_added_later_leaves_older_samples_as_they_were():
+    pairs = synthetic_pairs(2, 96, 0)
+    config = profile("smoke").data
+    straight = TrainingCrops(pairs, config, seed=3)[1, 1]
+    assert not straight["field"].any()
+    bent = TrainingCrops(pairs, dataclasses.replace(config, deformation_probability=1.0), seed=3)[1, 1]
+    assert torch.equal(bent["A_sar_to_optical"], straight["A_sar_to_optical"])
+    assert bent["field"].any()
+
+
+def test_datasets_drawn_twice_stand_twice_among_the_positions():
+    pairs = synthetic_pairs(4, 96, 0)
+    index = pairs.index.assign(dataset=["plain", "speckled", "plain", "speckled"])
+    pairs = Pairs(index, pairs.read)
+    crops = TrainingCrops(pairs, dataclasses.replace(profile("smoke").data, drawn_twice=("speckled",)), seed=0)
+    assert len(crops) == 6
+    assert sorted(crops.rows) == [0, 1, 1, 2, 3, 3]
+    assert not torch.equal(crops[0, 1]["sar"], crops[0, 4]["sar"])  # another crop of the same pair
+
+
+def test_a_nuisance_over_a_part_leaves_the_rest_alone():
+    rng = np.random.default_rng(1)
+    shares = [float((part(torch.zeros(1, 96, 96), rng) > 0.5).float().mean()) for _ in range(20)]
+    assert 0.1 < np.mean(shares) < 0.9
+    covered = part(torch.zeros(1, 96, 96), rng)
+    assert covered.shape == (96, 96)
+    assert covered.min() < 0.02
+    assert covered.max() > 0.98
+    clouded = dataclasses.replace(PLAIN, cloud_probability=1.0, haze_probability=0.0)
+    dark = torch.zeros(3, 96, 96)
+    seen = optical_radiometry(dark, clouded, np.random.default_rng(2))
+    assert seen.max() > 0.5 > 0.2 > seen.min()
+
+
+def test_a_pixel_scale_shows_more_or_less_of_the_pair():
+    wide = dataclasses.replace(PLAIN, pixel_scale=(1.5, 1.5), relative_shift_px=2.0)
+    rng = np.random.default_rng(0)
+    maps = [random_maps((128, 128), wide, rng)[0] for _ in range(20)]
+    scales = {round(float(torch.linalg.det(m[:2, :2]).abs().sqrt()), 6) for m in maps}
+    assert 1.5 in scales
 
 
 def test_crops_lie_inside_the_pair():

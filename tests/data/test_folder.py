@@ -222,3 +222,18 @@ def test_report_of_sen12ms(tmp_path: Path) -> None:
     assert (
         problems == () and ": sen12ms, 4 pairs" in report and re.search(r"sen12ms +spring +croplands +1 +1\n", report)
     )
+
+
+def test_a_manifest_of_any_name_is_opened_by_its_file_and_keeps_its_split(folder: Path) -> None:
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table.assign(split=["train", "test", "train", "test"]).to_csv(folder / "second.csv", index=False)
+    pairs = open_folder(folder / "second.csv")
+    assert list(pairs.index["split"]) == ["train", "test", "train"]
+    assert pairs[0].id == "a0"
+    assert pairs.later_sar(0) is not None
+    assert "split" not in open_folder(folder).index
+    assert recognise(folder / "second.csv") == "manifest"
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a manifest"):
+        open_folder(folder / "s1" / "0.png")
+    with pytest.raises(FileNotFoundError, match="no such folder or manifest"):
+        open_folder(folder / "third.csv")

@@ -158,3 +158,31 @@ def test_neither_role_is_ever_empty_and_no_place_has_both(rows: list[tuple[str, 
     assert len(chooses) and len(fits)
     if validation.index["scene"].nunique() >= 4:
         assert not set(chooses.index["scene"]) & set(fits.index["scene"])
+
+
+def test_the_split_of_a_table_is_taken_as_given() -> None:
+    pairs = make_pairs(["a", "a", "b", "c", "d"])
+    index = pairs.index.assign(split=["test", "test", "train", "validation", "train"])
+    given = Pairs(index, pairs.read)
+    assert ids(split_pairs(given, DataConfig())) == [["p2", "p4"], ["p3"], ["p0", "p1"]]
+    assert ids(split_pairs(given, DataConfig(split="patch"))) == ids(split_by_patch(given))
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (["train", "dev", "test"], "must hold train, validation, test; it holds .'dev'."),
+        (["train", "train", "test"], "leaves nothing for validation"),
+    ],
+)
+def test_a_given_split_that_cannot_be_is_rejected(parts, says) -> None:
+    pairs = make_pairs(["a", "b", "c"])
+    with pytest.raises(PairError, match=says):
+        split_pairs(Pairs(pairs.index.assign(split=parts), pairs.read), DataConfig())
+
+
+def test_a_given_split_must_not_tear_a_scene() -> None:
+    pairs = make_pairs(["a", "b", "a", "c"])
+    index = pairs.index.assign(split=["train", "validation", "test", "test"])
+    with pytest.raises(PairError, match="scene 'a' stands in more than one part"):
+        split_pairs(Pairs(index, pairs.read), DataConfig())

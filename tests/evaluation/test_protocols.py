@@ -10,12 +10,14 @@ from patch_net import PatchNet, texture
 from sarmatch.config import EvaluationConfig, profile
 from sarmatch.data import Pair, Pairs, synthetic_pairs
 from sarmatch.evaluation.protocols import evaluate, evaluation_crops, mismatched, validation_scores
-from sarmatch.geometry import Search, inside, transform_points, warp
+from sarmatch.geometry import Search, cell_centres, field_at, inside, transform_points, warp
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import SarOpticalNet
 
-CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, max_pairs=None)
+CONFIG = EvaluationConfig(
+    crop_size=96, affine_crop_size=64, deform_crop_size=80, max_shift_px=16.0, deformation_px=6.0, max_pairs=None
+)
 
 
 def pairs_of_one_look(n: int = 4, size: int = 144) -> Pairs:
@@ -45,6 +47,49 @@ def test_the_truth_leads_from_one_crop_to_the_same_place_in_the_other(protocol):
     assert (moved[0, y, x] - crops.sar[0, y, x]).abs().mean() < 0.03
     identity = torch.eye(3, dtype=torch.float64)
     assert torch.equal(crops.A_sar_to_optical, identity) == (protocol == "aligned")
+
+
+def test_a_bent_crop_shows_what_its_truth_says():
+    """On images whose pixels hold their own position, to a thousandth of a pixel."""
+    size = 128
+    places = cell_centres(size, size, 1).movedim(-1, 0) / (size - 1)
+    valid = torch.ones(size, size, dtype=torch.bool)
+    pair = Pair(places, torch.cat([places, places[:1]]), valid, id="places")
+    for sigma in (12.0, 24.0, 48.0):
+        crops = evaluation_crops(pair, "deform", dataclasses.replace(CONFIG, deformation_sigma_px=sigma))
+        assert crops.field is not None
+        assert float(crops.field.abs().max()) == pytest.approx(6.0)
+        assert crops.optical_valid.all()  # no border is invented
+        cells = cell_centres(20, 20, 4).reshape(1, -1, 2)
+        there = crops.truth.to_optical(cells)
+        seen = inside(there, (80, 80))
+        assert seen.float().mean() > 0.4
+        shown, own = field_at(crops.optical[None, :2], there), field_at(crops.sar[None], cells)
+        assert (shown - own)[seen].norm(dim=-1).max() * (size - 1) < 1e-3
+
+
+def test_without_amplitude_a_bent_crop_is_a_shifted_one():
+    pair = pairs_of_one_look(1)[0]
+    crops = evaluation_crops(pair, "deform", dataclasses.replace(CONFIG, deformation_px=0.0))
+    assert crops.field is None
+    assert torch.equal(crops.A_sar_to_optical[:2, :2], torch.eye(2, dtype=torch.float64))
+    assert crops.sar.shape[-1] == 80
+
+
+def test_errors_under_deformation_are_measured_against_the_bent_truth():
+    class Knows:
+        def match_crops(self, crops, search_radius):
+            xy = cell_centres(20, 20, 4).reshape(-1, 2)
+            there = crops.truth.to_optical(xy[None])[0]
+            return Matches(xy.numpy(), there.numpy(), np.full(len(xy), 0.9, np.float32))
+
+    table = evaluate(Knows(), pairs_of_one_look(2), "deform", 32.0, CONFIG, progress=False)
+    assert (table["mma_1px"] == 1).all()
+    assert (table["rmse_px"] < 1e-3).all()
+    # The best affine map leaves out what bends, yet it is near the affine map nearest to the truth.
+    assert table["corner_error_px"].between(0.0, 8.0).all()
+    scores = validation_scores(Knows(), pairs_of_one_look(2), CONFIG, deformed=True)
+    assert scores["mma_1px"] == (scores["shift_mma_1px"] + scores["deform_mma_1px"]) / 2 == 1
 
 
 @pytest.mark.parametrize("protocol", ["shift", "affine"])

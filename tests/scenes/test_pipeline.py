@@ -126,16 +126,16 @@ def test_an_interrupted_registration_goes_on(
 ) -> None:
     images = write_pair(tmp_path_factory.mktemp("large"), (200, 420))
     done: list[int] = []
-    original = windows.match_tile
+    original = windows.match_windows
 
-    def interrupted(*arguments: Any) -> Matches:
+    def interrupted(*arguments: Any) -> list[Matches]:
         if len(done) == 1:
             done.append(-1)
             raise KeyboardInterrupt
-        done.append(arguments[2].number)
+        done.extend(tile.number for tile in arguments[2])
         return original(*arguments)
 
-    monkeypatch.setattr(windows, "match_tile", interrupted)
+    monkeypatch.setattr(windows, "match_windows", interrupted)
     command: dict[str, Any] = {"settings": settings, "search_radius": 32.0}  # two windows
     with pytest.raises(KeyboardInterrupt):
         register(*images, tmp_path / "out.tif", **command)

@@ -128,19 +128,47 @@ def test_covariances_survive_the_store(tmp_path: Path) -> None:
 def test_finished_windows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles, done = plan_tiles(Region(0, 0, 600, 600)), []
 
-    def matched(pair: Any, matcher: Any, tile: Any, *_: Any) -> Matches:
+    def matched(pair: Any, matcher: Any, batch: Any, *_: Any) -> list[Matches]:
         if len(done) == 3:
             raise KeyboardInterrupt
-        done.append(tile.number)
-        return some([[1.5, 1.5]], [0.5])
+        done.extend(tile.number for tile in batch)
+        return [some([[1.5, 1.5]], [0.5]) for _ in batch]
 
-    monkeypatch.setattr(windows, "match_tile", matched)
-    pair, store = SimpleNamespace(), TileStore(tmp_path, tiles)
+    monkeypatch.setattr(windows, "match_windows", matched)
+    pair, store, matcher = SimpleNamespace(), TileStore(tmp_path, tiles), SimpleNamespace(at_once=1)
     with pytest.raises(KeyboardInterrupt):
-        match_tiles(pair, None, store, TASK)  # type: ignore[arg-type]
+        match_tiles(pair, matcher, store, TASK)  # type: ignore[arg-type]
     done.append(-1)
-    match_tiles(pair, None, TileStore(tmp_path, tiles), TASK)  # type: ignore[arg-type]
+    match_tiles(pair, matcher, TileStore(tmp_path, tiles), TASK)  # type: ignore[arg-type]
     assert done[:3] == [0, 1, 2] and done[4:] == list(range(3, len(tiles)))
+
+
+def test_windows_go_through_the_network_as_many_at_once_as_the_device_takes(tmp_path: Path) -> None:
+    """Each window's matches are its own, whatever came with it, and windows without data cost nothing."""
+    tiles = plan_tiles(Region(0, 0, 900, 300))
+    asked: list[list[int]] = []
+
+    def read(region: Region) -> Any:
+        return SimpleNamespace(valid=np.array([region.x != tiles[1].region.x]))
+
+    def match_batch(images: Any, search: Any, numbers: Any) -> list[Matches]:
+        asked.append(list(numbers))
+        return [some([[10.0 + number, 12.0]], [0.5]) for number in numbers]
+
+    pair: Any = SimpleNamespace(
+        ordered=lambda a, b: (a, b), sar=SimpleNamespace(read=read), optical=SimpleNamespace(read=read), to="sar"
+    )
+    matcher: Any = SimpleNamespace(at_once=2, match_batch=match_batch)
+    assert len(tiles) > 3
+    store = TileStore(tmp_path, tiles)
+    match_tiles(pair, matcher, store, TASK)
+    assert asked[:2] == [[0], [2, 3]]  # window 1 holds no data
+    stored = [store._load(tile.number).xy_sar.tolist() for tile in tiles[:3]]
+    assert stored[1] == []
+    for tile, found in zip((tiles[0], tiles[2]), (stored[0], stored[2]), strict=True):
+        own = [tile.region.x + 10.0 + tile.number, tile.region.y + 12.0]
+        inside = all(low - 16 <= v < high + 16 for v, low, high in zip(own, tile.core[:2], tile.core[2:], strict=True))
+        assert found == ([own] if inside else [])
 
 
 def test_other_settings_are_other_windows() -> None:

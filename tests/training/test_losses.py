@@ -41,10 +41,23 @@ def test_soft_targets_have_unit_mass(x, y):
 
 
 def test_soft_target_splits_bilinearly():
-    log_probability = torch.full((1, 9, 1, 1), -20.0)
-    log_probability[0, 4], log_probability[0, 5] = -1.0, -3.0  # displacements (0, 0) and (1, 0)
-    loss, _ = soft_target_nll(log_probability, torch.tensor([[[[0.25, 0.0]]]]), radius=1)
-    assert float(loss) == pytest.approx(0.75 * 1.0 + 0.25 * 3.0)
+    logits = torch.full((1, 9, 1, 1), -20.0)
+    logits[0, 4], logits[0, 5] = -1.0, -3.0  # displacements (0, 0) and (1, 0)
+    loss, _ = soft_target_nll(logits, torch.tensor([[[[0.25, 0.0]]]]), radius=1)
+    assert float(loss) == pytest.approx(0.75 * 1.0 + 0.25 * 3.0 + math.log(math.exp(-1) + math.exp(-3)), abs=1e-5)
+
+
+def test_the_gradient_by_hand_is_the_one_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 25, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    truth = 4 * torch.rand(2, 3, 4, 2, generator=generator, dtype=torch.float64) - 2
+    truth[0, 0, 0] = torch.tensor([1.0, 2.0])  # on a step and at the border
+    assert torch.autograd.gradcheck(lambda x: soft_target_nll(x, truth, 2)[0], logits)
+    steps = torch.arange(-2.0, 3.0, dtype=torch.float64)
+    across, down = ((1 - (truth[..., axis, None] - steps).abs()).clamp(min=0) for axis in (0, 1))
+    target = (down[..., :, None] * across[..., None, :]).flatten(-2)
+    expected = -(target * logits.log_softmax(1).movedim(1, -1)).sum(-1)
+    assert torch.allclose(soft_target_nll(logits, truth, 2)[0], expected)
 
 
 def test_a_truth_outside_the_volume_costs_nothing_and_is_marked():

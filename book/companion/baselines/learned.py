@@ -222,7 +222,7 @@ def log_scale(initial: float) -> nn.Parameter:
 
 def true_cells(batch: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """True displacements of SAR and of optical cells, in cells, and masks of those that have a counterpart."""
-    forward, backward, sar_mask, optical_mask = true_displacements(batch["A_sar_to_optical"], batch)
+    forward, backward, sar_mask, optical_mask = true_displacements(batch)
     return forward / STRIDE, backward / STRIDE, sar_mask, optical_mask
 
 

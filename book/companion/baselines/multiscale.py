@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from companion.baselines.base import as_matches
 from companion.baselines.learned import PeerNet, PeerSize
 from sarmatch.data.crops import Sample
-from sarmatch.geometry import cell_centres, inside, transform_points
+from sarmatch.geometry import TrueMap, cell_centres, inside
 from sarmatch.matching.matches import Matches
 from sarmatch.model.layers import norm_layer
 
@@ -63,9 +63,10 @@ class MultiscaleNet(PeerNet):
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         losses = {}
         size = batch["sar"].shape[-2:]
+        truth = TrueMap(batch["A_sar_to_optical"].float(), batch["field"])
         for found, scale in zip(described, SCALES, strict=True):
             grid = cell_centres(found.shape[2], found.shape[3], scale, found.device)
-            there = torch.stack([transform_points(A, grid) for A in batch["A_sar_to_optical"]])
+            there = truth.to_optical(grid.reshape(1, -1, 2)).reshape(-1, *grid.shape)
             mask = inside(there, (size[0], size[1]))
             error = (found.movedim(1, 3) + grid - there).norm(dim=-1)
             losses[f"error_{scale}"] = (error * mask).sum() / mask.sum().clamp(min=1)

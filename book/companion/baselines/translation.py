@@ -65,8 +65,9 @@ class TranslationNet(PeerNet):
     def losses(self, batch: Sample, *described: Tensor) -> dict[str, Tensor]:
         optical, size = batch["optical"], (batch["optical"].shape[-2], batch["optical"].shape[-1])
         to_sar = torch.linalg.inv(batch["A_sar_to_optical"].float())
-        valid = warp(batch["sar_valid"][:, None].float(), to_sar, size) * batch["optical_valid"][:, None]
-        real = warp(batch["sar"], to_sar, size) * valid
+        sar_valid = warp(batch["sar_valid"][:, None].float(), to_sar, size, field=batch["field"])
+        valid = sar_valid * batch["optical_valid"][:, None]
+        real = warp(batch["sar"], to_sar, size, field=batch["field"]) * valid
         fake = described[0] * valid
         l1 = (fake - real).abs().sum() / valid.sum().clamp(min=1)
         fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}

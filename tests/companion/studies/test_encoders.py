@@ -203,7 +203,7 @@ def test_trace_shows_the_inside_of_a_block(full: nn.Module) -> None:
 
 
 def test_compare_sets_networks_side_by_side() -> None:
-    variants = {"small": SMALL, "stock": dataclasses.replace(SMALL, backbone="timm")}
+    variants = {"small": SMALL, "stock": dataclasses.replace(SMALL, backbone="lite0")}
     table = compare(variants, 64)
     names = list(table["part"])
     assert list(table)[1:] == [f"{n}, {what}" for n in variants for what in ("M parameters", "GFLOP")]
