@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
+D = TypeVar("D")
 Norm = Literal["group", "batch"]
 CONFIDENT_PX = 3.0  #: A match with an error up to this is correct: what confidence is the probability of.
 SEARCH_RADIUS_PX = 32.0  #: Search radius unless another is asked for, px.
@@ -69,17 +70,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         whole = len(self.split_fractions) == 3 and abs(sum(self.split_fractions) - 1) < 1e-6
         _require(whole, f"split_fractions must be three numbers that sum to 1, got {self.split_fractions}")
-        _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
-        fits = 16 <= self.crop_size <= self.patch_size
-        _require(fits, f"crop_size must lie between 16 and patch_size={self.patch_size}, got {self.crop_size}")
+        crop, fits = self.crop_size, f"a multiple of 16 between 16 and patch_size={self.patch_size}"
+        _require(crop % 16 == 0 and 16 <= crop <= self.patch_size, f"crop_size must be {fits}, got {crop}")
         for name, value in vars(self).items():
             if name.endswith("_probability") or name == "band_mixing":
                 _require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
-        low, high = self.speckle_looks
-        _require(1 <= low <= high, f"speckle_looks must satisfy 1 <= low <= high, got {self.speckle_looks}")
-        for name in ("pixel_scale", "deformation_sigma_px"):
+        for name, least in (("speckle_looks", 1.0), ("pixel_scale", 0.1), ("deformation_sigma_px", 1.0)):
             low, high = getattr(self, name)
-            _require(0 < low <= high, f"{name} must satisfy 0 < low <= high, got {(low, high)}")
+            _require(least <= low <= high, f"{name} must satisfy {least:g} <= low <= high, got {(low, high)}")
         _require(self.deformation_px >= 0, f"deformation_px must not be negative, got {self.deformation_px}")
 
 
@@ -108,7 +106,9 @@ class ModelConfig:
     early_dropout: float = 0.10  #: Section 3.2.4, first place: early in the encoders.
     uncertainty_dropout: float = 0.20  #: Second place: before the uncertainty modules.
     fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
-    oriented_gradients: bool = False  #: Nine fixed channels of oriented gradients in each descriptor; not in the paper.
+    oriented_gradients: bool = _later(
+        False
+    )  #: Nine fixed channels of oriented gradients in each descriptor; not in the paper.
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
 
     def __post_init__(self) -> None:
@@ -213,8 +213,7 @@ class EvaluationConfig:
     crop_size: int = 208  #: Side of an evaluation crop for `aligned` and `shift`, px.
     affine_crop_size: int = 128  #: Side for `affine`: small enough that no rotated crop leaves a 256 px patch.
     max_shift_px: float = 24.0  #: Largest shift on each axis under `shift`, `affine` and `deform`.
-    deform_crop_size: int = _later(192)  #: Side for `deform`: small enough that no bent crop leaves a 256 px patch.
-    deformation_px: float = _later(8.0)  #: Largest component of the displacement field under `deform`.
+    deformation_px: float = _later(8.0)  #: Largest component of the field of `deform`, whose crops are 16 px smaller.
     deformation_sigma_px: float = _later(24.0)  #: Standard deviation of the Gaussian that makes that field smooth.
     max_rotation_deg: float = 30.0  #: Largest turn under `affine`.
     scale_range: tuple[float, float] = (0.9, 1.1)  #: Of scales under `affine`.
@@ -222,15 +221,14 @@ class EvaluationConfig:
     headline_radius: float = SEARCH_RADIUS_PX  #: Search radius of validation and of the headline, px.
     thresholds_px: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  #: Errors up to which a match counts as right.
     seed: int = 2026  #: Of the transforms.
-    # Nothing that is measured depends on it, so that it is no part of the digests of tables.
-    calibration_pairs: int = field(default=48, metadata={"digest": False})  #: Validation pairs to fit confidence on.
+    calibration_pairs: int = field(default=48, metadata={"digest": False})  #: To fit confidence on; changes no table.
     max_pairs: int | None = None  #: Evaluate at most so many pairs of a part, evenly over its scenes; None: all.
 
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
         _require(self.max_pairs is None or self.max_pairs > 0, f"max_pairs must be positive, got {self.max_pairs}")
-        known = typing.get_args(Protocol)
-        _require(set(self.protocols) <= set(known), f"protocols must be among {known}, got {self.protocols}")
+        unknown = set(self.protocols) - set(typing.get_args(Protocol))
+        _require(not unknown, f"protocols must be among {typing.get_args(Protocol)}, got {self.protocols}")
 
 
 @dataclass(frozen=True)
@@ -261,20 +259,14 @@ class Config:
         unread = set(without) | (set() if self.pretraining.enabled else {"pretraining"})
         content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
-        if not self.model.oriented_gradients:  # a part that is left out changes nothing, not even a name
-            del content["model"]["oriented_gradients"]
+        if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
+            read = ("crop_size", "max_shift_px", "headline_radius", "seed", "deform")
+            content["evaluation"] = {n: v for n, v in content["evaluation"].items() if n.startswith(read)}
         for name, section in content.items():
             if isinstance(section, dict):
                 content[name] = {key: section[key] for key in counted(getattr(self, name)) if key in section}
-        if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept
-            read = ("crop_size", "max_shift_px", "headline_radius", "seed", "deform_crop_size", "deformation_px",
-                    "deformation_sigma_px")  # fmt: skip
-            content["evaluation"] = {name: content["evaluation"][name] for name in read}
         text = json.dumps(content, sort_keys=True) + data_fingerprint
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-D = TypeVar("D")
 
 
 def from_dict(cls: type[D], content: dict[str, Any]) -> D:
@@ -304,38 +296,31 @@ _SMOKE = Config(
     profile="smoke",
     data=DataConfig(source="synthetic", patch_size=96, n_synthetic=48, crop_size=64, relative_shift_px=8.0),
     model=ModelConfig(**_NARROW, consensus_cells=(3, 5)),
-    pretraining=PretrainingConfig(
-        learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=2, rotation_width=16,
-        validation_pairs=2, checkpoint_every=2),
-    training=TrainingConfig(
-        learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4, warmup_steps=1, cosine=True,
-        validation_pairs=2, window_px=16.0, checkpoint_every=2),
-    evaluation=EvaluationConfig(
-        crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None), headline_radius=16.0,
-        max_pairs=2, calibration_pairs=4))  # fmt: skip
+    pretraining=PretrainingConfig(learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=2,
+        rotation_width=16, validation_pairs=2, checkpoint_every=2),
+    training=TrainingConfig(learning_rate=2e-3, batch_size=4, accumulation_steps=1, epochs=1, max_steps=4,
+        warmup_steps=1, cosine=True, validation_pairs=2, window_px=16.0, checkpoint_every=2),
+    evaluation=EvaluationConfig(crop_size=64, affine_crop_size=48, max_shift_px=8.0, search_radii=(16.0, None),
+        headline_radius=16.0, max_pairs=2, calibration_pairs=4))  # fmt: skip
 _DEMO = Config(
     profile="demo",
     data=DataConfig(source="synthetic", patch_size=176, n_synthetic=120, crop_size=96, relative_shift_px=16.0),
     model=ModelConfig(**_REDUCED, consensus_cells=(3, 7, 15)),
-    pretraining=PretrainingConfig(
-        learning_rate=1.5e-3, batch_size=16, accumulation_steps=1, epochs=100, max_steps=12, warmup_steps=3,
-        cosine=True, validate_every=12, rotation_width=64, validation_pairs=16, checkpoint_every=20),
-    training=TrainingConfig(
-        learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=60, warmup_steps=15,
-        cosine=True, validate_every=20, validation_pairs=8, window_px=24.0, checkpoint_every=25),
-    evaluation=EvaluationConfig(
-        crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None), max_pairs=6,
-        calibration_pairs=12))  # fmt: skip
+    pretraining=PretrainingConfig(learning_rate=1.5e-3, batch_size=16, accumulation_steps=1, epochs=100, max_steps=12,
+        warmup_steps=3, cosine=True, validate_every=12, rotation_width=64, validation_pairs=16, checkpoint_every=20),
+    training=TrainingConfig(learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=100, max_steps=60,
+        warmup_steps=15, cosine=True, validate_every=20, validation_pairs=8, window_px=24.0, checkpoint_every=25),
+    evaluation=EvaluationConfig(crop_size=128, affine_crop_size=96, max_shift_px=16.0, search_radii=(16.0, 32.0, None),
+        max_pairs=6, calibration_pairs=12))  # fmt: skip
 _S1S2 = Config(
     profile="s1s2",
     data=DataConfig(source="manifest", datasets=("ombria", "sen1-2", "sen12ms")),
     model=ModelConfig(**_REDUCED),
-    pretraining=PretrainingConfig(
-        learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=100, warmup_steps=25,
-        cosine=True, validate_every=100, rotation_width=64),
-    training=TrainingConfig(
-        learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1400, warmup_steps=100,
-        cosine=True, patience=1000, validate_every=200, validation_pairs=24, window_px=36.0))  # fmt: skip
+    pretraining=PretrainingConfig(learning_rate=1e-3, batch_size=32, accumulation_steps=1, epochs=1000, max_steps=100,
+        warmup_steps=25, cosine=True, validate_every=100, rotation_width=64),
+    training=TrainingConfig(learning_rate=1.5e-3, batch_size=8, accumulation_steps=1, epochs=1000, max_steps=1400,
+        warmup_steps=100, cosine=True, patience=1000, validate_every=200, validation_pairs=24,
+        window_px=36.0))  # fmt: skip
 # The folder of `s1s2` at the size of `smoke`: every cell runs on somebody's own pairs before the hours begin.
 _S1S2_SMOKE = _SMOKE.replace(
     profile="s1s2-smoke", data=dict(source="manifest", datasets=_S1S2.data.datasets, patch_size=256))  # fmt: skip

@@ -80,7 +80,7 @@ def test_differences_name_nested_fields() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data.crop-size", "95"], "crop_size must be a multiple of 16, got 95"),
+        (["--data.crop-size", "95"], "crop_size must be a multiple of 16 between 16 and patch_size=96, got 95"),
         (["--training.max-steps", "-3"], "max_steps must be positive, got -3"),
         (["--training.batch-size", "5", "--training.accumulation-steps", "2"], "must be a multiple of"),
         (["--data.crop-siz", "96"], "--data.crop-size"),

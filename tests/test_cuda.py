@@ -87,8 +87,8 @@ def test_refinement_of_known_displacements_waits_for_nothing() -> None:
 
 def sample() -> dict[str, torch.Tensor]:
     sar, optical, sar_valid, optical_valid = images()
-    affine = torch.eye(3).expand(BATCH, 3, 3)
-    return dict(sar=sar, optical=optical, sar_valid=sar_valid, optical_valid=optical_valid, A_sar_to_optical=affine)
+    truth = dict(A_sar_to_optical=torch.eye(3).expand(BATCH, 3, 3), field=torch.zeros(BATCH, 2, *sar.shape[-2:]))
+    return dict(sar=sar, optical=optical, sar_valid=sar_valid, optical_valid=optical_valid, **truth)
 
 
 @pytest.mark.parametrize("uncertainty", [True, False])

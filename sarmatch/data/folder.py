@@ -52,9 +52,8 @@ def open_folder(
 ) -> Pairs:
     """The pairs of a folder of any layout in `DATASETS`; those that cannot be read stand in `problems`.
 
-    `root` may also be a manifest: a CSV whose paths count from its own folder. A column `split` of a manifest, of
-    train, validation and test, is what `splits.split_pairs` goes by. A scene's name counts within its dataset only, so
-    the index holds "dataset/scene".
+    `root` may also be a manifest: a CSV whose paths count from its own folder. By its column `split`, where it has one,
+    goes `splits.split_pairs`. A scene's name counts within its dataset only, so the index holds "dataset/scene".
 
     Args:
         datasets: which to keep, by the column `dataset`; empty keeps all. A folder that holds one of them alone is
@@ -69,9 +68,8 @@ def open_folder(
         AbsentDatasetError: a name in `datasets` does not occur.
         PairError: the table lacks a column, or no usable pair is left.
     """
-    root = Path(root)
-    table = _stored_table(root, recognise(root), rescan)
-    root = root.parent if root.is_file() else root
+    table = _stored_table(Path(root), recognise(root), rescan)
+    root = Path(root).parent if Path(root).is_file() else Path(root)
     if missing := [name for name in ("id", "sar", "optical") if name not in table]:
         raise PairError(f"{root}: the table of its pairs lacks the columns {missing}; it has {list(table.columns)}")
     optional = {*INDEX_COLUMNS, "sar_later", "usable"}

@@ -36,12 +36,12 @@ def evaluation_crops(pair: Pair, protocol: Protocol, config: EvaluationConfig) -
     """Cut the two images of a protocol from a pair, the same for every method.
 
     The SAR crop is the central window. The optical one is it too (`aligned`), displaced by up to `max_shift_px` on each
-    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`), or also bent by a smooth random field, at
-    `deform_crop_size` (`deform`). Transforms that leave a pair are redrawn, and a pair that is too small for them is a
+    axis (`shift`), also turned and scaled, at `affine_crop_size` (`affine`), or also bent by a smooth random field,
+    on crops 16 px smaller (`deform`). Transforms that leave a pair are redrawn; a pair too small for them is a
     ValueError.
     """
     affine = protocol == "affine"
-    crop = {"affine": config.affine_crop_size, "deform": config.deform_crop_size}.get(protocol, config.crop_size)
+    crop = {"affine": config.affine_crop_size, "deform": config.crop_size - 16}.get(protocol, config.crop_size)
     sar_to_pair = translation(*central_corner(pair.size, crop, f"pair {pair.id!r}"))
     size = (crop, crop)
     A_sar_to_optical, field = _relative_map(pair, protocol, config, sar_to_pair, crop)

@@ -125,6 +125,7 @@ class Matcher:
         mc_seed: int = 0,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else usable_device(device)
+        self.at_once = TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
         self.net = _in_evaluation(net, self.device)
         self.use_consensus = use_consensus
         self.mc_passes, self.mc_seed = _not_negative("mc_passes", mc_passes), _not_negative("mc_seed", mc_seed)
@@ -213,11 +214,6 @@ class Matcher:
             as_fitted = self.confidence is None or self.mc_passes == self.confidence.mc_passes
             return "monte_carlo" if as_fitted else "single"
         return "distilled" if self.distilled else "single"
-
-    @property
-    def at_once(self) -> int:
-        """Tiles that go through the network together."""
-        return TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
 
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """`match_crops` before calibration."""

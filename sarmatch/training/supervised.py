@@ -49,12 +49,11 @@ class Objective(nn.Module):
         images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
         encoded = encode_pair(self.net, images, fine=False, whole_cells=False)
         n_fine = max(1, round(len(batch["sar"]) * self.training_config.fine_share))
-        encoders = self.net.sar_encoder, self.net.optical_encoder
         sar, optical = (
-            image.descriptors._replace(
-                fine=encoder.full_resolution(image.prefix.first(n_fine), image.encoding.features[:n_fine]).float()
+            one.descriptors._replace(
+                fine=encoder.full_resolution(one.prefix.first(n_fine), one.encoding.features[:n_fine]).float()
             )
-            for encoder, image in zip(encoders, encoded, strict=True)
+            for encoder, one in zip((self.net.sar_encoder, self.net.optical_encoder), encoded, strict=True)
         )
         with torch.autocast(batch["sar"].device.type, enabled=False):
             return self._losses(sar, optical, batch)

@@ -25,11 +25,11 @@ PLAIN = DataConfig(
 )
 
 
-def coordinate_pairs(size: int = 128) -> Pairs:
+def coordinate_pairs(size: int = 128, waves: float = 1.0) -> Pairs:
     """A pair whose two images are smooth and equal, so that the truth of a sample can be read off its pixels."""
     index = synthetic_pairs(1, 64, 0).index
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    image = ((6.3 * x).sin() * (9.1 * y + 2 * x).cos() / 2 + 0.5)[None].float()
+    image = ((6.3 * waves * x).sin() * (waves * (9.1 * y + 2 * x)).cos() / 2 + 0.5)[None].float()
     valid = torch.ones(size, size, dtype=torch.bool)
     return Pairs(index, lambda row: Pair(image, image.expand(3, -1, -1), valid, id=row["id"]))
 
@@ -64,18 +64,22 @@ def test_a_bent_sample_shows_what_its_truth_says():
     config = dataclasses.replace(
         PLAIN, deformation_probability=1.0, deformation_px=6.0, deformation_sigma_px=(12.0, 30.0), haze_probability=0.0
     )
-    crops = TrainingCrops(coordinate_pairs(), config, seed=0)
+    crops = TrainingCrops(coordinate_pairs(waves=3.0), config, seed=0)
     for epoch in range(6):
         sample = crops[epoch, 0]
         assert 0 < sample["field"].abs().max() <= 6
-        truth = TrueMap(sample["A_sar_to_optical"][None].double(), sample["field"][None])
+        affine = sample["A_sar_to_optical"][None].double()
         points = cell_centres(64, 64, 1).reshape(1, -1, 2).double()
-        there = truth.to_optical(points)
-        seen = inside(there[0], (64, 64))
-        assert seen.float().mean() > 0.3
-        moved = field_at(sample["optical"][None, :1], there)[0, seen, 0]
-        original = sample["sar"][0].flatten()[seen]
-        assert np.corrcoef(moved.argsort().argsort(), original.argsort().argsort())[0, 1] > 0.99
+        agreement = []
+        for truth in (TrueMap(affine, sample["field"][None]), TrueMap(affine)):
+            there = truth.to_optical(points)
+            on_data = field_at(sample["optical_valid"][None, None].float(), there)[0, :, 0] > 0.999
+            seen = inside(there[0], (64, 64)) & on_data
+            assert seen.float().mean() > 0.3
+            moved, original = field_at(sample["optical"][None, :1], there)[0, seen, 0], sample["sar"][0].flatten()[seen]
+            agreement.append(np.corrcoef(moved.argsort().argsort(), original.argsort().argsort())[0, 1])
+        assert agreement[0] > 0.95
+        assert agreement[0] > agreement[1]
 
 
 def test_what_was_added_later_leaves_older_samples_as_they_were():
@@ -104,8 +108,8 @@ def test_a_nuisance_over_a_part_leaves_the_rest_alone():
     assert 0.1 < np.mean(shares) < 0.9
     covered = part(torch.zeros(1, 96, 96), rng)
     assert covered.shape == (96, 96)
-    assert covered.min() < 0.02
-    assert covered.max() > 0.98
+    assert covered.min() < 0.05
+    assert covered.max() > 0.95
     clouded = dataclasses.replace(PLAIN, cloud_probability=1.0, haze_probability=0.0)
     dark = torch.zeros(3, 96, 96)
     seen = optical_radiometry(dark, clouded, np.random.default_rng(2))

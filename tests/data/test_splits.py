@@ -165,7 +165,8 @@ def test_the_split_of_a_table_is_taken_as_given() -> None:
     index = pairs.index.assign(split=["test", "test", "train", "validation", "train"])
     given = Pairs(index, pairs.read)
     assert ids(split_pairs(given, DataConfig())) == [["p2", "p4"], ["p3"], ["p0", "p1"]]
-    assert ids(split_pairs(given, DataConfig(split="patch"))) == ids(split_by_patch(given))
+    by_patch = DataConfig(split="patch", split_fractions=(0.6, 0.2, 0.2))
+    assert ids(split_pairs(given, by_patch)) == ids(split_by_patch(given, (0.6, 0.2, 0.2)))
 
 
 @pytest.mark.parametrize(

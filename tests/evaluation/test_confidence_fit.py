@@ -82,9 +82,9 @@ def test_the_book_keeps_the_matches_that_it_fits_on(run, split):
 def test_the_choice_of_weights_uses_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
     scenes, scores = set(), protocols.validation_scores
 
-    def watched(matcher, pairs, config):
+    def watched(matcher, pairs, config, deformed):
         scenes.update(pairs.index["scene"])
-        return scores(matcher, pairs, config)
+        return scores(matcher, pairs, config, deformed)
 
     monkeypatch.setattr(supervised, "validation_scores", watched)
     train_or_load(tiny(), tmp_path, split=split, show_progress=False)

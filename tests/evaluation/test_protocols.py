@@ -15,9 +15,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import SarOpticalNet
 
-CONFIG = EvaluationConfig(
-    crop_size=96, affine_crop_size=64, deform_crop_size=80, max_shift_px=16.0, deformation_px=6.0, max_pairs=None
-)
+CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, deformation_px=6.0, max_pairs=None)
 
 
 def pairs_of_one_look(n: int = 4, size: int = 144) -> Pairs:

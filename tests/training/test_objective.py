@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sarmatch.config import CONFIDENT_PX, Config, profile
 from sarmatch.data import open_pairs
 from sarmatch.data.crops import Sample, TrainingCrops
-from sarmatch.geometry import translation
+from sarmatch.geometry import cell_centres, translation
 from sarmatch.matching.aggregation import pair_maps
 from sarmatch.model import Descriptors, SarOpticalNet
 from sarmatch.training.supervised import Objective, at_ends, true_displacements
@@ -36,11 +36,50 @@ def test_true_displacements_of_a_shift():
     images = torch.zeros(1, 1, 16, 16)
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
     batch = {"sar": images, "optical": images, "sar_valid": valid, "optical_valid": valid}
-    forward, backward, sar_mask, optical_mask = true_displacements(translation(4.0, -2.0).float()[None], batch)
+    batch |= {"A_sar_to_optical": translation(4.0, -2.0).float()[None], "field": torch.zeros(1, 2, 16, 16)}
+    forward, backward, sar_mask, optical_mask = true_displacements(batch)
     assert torch.equal(forward, torch.tensor([4.0, -2.0]).expand(1, 4, 4, 2))
     assert torch.allclose(backward, forward)
     assert sar_mask[0].tolist() == [[False] * 4] + [[True, True, True, False]] * 3  # the rest leaves the image
     assert optical_mask[0].tolist() == [[False, True, True, True]] * 3 + [[False] * 4]
+
+
+def test_true_displacements_of_a_bent_crop_lead_back():
+    data = profile("smoke").replace(data={"deformation_probability": 1.0, "deformation_px": 6.0}).data
+    bent = torch.utils.data.default_collate([TrainingCrops(open_pairs(data), data, 0)[0, i] for i in range(4)])
+    forward, backward, sar_mask, _ = true_displacements(bent)
+    steps = (forward[:, 1:] - forward[:, :-1]).norm(dim=-1)
+    assert (steps > 0.05).any()  # neighbours move apart
+    # At the place where a SAR cell lies, the optical image knows the way back: interpolated, so to a tenth of a pixel.
+    places = (cell_centres(16, 16, 4) + forward)[..., None, :]
+    back = F.grid_sample(backward.movedim(-1, 1), (places[..., 0, :] - 1.5) / 30 - 1, align_corners=True).movedim(1, -1)
+    inner = sar_mask.clone()
+    inner[:, [0, -1]], inner[:, :, [0, -1]] = False, False
+    far_in = ((places[..., 0, :] > 2) & (places[..., 0, :] < 61)).all(-1) & inner
+    assert far_in.float().mean() > 0.3
+    assert (back - forward)[far_in].norm(dim=-1).max() < 0.3
+
+
+def test_a_share_of_the_batch_is_enough_for_the_fine_level(batch):
+    def losses(share: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        return build(SMOKE.replace(training={"fine_share": share})).eval()(batch)
+
+    whole, half = losses(1.0), losses(0.5)
+    assert half["fine"] != whole["fine"]
+    assert half["consensus"] == whole["consensus"]
+    one = build(SMOKE).eval()({name: value[:1] for name, value in batch.items()})
+    assert torch.allclose(half["fine"], one["fine"], rtol=1e-5)
+
+
+def test_the_uncertainty_of_each_image_alone_is_held_to_mismatches(batch):
+    plain, held = build(SMOKE), build(SMOKE.replace(training={"image_mismatch": True}))
+    assert "image_mismatch" not in plain(batch)
+    losses = held(batch)
+    losses["image_mismatch"].backward()
+    for encoder in (held.net.sar_encoder, held.net.optical_encoder):
+        assert encoder.uncertainty.fusion_out.weight.grad.abs().sum() > 0
+    assert held.net.head.out.weight.grad is None  # which match is right is not for uncertainty to change
 
 
 def test_losses_fall_on_a_batch_that_repeats():

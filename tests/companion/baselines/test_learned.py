@@ -50,6 +50,7 @@ def batch(seed: int, n: int = 4, side: int = 64, max_shift: float = 8.0) -> Samp
         sar_valid=valid,
         optical_valid=valid,
         A_sar_to_optical=torch.stack(maps).float(),
+        field=torch.zeros(n, 2, side, side),
     )
 
 
