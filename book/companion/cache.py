@@ -19,6 +19,7 @@ from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import collect_matches
 from sarmatch.evaluation.protocols import CropMatcher, evaluate
 from sarmatch.io import atomic_path, commit, digest
+from sarmatch.matching.cues import CUES
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training import runs
 from sarmatch.training.runs import Run
@@ -57,11 +58,13 @@ def records_or_load(
     return table.assign(method=name)
 
 
-def matches_or_load(run: Run, matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig) -> pd.DataFrame:
-    """Matches under `shift` at the headline radius as `confidence_fit.collect_matches` gives them, collected once."""
-    on = {"matcher": matcher, "protocol": "shift", "pairs": pairs, "config": config, "columns": SPREAD}
+def matches_or_load(
+    run: Run, matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol = "shift"
+) -> pd.DataFrame:
+    """Matches at the headline radius as `confidence_fit.collect_matches` gives them, collected once."""
+    on = {"matcher": matcher, "protocol": protocol, "pairs": pairs, "config": config, "columns": [*CUES, *SPREAD]}
     file = f"matches-{name}-{matcher.mode.replace(' ', '-')}{matcher.mc_passes}"
-    measure = partial(collect_matches, matcher, name, pairs, config)
+    measure = partial(collect_matches, matcher, name, pairs, config, protocol)
     return cached_table(run.path, file, on, lambda: measure().assign(commit=commit()))
 
 

@@ -19,7 +19,7 @@ MAX_KNOTS = 100  #: Of a fitted isotonic map, so that it fits into the header of
 FOLDS = 8  #: Groups of scenes for cross-fitting.
 
 Features: TypeAlias = Mapping[str, Any] | pd.DataFrame
-"""Arrays (N,) named `probability` and `aleatoric`, in [0, 1], and `epistemic`, at least 0; a match table is one."""
+"""Arrays (N,) named as the columns that `FEATURES` come from; a match table is one."""
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:
@@ -30,6 +30,13 @@ FEATURES: Mapping[str, tuple[str, float, Callable[[np.ndarray], np.ndarray]]] = 
     "logit_probability": ("probability", 1.0, _logit),
     "aleatoric": ("aleatoric", 1.0, _logit),
     "epistemic": ("epistemic", float("inf"), lambda information: np.log(information + 1e-6)),
+    "entropy": ("entropy", float("inf"), np.asarray),
+    "margin": ("margin", float("inf"), np.asarray),
+    "spread": ("spread", float("inf"), lambda px: np.log(px + 0.05)),
+    "roughness_5": ("roughness_5", float("inf"), lambda px: np.log(px + 0.25)),
+    "roughness_25": ("roughness_25", float("inf"), lambda px: np.log(px + 0.25)),
+    "matched_25": ("matched_25", 1.0, np.asarray),
+    "agreeing_9": ("agreeing_9", 1.0, np.asarray),
 }
 """What `Logistic` can use: the column it comes from, that column's upper limit, and the function of it."""
 
@@ -88,7 +95,7 @@ class Logistic:
 
     @classmethod
     def fit(
-        cls, features: Features, correct: Any, names: Sequence[str] = tuple(FEATURES), isotonic: bool = False
+        cls, features: Features, correct: Any, names: Sequence[str] = tuple(FEATURES)[:3], isotonic: bool = False
     ) -> Logistic:
         """Fits all parameters on N matches of validation pairs, penalised by half the squared norm of the weights.
 

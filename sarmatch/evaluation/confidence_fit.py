@@ -19,41 +19,43 @@ from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation.metrics import match_residuals
 from sarmatch.evaluation.protocols import evaluation_crops, mismatched, spread
 from sarmatch.io import digest
+from sarmatch.matching.cues import CUES
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import RawMatches
 from sarmatch.model import SarOpticalNet
 
 MC_PASSES = 20  #: Of section 3.2.4.
 MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "single": ({}, ("logit_probability", "aleatoric")),
-    "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic")),
-    "monte_carlo": ({"mc_passes": MC_PASSES}, ("logit_probability", "aleatoric", "epistemic")),
+    "single": ({}, ("logit_probability", "aleatoric", *CUES)),
+    "distilled": ({"distilled": True}, ("logit_probability", "aleatoric", "epistemic", *CUES)),
+    "monte_carlo": ({"mc_passes": MC_PASSES}, ("logit_probability", "aleatoric", "epistemic", *CUES)),
 }
 """Ways of inference: arguments of `Matcher`, and the raw scores from which their confidence is made."""
 SINGLE_PAIRS = 10  #: One pass is fitted on so many times as many pairs as the slower passes with dropout.
-Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig], pd.DataFrame]
-"""Gives the `match_table` of a matcher and pairs under `shift` at the headline radius; the string names the table."""
+FITTED_UNDER: tuple[Protocol, ...] = ("shift", "affine", "deform")  #: Protocols whose matches a fit takes together.
+Collect: TypeAlias = Callable[[Matcher, str, Pairs, EvaluationConfig, Protocol], pd.DataFrame]
+"""Gives the `match_table` of a matcher, pairs and a protocol at the headline radius; the string names the table."""
 
 
 def match_table(
     matcher: Callable[[EvaluationCrops], RawMatches], pairs: Pairs, protocol: Protocol, config: EvaluationConfig
 ) -> pd.DataFrame:
     """All matches of all pairs with their raw scores and errors, one row a match: the columns x, y (SAR position, px),
-    error_px, `confidence.SCORES`, `confidence.SPREAD`, id, dataset and scene."""
+    error_px, `confidence.SCORES`, `cues.CUES`, `confidence.SPREAD`, id, dataset and scene."""
     parts = []
     for pair in tqdm(spread(pairs, config.max_pairs), desc=f"matches, {protocol}", disable=None):
         crops = evaluation_crops(pair, protocol, config)
-        raw = {name: values.cpu().numpy() for name, values in matcher(crops)._asdict().items()}
+        raw = matcher(crops).columns()
         residuals = match_residuals((raw["xy_sar"], raw["xy_optical"]), crops.truth)
-        scores, upper = [raw[name] for name in SCORES], raw["covariance"][:, [0, 0, 1], [0, 1, 1]]
+        scores, upper = [raw[name] for name in (*SCORES, *CUES)], raw["covariance"][:, [0, 0, 1], [0, 1, 1]]
         values = np.column_stack([raw["xy_sar"], np.linalg.norm(residuals, axis=1), *scores, residuals, upper])
-        table = pd.DataFrame(values.astype(np.float32), columns=["x", "y", "error_px", *SCORES, *SPREAD])
+        table = pd.DataFrame(values.astype(np.float32), columns=["x", "y", "error_px", *SCORES, *CUES, *SPREAD])
         parts.append(table.assign(id=pair.id, dataset=pair.dataset, scene=pair.scene))
     return pd.concat(parts, ignore_index=True)
 
 
 def collect_matches(
-    matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol = "shift"
+    matcher: Matcher, name: str, pairs: Pairs, config: EvaluationConfig, protocol: Protocol
 ) -> pd.DataFrame:
     """`match_table` at the headline radius, made now."""
     raw = partial(matcher.raw_matches, search_radius=config.headline_radius)
@@ -62,7 +64,7 @@ def collect_matches(
 
 def fitted_on(net: SarOpticalNet, config: Config, pairs: Pairs) -> str:
     """Digest of what a confidence is fitted on and how."""
-    sizes = [config.evaluation.calibration_pairs, MC_PASSES, SINGLE_PAIRS]
+    sizes = [config.evaluation.calibration_pairs, MC_PASSES, SINGLE_PAIRS, FITTED_UNDER, CUES]
     return digest([trained_weights(net), net.config, pairs, config.evaluation, sizes])
 
 
@@ -72,10 +74,11 @@ def trained_weights(net: SarOpticalNet) -> dict[str, Tensor]:
 
 
 def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Collect = collect_matches) -> Confidence:
-    """Calibrators, decisions on overlap and precision of a network, under `shift` at the headline radius.
+    """Calibrators, decisions on overlap and precision of a network, at the headline radius.
 
-    Decisions and precision are cross-fitted over scenes, which must have had no part in the choice of the weights. The
-    distilled mode is left out where the head was not distilled.
+    Calibrators and precision are of matches under all of `FITTED_UNDER`, decisions of pairs under `shift`. Decisions
+    and precision are cross-fitted over scenes, which must have had no part in the choice of the weights. The distilled
+    mode is left out where the head was not distilled.
     """
     calibrators, overlaps, precision = {}, {}, {}
     for mode, (arguments, names) in MODES.items():
@@ -86,16 +89,17 @@ def fit_confidence(net: SarOpticalNet, config: Config, pairs: Pairs, collect: Co
         limited = dataclasses.replace(config.evaluation, max_pairs=at_most)
         usable = names if config.model.uncertainty else tuple(n for n in names if n != "aleatoric")
         fit = partial(fit_calibrator, names=usable)
-        table = collect(matcher, "validation", pairs, limited)
+        tables = {protocol: collect(matcher, "validation", pairs, limited, protocol) for protocol in FITTED_UNDER}
+        table = pd.concat(tables.values(), ignore_index=True)
         calibrators[mode] = fit(table)
         if len(table):
             precision[mode] = fit_precision(table, fit)
         if pairs.index["scene"].nunique() > 1:  # else there are no unrelated pairs
             others = mismatched(pairs)
-            unrelated = collect(matcher, "unrelated", others, limited)
+            unrelated = collect(matcher, "unrelated", others, limited, "shift")
             agreements = (
                 pair_agreements(t, cross_fitted(table, t, fit), spread(of, at_most).index["id"]).to_numpy()
-                for t, of in ((table, pairs), (unrelated, others))
+                for t, of in ((tables["shift"], pairs), (unrelated, others))
             )
             overlaps[mode] = fit_overlap(*agreements)
     radius, key = config.evaluation.headline_radius, fitted_on(net, config, pairs)

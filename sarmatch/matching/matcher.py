@@ -89,10 +89,10 @@ def apply(
     coverage: float = COVERAGE,
 ) -> Matches:
     """Matches with what `confidence.calibrated` makes of their raw scores."""
-    arrays = {name: value.cpu().numpy() for name, value in raw._asdict().items()}
+    arrays = raw.columns()
     rated = calibrated(arrays, confidence, mode, search_radius, coverage)
-    del arrays["probability"]
-    return Matches(**arrays | rated)
+    kept: dict[str, Any] = {name: arrays[name] for name in ("xy_sar", "xy_optical", "aleatoric", "epistemic")}
+    return Matches(**kept | rated)
 
 
 class Matcher:

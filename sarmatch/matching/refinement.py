@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,7 @@ from sarmatch.geometry import cell_centres, inside
 from sarmatch.matching.aggregation import band, box_sums
 from sarmatch.matching.assignment import CellMatches, Prediction, mutual_matches
 from sarmatch.matching.correlation import PIXEL_STEP
+from sarmatch.matching.cues import CUES, match_cues
 from sarmatch.model import STRIDE, SarOpticalNet
 
 FINE_RADIUS = 4  #: Half-width of the fine window, px: a cell's own width, so a match one cell off can be mended.
@@ -32,6 +34,7 @@ class RawMatches(NamedTuple):
         epistemic: (N,) mutual information in nats; NaN without Monte Carlo passes.
         covariance: (N, 2, 2) px^2, spread of the optical position, see `window_moments`; not calibrated, NaN where the
             position was not refined.
+        cues: (N, len(CUES)), see `cues.match_cues`.
     """
 
     xy_sar: Tensor
@@ -40,6 +43,13 @@ class RawMatches(NamedTuple):
     aleatoric: Tensor
     epistemic: Tensor
     covariance: Tensor
+    cues: Tensor
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All of it as arrays (N, ...) by name, each of the `CUES` by its own."""
+        arrays = {name: values.cpu().numpy() for name, values in self._asdict().items()}
+        cues = arrays.pop("cues").T
+        return arrays | dict(zip(CUES, cues, strict=True))
 
     def select(self, rows: Tensor) -> RawMatches:
         """The matches where a mask (N,) is true."""
@@ -77,7 +87,9 @@ def pick_matches(
         step, covariance = _expected_step(prediction.forward, found)
         moved, covariance = moved + STRIDE * step, STRIDE**2 * covariance
     xy_sar = cell_centres(rows, columns, STRIDE, moved.device)[found.cell[:, 1], found.cell[:, 0]]
-    raw = RawMatches(xy_sar, xy_sar + moved, found.probability, *_uncertainties(prediction, found), covariance)
+    cues = match_cues(prediction.forward, found, moved, covariance, sar_valid)
+    scores = found.probability, *_uncertainties(prediction, found)
+    raw = RawMatches(xy_sar, xy_sar + moved, *scores, covariance, cues)
     on_image = inside(raw.xy_optical, (rows * STRIDE, columns * STRIDE))
     counts = torch.bincount(found.pair[on_image], minlength=len(prediction.forward)).tolist()
     each = zip(*(values.split(counts) for values in raw.select(on_image)), strict=True)

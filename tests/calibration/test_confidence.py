@@ -24,6 +24,7 @@ from sarmatch.calibration.position_error import LEVELS, Precision
 from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.evaluation.confidence_fit import match_table
+from sarmatch.matching.cues import CUES
 from sarmatch.matching.matcher import Matcher, apply, load_matcher
 from sarmatch.matching.refinement import RawMatches
 from sarmatch.model import SarOpticalNet
@@ -35,7 +36,8 @@ def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:
     xy = torch.arange(2.0 * n).reshape(n, 2)
     unknown = torch.full((n,), torch.nan)
     spread = torch.eye(2).expand(n, 2, 2) / 4
-    return RawMatches(xy, xy + 1, torch.tensor(probability), torch.full((n,), aleatoric), unknown, spread)
+    scores = torch.tensor(probability), torch.full((n,), aleatoric), unknown
+    return RawMatches(xy, xy + 1, *scores, spread, torch.zeros(n, len(CUES)))
 
 
 def simulated(n_pairs: int = 40, seed: int = 0) -> pd.DataFrame:
@@ -141,7 +143,7 @@ def test_match_table_has_a_row_a_match_and_the_errors_of_the_protocol():
     pairs = synthetic_pairs(2, 96, seed=3)
     matcher = Matcher(PatchNet(), "cpu")
     table = match_table(lambda crops: matcher.raw_matches(crops, 16.0), pairs, "aligned", config)
-    assert list(table) == ["x", "y", "error_px", *SCORES, *SPREAD, "id", "dataset", "scene"]
+    assert list(table) == ["x", "y", "error_px", *SCORES, *CUES, *SPREAD, "id", "dataset", "scene"]
     np.testing.assert_allclose(np.hypot(table["error_x"], table["error_y"]), table["error_px"], rtol=1e-5)
     assert set(table["id"]) <= set(pairs.index["id"])
     assert table["probability"].between(0, 1).all()

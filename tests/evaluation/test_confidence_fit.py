@@ -13,8 +13,8 @@ from sarmatch.calibration.calibrators import Isotonic, cross_fitted
 from sarmatch.calibration.confidence import fit_calibrator
 from sarmatch.config import Config, profile
 from sarmatch.data import Split, open_pairs, split_pairs
-from sarmatch.evaluation import protocols
-from sarmatch.evaluation.confidence_fit import MODES, collect_matches, fitted_on
+from sarmatch.evaluation import protocols as evaluation
+from sarmatch.evaluation.confidence_fit import FITTED_UNDER, MODES, collect_matches, fitted_on
 from sarmatch.training import runs, supervised
 from sarmatch.training.runs import Run, confidence_or_load, train_or_load
 
@@ -45,14 +45,16 @@ def run(tmp_path, split) -> Run:
 def test_fitted_once_on_scenes_that_chose_no_weights(run, split, monkeypatch):
     chosen = set(split.selection.index["scene"])
     assert chosen and not chosen & set(split.calibration.index["scene"])
-    scenes = set()
+    scenes, protocols = set(), set()
 
-    def watched(matcher, name, pairs, config):
+    def watched(matcher, name, pairs, config, protocol):
         scenes.update(pairs.index["scene"])
-        return collect_matches(matcher, name, pairs, config)
+        protocols.add(protocol)
+        return collect_matches(matcher, name, pairs, config, protocol)
 
     confidence = confidence_or_load(run, split, watched)
     assert scenes == set(split.calibration.index["scene"])
+    assert protocols == set(FITTED_UNDER)
     assert (
         set(confidence.calibrators) == set(confidence.overlaps) == set(MODES) - {"distilled"}
     )  # nothing was distilled
@@ -80,7 +82,7 @@ def test_the_book_keeps_the_matches_that_it_fits_on(run, split):
 
 
 def test_the_choice_of_weights_uses_no_scene_that_fits_confidence(tmp_path, split, monkeypatch):
-    scenes, scores = set(), protocols.validation_scores
+    scenes, scores = set(), evaluation.validation_scores
 
     def watched(matcher, pairs, config, deformed):
         scenes.update(pairs.index["scene"])

@@ -78,7 +78,7 @@ def test_covariance_of_a_sheared_prior_is_that_of_the_sheared_points(matcher, mo
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(4000, 2, generator=generator) * torch.tensor([0.5, 0.2])
     unknown, centre = torch.full((1,), torch.nan), torch.full((1, 2), 32.0)
-    found = RawMatches(centre, centre, unknown, unknown, unknown, points.T.cov()[None])
+    found = RawMatches(centre, centre, unknown, unknown, unknown, points.T.cov()[None], torch.zeros(1, 7))
     monkeypatch.setattr(matcher, "_match_tiles", lambda *_: [found])
     prior = torch.tensor([[0.5, 0.3, 4], [-0.1, 1.2, 2], [0, 0, 1]], dtype=torch.float64)
     image, valid = torch.zeros(1, 1, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)

@@ -30,8 +30,8 @@ def field_records(run: Run, methods: Mapping[str, CropMatcher], pairs: Pairs, co
     parts = []
     for amplitude in AMPLITUDES_PX:
         for length in LENGTHS_PX:
-            field = {"deformation_px": amplitude, "deformation_sigma_px": length if amplitude else LENGTHS_PX[0]}
-            changed = dataclasses.replace(config, **field)
+            sigma = length if amplitude else LENGTHS_PX[0]
+            changed = dataclasses.replace(config, deformation_px=amplitude, deformation_sigma_px=sigma)
             for name, matcher in methods.items():
                 found = records_or_load(run, matcher, name, pairs, "deform", config.headline_radius, changed)
                 parts.append(found.assign(amplitude_px=amplitude, length_px=length))

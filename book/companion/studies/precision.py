@@ -49,7 +49,7 @@ def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config
     on = {"matcher": raw, "pairs": pairs, "config": config, "columns": SPREAD}
 
     def make() -> pd.DataFrame:
-        return collect_matches(raw, part, pairs, config).assign(commit=commit())
+        return collect_matches(raw, part, pairs, config, "shift").assign(commit=commit())
 
     table = cached_table(run.path, f"precision-{part}-single", on, make)
     index = pairs.index.set_index("id")
