@@ -9,6 +9,8 @@ from typing import runtime_checkable
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -165,14 +167,17 @@ def validation_scores(
 ) -> dict[str, float]:
     """Mean accuracies and number of matches at the headline radius, under `shift` or as the mean over it and `deform`.
 
-    In the latter case those of each protocol stand beside the means, as `shift_mma_3px` and `deform_mma_3px`.
+    In the latter case those of each protocol stand beside the means, as `shift_mma_3px` and `deform_mma_3px`. Processes
+    that train together share the pairs, and each has the scores of all.
     """
     columns = [*(f"mma_{t:g}px" for t in config.thresholds_px), "n_matches"]
     protocols: tuple[Protocol, ...] = ("shift", "deform") if deformed else ("shift",)
-    scores = {}
+    scores, state, chosen = {}, PartialState(), spread(pairs, config.max_pairs)
+    own = chosen.subset(np.arange(state.process_index, len(chosen), state.num_processes))
     for protocol in protocols:
-        records = evaluate(matcher, pairs, protocol, config.headline_radius, config, progress=False)
-        scores[protocol] = records.reindex(columns=columns).mean()  # NaN without pairs
+        records = evaluate(matcher, own, protocol, config.headline_radius, config, progress=False)
+        together = pd.DataFrame(gather_object(records.to_dict("records")))
+        scores[protocol] = together.reindex(columns=columns).mean()  # NaN without pairs
     means = (sum(scores.values()) / len(scores)).to_dict()
     apart = {f"{protocol}_{name}": value for protocol in protocols for name, value in scores[protocol].items()}
     return means | (apart if deformed else {})

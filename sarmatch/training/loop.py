@@ -31,7 +31,7 @@ CACHE_AT_MOST = 5000
 """Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
 
 Validate = Callable[[Any], dict[str, float]]
-"""Called with the objective, in evaluation mode, on the main process; returns scores by name."""
+"""Called with the objective, in evaluation mode, on every process; returns scores by name, the same on each."""
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -225,15 +225,13 @@ def _validate(
     """Scores of the current weights; saves them where they are the best so far."""
     # Decided once, on the main process in double precision: compared again elsewhere, a rounded score could keep
     # weights without renewing patience, or the reverse.
-    scores: dict[str, float] = {}
     best, waited = state["best"], state["waited"] + 1
-    if accelerator.is_main_process:
-        objective.eval()
-        scores = validate(objective)
-        objective.train()
-        if score is not None and scores[score] > best:
-            save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
-            best, waited = float(scores[score]), 0  # numpy's would not load from a checkpoint
+    objective.eval()
+    scores = validate(objective)
+    objective.train()
+    if accelerator.is_main_process and score is not None and scores[score] > best:
+        save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
+        best, waited = float(scores[score]), 0  # numpy's would not load from a checkpoint
     if score is not None:
         state["best"], state["waited"] = broadcast_object_list([best, waited])
     return scores

@@ -12,16 +12,26 @@ from safetensors.torch import load_file
 from two_processes import run_in_two_processes
 
 from sarmatch.config import Config, profile
-from sarmatch.training.runs import Run, train_or_load
+from sarmatch.evaluation.protocols import spread, validation_scores
+from sarmatch.matching.matcher import Matcher
+from sarmatch.training.runs import Run, open_split, train_or_load
 
 STEPS = 3
 TRAIN = """
 import json, os, sys
+from sarmatch.evaluation import protocols
 from sarmatch.training import loop, selfsupervised, supervised
 from sarmatch.config import Config, from_dict
 from sarmatch.training.runs import train_or_load
 from sarmatch.training.supervised import Objective
 from sarmatch.training.selfsupervised import PretrainingObjective
+
+measured = []
+evaluate = protocols.evaluate
+def noted_pairs(matcher, pairs, *rest, **options):
+    measured.append(list(pairs.index["id"]))
+    return evaluate(matcher, pairs, *rest, **options)
+protocols.evaluate = noted_pairs
 
 losses = []
 for kind in (PretrainingObjective, Objective):
@@ -36,7 +46,8 @@ def fit_and_keep(objective, crops, schedule, seed, folder, *rest):
     losses.clear()
     fit(objective, crops, schedule, seed, folder, *rest)
     stage = folder.name.split("-")[0]
-    torch.save({"losses": losses, "net": objective.net.state_dict()}, f"{sys.argv[1]}/{stage}-{os.environ['RANK']}.pt")
+    left = {"losses": losses, "net": objective.net.state_dict(), "measured": measured}
+    torch.save(left, f"{sys.argv[1]}/{stage}-{os.environ['RANK']}.pt")
 supervised.fit = selfsupervised.fit = fit_and_keep
 
 train_or_load(from_dict(Config, json.loads(sys.argv[2])), sys.argv[1], show_progress=False)
@@ -50,7 +61,7 @@ def config() -> Config:
     return profile("smoke").replace(
         data={"n_synthetic": 24},
         pretraining=schedule | {"epochs": 9, "validation_pairs": 4},
-        training=schedule | {"epochs": 9, "validation_pairs": 1},
+        training=schedule | {"epochs": 9, "validation_pairs": 2},
     )
 
 
@@ -94,3 +105,12 @@ def test_both_end_with_the_weights_that_are_kept(run: Run, folder: Path, stage: 
 
 def stage_of(run: Run, stage: str) -> Path:
     return run.path if stage == "matcher" else run.path.parent / run.provenance["pretraining"]
+
+
+def test_processes_share_the_pairs_of_validation_and_have_one_score(run: Run, folder: Path, config: Config) -> None:
+    shares = [torch.load(folder / f"matcher-{rank}.pt")["measured"] for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == 1  # after the last step
+    pairs = spread(open_split(config).selection, config.training.validation_pairs)
+    assert sorted(shares[0][0] + shares[1][0]) == sorted(pairs.index["id"])
+    alone = validation_scores(Matcher(run.net), pairs, config.evaluation)
+    assert run.history["mma_3px"].dropna().tolist() == pytest.approx([alone["mma_3px"]], abs=1e-6)
