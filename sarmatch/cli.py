@@ -16,6 +16,7 @@ from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, Protocol, from_d
 from sarmatch.config import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 
+UNFINISHED = 4  #: Exit status of a training that met its time limit.
 ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
 
 data_app = SubcommandApp()
@@ -151,6 +152,7 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
         runs: Path = Path("runs"),
         name: str = "matcher",
         fresh: bool = False,
+        minutes: float | None = None,
         config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
     ) -> int:
         """Train a matcher and fit its confidence; a stored run is loaded, an interrupted one goes on where it stopped.
@@ -159,14 +161,16 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
         are those of the profile, so `--profile s1s2 --help` shows others. What differs from the profile is printed.
 
         Args:
-            data_root: folder of the data, for the profiles on real data.
+            data_root: folder of the data, or a manifest (.csv) in it, for the profiles on real data.
             runs: store of runs.
             name: what the run is called in the store.
             fresh: train anew even if the run is stored.
+            minutes: stop at the first checkpoint after so many minutes, with status 4; the same command then goes on.
             config: what to train, on which kind of data: smoke, demo, s1s2-smoke, s1s2 or sen12ms, and changes to it.
         """
         from accelerate import PartialState
 
+        from sarmatch.training.loop import Paused, time_limit
         from sarmatch.training.runs import confidence_or_load, open_split, train_or_load
 
         config, is_main = _with_folder(config, data_root), PartialState().is_main_process
@@ -174,7 +178,13 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
             for line in differences(PROFILES[config.profile].replace(data={"root": config.data.root}), config):
                 print(line)
         split = open_split(config)
-        run = train_or_load(config, runs, name, split, fresh=fresh)
+        try:
+            with time_limit(minutes):
+                run = train_or_load(config, runs, name, split, fresh=fresh)
+        except Paused as pause:
+            if is_main:
+                print(f"{pause}; the same command goes on from there")
+            return UNFINISHED
         if is_main:
             print(f"{run}\n{run.path}", flush=True)
             confidence_or_load(run, split)

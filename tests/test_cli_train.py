@@ -125,6 +125,20 @@ def test_a_trained_run_matches_with_calibrated_confidence(
     assert not [w for w in recwarn if "no confidence was fitted" in str(w.message)]
 
 
+def test_a_training_in_pieces_ends_with_the_weights_of_one_in_one_piece(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each piece meets its limit at its first checkpoint, after two of the four steps."""
+    options = ("--pretraining.no-rotation", "--pretraining.no-contrastive", "--evaluation.calibration-pairs", "2")
+    pieces = ("--runs", str(tmp_path / "pieces"), "--minutes", "0", *options)
+    assert train(*pieces) == cli.UNFINISHED
+    assert "step 2 of 4; the same command goes on" in capsys.readouterr().out
+    assert train(*pieces) == 0
+    assert train("--runs", str(tmp_path / "whole"), *options) == 0
+    weights = [next((tmp_path / name).glob("smoke/matcher-*/model.safetensors")) for name in ("pieces", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_weights_without_confidence_say_so(tmp_path: Path) -> None:
     from sarmatch.model import SarOpticalNet
     from sarmatch.model.checkpoints import save_weights

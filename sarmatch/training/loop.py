@@ -8,6 +8,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -32,6 +34,29 @@ CACHE_AT_MOST = 5000
 
 Validate = Callable[[Any], dict[str, float]]
 """Called with the objective, in evaluation mode, on every process; returns scores by name, the same on each."""
+
+
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+class Paused(Exception):
+    """A training met its time limit, see `time_limit`; all it did is stored, and it goes on where it is."""
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[None]:
+    """Within, a training ends with `Paused` at its first checkpoint after so many minutes; None sets no limit."""
+    token = _deadline.set(math.inf if minutes is None else time.monotonic() + 60 * minutes)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def _out_of_time() -> bool:
+    """Whether the limit is passed on the main process, the same on all."""
+    limit = _deadline.get()
+    return limit < math.inf and bool(broadcast_object_list([time.monotonic() > limit])[0])
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -172,6 +197,9 @@ def fit(
         finished = _finished(state, steps, schedule)
         if state["step"] % schedule.checkpoint_every == 0 or finished:
             _checkpoint(accelerator, objective, optimizer, folder, state)
+            if not finished and _out_of_time():
+                bar.close()
+                raise Paused(f"{folder.name}: step {state['step']} of {steps}")
     bar.close()
     if score is None and accelerator.is_main_process:
         save_weights(objective.net, folder / "model.safetensors")  # type: ignore[arg-type]
