@@ -125,7 +125,6 @@ class Matcher:
         mc_seed: int = 0,
     ) -> None:
         self.device = PartialState().default_device if device == "auto" else usable_device(device)
-        self.at_once = TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
         self.net = _in_evaluation(net, self.device)
         self.use_consensus = use_consensus
         self.mc_passes, self.mc_seed = _not_negative("mc_passes", mc_passes), _not_negative("mc_seed", mc_seed)
@@ -215,6 +214,11 @@ class Matcher:
             return "monte_carlo" if as_fitted else "single"
         return "distilled" if self.distilled else "single"
 
+    @property
+    def at_once(self) -> int:
+        """Tiles that go through the network together."""
+        return TILES_AT_ONCE if self.device.type == "cpu" else TILES_AT_ONCE_ON_GPU
+
     def raw_matches(self, crops: EvaluationCrops, search_radius: float | None) -> RawMatches:
         """`match_crops` before calibration."""
         return self._match([crop_rasters(crops)], crop_search(crops, search_radius), [0])[0]
@@ -301,10 +305,8 @@ class Matcher:
             first, second = (image.descriptors for image in encoded)
             masks = encoded[0].valid, encoded[1].valid
             if self.mc_passes:
-                prefixes = encoded[0].prefix, encoded[1].prefix
-                prediction = predict_monte_carlo(
-                    net, *prefixes, search_radius, self.mc_passes, *masks, aggregate, seeds
-                )
+                of_both, how = [image.prefix for image in encoded], (self.mc_passes, *masks, aggregate, seeds)
+                prediction = predict_monte_carlo(net, *of_both, search_radius, *how)
         if prediction is None:
             prediction = predict(net, first, second, search_radius, *masks, aggregate)
         if self.distilled and not self.mc_passes:

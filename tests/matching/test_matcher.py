@@ -402,3 +402,19 @@ def test_missing_weights_are_explained(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_matcher(tmp_path / "broken.safetensors")
+
+
+def test_what_is_kept_of_a_matcher_is_found_by_its_settings_alone(matcher):
+    """Tables are kept under a digest of these: one more attribute, and all that was measured is measured again."""
+    names = {
+        "device",
+        "net",
+        "use_consensus",
+        "mc_passes",
+        "mc_seed",
+        "confidence",
+        "distilled",
+        "coverage",
+        "encoders",
+    }
+    assert set(vars(matcher)) == names

@@ -19,6 +19,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from sarmatch.config import ModelConfig, TrainingConfig
+
 PRODUCT = "product of matrices"
 TURNS = 5  # timed runs of each; one before them does not count
 
@@ -56,6 +58,33 @@ def works(profile: str, data: str) -> dict[str, Callable[[], object]]:
     runs["both encoders"] = torch.no_grad()(lambda: encode_pair(matcher.net, images))
     runs[f"training step of {config.training.batch_size} crops"] = step
     return runs
+
+
+def step_memory(model: ModelConfig, training: TrainingConfig, batch: int, precision: torch.dtype, side: int) -> float:
+    """What a training step on `batch` crops of `side` px holds when its backward pass begins, GiB.
+
+    Weights, their gradients and the results that the backward pass needs, which grow with the batch and so are counted
+    on a single crop; the states of the optimiser and what a device keeps for itself come on top.
+    """
+    from sarmatch.model import SarOpticalNet
+    from sarmatch.training.supervised import Objective
+
+    objective, kept = Objective(SarOpticalNet(model), training), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    mask = torch.ones(1, side, side, dtype=torch.bool)
+    sample = {"sar": torch.rand(1, model.sar_channels, side, side), "sar_valid": mask, "optical_valid": mask}
+    sample |= {"optical": torch.rand(1, model.optical_channels, side, side), "field": torch.zeros(1, 2, side, side)}
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in objective.parameters()}
+    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
+        loss = objective(sample | {"A_sar_to_optical": torch.eye(3)[None]})["loss"]  # holds what is kept
+    results = sum(size for place, size in kept.items() if place not in weights)
+    del loss
+    return (batch * results + 2 * sum(weights.values())) / 2**30
 
 
 def serve(profile: str, data: str) -> None:
@@ -117,7 +146,13 @@ def main(before: Path, data: Path, profile: str = "s1s2", out: Path | None = Non
         table[f"{which}_products"] = table[f"{which}_s"] / table.loc[table["work"] == PRODUCT, f"{which}_s"].iloc[0]
     old = subprocess.run(["git", "-C", str(before), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     config = named_profile(profile, str(data))
-    report(table, config, out, "cost_engine", before=old.stdout.strip(), clock="CPU time, one thread", turns=TURNS)
+    precisions, side = {"float32": torch.float32, "bf16": torch.bfloat16}, config.data.crop_size
+    memory = {
+        f"full_width_batch_32_{name}_gib": round(step_memory(ModelConfig(), TrainingConfig(), 32, precision, side), 2)
+        for name, precision in precisions.items()
+    }
+    about = {"before": old.stdout.strip(), "clock": "CPU time, one thread", "turns": TURNS} | memory
+    report(table, config, out, "cost_engine", **about)
 
 
 if __name__ == "__main__":
