@@ -68,7 +68,7 @@ def warp(
         out_to_in: (3, 3), or (B, 3, 3) for a batch, in pixel coordinates.
         size: (height, width) of the result.
         mode: `bilinear`, `bicubic` or `nearest`.
-        field: (2, *size), or (B, 2, *size), displacement (dx, dy) of the output's pixels, px; None moves none.
+        field: (2, height, width) of the result, or (B, 2, height, width): displacement (dx, dy) of its pixels, px.
     """
     batch = image if image.ndim == 4 else image[None]
     height, width = batch.shape[-2:]
