@@ -28,6 +28,7 @@ from sarmatch.data.pairs import Pairs
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.confidence_fit import MODES, collect_matches
 from sarmatch.io import commit
+from sarmatch.matching.cues import CUES
 from sarmatch.matching.matcher import Matcher
 from sarmatch.training.runs import Run
 
@@ -46,7 +47,7 @@ def measured_or_load(run: Run, matcher: Matcher, pairs: Pairs, part: str, config
     With season and land_cover ("" where unknown), source, and the calibrated confidence of a matcher of `fitted_run`.
     """
     raw = Matcher(run.net)
-    on = {"matcher": raw, "pairs": pairs, "config": config, "columns": SPREAD}
+    on = {"matcher": raw, "pairs": pairs, "config": config, "columns": [*CUES, *SPREAD]}
 
     def make() -> pd.DataFrame:
         return collect_matches(raw, part, pairs, config, "shift").assign(commit=commit())

@@ -159,7 +159,7 @@ def test_matches_of_other_pairs_are_rejected(split) -> None:
     ("variant", "message"),
     [
         (Variant("elsewhere", datasets=("ombria",)), "row 'elsewhere' has 0 training and 0 validation pairs"),
-        (Variant("large", data={"crop_size": 128}), "crop_size must lie between"),
+        (Variant("large", data={"crop_size": 128}), "crop_size must be a multiple of 16 between"),
     ],
 )
 def test_what_cannot_be_trained_is_rejected_before_the_first_training(split, tmp_path, variant, message) -> None:

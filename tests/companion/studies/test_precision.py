@@ -9,14 +9,15 @@ from simulated_errors import AS_STATED, fitted, simulated
 
 from companion.studies import precision as precision_tables
 from sarmatch.calibration.position_error import raw_covariance
+from sarmatch.matching.cues import CUES
 
 
 def table(seed: int = 0, n_scenes: int = 12, hard: float = 1.0) -> pd.DataFrame:
     made = simulated(n_scenes, 300, seed, hard)
     half = made["scene"].str.removeprefix("scene").astype(int) % 2
-    return made.assign(
-        id=made["scene"], source=np.where(half, "odd", "even"), confidence=AS_STATED(made), aleatoric=np.nan
-    )
+    source = np.where(half, "odd", "even")
+    labels = {"id": made["scene"], "source": source, "confidence": AS_STATED(made), "aleatoric": np.nan}
+    return made.assign(**labels, **dict.fromkeys(CUES, 0.5))
 
 
 def test_coverage_is_counted_by_hand() -> None:
