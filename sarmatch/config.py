@@ -106,9 +106,7 @@ class ModelConfig:
     early_dropout: float = 0.10  #: Section 3.2.4, first place: early in the encoders.
     uncertainty_dropout: float = 0.20  #: Second place: before the uncertainty modules.
     fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
-    oriented_gradients: bool = _later(
-        False
-    )  #: Nine fixed channels of oriented gradients in each descriptor; not in the paper.
+    oriented_gradients: bool = _later(False)  #: Nine fixed oriented-gradient channels a descriptor; not in the paper.
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
 
     def __post_init__(self) -> None:

@@ -59,5 +59,6 @@ def report(table: pd.DataFrame, config: Config, out: Path | None, name: str, **a
     print(json.dumps(about, indent=1))
     print(table.round(4).to_string(index=False))
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.4g", lineterminator="\n")
         write_note(out / f"{name}.json", about)
