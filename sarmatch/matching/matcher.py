@@ -305,8 +305,8 @@ class Matcher:
             first, second = (image.descriptors for image in encoded)
             masks = encoded[0].valid, encoded[1].valid
             if self.mc_passes:
-                prefixes, how = (encoded[0].prefix, encoded[1].prefix), (self.mc_passes, *masks, aggregate, seeds)
-                prediction = predict_monte_carlo(net, *prefixes, search_radius, *how)
+                both = encoded[0].prefix, encoded[1].prefix
+                prediction = predict_monte_carlo(net, *both, search_radius, self.mc_passes, *masks, aggregate, seeds)
         if prediction is None:
             prediction = predict(net, first, second, search_radius, *masks, aggregate)
         if self.distilled and not self.mc_passes:
