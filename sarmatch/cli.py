@@ -147,6 +147,7 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
     parser.add_argument("--profile", nargs="?", default="demo")
     defaults = PROFILES.get(parser.parse_known_args(arguments)[0].profile, PROFILES["demo"])
 
+    # long because the help is generated from the docstring
     def train(
         data_root: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
         runs: Path = Path("runs"),

@@ -210,7 +210,7 @@ def test_the_decision_on_overlap_is_printed_and_saved(
         (["train", "--runs", "file", "--profile", "smoke"], "file"),
         (["evaluate", "s1s2", "--profile", "smoke", "--max-pairs", "0"], "max_pairs must be positive"),
         (["evaluate", "s1s2", "--profile", "smoke", "--search-radius", "-1"], "search_radius must be positive"),
-        (["data", "check", "file"], "is a file, not a folder"),
+        (["data", "check", "file"], "is neither a folder nor a manifest (.csv)"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(

@@ -30,9 +30,10 @@ class BlindMatcher:
     """Finds nothing: what is refused here is refused before, or for want of matches."""
 
     net = SimpleNamespace(config=SimpleNamespace(sar_channels=1, optical_channels=3))
+    at_once = 1
 
-    def match_rasters(self, *_: Any, **__: Any) -> Matches:
-        return Matches.empty()
+    def match_batch(self, pairs: Any, *_: Any, **__: Any) -> list[Matches]:
+        return [Matches.empty() for _ in pairs]
 
 
 @pytest.fixture(autouse=True)

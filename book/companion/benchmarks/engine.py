@@ -112,6 +112,7 @@ def _ask(process: subprocess.Popen[str], name: str) -> float:
     return float(process.stdout.readline())
 
 
+# long because it is the benchmark from start to end, and its help the docstring
 def main(before: Path, data: Path, profile: str = "s1s2", out: Path | None = None) -> None:
     """Print the table.
 
