@@ -225,6 +225,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.crop_size % 16 == 0, f"crop_size must be a multiple of 16, got {self.crop_size}")
         _require(self.max_pairs is None or self.max_pairs > 0, f"max_pairs must be positive, got {self.max_pairs}")
+        bends = self.deformation_px >= 0 and self.deformation_sigma_px >= 1
+        _require(bends, "deformation_px must not be negative and deformation_sigma_px at least 1")
         unknown = set(self.protocols) - set(typing.get_args(Protocol))
         _require(not unknown, f"protocols must be among {typing.get_args(Protocol)}, got {self.protocols}")
 

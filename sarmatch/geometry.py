@@ -87,10 +87,15 @@ def coverage(valid: Tensor, out_to_in: Tensor, size: tuple[int, int], field: Ten
     return warp(valid[None].float(), out_to_in, size, field=field)[0] > 0.999
 
 
+MAX_SLOPE = 0.9
+"""Of a displacement field, px a px: above 1 an image folds and places have no unique counterpart."""
+
+
 def smooth_field(size: tuple[int, int], largest_px: float, sigma_px: float, rng: np.random.Generator) -> Tensor:
     """A random displacement field: white noise, smoothed by a Gaussian, its largest component `largest_px`.
 
     `size` is (height, width), `sigma_px` the Gaussian's standard deviation; (2, height, width) float32, (dx, dy) in px.
+    Where it would fold an image it is smaller: its slope stays below `MAX_SLOPE`.
     """
     # Made on nodes a quarter of sigma apart, which a smooth field needs no finer, with a rim of 3 sigma.
     step = max(1, round(sigma_px / 4))
@@ -101,7 +106,9 @@ def smooth_field(size: tuple[int, int], largest_px: float, sigma_px: float, rng:
     full = F.interpolate(
         torch.from_numpy(smooth)[None], [(n - 1) * step + 1 for n in nodes], mode="bicubic", align_corners=True
     )[0, :, : size[0], : size[1]]
-    return (full * (largest_px / full.abs().max())).float()
+    slopes = torch.stack([full.diff(dim=axis)[:, : size[0] - 1, : size[1] - 1] for axis in (1, 2)])
+    steepest = slopes.square().sum((0, 1)).sqrt().max()
+    return (full * min(largest_px / full.abs().max(), MAX_SLOPE / steepest)).float()
 
 
 def field_at(field: Tensor, xy: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ class TrueMap:
     affine: Tensor  #: A, (B, 3, 3), px.
     field: Tensor | None = None  #: d, (B, 2, H, W) (dx, dy) on the pixels of the optical crop, px; None is zero.
 
-    INVERSION_STEPS = 40  # of a fixed point that a field of slope s approaches as s^n; slopes stay below 0.7
+    INVERSION_STEPS = 40  # of a fixed point that is approached as the n-th power of the slope, mostly below 0.6
 
     def to_optical(self, xy: Tensor) -> Tensor:
         """Points (B, N, 2) of the SAR crops in the optical crops, px."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarmatch.geometry import (
+    MAX_SLOPE,
     TrueMap,
     cell_centres,
     cell_valid,
@@ -128,8 +129,19 @@ def test_a_smooth_field_has_its_size_its_largest_component_and_no_fold(largest, 
     assert float(field.abs().max()) == pytest.approx(largest)
     slope = max(float(field.diff(dim=axis).abs().max()) for axis in (1, 2))
     assert slope < 1.5 * largest / sigma
-    rougher = smooth_field((80, 100), largest, sigma / 3, np.random.default_rng(3))
-    assert max(float(rougher.diff(dim=axis).abs().max()) for axis in (1, 2)) > 1.5 * slope
+    rougher = smooth_field((80, 100), largest / 4, sigma / 3, np.random.default_rng(3))  # small, so that it never folds
+    assert max(float(rougher.diff(dim=axis).abs().max()) for axis in (1, 2)) > 1.5 * slope / 4
+
+
+def test_a_field_that_would_fold_an_image_is_smaller_and_still_inverted():
+    for seed in range(5):
+        field = smooth_field((64, 64), 30.0, 8.0, np.random.default_rng(seed))
+        assert float(field.abs().max()) < 29
+        slopes = torch.stack([field.diff(dim=axis)[:, :63, :63] for axis in (1, 2)]).square().sum((0, 1)).sqrt()
+        assert float(slopes.max()) == pytest.approx(MAX_SLOPE, abs=1e-4)
+        truth = TrueMap(torch.eye(3, dtype=torch.float64)[None], field[None])
+        points = cell_centres(16, 16, 4).reshape(1, -1, 2).double()
+        assert (truth.to_sar(truth.to_optical(points)) - points).norm(dim=-1).max() < 0.05
 
 
 def test_values_of_a_field_are_bilinear_and_constant_beyond_the_border():

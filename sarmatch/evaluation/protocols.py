@@ -71,6 +71,11 @@ def _relative_map(
     field = None
     if protocol == "deform" and config.deformation_px > 0:
         field = smooth_field((crop, crop), config.deformation_px, config.deformation_sigma_px, rng)
+        if float(field.abs().max()) < 0.999 * config.deformation_px:
+            raise ValueError(
+                f"deformation_px={config.deformation_px:g} would fold the image, smooth over "
+                f"deformation_sigma_px={config.deformation_sigma_px:g} only; lower the former or raise the latter"
+            )
         corners = corners + config.deformation_px * (2 * corners / (crop - 1) - 1)  # as far as the field can lead
     for _ in range(100):
         shift = rng.uniform(-config.max_shift_px, config.max_shift_px, 2)

@@ -1,7 +1,6 @@
 """What betrays a failing match: the shape of its softmax, and whether its neighbours were matched and move alike."""
 
 import math
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -74,11 +73,8 @@ def _distance(displacement: Tensor, means: Tensor, n: Tensor) -> Tensor:
 def _agreeing(field: Tensor, found: CellMatches, displacement: Tensor, side: int) -> Tensor:
     """Share of the side x side cells around each match, itself among them, that are matched alike."""
     reach = side // 2
-    padded = F.pad(field, (reach,) * 4)
+    windows = F.pad(field, (reach,) * 4).unfold(2, side, 1).unfold(3, side, 1)  # a view (B, 3, h, w, side, side)
     x, y = found.cell.unbind(1)
-    count = torch.zeros_like(displacement[:, 0])
-    for dy, dx in product(range(side), repeat=2):
-        there = padded[found.pair, :, y + dy, x + dx]
-        near = (there[:, 1:] - displacement).square().sum(1) <= CONFIDENT_PX**2
-        count += near & (there[:, 0] > 0)
-    return count / side**2
+    around = windows[found.pair, :, y, x].flatten(2)
+    near = (around[:, 1:] - displacement[..., None]).square().sum(1) <= CONFIDENT_PX**2
+    return (near & (around[:, 0] > 0)).float().mean(1)

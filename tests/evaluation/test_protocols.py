@@ -74,6 +74,14 @@ def test_without_amplitude_a_bent_crop_is_a_shifted_one():
     assert crops.sar.shape[-1] == 80
 
 
+def test_a_field_that_would_fold_the_image_is_refused():
+    folding = dataclasses.replace(CONFIG, deformation_px=12.0, deformation_sigma_px=4.0)
+    with pytest.raises(ValueError, match="would fold the image"):
+        evaluation_crops(pairs_of_one_look(1)[0], "deform", folding)
+    with pytest.raises(ValueError, match="must not be negative"):
+        dataclasses.replace(CONFIG, deformation_px=-1.0)
+
+
 def test_errors_under_deformation_are_measured_against_the_bent_truth():
     class Knows:
         def match_crops(self, crops, search_radius):
