@@ -70,12 +70,7 @@ def _relative_map(
     corners = torch.tensor([[0.0, 0], [crop - 1, 0], [0, crop - 1], [crop - 1, crop - 1]], dtype=torch.float64)
     field = None
     if protocol == "deform" and config.deformation_px > 0:
-        field = smooth_field((crop, crop), config.deformation_px, config.deformation_sigma_px, rng)
-        if float(field.abs().max()) < 0.999 * config.deformation_px:
-            raise ValueError(
-                f"deformation_px={config.deformation_px:g} would fold the image, smooth over "
-                f"deformation_sigma_px={config.deformation_sigma_px:g} only; lower the former or raise the latter"
-            )
+        field = _whole_field(crop, config, rng)
         corners = corners + config.deformation_px * (2 * corners / (crop - 1) - 1)  # as far as the field can lead
     for _ in range(100):
         shift = rng.uniform(-config.max_shift_px, config.max_shift_px, 2)
@@ -90,6 +85,19 @@ def _relative_map(
     raise ValueError(
         f"pair {pair.id!r} of {pair.size[0]} x {pair.size[1]} px leaves no room for protocol {protocol!r} at "
         f"{crop} px; lower max_shift_px or the crop size"
+    )
+
+
+def _whole_field(crop: int, config: EvaluationConfig, rng: np.random.Generator) -> Tensor:
+    """A displacement field that has its full size; draws that would fold the image are drawn again."""
+    largest, sigma = config.deformation_px, config.deformation_sigma_px
+    for _ in range(20):
+        field = smooth_field((crop, crop), largest, sigma, rng)
+        if float(field.abs().max()) > 0.999 * largest:
+            return field
+    raise ValueError(
+        f"deformation_px={largest:g} would fold the image, smooth over deformation_sigma_px={sigma:g} only; lower the "
+        "former or raise the latter"
     )
 
 

@@ -12,8 +12,6 @@ import pytest
 from companion.baselines import Baseline, EdgeOrientationMatcher, SiftMatcher, TemplateMatcher
 from companion.settings import book_profile
 from companion.studies import comparison, learned_baselines
-from companion.studies.ablation import study_run
-from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation.protocols import evaluate, evaluation_crops, spread
 from sarmatch.matching.matches import Matches
 
@@ -26,16 +24,6 @@ class Silent(Baseline):
 
     def match(self, sar, optical, search_radius=None):
         return Matches.empty()
-
-
-@pytest.fixture(scope="module")
-def split():
-    return split_pairs(open_pairs(SMOKE.data, SMOKE.seed), SMOKE.data)
-
-
-@pytest.fixture(scope="module")
-def run(split, tmp_path_factory):
-    return study_run(SMOKE, "both", 0, split, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 
 from companion.baselines import TemplateMatcher
 from companion.figures import deformation as figures
 from companion.settings import book_profile
 from companion.studies import deformation
-from companion.studies.ablation import study_run
-from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation.protocols import spread
 from sarmatch.matching.matcher import Matcher
 
 SMOKE = book_profile("smoke")
 
 
-@pytest.fixture(scope="module")
-def split():
-    return split_pairs(open_pairs(SMOKE.data, SMOKE.seed), SMOKE.data)
-
-
-@pytest.fixture(scope="module")
-def run(split, tmp_path_factory):
-    return study_run(SMOKE, "both", 0, split, tmp_path_factory.mktemp("runs"))
-
-
 def test_every_field_is_measured_once_and_none_is_a_shift(run, split, monkeypatch) -> None:
     monkeypatch.setattr(deformation, "AMPLITUDES_PX", (0.0, 6.0))
-    monkeypatch.setattr(deformation, "LENGTHS_PX", (12.0, 24.0))
+    monkeypatch.setattr(deformation, "LENGTHS_PX", (24.0, 48.0))
     pairs, methods = spread(split.test, 2), {"network": Matcher(run.net), "template": TemplateMatcher()}
     records = deformation.field_records(run, methods, pairs, SMOKE.evaluation)
     counts = records.groupby(["method", "amplitude_px", "length_px"]).size()
@@ -44,7 +31,7 @@ def test_every_field_is_measured_once_and_none_is_a_shift(run, split, monkeypatc
     assert template[0.0] > template[6.0]
     axes = Figure().subplots(1, 2)
     figures.by_amplitude(axes, records)
-    assert [ax.get_title() for ax in axes] == ["smooth over 12 px", "smooth over 24 px"]
+    assert [ax.get_title() for ax in axes] == ["smooth over 24 px", "smooth over 48 px"]
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["network", "template"]
 
 

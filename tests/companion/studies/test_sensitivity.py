@@ -14,7 +14,7 @@ from companion.baselines import TemplateMatcher
 from companion.figures.plots import share_curves
 from companion.settings import book_profile
 from companion.studies import ablation, sensitivity
-from companion.studies.ablation import BY_NAME, DATA_EFFICIENCY, SETTINGS, TRANSFER, Variant, study_run
+from companion.studies.ablation import BY_NAME, DATA_EFFICIENCY, SETTINGS, TRANSFER, Variant
 from companion.studies.data import residual_shift_table
 from companion.studies.sensitivity import (
     PositionMatcher,
@@ -51,11 +51,6 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def split(pairs):
-    return split_pairs(pairs, SMOKE.data)
-
-
-@pytest.fixture(scope="module")
 def net() -> SarOpticalNet:
     """Three neighbourhoods, all scales different."""
     torch.manual_seed(0)
@@ -64,11 +59,6 @@ def net() -> SarOpticalNet:
         made.coarse_log_scales += torch.arange(4) / 10
         made.fine_log_scales -= torch.arange(4) / 10
     return made.eval()
-
-
-@pytest.fixture(scope="module")
-def run(split, tmp_path_factory):
-    return study_run(SMOKE, "both", 0, split, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
