@@ -35,7 +35,7 @@ LAYERS = {
     ),
 }
 """From the lowest; rooms of one layer may import each other, as long as there is no circle of modules."""
-MOST_LINES = {"sarmatch": 10_690, "companion": 8_206}
+MOST_LINES = {"sarmatch": 10_705, "companion": 8_206}
 FILE_LINES = 350
 FUNCTION_LINES = 40
 

@@ -27,7 +27,7 @@ def test_every_field_is_measured_once_and_none_is_a_shift(run, split, monkeypatc
     still = records[records["amplitude_px"] == 0].drop(columns="length_px").sort_values(["method", "id"])
     first, second = still.iloc[::2], still.iloc[1::2]  # the same measurement stands with both lengths
     pd.testing.assert_frame_equal(first.reset_index(drop=True), second.reset_index(drop=True))
-    template = records[records["method"] == "template"].groupby("amplitude_px")["mma_3px"].mean()
+    template = records[records["method"] == "template"].groupby("amplitude_px")["mma_1px"].mean()
     assert template[0.0] > template[6.0]
     axes = Figure().subplots(1, 2)
     figures.by_amplitude(axes, records)
