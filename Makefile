@@ -1,5 +1,5 @@
 # make book [PROFILE=demo] [DATA=path]   execute all chapters and build the site under build/
-# make test [JOBS=2]                     all checks, as continuous integration runs them; unit tests in JOBS processes
+# make test [JOBS=2]                     all checks, as continuous integration runs them; in JOBS processes
 # make lint | serve | clean
 SHELL := /bin/bash
 PROFILE ?= demo
@@ -37,7 +37,7 @@ lint: $(VENV)/.stamp
 test: lint
 	$(BIN)/jupyter-book build book --all -W -n --keep-going
 	$(BIN)/pytest -n $(JOBS) --dist worksteal tests
-	$(BIN)/pytest --nbval --nbval-current-env book
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env book
 
 serve:
 	@test -d build/$(PROFILE)/book/_build/html || { echo "no site for profile $(PROFILE) yet: run make book PROFILE=$(PROFILE)" >&2; exit 1; }

@@ -167,7 +167,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "mypy",
         "jupyter-book build book --all -W -n --keep-going",
         "pytest -n 2 --dist worksteal tests",
-        "pytest --nbval --nbval-current-env book",
+        "pytest -n 2 --dist loadfile --nbval --nbval-current-env book",
     ),
 }
 """What make would run; of a lone variable, `make book` with it. `book` is run above, `make test` runs this file."""
