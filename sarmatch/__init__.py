@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sarmatch.config import Config as Config
-    from sarmatch.config import profile as profile
     from sarmatch.evaluation.protocols import evaluate as evaluate
     from sarmatch.matching.matcher import Matcher as Matcher
     from sarmatch.matching.matcher import load_matcher as load_matcher
     from sarmatch.matching.matches import Matches as Matches
+    from sarmatch.profiles import profile as profile
     from sarmatch.scenes.pipeline import match_scenes as match_scenes
     from sarmatch.scenes.pipeline import register as register
     from sarmatch.training.runs import train_or_load as train_or_load
@@ -29,7 +29,7 @@ _HOMES = {
     "evaluate": "evaluation.protocols",
     "load_matcher": "matching.matcher",
     "match_scenes": "scenes.pipeline",
-    "profile": "config",
+    "profile": "profiles",
     "register": "scenes.pipeline",
     "train_or_load": "training.runs",
 }

@@ -12,12 +12,13 @@ import tyro
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from sarmatch.config import PROFILES, SEARCH_RADIUS_PX, Config, Protocol, from_dict, with_data
-from sarmatch.config import profile as named_profile
+from sarmatch.config import SEARCH_RADIUS_PX, Config, Protocol, from_dict
+from sarmatch.profiles import PROFILES, with_data
+from sarmatch.profiles import profile as named_profile
 from sarmatch.scenes.commands import Output, batch, match, register
 
 UNFINISHED = 4  #: Exit status of a training that met its time limit.
-ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "sen12ms"]
+ProfileName = Literal["smoke", "demo", "s1s2-smoke", "s1s2", "s1s2-gpu", "s1s2-full", "sen12ms"]
 
 data_app = SubcommandApp()
 
@@ -167,7 +168,7 @@ def train_command(arguments: Sequence[str]) -> Callable[..., int]:
             name: what the run is called in the store.
             fresh: train anew even if the run is stored.
             minutes: stop at the first checkpoint after so many minutes, with status 4; the same command then goes on.
-            config: what to train, on which kind of data: smoke, demo, s1s2-smoke, s1s2 or sen12ms, and changes to it.
+            config: what to train, and on which kind of data.
         """
         from accelerate import PartialState
 

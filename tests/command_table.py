@@ -67,6 +67,25 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
         # After four steps too few matches agree, and the pair is refused.
         Step("sarmatch match sar.tif optical.tif --model RUN", add="--force", makes=("matches.geojson",)),
         Step("sarmatch train --profile s1s2 --data DATA", SMALL, says=("loaded matcher-",)),
+        Step(
+            "python -m companion networks --data DATA --minutes 10",
+            {"DATA": "data/ombria"},
+            "--profiles s1s2-smoke",
+            ("build/networks/s1s2-smoke/model.safetensors",),
+        ),
+        Step(
+            "python -m companion publish build/networks/s1s2-gpu --data DATA",
+            {"s1s2-gpu": "s1s2-smoke", "DATA": "data/ombria"},
+            "--runs elsewhere --weights .",
+            ("s1s2-smoke.safetensors", "s1s2-smoke.md", "book/results/s1s2-smoke/network.csv"),
+            ("deform",),
+        ),
+        Step(
+            "python -m companion book --profile s1s2 --data DATA --chapters cost",
+            SMALL | {"cost": "data"},
+            "--no-site",
+            ("build/s1s2-smoke/book/data.ipynb",),
+        ),
         Step("sarmatch train --profile s1s2 --data DATA --seed 1", SMALL, says=("trained matcher-",)),
         Step(
             "sarmatch train --profile sen12ms --data path/to/SEN12MS --data.split patch --name paper-split",
@@ -86,11 +105,7 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             OURS,
             says=("aggregated over neighbours",),
         ),
-        Step(
-            "python -m companion study ablation --profile s1s2 --data DATA",
-            SMALL,
-            says=("each cell by itself",),
-        ),
+        Step("python -m companion study ablation --profile s1s2 --data DATA", SMALL, says=("each cell by itself",)),
         Step("python -m companion study data --profile s1s2 --data DATA", SMALL, says=("50% pretrained",)),
         Step("python -m companion study settings --profile s1s2 --data DATA", SMALL, says=("batch norm",)),
         Step(
@@ -137,21 +152,12 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
     "tools": (
         Step("jupyter lab", add="--version"),
         Step("pytest --nbval book", {"book": "book/claims.ipynb"}, "--quiet", says=("passed",)),
-        Step(
-            "python -m companion.benchmarks.scenes",
-            add="--side 512 --fractions 1",
-            says=("the bound is 4 GB",),
-        ),
+        Step("python -m companion.benchmarks.scenes", add="--side 512 --fractions 1", says=("the bound is 4 GB",)),
     ),
 }
 """What is run, in order and in one folder each."""
 
-NAMES = (
-    "sarmatch train",
-    "sarmatch match",
-    "sarmatch evaluate",
-    "sarmatch train --profile sen12ms --help",
-)
+NAMES = ("sarmatch train", "sarmatch match", "sarmatch evaluate", "sarmatch train --profile sen12ms --help")
 """Commands that the text names without what they need: they explain themselves."""
 
 RECIPES: dict[str, tuple[str, ...]] = {

@@ -17,19 +17,10 @@ import pandas as pd
 import pytest
 
 from sarmatch import cli
-from sarmatch.config import PROFILES
+from sarmatch.profiles import PROFILES
 from sarmatch.scenes.settings import SceneOptions
 
-COMMANDS = [
-    "demo",
-    "match",
-    "register",
-    "batch",
-    "train",
-    "evaluate",
-    "data get",
-    "data check",
-]
+COMMANDS = ["demo", "match", "register", "batch", "train", "evaluate", "data get", "data check"]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from sarmatch import cli, load_matcher
 from sarmatch.cli import differences
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
+from sarmatch.profiles import profile
 
 
 @pytest.fixture

@@ -6,18 +6,9 @@ import json
 import pytest
 
 from companion.settings import book_profile
-from sarmatch.config import (
-    ON_REAL_DATA,
-    PROFILES,
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    TrainingConfig,
-    from_dict,
-    profile,
-)
+from sarmatch.config import Config, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig, from_dict
 from sarmatch.io import digest
+from sarmatch.profiles import ON_REAL_DATA, PROFILES, profile
 
 
 def test_defaults_are_table_2_and_the_widths_of_the_paper():
@@ -47,7 +38,7 @@ def test_a_folder_is_tried_at_the_size_of_smoke():
 
 
 def test_profiles_on_real_data_are_named():
-    assert ON_REAL_DATA == ("s1s2-smoke", "s1s2", "sen12ms")
+    assert ON_REAL_DATA == ("s1s2-smoke", "s1s2", "s1s2-gpu", "s1s2-full", "sen12ms")
 
 
 @pytest.mark.parametrize(

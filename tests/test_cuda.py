@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from sarmatch.config import PROFILES, Config
+from sarmatch.config import Config
 from sarmatch.geometry import cell_valid
 from sarmatch.matching import refinement
 from sarmatch.matching.assignment import Prediction, mutual_matches, predict
 from sarmatch.matching.monte_carlo import predict_monte_carlo
 from sarmatch.model import STRIDE, Encoded, SarOpticalNet, encode_pair
+from sarmatch.profiles import PROFILES
 from sarmatch.training.selfsupervised import PretrainingObjective
 from sarmatch.training.supervised import Objective
 

@@ -128,11 +128,7 @@ def test_no_matches_can_be_drawn_in_any_format(tmp_path: Path) -> None:
     ],
 )
 def test_an_output_that_cannot_be_written_is_named_first(
-    output: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--model", "nothing", "-o", output]) == 2  # before the weights are looked for

@@ -15,7 +15,7 @@ HOMES = {"sarmatch": PROJECT / "sarmatch", "companion": PROJECT / "book" / "comp
 LAYERS = {
     "sarmatch": (
         {"config"},
-        {"io", "geometry"},
+        {"io", "geometry", "profiles"},
         {"calibration"},
         {"data", "model"},
         {"matching"},
@@ -26,7 +26,7 @@ LAYERS = {
     ),
     "companion": (
         {"settings", "cache", "timing", "intervals"},
-        {"baselines", "shipping"},
+        {"baselines", "shipping", "networks"},
         {"studies"},
         {"figures"},
         {"claims", "site", "benchmarks"},
@@ -35,7 +35,7 @@ LAYERS = {
     ),
 }
 """From the lowest; rooms of one layer may import each other, as long as there is no circle of modules."""
-MOST_LINES = {"sarmatch": 10_705, "companion": 8_206}
+MOST_LINES = {"sarmatch": 10685, "companion": 8397}
 FILE_LINES = 350
 FUNCTION_LINES = 40
 

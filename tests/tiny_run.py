@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
+from sarmatch.profiles import profile
 
 
 def tiny(**sections: Any) -> Config:

@@ -172,6 +172,61 @@ def book(
     return 0
 
 
+# long because the help is generated from the docstring
+def networks(
+    data: Path,
+    profiles: tuple[ProfileName, ...] = ("s1s2-gpu", "s1s2-full"),
+    minutes: float | None = None,
+    runs: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """Train the networks that need a GPU, and pack each that is finished for `publish` on another machine.
+
+    Args:
+        data: folder of the data, or a manifest (.csv) in it.
+        profiles: what to train, one after the other.
+        minutes: stop at the first checkpoint after so many minutes, with status 4; the same command then goes on.
+        runs: store of runs; default `runs` in the checkout.
+        out: gets a folder a network, of files of at most 15 MB; default `build/networks` in the checkout.
+    """
+    from companion.networks import pack
+    from companion.settings import home
+    from sarmatch.cli import UNFINISHED
+    from sarmatch.profiles import profile
+    from sarmatch.training.loop import Paused, time_limit
+    from sarmatch.training.runs import train_or_load
+
+    try:
+        with time_limit(minutes):
+            for name in profiles:
+                run = train_or_load(profile(name, str(data)), _runs(runs))
+                pack(run, (folder := (out or home() / "build" / "networks") / name))
+                print(f"{run}\npacked in {folder}", flush=True)
+    except Paused as pause:
+        print(f"{pause}; the same command goes on from there")
+        return UNFINISHED
+    return 0
+
+
+def publish(folder: Positional[Path], data: Path, runs: Path | None = None, weights: Path | None = None) -> int:
+    """Publish a run that was trained elsewhere: check, calibrate, measure; write weights, model card and table.
+
+    Args:
+        folder: what `networks` packed, or the folder of a run.
+        data: the data that it was trained on: a folder, or a manifest (.csv) in it.
+        runs: store of runs that takes it in; default `runs` in the checkout.
+        weights: gets weights and model card; default the folder of the weights that come with the package.
+    """
+    from companion import networks
+    from companion.settings import home
+    from sarmatch.matching.matcher import WEIGHTS
+
+    run, split = networks.unpack(folder, data, _runs(runs))
+    table = networks.publish(run, split, weights or WEIGHTS, home() / "book" / "results")
+    print(table.to_string(index=False, float_format="%.3f"))
+    return 0
+
+
 def _runs(given: Path | None) -> Path:
     from companion.settings import home
 
@@ -181,7 +236,7 @@ def _runs(given: Path | None) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `sys.argv[1:]` or other arguments; returns the exit status, see `run_app`."""
     app = SubcommandApp()
-    for command in (study, compare, book):
+    for command in (study, compare, networks, publish, book):
         app.command(command)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return run_app(app, "python -m companion", "Studies of the book, and the book itself.", arguments)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sarmatch.config import ON_REAL_DATA, Config, profile
+from sarmatch.config import Config
 from sarmatch.io import atomic_path
+from sarmatch.profiles import ON_REAL_DATA, profile
 
 if TYPE_CHECKING:
     from IPython.display import HTML

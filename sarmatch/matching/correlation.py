@@ -29,11 +29,7 @@ class Volume(NamedTuple):
 
 
 def coarse_volume(
-    sar: Tensor,
-    optical: Tensor,
-    radius: int,
-    sar_valid: Tensor | None = None,
-    optical_valid: Tensor | None = None,
+    sar: Tensor, optical: Tensor, radius: int, sar_valid: Tensor | None = None, optical_valid: Tensor | None = None
 ) -> Volume:
     """Cosine of every SAR cell with the optical cells around its predicted place.
 
@@ -58,11 +54,7 @@ def coarse_similarity(sar: Tensor, optical: Tensor, radius: int) -> Tensor:
 
 
 def coarse_valid(
-    sar: Tensor,
-    optical: Tensor,
-    radius: int,
-    sar_valid: Tensor | None = None,
-    optical_valid: Tensor | None = None,
+    sar: Tensor, optical: Tensor, radius: int, sar_valid: Tensor | None = None, optical_valid: Tensor | None = None
 ) -> Tensor:
     """The mask of `coarse_volume`, (B, K, K, H, W) or with B = 1: it follows from sizes and masks alone."""
     if optical_valid is None:

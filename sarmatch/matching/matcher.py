@@ -82,11 +82,7 @@ def load_matcher(
 
 
 def apply(
-    raw: RawMatches,
-    confidence: Confidence | None,
-    mode: str,
-    search_radius: float | None,
-    coverage: float = COVERAGE,
+    raw: RawMatches, confidence: Confidence | None, mode: str, search_radius: float | None, coverage: float = COVERAGE
 ) -> Matches:
     """Matches with what `confidence.calibrated` makes of their raw scores."""
     arrays = raw.columns()

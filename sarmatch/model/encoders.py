@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from sarmatch.config import ModelConfig
 from sarmatch.model.bifpn import BiFPN
 from sarmatch.model.layers import STRIDE, FineBranch, NormLayer, XceptionBlock, check_input, norm_layer, standardise
-from sarmatch.model.oriented_gradients import (
-    BORDER_PX,
-    OPTICAL_SIGMA_PX,
-    SAR_SIGMA_PX,
-    eroded,
-    orientation_channels,
-)
+from sarmatch.model.oriented_gradients import BORDER_PX, OPTICAL_SIGMA_PX, SAR_SIGMA_PX, eroded, orientation_channels
 from sarmatch.model.uncertainty import (
     Uncertainty,
     UncertaintyModule,

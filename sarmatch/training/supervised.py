@@ -14,13 +14,7 @@ from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import validation_scores
 from sarmatch.geometry import TrueMap, cell_centres, cell_valid, inside
-from sarmatch.matching.aggregation import (
-    aggregated_logits,
-    fine_logits,
-    pair_maps,
-    plain_logits,
-    reliability_weights,
-)
+from sarmatch.matching.aggregation import aggregated_logits, fine_logits, pair_maps, plain_logits, reliability_weights
 from sarmatch.matching.assignment import best, candidates
 from sarmatch.matching.correlation import cell_grid, coarse_volume, disc, fine_volume, optical_cells
 from sarmatch.matching.matcher import Matcher

@@ -21,7 +21,6 @@ from sarmatch.calibration.confidence import (
     pair_agreements,
 )
 from sarmatch.calibration.position_error import LEVELS, Precision
-from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.evaluation.confidence_fit import match_table
 from sarmatch.matching.cues import CUES
@@ -29,6 +28,7 @@ from sarmatch.matching.matcher import Matcher, apply, load_matcher
 from sarmatch.matching.refinement import RawMatches
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights
+from sarmatch.profiles import profile
 
 
 def raw_matches(probability: list[float], aleatoric: float = 0.2) -> RawMatches:

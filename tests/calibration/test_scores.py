@@ -88,9 +88,7 @@ def test_scores_equal_scikit_learn(case: tuple[np.ndarray, np.ndarray, list[int]
 
 @settings(deadline=None)
 @given(rows)
-def test_order_of_rows_does_not_matter_and_scores_stay_in_range(
-    case: tuple[np.ndarray, np.ndarray, list[int]],
-) -> None:
+def test_order_of_rows_does_not_matter_and_scores_stay_in_range(case: tuple[np.ndarray, np.ndarray, list[int]]) -> None:
     confidence, correct, order = case
     scores = calibration_scores(confidence, correct)
     shuffled = calibration_scores(confidence[order], correct[order])

@@ -15,11 +15,11 @@ import torch
 
 from companion.baselines import TemplateMatcher
 from companion.cache import cached_table
-from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
 from sarmatch.io import digest, weights_digest
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 
 CONFIG = profile("smoke")
 

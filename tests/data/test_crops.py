@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarmatch.config import DataConfig, profile
+from sarmatch.config import DataConfig
 from sarmatch.data import Pair, Pairs, synthetic_pairs
 from sarmatch.data.crops import (
     HAZE_BRIGHTNESS,
@@ -19,6 +19,7 @@ from sarmatch.data.crops import (
     speckle,
 )
 from sarmatch.geometry import TrueMap, cell_centres, field_at, inside, transform_points, warp
+from sarmatch.profiles import profile
 
 PLAIN = DataConfig(
     crop_size=64, patch_size=128, relative_shift_px=12.0, noise_std=0.0, speckle_probability=0.0, band_mixing=0.0

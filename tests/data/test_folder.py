@@ -13,9 +13,10 @@ import pytest
 import torch
 from data.make_sen12ms import write_sen12ms, write_tif
 
-from sarmatch.config import DataConfig, profile
+from sarmatch.config import DataConfig
 from sarmatch.data import AbsentDatasetError, PairError, check_data, open_folder, open_pairs, recognise
 from sarmatch.data.datasets import DATASETS, Dataset
+from sarmatch.profiles import profile
 
 HEADER = "dataset,id,sar,optical,sar_later,season,scene,land_cover,usable"
 

@@ -11,17 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sarmatch.config import DataConfig, profile
-from sarmatch.data import (
-    AbsentDatasetError,
-    PairError,
-    check_data,
-    open_folder,
-    open_pairs,
-    recognise,
-    split_pairs,
-)
+from sarmatch.config import DataConfig
+from sarmatch.data import AbsentDatasetError, PairError, check_data, open_folder, open_pairs, recognise, split_pairs
 from sarmatch.data.datasets import SCENES
+from sarmatch.profiles import profile
 
 TABLE = pd.read_csv(SCENES, dtype=str, keep_default_na=False)
 CHOSEN = [0, 1, 650, 740, 694]

@@ -11,10 +11,11 @@ import pytest
 from companion import cache
 from sarmatch.calibration.calibrators import Isotonic, cross_fitted
 from sarmatch.calibration.confidence import fit_calibrator
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.evaluation import protocols as evaluation
 from sarmatch.evaluation.confidence_fit import FITTED_UNDER, MODES, collect_matches, fitted_on
+from sarmatch.profiles import profile
 from sarmatch.training import runs, supervised
 from sarmatch.training.runs import Run, confidence_or_load, train_or_load
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from patch_net import PatchNet, texture
 
-from sarmatch.config import EvaluationConfig, profile
+from sarmatch.config import EvaluationConfig
 from sarmatch.data import Pair, Pairs, synthetic_pairs
 from sarmatch.evaluation.protocols import evaluate, evaluation_crops, mismatched, validation_scores
 from sarmatch.geometry import Search, cell_centres, field_at, inside, transform_points, warp
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 
 CONFIG = EvaluationConfig(crop_size=96, affine_crop_size=64, max_shift_px=16.0, deformation_px=6.0, max_pairs=None)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.config import profile
 from sarmatch.matching.aggregation import coarse_logits, pair_maps, reliability_weights
 from sarmatch.matching.assignment import Prediction, log_softmax, mutual_matches, predict
 from sarmatch.matching.correlation import coarse_volume, swap
 from sarmatch.matching.refinement import RawMatches, local_expectation, pick_matches, window_moments
 from sarmatch.model import Descriptors, SarOpticalNet
 from sarmatch.model.uncertainty import SOURCES, Uncertainty
+from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 

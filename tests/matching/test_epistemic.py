@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from sklearn.covariance import LedoitWolf
 
 from companion.studies.onepass import Density
-from sarmatch.config import profile
 from sarmatch.data import synthetic_pairs
 from sarmatch.matching.assignment import Prediction, predict
 from sarmatch.matching.correlation import MASKED
@@ -24,6 +23,7 @@ from sarmatch.matching.refinement import pick_matches
 from sarmatch.model import Descriptors, SarOpticalNet, Uncertainty
 from sarmatch.model.checkpoints import load_weights, save_weights
 from sarmatch.model.uncertainty import EpistemicHead
+from sarmatch.profiles import profile
 from sarmatch.training import distillation
 from sarmatch.training.distillation import DistillationTargets, distil, train_head
 

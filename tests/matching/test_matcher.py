@@ -9,7 +9,6 @@ import torch
 from patch_net import PatchNet, texture
 
 from sarmatch import load_matcher
-from sarmatch.config import profile
 from sarmatch.data.raster import Raster
 from sarmatch.evaluation.metrics import match_errors
 from sarmatch.geometry import Search, rotation_scale, transform_points, translation, warp
@@ -21,6 +20,7 @@ from sarmatch.matching.refinement import RawMatches
 from sarmatch.matching.tiling import TILE, tile_intervals
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights
+from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")

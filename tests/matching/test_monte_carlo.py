@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.config import ModelConfig, profile
+from sarmatch.config import ModelConfig
 from sarmatch.matching import monte_carlo as montecarlo
 from sarmatch.matching.assignment import predict
 from sarmatch.matching.monte_carlo import active_dropout, pass_generator, predict_monte_carlo
 from sarmatch.model import Descriptors, SarOpticalNet
+from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 RADIUS = 16.0

@@ -12,10 +12,11 @@ import pytest
 from sarmatch import load_matcher
 from sarmatch.calibration.scores import calibration_scores
 from sarmatch.cli import main
-from sarmatch.config import DataConfig, EvaluationConfig, profile
+from sarmatch.config import DataConfig, EvaluationConfig
 from sarmatch.data import Pairs, open_pairs, split_pairs
 from sarmatch.evaluation.confidence_fit import MODES, match_table
 from sarmatch.evaluation.protocols import evaluate, evaluation_crops, mismatched
+from sarmatch.profiles import profile
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sarmatch.config import profile
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights, save_weights
+from sarmatch.profiles import profile
 
 
 def test_a_header_is_extended_without_touching_tensors(tmp_path: Path) -> None:

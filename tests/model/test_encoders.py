@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from companion.baselines.gradients import oriented_gradients
-from sarmatch.config import N_ORIENTATIONS, ModelConfig, profile
+from sarmatch.config import N_ORIENTATIONS, ModelConfig
 from sarmatch.data import open_pairs
 from sarmatch.data.crops import TrainingCrops
 from sarmatch.model import OpticalEncoder, SarEncoder, SarOpticalNet
@@ -17,6 +17,7 @@ from sarmatch.model.bifpn import BiFPN, Fusion
 from sarmatch.model.encoders import LiteEncoder
 from sarmatch.model.layers import norm_layer, standardise
 from sarmatch.model.oriented_gradients import SAR_SIGMA_PX
+from sarmatch.profiles import profile
 from sarmatch.training.supervised import Objective
 
 SMALL = profile("smoke").model

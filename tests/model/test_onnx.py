@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sarmatch import cli, load_matcher
-from sarmatch.config import profile
 from sarmatch.io import weights_digest
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet, onnx
 from sarmatch.model.checkpoints import save_weights
+from sarmatch.profiles import profile
 
 pytest.importorskip("onnxruntime", reason="the optional dependencies `sarmatch[onnx]` are not installed")
 pytest.importorskip("onnxscript", reason="the optional dependencies `sarmatch[onnx]` are not installed")
@@ -88,11 +88,7 @@ def test_files_that_are_not_exported_encoders(
 
 
 def test_an_export_that_differs_is_not_written(
-    weights: Path,
-    exported: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    weights: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def write_other(encoders: object, inputs: object, path: Path, **options: object) -> None:
         shutil.copyfile(exported, path)

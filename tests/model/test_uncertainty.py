@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sarmatch.config import profile
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.layers import standardise
 from sarmatch.model.uncertainty import (
@@ -33,6 +32,7 @@ from sarmatch.model.uncertainty import (
     optical_uncertainty,
     sar_uncertainty,
 )
+from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 CHANNELS = 6

@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
-from sarmatch.config import CONFIDENT_PX, Config, profile
+from sarmatch.config import CONFIDENT_PX, Config
 from sarmatch.data import open_pairs
 from sarmatch.data.crops import Sample, TrainingCrops
 from sarmatch.geometry import cell_centres, translation
 from sarmatch.matching.aggregation import pair_maps
 from sarmatch.model import Descriptors, SarOpticalNet
+from sarmatch.profiles import profile
 from sarmatch.training.supervised import Objective, at_ends, true_displacements
 
 SMOKE = profile("smoke")

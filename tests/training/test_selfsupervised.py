@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sarmatch.config import Config, PretrainingConfig, profile
+from sarmatch.config import Config, PretrainingConfig
 from sarmatch.data import Split, open_pairs, split_pairs
 from sarmatch.data.crops import TrainingCrops
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import save_weights
+from sarmatch.profiles import profile
 from sarmatch.training import selfsupervised
 from sarmatch.training.losses import info_nce
 from sarmatch.training.selfsupervised import (

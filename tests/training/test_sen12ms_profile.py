@@ -8,9 +8,10 @@ import pytest
 from data.make_sen12ms import write_sen12ms
 from two_processes import run_in_two_processes
 
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation.protocols import evaluate
+from sarmatch.profiles import profile
 from sarmatch.training.runs import train_or_load
 
 TRAIN = """

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from companion.cache import records_or_load
-from sarmatch.config import Config, ModelConfig, TrainingConfig, profile
+from sarmatch.config import Config, ModelConfig, TrainingConfig
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 from sarmatch.training.loop import StepSampler, learning_rate, total_steps
 from sarmatch.training.runs import run_path, train_or_load
 from sarmatch.training.supervised import THREADS_RTOL, THREADS_STEPS
@@ -39,9 +40,7 @@ def tiny(**training) -> Config:
         "validation_pairs": 1,
     }
     return profile("smoke").replace(
-        data={"n_synthetic": 12},
-        pretraining={"contrastive": False, "rotation": False},
-        training=settings | training,
+        data={"n_synthetic": 12}, pretraining={"contrastive": False, "rotation": False}, training=settings | training
     )
 
 

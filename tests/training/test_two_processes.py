@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_in_two_processes
 
-from sarmatch.config import Config, profile
+from sarmatch.config import Config
 from sarmatch.evaluation.protocols import spread, validation_scores
 from sarmatch.matching.matcher import Matcher
+from sarmatch.profiles import profile
 from sarmatch.training.runs import Run, open_split, train_or_load
 
 STEPS = 3

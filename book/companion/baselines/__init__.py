@@ -6,13 +6,7 @@ Then add it to `studies.comparison.methods` and describe it in `STANDS_FOR` ther
 """
 
 from companion.baselines.base import Baseline
-from companion.baselines.local_features import (
-    AkazeMatcher,
-    BriskMatcher,
-    OrbMatcher,
-    RiftMatcher,
-    SiftMatcher,
-)
+from companion.baselines.local_features import AkazeMatcher, BriskMatcher, OrbMatcher, RiftMatcher, SiftMatcher
 from companion.baselines.similarities import EdgeOrientationMatcher, MutualInformationMatcher, PhaseCorrelationMatcher
 from companion.baselines.template import TemplateMatcher
 

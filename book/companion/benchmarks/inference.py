@@ -19,9 +19,10 @@ from torch import Tensor
 from companion.studies.cost import measure_modes, measure_parts, prefix_bound, workload
 from companion.studies.encoders import count, on_meta
 from companion.timing import clock, interleave
-from sarmatch.config import PROFILES, SEARCH_RADIUS_PX
+from sarmatch.config import SEARCH_RADIUS_PX
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights
+from sarmatch.profiles import PROFILES
 
 
 def encoder_rates(net: SarOpticalNet, pair: Sequence[Tensor], side: int = 1024) -> pd.DataFrame:

@@ -28,9 +28,9 @@ from companion.studies.cost import PROMPT_RELEASE, resident_peak
 from companion.timing import report
 from sarmatch import load_matcher
 from sarmatch.config import Config
-from sarmatch.config import profile as named_profile
 from sarmatch.evaluation.protocols import CropMatcher, evaluation_crops
 from sarmatch.matching.matches import Matches
+from sarmatch.profiles import profile as named_profile
 from sarmatch.training.runs import open_split
 
 REPEATS = 2  # timed runs of each on each pair; one before them does not count

@@ -25,7 +25,6 @@ from sarmatch import load_matcher
 from sarmatch.calibration.confidence import Confidence
 from sarmatch.calibration.scores import expected_calibration_error
 from sarmatch.config import CONFIDENT_PX, EvaluationConfig
-from sarmatch.config import profile as named_profile
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.data.pairs import Pairs
 from sarmatch.evaluation.metrics import match_errors, mma
@@ -34,6 +33,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import Descriptors, PairEncoder, PairInput, SarOpticalNet
 from sarmatch.model.onnx import INPUTS, OnnxEncoders, export
+from sarmatch.profiles import profile as named_profile
 from sarmatch.training.runs import open_split
 
 PLAIN = "PyTorch, float32"

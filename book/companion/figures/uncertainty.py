@@ -11,15 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from companion.figures.plots import (
-    all_neutral,
-    colour_bar,
-    diagonal,
-    error_bars,
-    line_style,
-    lines_by,
-    with_legend,
-)
+from companion.figures.plots import all_neutral, colour_bar, diagonal, error_bars, line_style, lines_by, with_legend
 from sarmatch.visualize import COLOURS, NEUTRAL, as_array, evenly, neutral, show_image
 
 SCORE_NAMES = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC", "aurc": "AURC"}

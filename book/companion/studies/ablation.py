@@ -12,15 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from companion.cache import matches_or_load
-from companion.intervals import (
-    Crossed,
-    crossed,
-    crossed_bootstrap,
-    crossed_sums,
-    intervals,
-    paired_t_test,
-    verdict,
-)
+from companion.intervals import Crossed, crossed, crossed_bootstrap, crossed_sums, intervals, paired_t_test, verdict
 from companion.settings import BookConfig
 from companion.studies.selfsupervision import study_config
 from sarmatch.calibration.confidence import fit_calibrator

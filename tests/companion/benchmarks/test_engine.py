@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from companion.benchmarks.engine import step_memory
-from sarmatch.config import profile
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 
 SMOKE = profile("smoke")
 

@@ -9,10 +9,10 @@ import torch
 from patch_net import PatchNet
 
 from companion.benchmarks.speed import PLAIN, backend_table, crops_of, in_bfloat16, timed_records
-from sarmatch.config import profile
 from sarmatch.data.synthetic import synthetic_pairs
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 
 
 def test_bfloat16_is_close_and_not_the_same() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from companion.claims.ledger import paper_split
-from sarmatch.config import profile
+from sarmatch.profiles import profile
 from sarmatch.training.loop import StepSampler, total_steps
 
 BOOK = Path(__file__).parents[3] / "book"

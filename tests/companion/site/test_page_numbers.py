@@ -12,7 +12,7 @@ import pytest
 from companion.settings import PUBLISHED_PROFILE
 from companion.site.build import chapter_names
 from companion.site.page_numbers import BEGIN, END, headline, page_file, page_lines, save_page, summary, update
-from sarmatch.config import profile
+from sarmatch.profiles import profile
 
 PROJECT = Path(__file__).parents[3]
 BOOK = PROJECT / "book"

@@ -18,9 +18,10 @@ from companion.studies.cost import (
     workload,
 )
 from companion.timing import interleave
-from sarmatch.config import PROFILES, ModelConfig
+from sarmatch.config import ModelConfig
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import PROFILES
 
 SMALL = dataclasses.replace(PROFILES["smoke"].model, consensus_cells=(3,))
 CPU = torch.device("cpu")

@@ -27,10 +27,11 @@ from companion.studies.encoders import (
     trace,
     without_learned_channels,
 )
-from sarmatch.config import ModelConfig, profile
+from sarmatch.config import ModelConfig
 from sarmatch.model import Descriptors, Encoding, SarOpticalNet
 from sarmatch.model.bifpn import TOP_DOWN, BiFPN, BiFPNLayer
 from sarmatch.model.layers import XceptionBlock
+from sarmatch.profiles import profile
 
 SMALL = profile("smoke").model
 

@@ -9,9 +9,9 @@ import torch
 from companion.baselines.learned import LearnedMatcher
 from companion.settings import book_profile
 from companion.studies import learned_baselines
-from sarmatch.config import ON_REAL_DATA, PROFILES
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.evaluation.protocols import evaluation_crops
+from sarmatch.profiles import ON_REAL_DATA, PROFILES
 
 SMOKE = book_profile("smoke").replace(studies={"steps": 2}, training={"validation_pairs": 1})
 

@@ -21,13 +21,13 @@ from companion.studies.onepass import (
     monte_carlo_prediction,
     rank_correlations,
 )
-from sarmatch.config import profile
 from sarmatch.data import open_pairs, split_pairs
 from sarmatch.data.crops import EvaluationCrops
 from sarmatch.evaluation.protocols import evaluation_crops
 from sarmatch.matching.epistemic import attach, row_entropy
 from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import profile
 from sarmatch.training.runs import Run
 
 

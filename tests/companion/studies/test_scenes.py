@@ -17,11 +17,12 @@ from companion.figures import scenes as trial_plots
 from companion.settings import book_profile
 from companion.studies import scenes as trials
 from companion.studies.data import CheckPoints
-from sarmatch.config import ON_REAL_DATA, Config
+from sarmatch.config import Config
 from sarmatch.data.pairs import Pair, PairError
 from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.matches import Matches
 from sarmatch.model import SarOpticalNet
+from sarmatch.profiles import ON_REAL_DATA
 from sarmatch.scenes.grids import Region
 from sarmatch.scenes.report import View
 

@@ -86,8 +86,7 @@ def test_mean_ratio_of_too_few() -> None:
 
 def test_study_config_changes_what_the_study_says_and_nothing_else() -> None:
     base = book_profile("demo").replace(
-        studies={"crop_size": 64, "pretraining_steps": 7, "steps": 9, "validate_every": 3},
-        training={"patience": 2},
+        studies={"crop_size": 64, "pretraining_steps": 7, "steps": 9, "validate_every": 3}, training={"patience": 2}
     )
     config = study_config(base, 5, {"temperature": 0.2, "rotation": False})
     expected = base.replace(
