@@ -134,6 +134,7 @@ def fit(
     validate: Validate,
     score: str | None,
     show_progress: bool = True,
+    candidates: Callable[[Any], Any] | None = None,
 ) -> None:
     """Train an objective in place, or go on where the run in `folder` stopped.
 
@@ -144,6 +145,8 @@ def fit(
         validate: called every `schedule.validate_every` steps and after the last one.
         score: name of the validation score, higher being better, that chooses the weights to keep and stops early
             after `schedule.patience` validations without improvement; None keeps the last weights.
+        candidates: what each accumulation part must know of the others, called without gradient with its batch before
+            the first; the objective is then called with the batch, the results for all parts, and the part's number.
     """
     if not len(crops):
         raise ValueError("the training part of the split is empty; give more pairs or other split_fractions")
@@ -181,7 +184,7 @@ def fit(
         start = time.perf_counter()
         parts = list(islice(batches, schedule.accumulation_steps))
         state["data_seconds"] = state.get("data_seconds", 0.0) + time.perf_counter() - start  # 0.1 stored none
-        losses = _step(accelerator, prepared, optimizer, parts, rate, schedule.clip_norm, seed, state["step"])
+        losses = _step(accelerator, prepared, optimizer, parts, rate, schedule, (seed, state["step"]), candidates)
         state["step"] += 1
         state["seconds"] = time.perf_counter() - began
         row = {"step": state["step"], "lr": rate, **{key: state[key] for key in ("seconds", "data_seconds")}, **losses}
@@ -217,23 +220,32 @@ def _step(
     optimizer: torch.optim.Optimizer,
     parts: Sequence[Any],
     rate: float,
-    clip_norm: float,
-    seed: int,
-    step: int,
+    schedule: Schedule,
+    seeds: tuple[int, int],
+    candidates: Callable[[Any], Any] | None,
 ) -> dict[str, float]:
     """One optimiser step over its accumulated parts; returns the mean losses over parts and processes."""
+
+    def draw_anew(part: int) -> None:
+        # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
+        torch.manual_seed(((seeds[0] * 1_000_003 + seeds[1]) * 64 + part) * 4096 + accelerator.process_index)
+
     for group in optimizer.param_groups:
         group["lr"] = group["speed"] * rate
+    parts = [{name: v.to(accelerator.device, non_blocking=True) for name, v in batch.items()} for batch in parts]
+    of_parts: list[Any] = []
+    for part, batch in enumerate(parts if candidates else ()):
+        draw_anew(part)
+        with torch.no_grad(), accelerator.autocast():
+            of_parts.append(candidates(batch))  # type: ignore[misc]  # there are no parts without it
     totals: dict[str, Tensor] = {}
     for part, batch in enumerate(parts):
-        # Dropout is a function of the step and the process, so that a resumed run draws what it would have drawn.
-        torch.manual_seed(((seed * 1_000_003 + step) * 64 + part) * 4096 + accelerator.process_index)
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        draw_anew(part)
         with accelerator.accumulate(objective):
-            losses = objective(batch)
+            losses = objective(batch, of_parts, part) if candidates else objective(batch)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(objective.parameters(), clip_norm)
+                accelerator.clip_grad_norm_(objective.parameters(), schedule.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
         for name, value in losses.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -29,6 +29,7 @@ from sarmatch.training.losses import info_nce, info_nce_printed, over_processes,
 ContrastOver: TypeAlias = Literal["cells", "image"]
 TURNS = 4  #: Classes of the rotation task: 0, 90, 180 and 270 degrees, counter-clockwise.
 ROTATION_HEADS = "rotation_heads.safetensors"
+Embeddings: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class PretrainingSample(Sample):
@@ -96,28 +97,45 @@ class PretrainingObjective(nn.Module):
         inputs = net.config.feature_width
         self.rotation_heads = nn.ModuleDict({name: RotationHead(inputs, config.rotation_width) for name in names})
 
-    def forward(self, batch: PretrainingSample) -> dict[str, Tensor]:
+    def forward(self, batch: PretrainingSample, parts: Sequence[Embeddings] = (), own: int = 0) -> dict[str, Tensor]:
         """Scalar losses by name: `loss` is the sum of `contrastive` and `rotation`, or of the one that is on.
 
         Each image is turned at random, both images of one place alike. The candidates of contrast are the images of
-        one accumulation step on all processes.
+        one optimiser step, of all its accumulation parts on all processes.
+
+        Args:
+            parts: `embeddings` of all parts of the step, of which the batch is number `own`; empty where it is alone.
         """
+        (sar, optical), turns = self._features(batch)
+        with torch.autocast(sar.device.type, enabled=False):
+            losses = self._losses(sar, optical, turns, batch["paired"], parts, own)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def embeddings(self, batch: PretrainingSample) -> Embeddings:
+        """`embed` of both images (B, D), and which rows are pairs (B,); drawing as `forward` does."""
+        features, _ = self._features(batch)
+        z_sar, z_optical = (embed(self.net, f, self.config.contrast_over) for f in features)
+        return z_sar, z_optical, batch["paired"]
+
+    def _features(self, batch: PretrainingSample) -> tuple[tuple[Tensor, Tensor], Tensor]:
         sar = fill_invalid(batch["sar"], batch["sar_valid"])
         optical = fill_invalid(batch["optical"], batch["optical_valid"])
         turns = torch.randint(TURNS, (2, len(sar))).to(sar.device)  # on the CPU, so that every device draws the same
         turns = torch.stack([turns[0], torch.where(batch["paired"], turns[0], turns[1])])
-        features = encode(self.net, quarter_turns(sar, turns[0]), quarter_turns(optical, turns[1]))
-        with torch.autocast(sar.device.type, enabled=False):
-            losses = self._losses(*features, turns, batch["paired"])
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        return encode(self.net, quarter_turns(sar, turns[0]), quarter_turns(optical, turns[1])), turns
 
-    def _losses(self, sar: Tensor, optical: Tensor, turns: Tensor, paired: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, sar: Tensor, optical: Tensor, turns: Tensor, paired: Tensor, parts: Sequence[Embeddings], own: int
+    ) -> dict[str, Tensor]:
         losses = {}
         if self.config.contrastive:
             contrast = info_nce if self.config.contrastive_form == "infonce" else info_nce_printed
             z_sar, z_optical = (embed(self.net, features, self.config.contrast_over) for features in (sar, optical))
-            rows = over_processes(z_sar), over_processes(z_optical)
-            losses["contrastive"] = contrast(*rows, self.config.temperature, over_processes(paired))
+            every = [*parts[:own], (z_sar, z_optical, paired), *parts[own + 1 :]]
+            z_sar, z_optical, paired = (over_processes(torch.cat(rows)) for rows in zip(*every, strict=True))
+            loss = contrast(z_sar, z_optical, self.config.temperature, paired)
+            # Each part has the loss of the whole step but the gradient of its own rows, and the step is their mean.
+            losses["contrastive"] = loss + (len(every) - 1) * (loss - loss.detach())
         if self.config.rotation:
             logits = self.rotation_heads["sar"](sar), self.rotation_heads["optical"](optical)
             losses["rotation"] = rotation_loss(*logits, turns[0], turns[1])
@@ -206,7 +224,8 @@ def pretrain(config: Config, split: Split, folder: Path, show_progress: bool = T
     crops = PretrainingCrops(split.train, config.data, config.seed, schedule, len(split.train) <= CACHE_AT_MOST)
     pairs = spread(split.validation, schedule.validation_pairs)
     validate = partial(pretraining_scores, pairs=pairs, crop_size=config.data.crop_size)
-    fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress)
+    candidates = objective.embeddings if schedule.contrastive and schedule.accumulation_steps > 1 else None
+    fit(objective, crops, schedule, config.seed, folder, validate, None, show_progress, candidates)
     if schedule.rotation and PartialState().is_main_process:
         with atomic_path(folder / ROTATION_HEADS) as temporary:
             save_file(objective.rotation_heads.state_dict(), temporary)

@@ -1,6 +1,8 @@
 """Self-supervised pretraining: samples, both tasks, its scores, and that a killed run goes on to the same weights."""
 
 import copy
+import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -332,6 +334,42 @@ def test_the_last_weights_are_kept_not_the_best(split, tmp_path, monkeypatch):
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in weights[-1].items())
     assert not all(torch.equal(kept[name], value) for name, value in weights[0].items())
+
+
+@pytest.fixture
+def unturned(monkeypatch) -> Callable[..., Config]:
+    """A config without what accumulation parts draw anew: turns and dropout."""
+    monkeypatch.setattr(selfsupervised, "quarter_turns", lambda images, turns: images)
+    model = {"early_dropout": 0.0, "uncertainty_dropout": 0.0, "fusion_dropout": 0.0}
+    return lambda **pretraining: tiny(rotation=False, **pretraining).replace(model=model)
+
+
+@pytest.mark.parametrize("over", ["cells", "image"])
+def test_accumulation_parts_have_together_the_gradient_of_the_whole(split, unturned, over):
+    config = unturned(contrast_over=over)
+    batch = make_batch(split, config)
+    batch["paired"][1] = False
+    objective = make_objective(config)
+    objective(batch)["loss"].backward()
+    whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
+    with torch.no_grad():
+        of_parts = [objective.embeddings(part) for part in parts]
+    for own, part in enumerate(parts):
+        (objective(part, of_parts, own)["loss"] / 2).backward()
+    for name, gradient in whole.items():
+        found = dict(objective.named_parameters())[name].grad
+        assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
+
+
+def test_pretraining_in_parts_has_the_losses_of_whole_batches(split, tmp_path, unturned):
+    losses = []
+    for parts in (1, 2):
+        (folder := tmp_path / str(parts)).mkdir()
+        pretrain(unturned(accumulation_steps=parts, max_steps=3), split, folder, show_progress=False)
+        losses.append([json.loads(line)["contrastive"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][2] != pytest.approx(losses[0][0], rel=1e-2)
 
 
 def test_pretraining_with_both_tasks_off_is_an_error(split, tmp_path):
