@@ -108,6 +108,8 @@ class ModelConfig:
     fusion_dropout: float = 0.15  #: Third place: where both modalities enter the common space, and in fusion.
     oriented_gradients: bool = _later(False)  #: Nine fixed oriented-gradient channels a descriptor; not in the paper.
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
+    #: Sides of wide neighbourhoods whose parts may move apart, cells, thrice an odd number; see `AggregationConfig`.
+    deformable_cells: tuple[int, ...] = _later(())
 
     def __post_init__(self) -> None:
         _require(not self.pretrained or self.backbone == "lite0", "pretrained weights need backbone='lite0'")
@@ -116,6 +118,10 @@ class ModelConfig:
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         odd = all(k > 1 and k % 2 == 1 for k in self.consensus_cells)
         _require(odd, f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}")
+        thirds = all(k % 6 == 3 for k in self.deformable_cells) and bool(
+            self.consensus_cells or not self.deformable_cells
+        )
+        _require(thirds, f"deformable_cells must be 3, 9, 15 ... beside consensus_cells, got {self.deformable_cells}")
         _require(self.bifpn_repeats >= 2, f"bifpn_repeats must be at least 2, got {self.bifpn_repeats}")
         _require(self.sar_channels in (1, 2), f"sar_channels must be 1 or 2, got {self.sar_channels}")
 
@@ -204,6 +210,32 @@ class TrainingConfig(Schedule):
 
 
 @dataclass(frozen=True)
+class AggregationConfig(Schedule):
+    """Fit of the scales of aggregation after fine-tuning, with the encoders as they are, on larger crops.
+
+    Crops of fine-tuning are too small for wide neighbourhoods, and few numbers need few steps.
+    """
+
+    deformable_cells: tuple[int, ...] = ()  #: Those that the network gets; empty: there is no such fit.
+    crop_size: int = 160  #: Side of its crops, px; a multiple of 16.
+    learning_rate: float = 3e-3
+    batch_size: int = 4
+    accumulation_steps: int = 1
+    epochs: int = 1000
+    max_steps: int | None = 200
+    weight_decay: float = 0.0
+    cosine: bool = True
+    validate_every: int | None = 200
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.deformable_cells)
+
+
+_NO_FIT = AggregationConfig()
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Protocols and thresholds (section 4.3)."""
 
@@ -241,6 +273,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    aggregation: AggregationConfig = field(default=_NO_FIT, metadata={"later": True})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -256,7 +289,8 @@ class Config:
 
     def hash(self, data_fingerprint: str = "", without: Collection[str] = ()) -> str:
         """Eight hex digits naming this config with these data, but for their path and the sections `without`."""
-        unread = set(without) | (set() if self.pretraining.enabled else {"pretraining"})
+        sections = (("pretraining", self.pretraining), ("aggregation", self.aggregation))
+        unread = {*without, *(name for name, section in sections if not section.enabled)}
         content = {name: section for name, section in self.to_dict().items() if name not in unread}
         del content["data"]["root"]
         if "evaluation" in content:  # of which validation reads these, all that can change the weights that are kept

@@ -51,6 +51,7 @@ _S1S2_GPU = _S1S2.replace(
         partial_probability=0.5, cloud_probability=0.1, drawn_twice=("sen1-2", "sen12ms", "sih1733")),
     model=dict(oriented_gradients=False, uncertainty_statistics=True, backbone="lite0", pretrained=True),
     pretraining=dict(contrastive=False, rotation=False),
+    aggregation=dict(deformable_cells=(39, 57)),
     training=dict(batch_size=32, max_steps=9375, backbone_rate=0.4, validate_every=500, validate_deformed=True,
         image_mismatch=True, workers=8, precision="bf16"))  # fmt: skip
 _S1S2_FULL = _S1S2_GPU.replace(

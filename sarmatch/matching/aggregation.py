@@ -1,7 +1,7 @@
 """Aggregation of cost volumes: reliability weights, local consensus over neighbourhoods, and their combination."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,15 +114,50 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.flatten(), b.flatten())
 
 
+def deformable_consensus(volume: Volume, side: int, penalty: Tensor, reliability: Tensor | None = None) -> Tensor:
+    """Local consensus over a wide neighbourhood that need not move as one, (B, K, K, h, w); zero where nothing counts.
+
+    The neighbourhood is divided into 3 x 3 boxes. The middle one has its `consensus` at the displacement itself, each
+    outer one the best of its consensus at displacements up to one step away on each axis, less the penalty for each
+    axis. Boxes count by the sum of their weights. After the deformable parts of Felzenszwalb et al. (2010).
+
+    Args:
+        side: of the neighbourhood in cells, three times an odd number.
+        penalty: scalar, at least 0, in units of the similarity.
+        reliability: as for `consensus`.
+    """
+    weights, box = _weights(volume, reliability), side // 3
+    total = box_sums(weights, box)
+    middle = box_sums(volume.values * weights, box) / total.clamp(min=NO_WEIGHT)
+    moved = middle.masked_fill(total <= NO_WEIGHT, -1.0)  # the least cosine
+    for axis in (1, 2):
+        beyond = torch.full_like(moved.narrow(axis, 0, 1), -1.0)
+        up = torch.cat([moved.narrow(axis, 1, moved.shape[axis] - 1), beyond], axis)
+        down = torch.cat([beyond, moved.narrow(axis, 0, moved.shape[axis] - 1)], axis)
+        moved = torch.maximum(moved, torch.maximum(up, down) - penalty)
+    sums = _windowed(moved * total, box, _spaced) + (middle - moved) * total
+    return sums / _windowed(total, box, _spaced).clamp(min=NO_WEIGHT)
+
+
 def box_sums(x: Tensor, side: int) -> Tensor:
     """Sums over side x side windows of the last two axes, cut off at the border.
 
     As products with banded matrices, whose cost does not grow with the side: faster than pooling or integral images on
     such small grids, and exact.
     """
+    return _windowed(x, side, band)
+
+
+def _windowed(x: Tensor, side: int, matrix: Callable[[int, int, Tensor], Tensor]) -> Tensor:
     height, width = x.shape[-2:]
-    along_rows = (x.reshape(-1, width) @ band(width, side, x)).view(-1, height, width)
-    return torch.bmm(band(height, side, x).expand(len(along_rows), -1, -1), along_rows).view(x.shape)
+    along_rows = (x.reshape(-1, width) @ matrix(width, side, x)).view(-1, height, width)
+    return torch.bmm(matrix(height, side, x).expand(len(along_rows), -1, -1), along_rows).view(x.shape)
+
+
+def _spaced(n: int, step: int, like: Tensor) -> Tensor:
+    """(n, n) matrix of ones on the diagonal and `step` beside it."""
+    apart = (torch.arange(n, device=like.device)[:, None] - torch.arange(n, device=like.device)).abs()
+    return ((apart == 0) | (apart == step)).to(like)
 
 
 def band(n: int, side: int, like: Tensor) -> Tensor:
@@ -139,7 +174,11 @@ def plain_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None)
 
 def aggregated_logits(net: SarOpticalNet, volume: Volume, reliability: Tensor | None) -> Volume:
     """The cell and its neighbourhoods together, each times its learned scale."""
-    return aggregate(volume, net.config.consensus_cells, net.coarse_log_scales.exp(), reliability)
+    logits = aggregate(volume, net.config.consensus_cells, net.coarse_log_scales.exp(), reliability)
+    for i, side in enumerate(net.config.deformable_cells):
+        found = deformable_consensus(volume, side, net.deformable_log_penalties[i].exp(), reliability)
+        logits = Volume(logits.values.addcmul(found, net.deformable_log_scales[i].exp()), logits.valid)
+    return logits
 
 
 def fine_logits(net: SarOpticalNet, volume: Volume) -> Volume:

@@ -65,6 +65,7 @@ class SarOpticalNet(nn.Module):
         plain_log_scale: log of the scale of the per-cell similarity, starting at 1/0.07.
         coarse_log_scales, fine_log_scales: log of the scale of each aggregation window, the cell alone first. They
             start in proportion to its side, since the noise of a mean falls with the root of the number of cells.
+        deformable_log_scales, deformable_log_penalties: log of the scale and of the penalty of each deformable window.
         vote_log_scale: log of beta, the weight of uncertainty in the reliability weights.
         residual_log_scales: log of the expected residual in px where the uncertainty of both ends sums to one, and log
             of how fast it grows with that sum; only the loss reads them.
@@ -91,6 +92,9 @@ class SarOpticalNet(nn.Module):
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         self.coarse_log_scales = nn.Parameter(scales.clone())
         self.fine_log_scales = nn.Parameter(scales.clone())
+        if config.deformable_cells:
+            self.deformable_log_scales = nn.Parameter(torch.full((len(config.deformable_cells),), math.log(30.0)))
+            self.deformable_log_penalties = nn.Parameter(torch.full((len(config.deformable_cells),), math.log(0.005)))
         self.source_weights = SourceWeights(config) if config.uncertainty else None
         if config.uncertainty:
             self.vote_log_scale = nn.Parameter(torch.tensor(0.0))

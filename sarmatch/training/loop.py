@@ -32,6 +32,9 @@ from sarmatch.model.checkpoints import save_weights
 CACHE_AT_MOST = 5000
 """Pairs that are kept decoded in memory; 5,000 patches of 256 px take 5 GB."""
 
+SCALES = ("log_scale", "log_scales", "log_penalties")
+"""How the names of weights end that act through their exponential."""
+
 Validate = Callable[[Any], dict[str, float]]
 """Called with the objective, in evaluation mode, on every process; returns scores by name, the same on each."""
 
@@ -110,8 +113,7 @@ def parameter_groups(objective: nn.Module, schedule: Schedule) -> list[dict[str,
 
     Those of a stock backbone learn at `schedule.backbone_rate` of it.
     """
-    endings = ("log_scale", "log_scales")
-    scales = [p for name, p in objective.named_parameters() if name.endswith(endings)]
+    scales = [p for name, p in objective.named_parameters() if name.endswith(SCALES)]
     stock = [p for name, p in objective.named_parameters() if ".backbone." in name]
     taken = {id(p) for p in [*scales, *stock]}
     weights = [p for p in objective.parameters() if id(p) not in taken]

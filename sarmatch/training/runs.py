@@ -18,7 +18,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from sarmatch.calibration.confidence import CONFIDENCE_FILE, Confidence, read_confidence, warn_of_missing_confidence
-from sarmatch.config import Config
+from sarmatch.config import AggregationConfig, Config
 from sarmatch.data import open_pairs
 from sarmatch.data.splits import Split, split_pairs
 from sarmatch.evaluation.confidence_fit import Collect, collect_matches, fit_confidence, fitted_on
@@ -27,7 +27,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.model import SarOpticalNet
 from sarmatch.model.checkpoints import load_weights
 from sarmatch.training.selfsupervised import ROTATION_HEADS, PretrainingObjective, pretrain
-from sarmatch.training.supervised import finetune
+from sarmatch.training.supervised import finetune, fit_aggregation
 
 NOT_PRETRAINING = ("training", "evaluation")  #: Sections of the config that do not matter to pretraining.
 
@@ -99,6 +99,8 @@ def train_or_load(
         unlabelled: the parts to pretrain on where these are others than `split`.
     """
     split = split or open_split(config)
+    if config.aggregation.enabled:
+        return _with_aggregation(config, runs_dir, name, split, fresh, show_progress, unlabelled)
     fingerprint = split_fingerprint(split)
     if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
         fingerprint += f"-{split_fingerprint(unlabelled)}"
@@ -112,6 +114,20 @@ def train_or_load(
 
     about = {"pretraining": first and first.name, "selected_on": split.selection.fingerprint()}
     stored = stored_training(folder, config, provenance(config, fingerprint) | about, train, fresh)
+    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
+
+
+def _with_aggregation(config: Config, runs_dir: str | Path, name: str, split: Split, *arguments: Any) -> Run:
+    """`train_or_load` of a config with a fit of aggregation: a run of its own, after that of the fine-tuning."""
+    before = train_or_load(config.replace(aggregation=AggregationConfig()), runs_dir, name, split, *arguments)
+    folder = run_path(config, split_fingerprint(split), runs_dir, name)
+    about = {key: before.provenance[key] for key in ("pretraining", "selected_on")} | {"finetuning": before.path.name}
+    about = provenance(config, split_fingerprint(split)) | about
+
+    def train() -> None:
+        fit_aggregation(config, split, folder, before.path / "model.safetensors", arguments[1])
+
+    stored = stored_training(folder, config, about, train, fresh=arguments[0])
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from accelerate.utils import set_seed
@@ -21,7 +22,7 @@ from sarmatch.matching.matcher import Matcher
 from sarmatch.matching.refinement import FINE_RADIUS
 from sarmatch.model import STRIDE, Descriptors, SarOpticalNet, encode_pair
 from sarmatch.model.checkpoints import load_weights
-from sarmatch.training.loop import CACHE_AT_MOST, fit
+from sarmatch.training.loop import CACHE_AT_MOST, SCALES, Validate, fit
 from sarmatch.training.losses import attenuated_residual, matching_loss, mismatch_loss, row_loss
 
 SCORE = "mma_3px"
@@ -40,6 +41,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is their weighted sum (table 2)."""
+        sar, optical = self._describe(batch)
+        with torch.autocast(batch["sar"].device.type, enabled=False):
+            return self._losses(sar, optical, batch)
+
+    def _describe(self, batch: Sample) -> tuple[Descriptors, Descriptors]:
+        """Descriptors of both images, those of the fine level for the first `fine_share` of the batch."""
         images = batch["sar"], batch["optical"], batch["sar_valid"], batch["optical_valid"]
         encoded = encode_pair(self.net, images, fine=False, whole_cells=False)
         n_fine = max(1, round(len(batch["sar"]) * self.training_config.fine_share))
@@ -49,8 +56,7 @@ class Objective(nn.Module):
             )
             for encoder, one in zip((self.net.sar_encoder, self.net.optical_encoder), encoded, strict=True)
         )
-        with torch.autocast(batch["sar"].device.type, enabled=False):
-            return self._losses(sar, optical, batch)
+        return sar, optical
 
     def _losses(self, sar: Descriptors, optical: Descriptors, batch: Sample) -> dict[str, Tensor]:
         forward, backward, sar_mask, optical_mask = true_displacements(batch)
@@ -117,6 +123,22 @@ class Objective(nn.Module):
         return row_loss(fine_logits(self.net, volume), residual, mask)
 
 
+class AggregationObjective(Objective):
+    """The same losses, of which the scales of the volumes alone learn; the encoders stay in evaluation."""
+
+    def __init__(self, net: SarOpticalNet, training: TrainingConfig) -> None:
+        super().__init__(net.requires_grad_(False), training)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.endswith(SCALES))
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    @torch.no_grad()
+    def _describe(self, batch: Sample) -> tuple[Descriptors, Descriptors]:
+        return super()._describe(batch)
+
+
 def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
     """Values of a map on the optical cells (B, h, w) at each SAR cell's displacement (B, h, w, 2), (B, h, w)."""
     height, width = optical_map.shape[-2:]
@@ -164,6 +186,24 @@ def finetune(
     if initial is not None:
         _load_initial(objective.net, initial)
     crops = TrainingCrops(split.train, config.data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
+    fit(objective, crops, config.training, config.seed, folder, _validation(config, split), SCORE, show_progress)
+
+
+def fit_aggregation(config: Config, split: Split, folder: Path, initial: Path, show_progress: bool = True) -> None:
+    """Give a finished fine-tuning, the file `initial`, its deformable neighbourhoods, and fit the scales of all."""
+    set_seed(config.seed)
+    wide = dataclasses.replace(config.model, deformable_cells=config.aggregation.deformable_cells)
+    net = SarOpticalNet(wide)
+    net.load_state_dict(net.state_dict() | load_weights(initial)[0].state_dict())
+    own = dataclasses.replace(config.training, uncertainty_weight=0.0, window_px=config.evaluation.headline_radius)
+    data = dataclasses.replace(config.data, crop_size=config.aggregation.crop_size)
+    crops = TrainingCrops(split.train, data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
+    validate = _validation(config, split)
+    fit(AggregationObjective(net, own), crops, config.aggregation, config.seed, folder, validate, None, show_progress)
+
+
+def _validation(config: Config, split: Split) -> Validate:
+    """Scores on the validation scenes that choose weights."""
     scoring = dataclasses.replace(config.evaluation, max_pairs=config.training.validation_pairs)
 
     def validate(objective: Objective) -> dict[str, float]:
@@ -171,7 +211,7 @@ def finetune(
         matcher = Matcher(net, next(net.parameters()).device)
         return validation_scores(matcher, split.selection, scoring, config.training.validate_deformed)
 
-    fit(objective, crops, config.training, config.seed, folder, validate, SCORE, show_progress)
+    return validate
 
 
 def _load_initial(net: SarOpticalNet, initial: Mapping[str, Tensor] | Path) -> None:
