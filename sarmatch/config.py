@@ -110,6 +110,7 @@ class ModelConfig:
     consensus_cells: tuple[int, ...] = (3, 7, 15, 25)  #: Odd sides of aggregation, cells; empty: none (the paper).
     #: Sides of wide neighbourhoods whose parts may move apart, cells, thrice an odd number; see `AggregationConfig`.
     deformable_cells: tuple[int, ...] = _later(())
+    field_rounds: int = _later(0)  #: Of the fine level along the smoothed field of matches; 0: each match by itself.
 
     def __post_init__(self) -> None:
         _require(not self.pretrained or self.backbone == "lite0", "pretrained weights need backbone='lite0'")
@@ -118,6 +119,7 @@ class ModelConfig:
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         odd = all(k > 1 and k % 2 == 1 for k in self.consensus_cells)
         _require(odd, f"consensus_cells must be odd numbers above 1, got {self.consensus_cells}")
+        _require(self.field_rounds >= 0, f"field_rounds must not be negative, got {self.field_rounds}")
         thirds = all(k % 6 == 3 for k in self.deformable_cells) and bool(
             self.consensus_cells or not self.deformable_cells
         )
@@ -217,6 +219,7 @@ class AggregationConfig(Schedule):
     """
 
     deformable_cells: tuple[int, ...] = ()  #: Those that the network gets; empty: there is no such fit.
+    field_rounds: int = 3  #: Those that it gets.
     crop_size: int = 160  #: Side of its crops, px; a multiple of 16.
     learning_rate: float = 3e-3
     batch_size: int = 4

@@ -16,7 +16,9 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from sarmatch.config import Config
 from sarmatch.geometry import cell_valid
 from sarmatch.matching import refinement
+from sarmatch.matching.aggregation import fine_logits
 from sarmatch.matching.assignment import Prediction, mutual_matches, predict
+from sarmatch.matching.field import residual_volume, smoothed_field
 from sarmatch.matching.monte_carlo import predict_monte_carlo
 from sarmatch.model import STRIDE, Encoded, SarOpticalNet, encode_pair
 from sarmatch.profiles import PROFILES
@@ -84,6 +86,14 @@ def test_refinement_of_known_displacements_waits_for_nothing() -> None:
     window = torch.rand(50, 9, 9)
     position = refinement.local_expectation(window)
     assert refinement.window_moments(window, position).is_cuda
+
+
+def test_the_fine_level_along_a_field_waits_for_nothing() -> None:
+    net, sar, optical = encoded()
+    cells = SIDE // STRIDE
+    field = smoothed_field(torch.rand(BATCH, cells, cells, 2), torch.rand(BATCH, cells, cells), 5)
+    logits = fine_logits(net, residual_volume(sar.descriptors.fine, optical.descriptors.fine, field))
+    assert logits.values.is_cuda and logits.values.shape == (BATCH, 9, 9, cells, cells)
 
 
 def sample() -> dict[str, torch.Tensor]:

@@ -16,10 +16,11 @@ from sarmatch.data.splits import Split
 from sarmatch.evaluation.protocols import validation_scores
 from sarmatch.geometry import TrueMap, cell_centres, cell_valid, inside
 from sarmatch.matching.aggregation import aggregated_logits, fine_logits, pair_maps, plain_logits, reliability_weights
-from sarmatch.matching.assignment import best, candidates
-from sarmatch.matching.correlation import cell_grid, coarse_volume, disc, fine_volume, optical_cells
+from sarmatch.matching.assignment import best, candidates, log_softmax
+from sarmatch.matching.correlation import Volume, cell_grid, coarse_volume, disc, fine_volume, optical_cells
+from sarmatch.matching.field import SIDE, residual_volume, smoothed_field
 from sarmatch.matching.matcher import Matcher
-from sarmatch.matching.refinement import FINE_RADIUS
+from sarmatch.matching.position import FINE_RADIUS
 from sarmatch.model import STRIDE, Descriptors, SarOpticalNet, encode_pair
 from sarmatch.model.checkpoints import load_weights
 from sarmatch.training.loop import CACHE_AT_MOST, SCALES, Validate, fit
@@ -74,7 +75,7 @@ class Objective(nn.Module):
             # A cell whose counterpart lies off the image still has a true displacement, which aggregation can find.
             losses["consensus"] = matching_loss(logits, *targets, sar_valid, optical_valid, within)
             n_fine = len(sar.fine)
-            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward[:n_fine], sar_mask[:n_fine])
+            losses["fine"] = self._fine_loss(sar.fine, optical.fine, forward[:n_fine], sar_mask[:n_fine], logits)
         means = {name: value.mean() for name, value in losses.items()}
         total = self.training_config.matching_weight * torch.stack(list(means.values())).sum()
         if self.net.config.uncertainty:
@@ -110,7 +111,7 @@ class Objective(nn.Module):
             losses["image_mismatch"] = mismatch_loss(1 - (1 - ends[0]) * (1 - ends[1]), correct, mask).mean()
         return losses
 
-    def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor) -> Tensor:
+    def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor, _: Volume) -> Tensor:
         """Cross-entropy of the fine volume around the central displacement of each pair, (B,)."""
         middle = displacement.shape[1] // 2
         central = displacement[:, middle, middle]  # of a bent crop only the cells within the volume's reach count
@@ -137,6 +138,15 @@ class AggregationObjective(Objective):
     @torch.no_grad()
     def _describe(self, batch: Sample) -> tuple[Descriptors, Descriptors]:
         return super()._describe(batch)
+
+    def _fine_loss(self, sar: Tensor, optical: Tensor, displacement: Tensor, mask: Tensor, logits: Volume) -> Tensor:
+        """Cross-entropy of the fine volume along the field that the coarse level finds, (B,)."""
+        with torch.no_grad():
+            found, log_probability = best(log_softmax(logits))
+            n, weight = len(sar), log_probability.exp()
+            field = smoothed_field(found[:n].float() * STRIDE, weight[:n], SIDE)
+            volume = residual_volume(sar, optical, field)
+        return row_loss(fine_logits(self.net, volume), displacement - field, mask)
 
 
 def at_ends(optical_map: Tensor, displacement: Tensor) -> Tensor:
@@ -192,10 +202,12 @@ def finetune(
 def fit_aggregation(config: Config, split: Split, folder: Path, initial: Path, show_progress: bool = True) -> None:
     """Give a finished fine-tuning, the file `initial`, its deformable neighbourhoods, and fit the scales of all."""
     set_seed(config.seed)
-    wide = dataclasses.replace(config.model, deformable_cells=config.aggregation.deformable_cells)
+    fit_of = config.aggregation
+    wide = dataclasses.replace(config.model, deformable_cells=fit_of.deformable_cells, field_rounds=fit_of.field_rounds)
     net = SarOpticalNet(wide)
     net.load_state_dict(net.state_dict() | load_weights(initial)[0].state_dict())
-    own = dataclasses.replace(config.training, uncertainty_weight=0.0, window_px=config.evaluation.headline_radius)
+    radius = config.evaluation.headline_radius
+    own = dataclasses.replace(config.training, uncertainty_weight=0.0, fine_share=1.0, window_px=radius)
     data = dataclasses.replace(config.data, crop_size=config.aggregation.crop_size)
     crops = TrainingCrops(split.train, data, config.seed, cache=len(split.train) <= CACHE_AT_MOST)
     validate = _validation(config, split)
