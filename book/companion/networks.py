@@ -134,8 +134,9 @@ def model_card(run: Run, table: pd.DataFrame) -> str:
     config, about = run.config, run.provenance
     encoders = "the paper's encoders" if config.model.backbone == "paper" else "EfficientNet-Lite0, one for each image"
     start = "ImageNet weights" if config.model.pretrained else "random weights"
-    crops, radius = about["steps"] * config.training.batch_size, f"{config.evaluation.headline_radius:g} px"
-    minutes, parameters = about["training_seconds"] / 60, sum(p.numel() for p in run.net.parameters())
+    tuning = about.get("finetuning", about)  # a run with a fit of aggregation counts the steps of the fit
+    crops, radius = tuning["steps"] * config.training.batch_size, f"{config.evaluation.headline_radius:g} px"
+    minutes, parameters = tuning["training_seconds"] / 60, sum(p.numel() for p in run.net.parameters())
     lines = ["| " + " | ".join(row) + " |" for row in [list(table), ["---"] * table.shape[1], *_cells(table)]]
     return f"""# {config.profile}
 

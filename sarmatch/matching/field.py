@@ -22,8 +22,8 @@ FEWEST = 1e-4  #: Sum of weights below which a neighbourhood says nothing.
 def smoothed_field(displacement: Tensor, weight: Tensor, side: int) -> Tensor:
     """The displacement around each cell, (B, h, w, 2) px: a robust mean, drawn to a wider one as far as noise goes.
 
-    With d^2 the mean square distance of the two means over 25 x 25 cells, 1 - `NOISE_PX`^2 / d^2 of their difference
-    is kept, none below zero: over ground that moves as one, the field is as even as the wider mean.
+    With d the root mean square distance of the two means over 25 x 25 cells, the share 1 - (0.7 px / d)^2 of their
+    difference is kept, none below zero: over ground that moves as one, the field is as even as the wider mean.
 
     Args:
         displacement: (B, h, w, 2) px; weight: (B, h, w) >= 0, zero where there is none.
@@ -37,7 +37,7 @@ def smoothed_field(displacement: Tensor, weight: Tensor, side: int) -> Tensor:
 
 
 def _robust_mean(displacement: Tensor, weight: Tensor, side: int) -> Tensor:
-    """Weighted mean over neighbourhoods, weights lowered thrice by (1 + (distance / `TOLERANCE_PX`)^2)^-2 of the last.
+    """Weighted mean over neighbourhoods, weights lowered thrice by (1 + (distance / 3 px)^2)^-2 of the last.
 
     Where a neighbourhood is empty the mean over all cells stands for it.
     """

@@ -2,7 +2,8 @@
 
 `<runs>/<profile>/<name>-<hash of config and data fingerprint>/` holds `config.json`, `metrics.jsonl`, `last.pt`,
 `model.safetensors` and `provenance.json`; until the last is `finished`, the next call goes on with the run. Runs that
-differ in fine-tuning or evaluation alone share a `pretraining-<hash>`, which also holds `rotation_heads.safetensors`.
+differ in fine-tuning or evaluation alone share a `pretraining-<hash>`, which also holds `rotation_heads.safetensors`. A
+run with a fit of aggregation holds that fit, and begins with the run of the same config without it.
 """
 
 import shutil
@@ -29,7 +30,11 @@ from sarmatch.model.checkpoints import load_weights
 from sarmatch.training.selfsupervised import ROTATION_HEADS, PretrainingObjective, pretrain
 from sarmatch.training.supervised import finetune, fit_aggregation
 
-NOT_PRETRAINING = ("training", "evaluation")  #: Sections of the config that do not matter to pretraining.
+NOT_PRETRAINING = (
+    "training",
+    "aggregation",
+    "evaluation",
+)  #: Sections of the config that do not matter to pretraining.
 
 
 @dataclass(frozen=True)
@@ -99,35 +104,26 @@ def train_or_load(
         unlabelled: the parts to pretrain on where these are others than `split`.
     """
     split = split or open_split(config)
-    if config.aggregation.enabled:
-        return _with_aggregation(config, runs_dir, name, split, fresh, show_progress, unlabelled)
     fingerprint = split_fingerprint(split)
     if config.pretraining.enabled and unlabelled and split_fingerprint(unlabelled) != fingerprint:
         fingerprint += f"-{split_fingerprint(unlabelled)}"
     folder = run_path(config, fingerprint, runs_dir, name)
     first = _pretraining_path(config, unlabelled or split, runs_dir) if config.pretraining.enabled else None
 
-    def train() -> None:
+    before = config.replace(aggregation=AggregationConfig())  # the same where there is no fit of aggregation
+
+    def train() -> dict[str, Any]:
+        if config.aggregation.enabled:
+            tuned = train_or_load(before, runs_dir, name, split, fresh, show_progress, unlabelled)
+            fit_aggregation(config, split, folder, tuned.path / "model.safetensors", show_progress)
+            return {"finetuning": {key: tuned.provenance[key] for key in ("steps", "training_seconds")}}
         if first is not None:
             pretrain_or_load(config, runs_dir, unlabelled or split, show_progress=show_progress)
         finetune(config, split, folder, first and first / "model.safetensors", show_progress)
+        return {}
 
     about = {"pretraining": first and first.name, "selected_on": split.selection.fingerprint()}
     stored = stored_training(folder, config, provenance(config, fingerprint) | about, train, fresh)
-    return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
-
-
-def _with_aggregation(config: Config, runs_dir: str | Path, name: str, split: Split, *arguments: Any) -> Run:
-    """`train_or_load` of a config with a fit of aggregation: a run of its own, after that of the fine-tuning."""
-    before = train_or_load(config.replace(aggregation=AggregationConfig()), runs_dir, name, split, *arguments)
-    folder = run_path(config, split_fingerprint(split), runs_dir, name)
-    about = {key: before.provenance[key] for key in ("pretraining", "selected_on")} | {"finetuning": before.path.name}
-    about = provenance(config, split_fingerprint(split)) | about
-
-    def train() -> None:
-        fit_aggregation(config, split, folder, before.path / "model.safetensors", arguments[1])
-
-    stored = stored_training(folder, config, about, train, fresh=arguments[0])
     return Run(folder, config, load_weights(folder / "model.safetensors")[0], *stored)
 
 
@@ -174,9 +170,11 @@ def split_fingerprint(split: Split) -> str:
 
 
 def stored_training(
-    folder: Path, config: Config, about: dict[str, Any], train: Callable[[], None], fresh: bool = False
+    folder: Path, config: Config, about: dict[str, Any], train: Callable[[], dict[str, Any] | None], fresh: bool = False
 ) -> tuple[bool, pd.DataFrame, dict[str, Any]]:
     """Run `train`, which goes on where the run in a folder stopped, unless that is finished; `about` is its provenance.
+
+    What `train` returns is added to it.
 
     Returns whether it was finished before, its history and what is kept of its provenance.
     """
@@ -195,7 +193,7 @@ def stored_training(
             if state.is_main_process:
                 write_json(folder / "config.json", config.to_dict())
                 write_json(record, about | {"finished": False})
-            train()
+            about |= train() or {}
             if state.is_main_process:
                 last = pd.read_json(log, lines=True).max()
                 about |= {"steps": int(last["step"]), "training_seconds": float(last["seconds"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def fitted(runs: Path) -> Run:
 
 def test_scales_alone_learn(fitted, runs):
     before = train_or_load(config().replace(aggregation=AggregationConfig()), runs, show_progress=False)
-    assert before.loaded and before.path.name == fitted.provenance["finetuning"]
+    assert before.loaded and fitted.provenance["finetuning"]["steps"] == before.provenance["steps"] == 2
     assert fitted.net.config.deformable_cells == (9,) and before.net.config.deformable_cells == ()
     after, changed = fitted.net.state_dict(), set()
     for name, tensor in before.net.state_dict().items():
@@ -45,6 +46,12 @@ def test_it_is_a_run_that_is_found_again(fitted, runs):
     again = train_or_load(config(), runs, show_progress=False)
     assert again.loaded and not fitted.loaded and again.path == fitted.path
     assert again.provenance["pretraining"] == fitted.provenance["pretraining"] is not None
+    (run,) = fitted.path.parent.glob(fitted.path.name)
+    other = run.parents[1] / "other" / run.parent.name
+    other.mkdir(parents=True)
+    shutil.copytree(run, other / run.name)
+    moved = train_or_load(config(), other.parent, show_progress=False)
+    assert moved.loaded and not list(other.glob("pretraining-*")), "a finished run needs nothing that came before it"
     assert int(fitted.history["step"].max()) == FIT["max_steps"] and "mma_3px" in fitted.history
 
 
