@@ -35,7 +35,7 @@ LAYERS = {
     ),
 }
 """From the lowest; rooms of one layer may import each other, as long as there is no circle of modules."""
-MOST_LINES = {"sarmatch": 10984, "companion": 8398}
+MOST_LINES = {"sarmatch": 10985, "companion": 8398}
 FILE_LINES = 350
 FUNCTION_LINES = 40
 

@@ -83,6 +83,7 @@ def run_path(
     return Path(runs_dir) / config.profile / f"{name}-{config.hash(fingerprint, without)}"
 
 
+# long because it is the order of the three trainings, with documented arguments
 def train_or_load(
     config: Config,
     runs_dir: str | Path = "runs",
