@@ -18,7 +18,8 @@ class PatchNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sar_encoder = self.optical_encoder = PatchEncoder()
-        self.config = SimpleNamespace(sar_channels=1, optical_channels=3, consensus_cells=(3, 5))
+        sides = {"consensus_cells": (3, 5), "deformable_cells": (), "field_rounds": 0}
+        self.config = SimpleNamespace(sar_channels=1, optical_channels=3, **sides)
         self.source_weights = None
         self.plain_log_scale = nn.Parameter(torch.tensor(math.log(30.0)))
         self.coarse_log_scales = nn.Parameter(torch.full((3,), math.log(15.0)))

@@ -86,7 +86,7 @@ import dataclasses
 import torch
 from sarmatch.matching import monte_carlo
 from companion.studies.cost import resident_peak, workload
-from sarmatch.config import PROFILES
+from sarmatch.profiles import PROFILES
 from sarmatch.model import SarOpticalNet
 
 net = SarOpticalNet(dataclasses.replace(PROFILES["smoke"].model, consensus_cells=(3,)))
