@@ -74,8 +74,8 @@ SEQUENCES: dict[str, tuple[Step, ...]] = {
             ("build/networks/s1s2-smoke/model.safetensors",),
         ),
         Step(
-            "python -m companion publish build/networks/s1s2-gpu --data DATA",
-            {"s1s2-gpu": "s1s2-smoke", "DATA": "data/ombria"},
+            "python -m companion publish ../build/networks/s1s2-gpu --data DATA",
+            {"../build/networks/s1s2-gpu": "build/networks/s1s2-smoke", "DATA": "data/ombria"},
             "--runs elsewhere --weights .",
             ("s1s2-smoke.safetensors", "s1s2-smoke.md", "book/results/s1s2-smoke/network.csv"),
             ("deform",),
