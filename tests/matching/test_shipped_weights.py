@@ -3,6 +3,7 @@
 Five such pairs of other datasets lie in `real_pairs`; those of the book need the data folder.
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sarmatch.config import DataConfig, EvaluationConfig
 from sarmatch.data import Pairs, open_pairs, split_pairs
 from sarmatch.evaluation.confidence_fit import MODES, match_table
 from sarmatch.evaluation.protocols import evaluate, evaluation_crops, mismatched
+from sarmatch.matching.matcher import Matcher
 from sarmatch.profiles import profile
 
 
@@ -94,6 +96,16 @@ def test_optical_images_of_other_places_are_matched_at_chance_and_refused(matche
     assert records["mma_3px"].mean() < 0.03
     assert not any(overlaps(matcher, wrong))
     assert sum(overlaps(matcher, elsewhere)) >= 3  # four; the pair with the fewest right matches is refused
+
+
+@pytest.mark.parametrize("protocol", ["aligned", "deform"])
+def test_the_field_of_unrelated_images_is_no_guess_at_the_truth(matcher, elsewhere, protocol):
+    """A mean of random displacements is near zero, which under `aligned` is the truth."""
+    net = copy.deepcopy(matcher.net)
+    net.config = dataclasses.replace(net.config, field_rounds=3)
+    along = Matcher(net, device="cpu")
+    wrong, right = (evaluate(along, p, protocol, 32.0, CROPS, False) for p in (mismatched(elsewhere), elsewhere))
+    assert wrong["mma_3px"].mean() < 0.03 and right["mma_3px"].mean() > 0.3
 
 
 def overlaps(matcher, pairs: Pairs) -> list[bool]:
